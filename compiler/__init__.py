@@ -1,0 +1,1 @@
+"""The compiler: from a checkpoint folder to an artifact for one target."""

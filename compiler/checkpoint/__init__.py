@@ -1,0 +1,1 @@
+"""Reading checkpoints: the config, the safetensors files and what the one implies for the other."""

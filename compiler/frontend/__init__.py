@@ -1,0 +1,1 @@
+"""The model, written once, and the tracer that records it as IR."""

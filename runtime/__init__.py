@@ -1,0 +1,1 @@
+"""The runtime: loads an artifact and generates text from it."""

@@ -1,0 +1,1 @@
+"""What the CPU targets share: kernels, packing and the emission of kernel libraries."""

@@ -1,0 +1,1 @@
+"""The kernels of the CPU targets, written in TIR."""
