@@ -1,0 +1,229 @@
+"""Weight formats and the arithmetic of rounding weights and activations to integers.
+
+A format is a `QuantSpec`; its name is what the user types (`int4-g32-asym`). Integer weights decode as
+`(code - zero) * scale` with unsigned codes, one scale per output channel or per group of `group` weights along K, the
+last axis. Activations are rounded row by row in groups of `QuantSpec.act_group`, so that an integer dot product of one
+group has one weight scale and one activation scale.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.compiler.errors import Dsv3cError
+
+Array = NDArray[Any]
+
+GROUPS = (32, 64, 128)
+ACT_GROUP_PER_CHANNEL = 128  # activation group of formats whose weights have one scale a channel
+
+# IR name of an element type -> numpy type. bfloat16 comes from ml_dtypes.
+NUMPY_DTYPES: dict[str, Any] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "i32": np.dtype(np.int32),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+
+_FLOAT_FORMATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_FLOAT_NAMES = {element: name for name, element in _FLOAT_FORMATS.items()}
+_FLOAT_BITS = {"f32": 32, "f16": 16, "bf16": 16}
+_INT_FORMAT = re.compile(r"int(?P<bits>4|8)(-g(?P<group>\d+))?(?P<asym>-asym)?")
+_CHUNK_ELEMENTS = 1 << 16  # rows are rounded in chunks of this size: 256 kB of float32 stays in the L2 cache
+
+
+class UnknownWeightFormat(Dsv3cError):
+    message = "unknown weight format {text!r}"
+    hint = "use float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """One weight format.
+
+    bits: 32, 16, 8 or 4 per weight. group: weights per scale along K, 0 for one scale per output channel (and for
+    floats). symmetric: the zero point is the middle code. element: IR dtype of the stored element, "u8" for integers.
+    """
+
+    bits: int
+    group: int = 0
+    symmetric: bool = True
+    element: str = "u8"
+
+    @classmethod
+    def parse(cls, text: str) -> QuantSpec:
+        """The format named `text`, e.g. "bfloat16", "int8", "int4-g32-asym"."""
+        if text in _FLOAT_FORMATS:
+            return cls.floating(_FLOAT_FORMATS[text])
+        match = _INT_FORMAT.fullmatch(text)
+        if match is None:
+            raise UnknownWeightFormat(text=text)
+        bits, group, symmetric = int(match["bits"]), int(match["group"] or 0), match["asym"] is None
+        per_channel_int8 = bits == 8 and group == 0
+        if not (per_channel_int8 or group in GROUPS) or (bits == 8 and not symmetric):
+            raise UnknownWeightFormat(text=text)
+        return cls(bits, group, symmetric)
+
+    @classmethod
+    def floating(cls, element: str) -> QuantSpec:
+        """The unquantised format of IR dtype `element` (f32, f16 or bf16)."""
+        return cls(_FLOAT_BITS[element], element=element)
+
+    @property
+    def name(self) -> str:
+        if self.is_float:
+            return _FLOAT_NAMES[self.element]
+        group = f"-g{self.group}" if self.group else ""
+        return f"int{self.bits}{group}{'' if self.symmetric else '-asym'}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_float(self) -> bool:
+        return self.element != "u8"
+
+    @property
+    def act_group(self) -> int:
+        """Activation group A of the integer formats; 0 for floats, which take float32 activations."""
+        if self.is_float:
+            return 0
+        return self.group or ACT_GROUP_PER_CHANNEL
+
+    @property
+    def scale_dtype(self) -> str:
+        return "f16" if self.group else "f32"
+
+    @property
+    def zero_point(self) -> int:
+        """The code that decodes to 0 in a symmetric format."""
+        return 1 << (self.bits - 1)
+
+    def padded_k(self, k: int) -> int:
+        """K rounded up to whole activation groups (integers) or pairs (bf16)."""
+        if self.is_float:
+            return k + k % 2 if self.element == "bf16" else k
+        return -(-k // self.act_group) * self.act_group
+
+    def scale_groups(self, k: int) -> int:
+        """KG, the number of scales of one output channel."""
+        return self.padded_k(k) // self.group if self.group else 1
+
+    def bits_per_weight(self, k: int = 1024) -> float:
+        """Stored bits a weight, scales and zero points included, for an inner size of `k`."""
+        if self.is_float:
+            return float(self.bits)
+        scale_bits = 16 if self.group else 32
+        zero_bits = 0 if self.symmetric else 8
+        return self.bits + (scale_bits + zero_bits) * self.scale_groups(k) / self.padded_k(k)
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """An integer weight, unpacked: codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None."""
+
+    codes: Array
+    scale: Array
+    zero: Array | None
+    spec: QuantSpec
+    k: int  # logical K; codes of the padding k..Kp decode to 0
+
+    def dequantize(self) -> Array:
+        """float32 [..., N, K]."""
+        *leading, rows, padded = self.codes.shape
+        groups = self.scale.shape[-1]
+        values = self.codes.reshape(*leading, rows, groups, padded // groups).astype(np.float32)
+        values -= np.float32(self.spec.zero_point) if self.zero is None else self.zero[..., None]
+        values *= self.scale[..., None].astype(np.float32)
+        return values.reshape(*leading, rows, padded)[..., : self.k]
+
+
+def as_float32(x: Array) -> Array:
+    """`x` as float32. bfloat16 goes through a shift, several times faster than its generic cast."""
+    if x.dtype == NUMPY_DTYPES["bf16"]:
+        wide = x.view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+def quantize(w: Array, spec: QuantSpec) -> QTensor:
+    """Round float w[..., N, K] to the integer format `spec`, to nearest."""
+    if spec.is_float:
+        raise UnknownWeightFormat(text=f"{spec.name} (not an integer format)")
+    *leading, k = w.shape
+    rows, padded = w.reshape(-1, k), spec.padded_k(k)
+    groups = spec.scale_groups(k)
+    codes = np.empty((rows.shape[0], padded), np.uint8)
+    scale = np.empty((rows.shape[0], groups), NUMPY_DTYPES[spec.scale_dtype])
+    zero = None if spec.symmetric else np.empty(scale.shape, np.uint8)
+    step = max(1, _CHUNK_ELEMENTS // max(1, padded))
+    for start in range(0, rows.shape[0], step):
+        chunk = slice(start, start + step)
+        values = _padded(as_float32(rows[chunk]), padded).reshape(-1, groups, padded // groups)
+        chunk_zero = None if zero is None else zero[chunk]
+        _quantize_chunk(values, spec, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
+    shaped_zero = None if zero is None else zero.reshape(*leading, groups)
+    return QTensor(codes.reshape(*leading, padded), scale.reshape(*leading, groups), shaped_zero, spec, k)
+
+
+def quantize_rows(x: Array, group: int) -> tuple[Array, Array, Array]:
+    """Round activations x[..., K] to int8 in groups of `group`.
+
+    Returns data i8 [..., Kp] (0 in the padding), scale f32 [..., Kp/group] = amax/127, and sum i32 [..., Kp/group],
+    the sum of the codes of a group. The codes are rint(x * (127 / amax)), all in float32: kernels reproduce them
+    exactly.
+    """
+    *leading, k = x.shape
+    padded = -(-k // group) * group
+    values = _padded(x.reshape(-1, k).astype(np.float32), padded).reshape(-1, padded // group, group)
+    amax = np.abs(values).max(axis=-1)
+    inverse = np.float32(127) / np.where(amax > 0, amax, np.float32(1))
+    data = np.rint(values * inverse[..., None]).astype(np.int8)
+    scale = (amax * np.float32(1 / 127)).astype(np.float32)
+    total = data.sum(axis=-1, dtype=np.int32)
+    return data.reshape(*leading, padded), scale.reshape(*leading, -1), total.reshape(*leading, -1)
+
+
+def _padded(x: Array, columns: int) -> Array:
+    """x[N, K] with zero columns up to `columns`, x itself when it has them."""
+    if x.shape[1] == columns:
+        return x
+    out = np.zeros((x.shape[0], columns), x.dtype)
+    out[:, : x.shape[1]] = x
+    return out
+
+
+def _quantize_chunk(values: Array, spec: QuantSpec, codes: Array, scale: Array, zero: Array | None) -> None:
+    """Fill codes [N, KG, G], scale [N, KG] and zero [N, KG] from values [N, KG, G]."""
+    low, high = values.min(axis=-1), values.max(axis=-1)
+    if zero is not None:
+        np.minimum(low, 0, out=low)
+        np.maximum(high, 0, out=high)
+        scale[...] = (high - low) / np.float32(15)
+    elif spec.bits == 8:
+        scale[...] = np.maximum(high, -low) / np.float32(127)
+    else:
+        # The code range -8..7 is lopsided: its long side goes to the sign of the largest magnitude.
+        scale[...] = np.where(-low >= high, low, high) / np.float32(-8)
+    divisor = scale.astype(np.float32)
+    divisor[divisor == 0] = np.inf  # a group of zeros: every code is the zero point
+    rounded = values / divisor[..., None]
+    np.rint(rounded, out=rounded)
+    if zero is None:
+        rounded += np.float32(spec.zero_point)
+    else:
+        zero[...] = np.clip(np.rint(-low / divisor), 0, 15)
+        rounded += zero[..., None]
+    lowest, highest = (1, 255) if spec.bits == 8 else (0, 15)
+    np.clip(rounded, lowest, highest, out=rounded)
+    np.copyto(codes, rounded, casting="unsafe")
