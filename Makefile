@@ -1,0 +1,56 @@
+# `make` alone lists the targets. Everything runs in .venv, which is made on demand with the Python named here.
+PYTHON      ?= python3
+VENV        := .venv
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.installed
+PIP         := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PACKAGES    := compiler passes runtime targets
+MODEL       := artifacts/models/fairytale-10m
+DEMO        := artifacts/fairytale-10m-demo
+PROMPT      ?= Once upon a time
+TEST_ARGS   ?=
+# What the conformance tests compare with; far too large to be part of the development install.
+REFERENCES  := torch==2.13.0 transformers==5.23.0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types conformance bench clean
+.SUFFIXES:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv and install dsv3c with its development tools
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dsv3c needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing dsv3c and its dependencies into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## compile the bundled model for this CPU and tell a story
+	$(BIN)/dsv3c compile $(MODEL) -o $(DEMO) --overwrite
+	$(BIN)/dsv3c generate $(DEMO) -p "$(PROMPT)" --max-new-tokens 200
+
+test: $(STAMP)  ## run the test suite (TEST_ARGS="-k name" for a part)
+	$(BIN)/pytest $(TEST_ARGS)
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy --strict
+	@mkdir -p build/ns/dsv3c
+	@ln -sfn $(abspath $(PACKAGES)) build/ns/dsv3c/
+	$(BIN)/mypy
+
+conformance: $(STAMP)  ## compare with transformers (installs torch, a large download)
+	@echo "installing $(REFERENCES) into $(VENV)"
+	@$(PIP) install $(REFERENCES)
+	$(BIN)/pytest tests/conformance $(TEST_ARGS)
+
+bench: $(STAMP)  ## measure speed on this machine
+	@set -e; for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+clean:  ## remove what was built, but neither .venv nor artifacts
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
