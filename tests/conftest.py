@@ -1,0 +1,74 @@
+"""What all tests share: golden texts, skipping by CPU feature, the bundled model."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+GOLDENS = TESTS / "goldens"
+BUNDLED_MODEL = TESTS.parent / "artifacts" / "models" / "fairytale-10m"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files from what the tests produce")
+
+
+class Golden:
+    """Compares texts with the files stored under tests/goldens/<path of the test>/<name of the test>.txt."""
+
+    def __init__(self, stem: Path, update: bool) -> None:
+        self.stem = stem
+        self.update = update
+
+    def check(self, text: str, part: str = "") -> None:
+        """Fails with a diff unless `text` equals the stored one; `part` names one of several texts of a test."""
+        path = self.stem.with_name(self.stem.name + (f".{part}" if part else "") + ".txt")
+        text = text if text.endswith("\n") else text + "\n"
+        name = path.relative_to(TESTS.parent)
+        if self.update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        if not path.exists():
+            pytest.fail(f"{name} does not exist; make it with: pytest --update-golden", pytrace=False)
+        stored = path.read_text(encoding="utf-8")
+        if stored == text:
+            return
+        diff = difflib.unified_diff(stored.splitlines(), text.splitlines(), str(name), "this run", lineterm="", n=2)
+        hint = "if the new text is right: pytest --update-golden"
+        pytest.fail("\n".join([f"{name} differs", *diff, "", hint]), pytrace=False)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    folder = GOLDENS / request.path.relative_to(TESTS).with_suffix("")
+    name = re.sub(r"[^\w.=-]+", "_", request.node.name).strip("_")
+    return Golden(folder / name, request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def bundled_model() -> Path:
+    """The folder of the bundled checkpoint."""
+    return BUNDLED_MODEL
+
+
+def cpu_flags() -> frozenset[str]:
+    """The features of this CPU, named as in /proc/cpuinfo; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needed = {name for mark in item.iter_markers("isa") for name in mark.args}
+    missing = sorted(needed - cpu_flags()) if needed else []
+    if missing:
+        pytest.skip(f"this CPU ({platform.machine()}) lacks {', '.join(missing)}")

@@ -1,0 +1,116 @@
+"""The rules of the tree: who may import whom, what is packaged, how long a file may get."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("compiler", "passes", "runtime", "targets")
+SOURCE_SUFFIXES = {".py", ".c", ".h"}
+MAX_LINES = 500
+
+# The compiler from the bottom up. A module may import what stands on its own line and on the lines above it.
+COMPILER_LAYERS = (
+    ("errors", "options", "debug", "ir", "pattern", "quant", "layouts", "ops"),
+    ("checkpoint",),
+    ("frontend",),
+)
+BOTTOM = tuple(f"dsv3c.compiler.{name}" for name in COMPILER_LAYERS[0])
+RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("dsv3c", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+MODULES = {module_of(path) for path in sources(*FOLDERS)}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports anywhere in it, as absolute names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def allowed(module: str) -> tuple[str, ...]:
+    """The packages of ours that `module` may import."""
+    _, folder, *rest = module.split(".")
+    if folder == "runtime":
+        return ("dsv3c.runtime",)
+    if folder == "passes":
+        return BOTTOM
+    if folder == "targets":
+        # A target builds on what its family shares and on nothing of its siblings.
+        family = (f"dsv3c.targets.{rest[0]}",) if rest else ()
+        return (*BOTTOM, "dsv3c.targets.cpu", *family)
+    below: tuple[str, ...] = ()
+    for layer in COMPILER_LAYERS:
+        below += tuple(f"dsv3c.compiler.{name}" for name in layer)
+        if rest and rest[0] in layer:
+            return below
+    return ("dsv3c",)
+
+
+@pytest.mark.parametrize("path", sources(*FOLDERS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    module = module_of(path)
+    wrong = [name for name in imports(path) if within(name, ("dsv3c",)) and not within(name, allowed(module))]
+    assert not wrong, f"{module} must not import {', '.join(wrong)}"
+
+
+def test_the_shared_folder_of_a_family_knows_no_target() -> None:
+    for path in sources("targets/cpu"):
+        wrong = [name for name in imports(path) if within(name, ("dsv3c.targets",)) and "targets.cpu" not in name]
+        assert not wrong, f"{module_of(path)} must not import {', '.join(wrong)}"
+
+
+def test_runtime_imports_only_its_few_packages() -> None:
+    known = RUNTIME_PACKAGES | {"dsv3c"} | sys.stdlib_module_names
+    for path in sources("runtime"):
+        wrong = {name for name in imports(path) if name.split(".")[0] not in known}
+        assert not wrong, f"{module_of(path)} must not import {', '.join(sorted(wrong))}"
+
+
+def test_packages_are_the_folders() -> None:
+    """An unlisted package works in an editable install and is missing from the wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {module_of(path) for path in sources(*FOLDERS) if path.name == "__init__.py"}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(folders)
+    without_init = {path.parent for path in sources(*FOLDERS) if not (path.parent / "__init__.py").exists()}
+    assert not without_init
+
+
+def test_no_file_is_too_long() -> None:
+    found = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*")]
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in found
+        if path.suffix in SOURCE_SUFFIXES
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_every_pass_has_a_test_file() -> None:
+    passes = [path.stem for path in sources("passes") if path.stem != "__init__"]
+    assert [name for name in passes if not (ROOT / "tests" / "passes" / f"test_{name}.py").exists()] == []
