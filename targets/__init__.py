@@ -1,1 +1,103 @@
-"""The targets: one folder each, looked up by name."""
+"""The targets: one folder each, looked up by name and imported only when one is used.
+
+A target string is `name` or `name:option=value,option=value`, e.g. `x86:cpu=sapphirerapids`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsv3c.compiler.errors import Dsv3cError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table of targets: all that can be said of a target without importing it.
+
+    module: has the target object as its attribute `TARGET`. options: what the target string may set, with one line
+    each. needs: what the machine must have to compile for it, by the names that `dsv3c doctor` knows.
+    """
+
+    module: str
+    summary: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TargetString:
+    """A target and the options chosen for it."""
+
+    name: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        chosen = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{chosen}" if chosen else self.name
+
+
+# Written out, not discovered: the namespace package `dsv3c` cannot be walked in an editable install.
+TABLE: Mapping[str, Entry] = {
+    "x86": Entry(
+        module="dsv3c.targets.x86",
+        summary="x86-64 CPUs: AVX2, AVX-512 and AVX-512 VNNI, chosen when the artifact is loaded",
+        needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
+    ),
+}
+
+
+class UnknownTarget(Dsv3cError):
+    message = "unknown target {name!r}"
+    hint = "the known targets are {known}; `dsv3c targets` says what each is"
+
+
+class UnknownTargetOption(Dsv3cError):
+    message = "target {name} has no option {option!r}"
+    hint = "{known}"
+
+
+class MalformedTarget(Dsv3cError):
+    message = "malformed target {text!r}: {reason}"
+    hint = "write name or name:option=value,option=value, e.g. x86"
+
+
+def available() -> dict[str, Entry]:
+    """The known targets by name, in the order in which they are shown."""
+    return dict(TABLE)
+
+
+def parse(text: str) -> TargetString:
+    """Splits a target string.
+
+    Raises UnknownTarget, UnknownTargetOption, or MalformedTarget for an option without a value or given twice.
+    """
+    name, _, rest = text.strip().partition(":")
+    entry = _entry(name)
+    options: dict[str, str] = {}
+    for item in rest.split(",") if rest else []:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (key and equals and value):
+            raise MalformedTarget(text=text, reason=f"{item!r} is not option=value")
+        if key in options:
+            raise MalformedTarget(text=text, reason=f"option {key!r} stands twice")
+        if key not in entry.options:
+            known = ", ".join(entry.options)
+            raise UnknownTargetOption(
+                name=name, option=key, known=f"its options are {known}" if known else "it has no options"
+            )
+        options[key] = value
+    return TargetString(name, options)
+
+
+def get(name: str) -> Any:
+    """The object of the target called `name`; imports the target. Raises UnknownTarget."""
+    return importlib.import_module(_entry(name).module).TARGET
+
+
+def _entry(name: str) -> Entry:
+    if name not in TABLE:
+        raise UnknownTarget(name=name, known=", ".join(TABLE))
+    return TABLE[name]
