@@ -1,0 +1,232 @@
+"""The DeepSeek-V3 architecture, written once.
+
+`op` is a namespace of operations and `weight` gives a parameter by its checkpoint name: with numpy arrays and
+`ops.Evaluator` the functions compute (the oracle), with IR values and `ops.Recorder` they record the graph. Everything
+that differs within the family (deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu) is a field of the config.
+
+One step is a ragged batch over a paged cache of latent rows: T tokens of any number of sequences, each with its
+position and its row of the page table; the cache of a layer is [N, latent_dim], one row a token:
+rms_norm(kv latent) [kv_lora_rank] then the rotated shared key [qk_rope_head_dim].
+
+Sources: DeepSeek-V2 (arXiv 2405.04434, section 2.1: MLA), DeepSeek-V3 (arXiv 2412.19437, sections 2.1.2 and 2.2: routing
+and multi-token prediction), YaRN (arXiv 2309.00071).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dsv3c.compiler.checkpoint.config import ModelConfig
+
+Tensor = Any  # an ir.Value or a numpy array, as `op` takes them
+Weights = Callable[[str], Tensor]
+
+MASKED = float("-inf")
+
+
+class Step(NamedTuple):
+    """The inputs of one step: tokens, positions, sequence [T]; page_table [S, P]; rows [R], tokens whose logits count."""
+
+    tokens: Tensor
+    positions: Tensor
+    sequence: Tensor
+    page_table: Tensor
+    rows: Tensor
+    page_size: int
+
+    @property
+    def paging(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.positions, self.sequence, self.page_table
+
+
+class Rotary(NamedTuple):
+    """cos and sin of the step's rotary angles, each [T, qk_rope_head_dim / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Output(NamedTuple):
+    logits: Tensor  # [R, vocab_size]
+    hidden: Tensor  # [T, hidden_size], after the final norm: what the MTP layer reads
+    caches: list[Tensor]
+
+
+def forward(op: Any, config: ModelConfig, weight: Weights, step: Step, caches: list[Tensor]) -> Output:
+    """One step of the main model. `caches` has one [N, latent_dim] per layer."""
+    rotary = rotary_angles(op, config, step)
+    x = op.take(weight("model.embed_tokens.weight"), step.tokens)
+    written = []
+    for layer in range(config.num_hidden_layers):
+        x, cache = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
+        written.append(cache)
+    hidden = rms_norm(op, x, weight("model.norm.weight"), config.rms_norm_eps)
+    return Output(lm_head(op, config, weight, hidden, step), hidden, written)
+
+
+def forward_mtp(
+    op: Any, config: ModelConfig, weight: Weights, depth: int, step: Step, hidden: Tensor, cache: Tensor
+) -> Output:
+    """One step of multi-token prediction module `depth`: `step.tokens` are the tokens after those of `hidden`.
+
+    hidden: [T, hidden_size] of the main model (or of the module before), after its final norm.
+    """
+    layer = config.num_hidden_layers + depth
+    prefix = f"model.layers.{layer}"
+    own_embedding = weight_or_none(weight, f"{prefix}.embed_tokens.weight")
+    embedding = weight("model.embed_tokens.weight") if own_embedding is None else own_embedding
+    token = rms_norm(op, op.take(embedding, step.tokens), weight(f"{prefix}.enorm.weight"), config.rms_norm_eps)
+    before = rms_norm(op, hidden, weight(f"{prefix}.hnorm.weight"), config.rms_norm_eps)
+    x = op.linear(op.concat(token, before, axis=-1), weight(f"{prefix}.eh_proj.weight"))
+    x, cache = decoder_layer(op, config, weight, layer, x, step, rotary_angles(op, config, step), cache)
+    x = rms_norm(op, x, weight(f"{prefix}.shared_head.norm.weight"), config.rms_norm_eps)
+    own_head = weight_or_none(weight, f"{prefix}.shared_head.head.weight")
+    return Output(lm_head(op, config, weight, x, step, own_head), x, [cache])
+
+
+def weight_or_none(weight: Weights, name: str) -> Tensor | None:
+    """A parameter that a checkpoint may lack."""
+    try:
+        return weight(name)
+    except KeyError:
+        return None
+
+
+def lm_head(
+    op: Any, config: ModelConfig, weight: Weights, hidden: Tensor, step: Step, own_head: Tensor | None = None
+) -> Tensor:
+    name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return op.linear(op.take(hidden, step.rows), weight(name) if own_head is None else own_head)
+
+
+def decoder_layer(
+    op: Any, config: ModelConfig, weight: Weights, layer: int, x: Tensor, step: Step, rotary: Rotary, cache: Tensor
+) -> tuple[Tensor, Tensor]:
+    prefix = f"model.layers.{layer}"
+    h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
+    attended, cache = attention(op, config, weight, f"{prefix}.self_attn", h, step, rotary, cache)
+    x = op.add(x, attended)
+    h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps)
+    if config.is_moe(layer):
+        return op.add(x, moe(op, config, weight, f"{prefix}.mlp", h)), cache
+    return op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), cache
+
+
+def rms_norm(op: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    variance = op.mean(op.mul(x, x), axis=-1, keepdims=True)
+    return op.mul(op.mul(x, op.rsqrt(op.add(variance, op.const(eps)))), weight)
+
+
+def rotary_angles(op: Any, config: ModelConfig, step: Step) -> Rotary:
+    positions = op.reshape(op.cast(step.positions, dtype="f32"), shape=("T", 1))
+    angles = op.mul(positions, op.const(config.rope_inv_freq()))
+    scale = op.const(config.rope_attention_factor)
+    return Rotary(op.mul(op.cos(angles), scale), op.mul(op.sin(angles), scale))
+
+
+def rope(op: Any, config: ModelConfig, x: Tensor, rotary: Rotary, heads: int) -> Tensor:
+    """Rotate x [T, heads, qk_rope_head_dim]. The result holds first members, then second members of the pairs."""
+    size = config.qk_rope_head_dim
+    half = size // 2
+    cos, sin = (op.reshape(part, shape=("T", 1, half)) for part in rotary)
+    x = op.reshape(x, shape=("T", heads, size))
+    if config.rope_interleave:
+        first, second = (op.slice(x, axis=-1, start=start, stop=size, step=2) for start in (0, 1))
+    else:
+        first, second = (op.slice(x, axis=-1, start=start, stop=start + half) for start in (0, half))
+    rotated_first = op.sub(op.mul(first, cos), op.mul(second, sin))
+    rotated_second = op.add(op.mul(second, cos), op.mul(first, sin))
+    return op.concat(rotated_first, rotated_second, axis=-1)
+
+
+def attention(
+    op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor, step: Step, rotary: Rotary, cache: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Multi-head latent attention of x [T, hidden_size]; returns its output and the cache with the new rows."""
+    heads, rank = config.num_attention_heads, config.kv_lora_rank
+    nope, rope_dim, v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+
+    if config.q_lora_rank is None:
+        q = op.linear(x, weight(f"{prefix}.q_proj.weight"))
+    else:
+        q_a = op.linear(x, weight(f"{prefix}.q_a_proj.weight"))
+        q_a = rms_norm(op, q_a, weight(f"{prefix}.q_a_layernorm.weight"), config.latent_norm_eps)
+        q = op.linear(q_a, weight(f"{prefix}.q_b_proj.weight"))
+    q = op.reshape(q, shape=("T", heads, nope + rope_dim))
+    q_nope = op.slice(q, axis=-1, start=0, stop=nope)
+    q_pe = rope(op, config, op.slice(q, axis=-1, start=nope, stop=nope + rope_dim), rotary, heads)
+
+    kv_a = op.linear(x, weight(f"{prefix}.kv_a_proj_with_mqa.weight"))
+    latent = op.slice(kv_a, axis=-1, start=0, stop=rank)
+    latent = rms_norm(op, latent, weight(f"{prefix}.kv_a_layernorm.weight"), config.latent_norm_eps)
+    k_pe = rope(op, config, op.slice(kv_a, axis=-1, start=rank, stop=rank + rope_dim), rotary, 1)
+    row = op.concat(latent, op.reshape(k_pe, shape=("T", rope_dim)), axis=-1)
+    cache = op.scatter_rows(cache, op.token_slots(*step.paging, page_size=step.page_size), row)
+
+    context = op.take(cache, op.context_slots(step.page_table, page_size=step.page_size))
+    kv = op.linear(op.slice(context, axis=-1, start=0, stop=rank), weight(f"{prefix}.kv_b_proj.weight"))
+    kv = op.reshape(kv, shape=(context.shape[0], heads, nope + v_dim))
+    k_nope = op.transpose(op.slice(kv, axis=-1, start=0, stop=nope), axes=(1, 2, 0))
+    value = op.transpose(op.slice(kv, axis=-1, start=nope, stop=nope + v_dim), axes=(1, 0, 2))
+    k_pe = op.transpose(op.slice(context, axis=-1, start=rank, stop=rank + rope_dim), axes=(1, 0))
+
+    score_nope = op.matmul(op.transpose(q_nope, axes=(1, 0, 2)), k_nope)
+    score_pe = op.matmul(op.transpose(q_pe, axes=(1, 0, 2)), k_pe)
+    score = op.mul(op.add(score_nope, score_pe), op.const(config.softmax_scale))
+    mask = op.context_mask(*step.paging, page_size=step.page_size)
+    probability = op.softmax(op.where(mask, score, op.const(MASKED)))
+    attended = op.transpose(op.matmul(probability, value), axes=(1, 0, 2))
+    attended = op.reshape(attended, shape=("T", heads * v_dim))
+    return op.linear(attended, weight(f"{prefix}.o_proj.weight")), cache
+
+
+def silu(op: Any, x: Tensor) -> Tensor:
+    return op.mul(x, op.sigmoid(x))
+
+
+def mlp(op: Any, weight: Weights, prefix: str, x: Tensor) -> Tensor:
+    gate = op.linear(x, weight(f"{prefix}.gate_proj.weight"))
+    up = op.linear(x, weight(f"{prefix}.up_proj.weight"))
+    return op.linear(op.mul(silu(op, gate), up), weight(f"{prefix}.down_proj.weight"))
+
+
+def moe(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -> Tensor:
+    """Every expert on every token, mixed by weights that are zero for experts not chosen: exact, and dense.
+
+    Weights named with `*` are stacked over the experts: [E, moe_intermediate_size, hidden_size].
+    """
+    ids, weights = route(op, config, weight, prefix, x)
+    mix = op.put_along(ids, weights, size=config.n_routed_experts)
+    gate = op.linear(x, weight(f"{prefix}.experts.*.gate_proj.weight"))
+    up = op.linear(x, weight(f"{prefix}.experts.*.up_proj.weight"))
+    out = op.linear(op.mul(silu(op, gate), up), weight(f"{prefix}.experts.*.down_proj.weight"))
+    mix = op.reshape(op.transpose(mix, axes=(1, 0)), shape=(config.n_routed_experts, "T", 1))
+    routed = op.sum(op.mul(out, mix), axis=0, keepdims=False)
+    if config.n_shared_experts == 0:
+        return routed
+    return op.add(routed, mlp(op, weight, f"{prefix}.shared_experts", x))
+
+
+def route(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Expert ids and mixing weights, each [T, num_experts_per_tok]."""
+    experts, groups = config.n_routed_experts, config.n_group
+    logits = op.linear(x, weight(f"{prefix}.gate.weight"))
+    scores = op.sigmoid(logits) if config.scoring_func == "sigmoid" else op.softmax(logits)
+    noaux = config.topk_method == "noaux_tc"
+    choice = op.add(scores, weight(f"{prefix}.gate.e_score_correction_bias")) if noaux else scores
+    if groups > 1 and config.topk_method != "greedy":
+        grouped = op.reshape(choice, shape=("T", groups, experts // groups))
+        if noaux:
+            best = op.sum(op.take_along(grouped, op.top_k(grouped, k=2)), axis=-1, keepdims=False)
+        else:
+            best = op.max(grouped, axis=-1, keepdims=False)
+        kept = op.put_along(op.top_k(best, k=config.topk_group), op.const(1.0), size=groups)
+        kept = op.cast(op.reshape(kept, shape=("T", groups, 1)), dtype="bool")
+        choice = op.reshape(op.where(kept, grouped, op.const(MASKED)), shape=("T", experts))
+    ids = op.top_k(choice, k=config.num_experts_per_tok)
+    weights = op.take_along(scores, ids)
+    if config.norm_topk_prob:
+        total = op.sum(weights, axis=-1, keepdims=True)
+        weights = op.div(weights, op.add(total, op.const(1e-20)))
+    return ids, op.mul(weights, op.const(config.routed_scaling_factor))

@@ -1,0 +1,57 @@
+"""Record the model as IR graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dsv3c.compiler import ops
+from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.frontend import model
+from dsv3c.compiler.ir import Dim, Graph, TensorType, Value
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def trace(config: ModelConfig, shapes: Shapes, page_size: int, cache_dtype: str = "f32") -> Graph:
+    """The main model as graph `step`: results logits, hidden, and one written cache per layer.
+
+    shapes: the logical tensors of the checkpoint, stacked experts under their `*` name.
+    """
+    step, weight, op = _step(page_size), _params(shapes), ops.Recorder()
+    caches = [_cache(config, layer, cache_dtype) for layer in range(config.num_hidden_layers)]
+    return _graph("step", model.forward(op, config, weight, step, caches), first_layer=0)
+
+
+def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, cache_dtype: str = "f32") -> Graph:
+    """Multi-token prediction module `depth` as graph `mtp`, with the further input hidden [T, hidden_size]."""
+    layer = config.num_hidden_layers + depth
+    hidden = ops.leaf("input", "hidden", TensorType("f32", ("T", config.hidden_size)))
+    cache = _cache(config, layer, cache_dtype)
+    output = model.forward_mtp(
+        ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, cache
+    )
+    return _graph("mtp", output, first_layer=layer)
+
+
+def _graph(name: str, output: model.Output, first_layer: int) -> Graph:
+    caches = ((f"cache.{first_layer + index}", cache) for index, cache in enumerate(output.caches))
+    return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *caches))
+
+
+def _step(page_size: int) -> model.Step:
+    def ids(name: str, *shape: Dim) -> Value:
+        return ops.leaf("input", name, TensorType("i32", shape))
+
+    tokens, positions, sequence = (ids(name, "T") for name in ("tokens", "positions", "sequence"))
+    return model.Step(tokens, positions, sequence, ids("page_table", "S", "P"), ids("rows", "R"), page_size)
+
+
+def _cache(config: ModelConfig, layer: int, dtype: str) -> Value:
+    return ops.leaf("input", f"cache.{layer}", TensorType(dtype, ("N", config.latent_dim)))
+
+
+def _params(shapes: Shapes) -> model.Weights:
+    def param(name: str) -> Value:
+        return ops.leaf("param", name, TensorType("f32", shapes[name]))
+
+    return param

@@ -1,0 +1,69 @@
+"""What a user may choose: the compile options, and the debug ladder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dsv3c.compiler.errors import BadOptionError
+
+PAGE_SIZE = 16
+
+
+def debug_level() -> int:
+    """DSV3C_DEBUG: 1 passes, times and tracebacks; 2 rewrites and nearest misses; 3 the IR; 4 generated source."""
+    text = os.environ.get("DSV3C_DEBUG", "0") or "0"
+    if not text.isdigit():
+        raise BadOptionError(option="DSV3C_DEBUG", value=text, expected="a number from 0 to 4")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of one compilation.
+
+    target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see quant.QuantSpec) for
+    the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
+    cache_dtype: f32 or bf16. max_tokens, max_rows, max_sequences: bounds of one step. stop_after: name of the pass to stop at;
+    dump_to: folder for the graph after each pass. overwrite: replace an existing artifact.
+    """
+
+    target: str = "x86"
+    quant: str = "int8"
+    head_quant: str | None = None
+    embed_quant: str | None = None
+    cache_dtype: str | None = None
+    max_tokens: int = 512
+    max_rows: int = 64
+    max_sequences: int = 8
+    stop_after: str | None = None
+    dump_to: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_rows", "max_sequences"):
+            if not 1 <= getattr(self, name) <= 1 << 16:
+                raise BadOptionError(option=name, value=getattr(self, name), expected="a number from 1 to 65536")
+        if self.cache_dtype not in (None, "f32", "bf16"):
+            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32 or bf16")
+
+    @property
+    def resolved_head_quant(self) -> str:
+        """Eight bits where the body has fewer: the head's error goes straight into the logits."""
+        return self.head_quant or ("int8" if self.quant.startswith("int") else self.quant)
+
+    @property
+    def resolved_embed_quant(self) -> str:
+        return self.embed_quant or ("bfloat16" if self.quant.startswith("int") else self.quant)
+
+    @property
+    def resolved_cache_dtype(self) -> str:
+        return self.cache_dtype or ("f32" if self.quant == "float32" else "bf16")
+
+    def to_dict(self) -> dict[str, object]:
+        """What goes into the manifest: every option that changes the artifact."""
+        kept = asdict(self)
+        for name in ("stop_after", "dump_to", "overwrite"):
+            del kept[name]
+        return kept

@@ -1,0 +1,116 @@
+"""fuse-mla: attention over the latent cache, in one of its two forms.
+
+Both write the cache with one operation:
+
+    scatter_rows(%cache, token_slots(…), concat(rms_norm(%latent, %w), rope(%k_pe, %t)))  ->  mla_write(%cache, %kv_a, …)
+
+form "absorbed" (decode): kv_b is absorbed into the query and the output, scores are taken in latent space
+(DeepSeek-V2, arXiv 2405.04434, section 2.1.2):
+
+    %q = head_linear(%q_nope, W_UK per head, transposed); %o = mla_absorbed(%q, %q_pe, %cache, …); head_linear(%o, W_UV)
+
+form "materialized" (long prefill): keys and values are rebuilt from the latent rows inside the operation:
+
+    mla_materialized(%q_nope, %q_pe, %cache, W_UK, W_UV, …)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dsv3c.compiler import ops
+from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.pattern import Match, P, Pattern
+from dsv3c.compiler.rewrite import Rule, rewrite_graph
+
+positions, sequence, page_table, cache = map(P.any, ("positions", "sequence", "page_table", "cache"))
+
+row = P.concat(
+    P.rms_norm(P.slice(P.any("kv_a"), name="latent"), P.any("norm_weight"), name="norm"),
+    P.reshape(P.rope(P.reshape(P.slice(P.any("kv_a"), name="k_pe")), P.any("table"), name="rope")),
+    axis=-1,
+)
+
+context = P.take(cache, P.context_slots(page_table, name="slots"))
+kv = P.reshape(P.linear(P.slice(context, name="context_latent"), P.any("kv_b")), name="kv")
+score_nope = P.matmul(P.transpose(P.any("q_nope")), P.transpose(P.slice(kv, name="k_nope")))
+score_pe = P.matmul(P.transpose(P.any("q_pe")), P.transpose(P.slice(context, name="k_pe")))
+score = P.mul(P.add(score_nope, score_pe), P.const(name="scale"))
+masked = P.where(P.context_mask(positions, sequence, page_table), score, P.const())
+attended = P.matmul(P.softmax(masked), P.transpose(P.slice(kv, name="value")))
+
+
+class Write(Rule):
+    pattern: ClassVar[Pattern] = P.scatter_rows(
+        cache, P.token_slots(positions, sequence, page_table, name="slots"), row
+    )
+
+    def check(self, match: Match) -> str | None:
+        if match["latent"].attrs["stop"] == match["k_pe"].attrs["start"]:
+            return None
+        return f"{match['latent']!r} and {match['k_pe']!r} are not neighbours in {match['kv_a']!r}"
+
+    def rewrite(self, match: Match) -> Value:
+        span = {"axis": -1, "start": match["latent"].attrs["start"], "stop": match["k_pe"].attrs["stop"]}
+        kv_a = match["kv_a"]
+        if span["stop"] - span["start"] != kv_a.shape[-1]:  # type: ignore[operator]
+            kv_a = ops.apply("slice", (kv_a,), span)
+        paging = (match["positions"], match["sequence"], match["page_table"])
+        return ops.apply(
+            "mla_write",
+            (match["cache"], kv_a, match["norm_weight"], match["table"], *paging),
+            {
+                "eps": match["norm"].attrs["eps"],
+                "interleave": match["rope"].attrs["interleave"],
+                "page_size": match["slots"].attrs["page_size"],
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Attention(Rule):
+    form: str
+    pattern: ClassVar[Pattern] = P.transpose(attended, axes=(1, 0, 2))
+
+    def check(self, match: Match) -> str | None:
+        nope, rank = match["k_nope"].attrs["stop"], match["context_latent"].attrs["stop"]
+        if match["value"].attrs["start"] != nope:
+            return f"{match['value']!r} does not follow the keys in {match['kv']!r}"
+        if match["k_pe"].attrs["start"] != rank:
+            return f"{match['k_pe']!r} does not follow the latent in the cache row"
+        return None
+
+    def rewrite(self, match: Match) -> Value:
+        paging = (match["positions"], match["sequence"], match["page_table"])
+        attrs = {"scale": match.scalar("scale"), "page_size": match["slots"].attrs["page_size"]}
+        w_uk, w_uv = _split_kv_b(match)
+        if self.form == "materialized":
+            operands = (match["q_nope"], match["q_pe"], match["cache"], w_uk, w_uv, *paging)
+            return ops.apply("mla_materialized", operands, attrs)
+        w_uk = ops.apply("transpose", (w_uk,), {"axes": (0, 2, 1)})
+        q_latent = ops.apply("head_linear", (match["q_nope"], w_uk), {})
+        latent = ops.apply("mla_absorbed", (q_latent, match["q_pe"], match["cache"], *paging), attrs)
+        return ops.apply("head_linear", (latent, w_uv), {})
+
+
+def _split_kv_b(match: Match) -> tuple[Value, Value]:
+    """W_UK [H, qk_nope_head_dim, kv_lora_rank] and W_UV [H, v_head_dim, kv_lora_rank] of kv_b."""
+    _, heads, width = match["kv"].shape
+    nope = match["k_nope"].attrs["stop"]
+    weight = ops.apply("reshape", (match["kv_b"],), {"shape": (heads, width, match["kv_b"].shape[-1])})
+    w_uk = ops.apply("slice", (weight,), {"axis": 1, "start": 0, "stop": nope})
+    w_uv = ops.apply("slice", (weight,), {"axis": 1, "start": nope, "stop": width})
+    return w_uk, w_uv
+
+
+@dataclass(frozen=True)
+class FuseMla:
+    """form: "absorbed" or "materialized"."""
+
+    form: str
+    name: ClassVar[str] = "fuse-mla"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, graph: Graph) -> tuple[Graph, int]:
+        return rewrite_graph(graph, (Write(), Attention(self.form)), self.name)

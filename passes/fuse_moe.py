@@ -1,0 +1,88 @@
+"""fuse-moe: the dense mixture becomes two products over the pairs of token and chosen expert.
+
+    every expert on every token, mixed by put_along(%ids, %weights), plus the shared experts' MLP
+        ->  %order = expert_order(%ids)                          pairs sorted by expert
+            %h = moe_gate_up(%x, %order, %w_gate_up)             silu(gate) * up, one row a pair
+            moe_down(%h, %order, %weights, %w_down)              weighted sum per token
+
+A shared MLP of n × moe_intermediate_size is n further experts that every token visits with weight 1: its gate and up
+rows and its down columns are cut into n pieces and stacked behind the routed experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dsv3c.compiler import ops
+from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.pattern import Match, P, Pattern
+from dsv3c.compiler.rewrite import Rule, rewrite_graph
+
+x = P.any("x")
+
+
+def gated(gate: str, up: str) -> Pattern:
+    """silu(x·gate) * (x·up)."""
+    projected = P.linear(x, P.any(gate))
+    return P.mul(P.mul(projected, P.sigmoid(projected)), P.linear(x, P.any(up)))
+
+
+mix = P.reshape(P.transpose(P.put_along(P.any("ids"), P.any("weights"))))
+routed = P.sum(P.mul(P.linear(gated("gate", "up"), P.any("down")), mix), axis=0, name="routed")
+shared = P.linear(gated("shared_gate", "shared_up"), P.any("shared_down"))
+
+
+class Moe(Rule):
+    pattern: ClassVar[Pattern] = routed
+
+    def check(self, match: Match) -> str | None:
+        if len(match["gate"].shape) != 3:
+            return f"{match['gate']!r} is not stacked over the experts"
+        shared_gate = match.get("shared_gate")
+        if shared_gate is None or int(shared_gate.shape[0]) % int(match["gate"].shape[1]) == 0:
+            return None
+        return f"{shared_gate!r} is no multiple of an expert's width {match['gate'].shape[1]}"
+
+    def rewrite(self, match: Match) -> Value:
+        n_experts, width, hidden = map(int, match["gate"].shape)
+        gate, up, down = match["gate"], match["up"], match["down"]
+        n_shared = 0
+        if match.get("shared_gate") is not None:
+            n_shared = int(match["shared_gate"].shape[0]) // width
+            rows = {"shape": (n_shared, width, hidden)}
+            gate = _stack(gate, ops.apply("reshape", (match["shared_gate"],), rows))
+            up = _stack(up, ops.apply("reshape", (match["shared_up"],), rows))
+            columns = ops.apply("reshape", (match["shared_down"],), {"shape": (hidden, n_shared, width)})
+            down = _stack(down, ops.apply("transpose", (columns,), {"axes": (1, 0, 2)}))
+        order = ops.apply("expert_order", (match["ids"],), {"n_experts": n_experts, "n_shared": n_shared})
+        h = ops.apply("moe_gate_up", (match["x"], order, _pair(gate, up)), {})
+        return ops.apply("moe_down", (h, order, match["weights"], down), {})
+
+
+def _stack(routed_weight: Value, shared_weight: Value) -> Value:
+    return ops.apply("concat", (routed_weight, shared_weight), {"axis": 0})
+
+
+def _pair(gate: Value, up: Value) -> Value:
+    """[E', 2, I, D]."""
+    n_experts, width, hidden = gate.shape
+    single = {"shape": (n_experts, 1, width, hidden)}
+    parts = tuple(ops.apply("reshape", (weight,), single) for weight in (gate, up))
+    return ops.apply("concat", parts, {"axis": 1})
+
+
+@dataclass(frozen=True)
+class FuseMoe:
+    name: ClassVar[str] = "fuse-moe"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, graph: Graph) -> tuple[Graph, int]:
+        # The alternative without shared experts would take the inner sum first, since inputs are visited before users.
+        graph, with_shared = rewrite_graph(graph, (MoeShared(),), self.name)
+        graph, without = rewrite_graph(graph, (Moe(),), self.name)
+        return graph, with_shared + without
+
+
+class MoeShared(Moe):
+    pattern: ClassVar[Pattern] = P.add(routed, shared)

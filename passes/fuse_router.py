@@ -1,0 +1,81 @@
+"""fuse-router: choosing experts and weighing them become two operations on the router's logits.
+
+    %s = sigmoid(%logits); … top_k(…)             ->  %ids = router(%logits, %bias) {"n_group": 8, "top_k": 8, …}
+    mul(div(take_along(%s, %ids), sum), scale)    ->  router_weights(%logits, %ids) {"scale": 2.5, …}
+
+Sigmoid scores with a correction bias (DeepSeek-V3) and softmax scores (DeepSeek-V2), with and without groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dsv3c.compiler import ops
+from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.pattern import Match, P, Pattern
+from dsv3c.compiler.rewrite import Rule, rewrite_graph
+
+logits = P.any("logits")
+scores = P.either(P.sigmoid(logits, name="scores"), P.softmax(logits, name="scores"))
+choice = P.either(P.add(scores, P.param(name="bias")), scores)
+grouped = P.reshape(choice, name="grouped")
+best = P.either(
+    P.sum(P.take_along(grouped, P.top_k(grouped, k=2)), name="best"), P.max(grouped, name="best")
+)
+kept = P.cast(P.reshape(P.put_along(P.top_k(best, name="groups"), P.const())))
+within_groups = P.reshape(P.where(kept, grouped, P.const()))
+picked = P.take_along(scores, P.router(logits, name="ids"))
+normalised = P.div(picked, P.add(P.sum(picked, axis=-1, name="total"), P.const()))
+
+
+class Choose(Rule):
+    pattern: ClassVar[Pattern] = P.top_k(P.either(within_groups, choice), name="ids")
+
+    def rewrite(self, match: Match) -> Value:
+        groups = match.get("groups")
+        attrs = {
+            "n_group": 1 if groups is None else match["grouped"].shape[-2],
+            "topk_group": 1 if groups is None else groups.attrs["k"],
+            "top_k": match["ids"].attrs["k"],
+            "scoring": match["scores"].op,
+            "group_score": "max" if groups is not None and match["best"].op == "max" else "top2",
+        }
+        bias = match.get("bias")
+        return ops.apply("router", (match["logits"],) if bias is None else (match["logits"], bias), attrs)
+
+
+class WeighScaled(Rule):
+    pattern: ClassVar[Pattern] = P.mul(P.either(normalised, picked), P.const(name="scale"))
+
+    def rewrite(self, match: Match) -> Value:
+        attrs = {
+            "scoring": match["scores"].op,
+            "norm_topk_prob": match.get("total") is not None,
+            "scale": match.scalar("scale"),
+        }
+        return ops.apply("router_weights", (match["logits"], match["ids"]), attrs)
+
+
+class WeighNormalised(WeighScaled):
+    """Where routed_scaling_factor is 1, its product is simplified away."""
+
+    pattern: ClassVar[Pattern] = normalised
+
+
+class WeighPicked(WeighScaled):
+    pattern: ClassVar[Pattern] = picked
+
+
+@dataclass(frozen=True)
+class FuseRouter:
+    name: ClassVar[str] = "fuse-router"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, graph: Graph) -> tuple[Graph, int]:
+        # One walk a rule, largest pattern first: each of the later ones is a part of the one before.
+        total = 0
+        for rule in (Choose(), WeighScaled(), WeighNormalised(), WeighPicked()):
+            graph, count = rewrite_graph(graph, (rule,), self.name)
+            total += count
+        return graph, total
