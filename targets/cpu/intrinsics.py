@@ -1,0 +1,110 @@
+"""Instructions kernels name themselves, each declared beside its meaning in numpy.
+
+dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with unsigned 8-bit codes, signed 8-bit x
+and no saturation. All implementations return the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.script.ir_builder import tirx as T
+
+Expr = Any
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """`emit` builds the expression; `meaning` computes the same on numpy arrays."""
+
+    name: str
+    lanes: int
+    emit: Callable[..., Expr]
+    meaning: Callable[..., Array]
+
+
+def dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
+    """acc i32 [lanes], codes u8 [lanes, 4], x i8 [4] -> i32 [lanes]."""
+    return acc + codes.astype(np.int32) @ x.astype(np.int32)
+
+
+def _vnni512(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """acc int32x16, codes uint32x16 (four codes a lane), x int32 (four int8)."""
+    return T.call_llvm_pure_intrin(
+        "int32x16",
+        "llvm.x86.avx512.vpdpbusd.512",
+        acc,
+        T.reinterpret("uint8x64", codes),
+        T.reinterpret("int8x64", T.broadcast(x, 16)),
+    )
+
+
+def _madd(lanes: int, instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
+    """dot4 by two multiplications of 16-bit pairs: bytes 0 and 2, then bytes 1 and 3. 255 * 127 * 2 fits in 32 bits."""
+
+    def emit(acc: Expr, codes: Expr, x: Expr) -> Expr:
+        pairs, word = f"int16x{2 * lanes}", f"int32x{lanes}"
+        low_bytes = T.broadcast(T.uint32(0x00FF00FF), lanes)
+        eight = T.broadcast(T.int16(8), 2 * lanes)
+        x_pairs = T.reinterpret(pairs, T.broadcast(x, lanes))
+        x_even = T.shift_right(T.shift_left(x_pairs, eight), eight)
+        x_odd = T.shift_right(x_pairs, eight)
+        even = T.bitwise_and(codes, low_bytes)
+        odd = T.bitwise_and(T.shift_right(codes, T.broadcast(T.uint32(8), lanes)), low_bytes)
+        first = T.call_llvm_pure_intrin(word, instruction, T.reinterpret(pairs, even), x_even)
+        second = T.call_llvm_pure_intrin(word, instruction, T.reinterpret(pairs, odd), x_odd)
+        return acc + (first + second)
+
+    return emit
+
+
+DOT4 = {
+    "vnni512": Intrinsic("vnni512", 16, _vnni512, dot4_meaning),
+    "madd512": Intrinsic("madd512", 16, _madd(16, "llvm.x86.avx512.pmaddw.d.512"), dot4_meaning),
+    "madd256": Intrinsic("madd256", 8, _madd(8, "llvm.x86.avx2.pmadd.wd"), dot4_meaning),
+}
+
+
+def lanes_of(x: Expr) -> int:
+    return int(x.dtype.lanes) if hasattr(x.dtype, "lanes") else int(str(x.dtype).partition("x")[2] or 1)
+
+
+def typed(element: str, lanes: int) -> str:
+    """TVM type name of `lanes` elements."""
+    return element if lanes == 1 else f"{element}x{lanes}"
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A scalar in every lane; the scalar itself for one lane."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def bf16_to_f32(bits: Expr, lanes: int) -> Expr:
+    """uint16 bit patterns of bfloat16 -> float32, exact."""
+    wide = T.shift_left(T.Cast(typed("uint32", lanes), bits), splat(T.uint32(16), lanes))
+    return T.reinterpret(typed("float32", lanes), wide)
+
+
+def bf16_pair_to_f32(words: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """uint32 words of two bfloat16 -> (low halves, high halves) as float32, exact."""
+    low = T.shift_left(words, splat(T.uint32(16), lanes))
+    high = T.bitwise_and(words, splat(T.uint32(0xFFFF0000), lanes))
+    return T.reinterpret(typed("float32", lanes), low), T.reinterpret(typed("float32", lanes), high)
+
+
+def f32_to_bf16(x: Expr, lanes: int) -> Expr:
+    """float32 -> uint16 bit patterns of bfloat16, to nearest even. NaN stays NaN only by luck: caches hold none."""
+    bits = T.reinterpret(typed("uint32", lanes), x)
+    odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16), lanes)), splat(T.uint32(1), lanes))
+    rounded = bits + splat(T.uint32(0x7FFF), lanes) + odd
+    return T.Cast(typed("uint16", lanes), T.shift_right(rounded, splat(T.uint32(16), lanes)))
+
+
+def f16_to_f32(x: Expr, lanes: int) -> Expr:
+    """float16 -> float32, exact; one instruction on every level we build for."""
+    return T.Cast(typed("float32", lanes), x)

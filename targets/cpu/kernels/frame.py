@@ -1,0 +1,152 @@
+"""The frame of a kernel: its operands, its loops, and the PrimFunc around them.
+
+Kernels are built with TVM's IR builder from plain Python: Python loops unroll, `T.serial` and `items` loop at run time.
+Every operand is a flat buffer. Local buffers stay below 1024 bytes, or TVM would move them from registers to the heap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.compiler.layouts import component_types
+from dsv3c.compiler.quant import QuantSpec
+
+Expr = Any
+Buffer = Any
+PrimFunc = Any
+
+ALIGNMENT = 64  # bytes, of every buffer a kernel gets
+CONTROL_SIZE = 16
+PARALLEL_WORK = 32768  # multiply-adds (or elements) below which waking a thread costs more than it saves
+TVM_DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "uint16",
+    "i32": "int32",
+    "i8": "int8",
+    "u8": "uint8",
+}
+
+
+class Operand(NamedTuple):
+    """One argument of a kernel: its role ("x", "w.scale", "scratch", …), IR dtype and number of elements (None: any)."""
+
+    role: str
+    dtype: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """M = multiplier * control[index], never more than multiplier * bound."""
+
+    bound: int
+    index: int = 0
+    multiplier: int = 1
+
+    @property
+    def maximum(self) -> int:
+        return self.bound * self.multiplier
+
+
+@dataclass(frozen=True)
+class View:
+    """Element (row, head, j) of an operand lies at row*row_stride + head*head_stride + offset + j."""
+
+    row_stride: int
+    offset: int = 0
+    head_stride: int = 0
+
+    def start(self, row: Expr, head: Expr = 0) -> Expr:
+        return row * self.row_stride + head * self.head_stride + self.offset
+
+
+CONTROL = Operand("control", "i32", CONTROL_SIZE)
+
+
+def activation_operands(role: str, weight: QuantSpec, rows: int, k: int, view: View, bound: int) -> list[Operand]:
+    """What `rows` activation rows of K elements feed into a product with `weight`: float32, or q8 of its group."""
+    if weight.is_float:
+        return [Operand(role, "f32", bound * view.row_stride)]
+    padded, groups = weight.padded_k(k), weight.padded_k(k) // weight.act_group
+    return [
+        Operand(f"{role}.data", "i8", rows * padded),
+        Operand(f"{role}.scale", "f32", rows * groups),
+        Operand(f"{role}.sum", "i32", rows * groups),
+    ]
+
+
+def weight_operands(role: str, weight: QuantSpec, leading: tuple[int, ...], n: int, k: int) -> list[Operand]:
+    """The components of a packed weight [*leading, n, k]."""
+    types = component_types(weight, leading, n, k)
+    return [Operand(f"{role}.{name}", dtype, _product(shape)) for name, (dtype, shape) in types.items()]
+
+
+def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], None]) -> PrimFunc:
+    """The function over `operands`, in order, whose statements `body` emits given the buffers by role."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("main")
+            T.func_attr({"tirx.noalias": True})
+            body({operand.role: _argument(operand) for operand in operands})
+    return builder.get()
+
+
+def _argument(operand: Operand) -> Buffer:
+    name, dtype = operand.role.replace(".", "_"), TVM_DTYPES[operand.dtype]
+    if operand.size is None:
+        return T.match_buffer(T.arg(name, T.handle()), (T.int64(),), dtype, align=ALIGNMENT)
+    return T.arg(name, T.buffer((operand.size,), dtype, align=ALIGNMENT))
+
+
+def loop(count: Expr, parallel: bool) -> Any:
+    """A loop frame over `count`, on the thread pool or not."""
+    return T.parallel(0, count) if parallel else T.serial(0, count)
+
+
+def rows_loop(control: Buffer, rows: Rows, work_per_row: int, body: Callable[[Expr], None]) -> None:
+    """body(row) for each of the M rows, in parallel when there is enough work in them."""
+    count = T.bind(control[rows.index] * rows.multiplier)
+    worth = -(-PARALLEL_WORK // max(1, work_per_row))
+    if rows.maximum < max(2, worth):
+        with T.serial(0, count) as row:
+            body(row)
+        return
+    with T.If(count >= max(2, worth)):
+        with T.Then():
+            with T.parallel(0, count) as row:
+                body(row)
+        with T.Else():
+            with T.serial(0, count) as row:
+                body(row)
+
+
+def tiles(count: Expr, tile: int, body: Callable[[list[Expr]], None]) -> None:
+    """body(indices) over 0..count: `tile` at a time, the tail clamped to the last index; one by one below `tile`.
+
+    A clamped index repeats work of the same task, so bodies must store, not accumulate, into memory.
+    """
+    with T.If(count >= tile):
+        with T.Then():
+            with T.serial(0, T.floordiv(count + (tile - 1), tile)) as step:
+                body([T.bind(T.min(step * tile + i, count - 1)) for i in range(tile)])
+        with T.Else():
+            with T.serial(0, count) as step:
+                body([step])
+
+
+def local(element: str, size: int) -> Buffer:
+    """A buffer in registers or on the stack."""
+    return T.alloc_buffer((size,), TVM_DTYPES[element], scope="global")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for extent in shape:
+        out *= extent
+    return out

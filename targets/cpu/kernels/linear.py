@@ -1,0 +1,78 @@
+"""linear and head_linear: y[t, h, n] = sum over k of x[t, h, k] * w[h, n, k]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels.dot import TOKEN_TILE, Activation, Weight, dot_tile, store_tile
+from dsv3c.targets.cpu.kernels.frame import (
+    CONTROL,
+    PARALLEL_WORK,
+    Buffer,
+    Operand,
+    PrimFunc,
+    Rows,
+    View,
+    activation_operands,
+    loop,
+    prim_func,
+    tiles,
+    weight_operands,
+)
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x f32 through `view` [M, heads, k], or its q8 (M*heads rows) for integer weights; w packed [heads, n, k];
+    y f32 [M, heads, n]. heads = 1 is the plain linear."""
+
+    rows: Rows
+    n: int
+    k: int
+    weight: QuantSpec
+    heads: int = 1
+    view: View | None = None  # of float activations; None: contiguous
+
+
+def _view(spec: Linear) -> View:
+    return spec.view or View(spec.heads * spec.k, head_stride=spec.k)
+
+
+def operands(spec: Linear) -> tuple[Operand, ...]:
+    m = spec.rows.maximum
+    return (
+        CONTROL,
+        *activation_operands("x", spec.weight, m * spec.heads, spec.k, _view(spec), m),
+        *weight_operands("w", spec.weight, (spec.heads,), spec.n, spec.k),
+        Operand("y", "f32", m * spec.heads * spec.n),
+    )
+
+
+def build(spec: Linear, level: IsaLevel) -> PrimFunc:
+    """Parallel over heads and row blocks; each streams its weights once per tile of activation rows."""
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        w = Weight.of(buffers, "w", spec.weight, spec.n, spec.k)
+        x = Activation.of(buffers, "x", spec.weight, spec.k, _view(spec))
+        count = T.bind(buffers["control"][spec.rows.index] * spec.rows.multiplier)
+        work = spec.heads * spec.n * spec.k
+        with loop(spec.heads * w.blocks, work >= PARALLEL_WORK) as item:
+            head = T.bind(T.floordiv(item, w.blocks))
+            block = T.bind(T.floormod(item, w.blocks))
+
+            def tile(rows: list[Expr]) -> None:
+                flat = [row * spec.heads + head for row in rows]
+                where = [(row, head) for row in rows] if spec.weight.is_float else [(row, 0) for row in flat]
+                sums = dot_tile(level, w, x, [item], where)
+                store_tile(sums, buffers["y"], block, spec.n, [T.bind(row * spec.n) for row in flat])
+
+            tiles(count, TOKEN_TILE, tile)
+
+    return prim_func(operands(spec), body)

@@ -1,0 +1,78 @@
+"""From PrimFuncs to one shared library: TVM's LLVM makes the object, a C compiler adds the thread pool and links."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.targets.cpu.isa import IsaLevel
+
+THREADPOOL = Path(__file__).with_name("threadpool.c")
+_COMPILERS = ("cc", "gcc", "clang")
+
+
+class NoCCompiler(Dsv3cError):
+    message = "no C compiler found: tried $CC, {tried} and the Python package ziglang"
+    hint = "install one (Debian: apt-get install gcc; anywhere: pip install ziglang) or set CC to its path"
+
+
+class LinkFailed(Dsv3cError):
+    message = "linking {path} failed: {command}\n{output}"
+    hint = "check that the C compiler works and has its C library headers (Debian: apt-get install libc6-dev)"
+
+
+def find_c_compiler() -> list[str]:
+    """The command line prefix of a C compiler: $CC, cc, gcc, clang, then `python -m ziglang cc`."""
+    chosen = os.environ.get("CC", "").split()
+    if chosen and shutil.which(chosen[0]):
+        return chosen
+    for name in _COMPILERS:
+        if path := shutil.which(name):
+            return [path]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise NoCCompiler(tried=", ".join(_COMPILERS))
+
+
+def tvm_target(level: IsaLevel) -> Any:
+    """TVM's name for `level`."""
+    config: dict[str, Any] = {"kind": "llvm", "mcpu": level.mcpu}
+    if level.mattr:
+        config["mattr"] = list(level.mattr)
+    return tvm.target.Target(config)
+
+
+def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
+    """Compile each PrimFunc for `level` under its name and link them with the thread pool into the shared library `path`.
+
+    The library exports every kernel under the TVM FFI calling convention and `int dsv3c_threads(int)`. It needs
+    libtvm_ffi, libm and libc. Raises NoCCompiler or LinkFailed.
+    """
+    compiler = find_c_compiler()
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+    compiled = tirx.build(module, target=tvm_target(level), pipeline="default")
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = Path(folder, "kernels.o")
+        compiled.write_to_file(str(kernels))
+        _link(compiler, [str(THREADPOOL), str(kernels)], path)
+    return path
+
+
+def _link(compiler: list[str], sources: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = ["-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-shared", "-pthread"]
+    command = [*compiler, *flags, "-o", str(path), *sources, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

@@ -1,0 +1,25 @@
+"""The x86-64 levels kernels are built for, lowest first. Each is a superset of the one before it.
+
+v3 and v4 are the micro-architecture levels of the x86-64 psABI.
+"""
+
+from __future__ import annotations
+
+from dsv3c.targets.cpu.isa import IsaLevel
+
+_V3 = ("avx2", "fma", "f16c", "bmi2")
+_V4 = (*_V3, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
+
+# LLVM holds v4 at 256-bit registers unless told otherwise.
+LEVELS = (
+    IsaLevel("x86-64-v3", "x86-64-v3", _V3, dot="madd256", lanes=8),
+    IsaLevel("x86-64-v4", "x86-64-v4", _V4, dot="madd512", lanes=16, mattr=("-prefer-256-bit",)),
+    IsaLevel(
+        "x86-64-v4-vnni",
+        "x86-64-v4",
+        (*_V4, "avx512_vnni"),
+        dot="vnni512",
+        lanes=16,
+        mattr=("-prefer-256-bit", "+avx512vnni"),
+    ),
+)
