@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.ir import TensorType, dim_size
+from dsv3c.compiler import layouts, ops
+from dsv3c.compiler.errors import NotAViewError
+from dsv3c.compiler.ir import Dim, TensorType, Value, dim_size
 from dsv3c.compiler.ops.weight import activation_group, spec_of
 from dsv3c.compiler.quant import NUMPY_DTYPES
 
@@ -60,3 +61,54 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to whole cache lines."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def memory_owner(value: Value) -> Value:
+    """The value whose memory `value` is: itself, or for views and in-place results that of the first operand."""
+    while ops.lookup(value.op).role == "view" or ops.lookup(value.op).in_place:
+        value = value.inputs[0]
+    return value
+
+
+class Strided(NamedTuple):
+    """A view of its owner's flat memory: element (i, j, k) is at offset + i*strides[0] + j*strides[1] + k*strides[2]."""
+
+    offset: int
+    strides: tuple[int, ...]
+
+
+def strided(value: Value) -> Strided:
+    """Where the elements of `value` lie in the memory of its owner; the last axis is contiguous.
+
+    Raises NotAViewError for a reshape that its operand's strides cannot express, and for slices with a step.
+    """
+    if ops.lookup(value.op).in_place:
+        return strided(value.inputs[0])
+    if value.op == "slice":
+        base, axis = strided(value.inputs[0]), value.attrs["axis"]
+        start, step = value.attrs["start"], value.attrs.get("step", 1)
+        assert isinstance(axis, int) and isinstance(start, int)
+        if step != 1:
+            raise NotAViewError(value=value)
+        return Strided(base.offset + start * base.strides[axis], base.strides)
+    if value.op == "reshape":
+        return _reshaped(value, strided(value.inputs[0]))
+    return Strided(0, _contiguous(value.shape))
+
+
+def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
+    strides = [1]
+    for dim in reversed(shape[1:]):
+        if not isinstance(dim, int):
+            raise NotAViewError(value=shape)
+        strides.append(strides[-1] * dim)
+    return tuple(reversed(strides))
+
+
+def _reshaped(value: Value, base: Strided) -> Strided:
+    """Split or join the axes behind the first, whose dim stays: rows keep their stride, what is inside is contiguous."""
+    source = value.inputs[0].shape
+    inner = _contiguous(value.shape)
+    if source[0] != value.shape[0] or base.strides[1:] != _contiguous(source)[1:]:
+        raise NotAViewError(value=value)
+    return Strided(base.offset, (base.strides[0], *inner[1:]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.ir import Attr, Graph, Value
 from dsv3c.compiler.pattern import Match, P, Pattern
 from dsv3c.compiler.rewrite import Rule, rewrite_graph
 
@@ -27,27 +27,32 @@ class Rope(Rule):
     )
 
     def check(self, match: Match) -> str | None:
-        if _pairing(match) is not None:
+        if _columns(match) is not None:
             return None
         return f"{match['first']!r} and {match['second']!r} are neither the halves nor the even and odd columns"
 
     def rewrite(self, match: Match) -> Value:
-        scale = match.scalar("scale")
-        table = ops.apply("rope_table", (match["positions"], match["inv_freq"]), {"scale": scale})
-        return ops.apply("rope", (match["x"], table), {"interleave": _pairing(match)})
+        columns = _columns(match)
+        assert columns is not None
+        table = ops.apply("rope_table", (match["positions"], match["inv_freq"]), {"scale": match.scalar("scale")})
+        rotated = match["x"]
+        if columns.stop - columns.start != rotated.shape[-1]:
+            span: dict[str, Attr] = {"axis": -1, "start": columns.start, "stop": columns.stop}
+            rotated = ops.apply("slice", (rotated,), span)
+        return ops.apply("rope", (rotated, table), {"interleave": columns.step == 2})
 
 
-def _pairing(match: Match) -> bool | None:
-    """True for (even, odd) columns, False for halves, None for anything else."""
-    size = match["x"].shape[-1]
-    reads = [
-        (value.attrs["start"], value.attrs["stop"], value.attrs.get("step", 1))
+def _columns(match: Match) -> range | None:
+    """The rotated columns of x: with step 2 when the pairs are (even, odd), with step 1 when they are the halves."""
+    first, second = (
+        range(*(int(value.attrs.get(key, 1)) for key in ("start", "stop", "step")))  # type: ignore[arg-type]
         for value in (match["first"], match["second"])
-    ]
-    assert isinstance(size, int)
-    if reads == [(0, size, 2), (1, size, 2)]:
-        return True
-    return False if reads == [(0, size // 2, 1), (size // 2, size, 1)] else None
+    )
+    if first.step == 2 and second == range(first.start + 1, first.stop, 2) and len(first) == len(second):
+        return range(first.start, first.stop, 2)
+    if first.step == 1 and second == range(first.stop, first.stop + len(first)):
+        return range(first.start, second.stop)
+    return None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
 from dsv3c.compiler.ir import Graph, Value, is_weight
-from dsv3c.compiler.storage import aligned, components
+from dsv3c.compiler.storage import aligned, components, memory_owner
 
 
 @dataclass
@@ -77,13 +76,6 @@ class PlanMemory:
             if block:
                 block.last = len(order)
         return results, scratches
-
-
-def memory_owner(value: Value) -> Value:
-    """The value whose memory `value` is: itself, or for views and in-place results that of the first operand."""
-    while ops.lookup(value.op).role == "view" or ops.lookup(value.op).in_place:
-        value = value.inputs[0]
-    return value
 
 
 def place(blocks: list[_Block]) -> None:

@@ -1,0 +1,203 @@
+"""Weights are recipes: expressions over the checkpoint's tensors, evaluated one piece at a time into one file.
+
+A recipe is an IR value made of params by reshapes, concatenations, `quantize` and `pack`. A recipe over stacked
+experts (a param with `*` in its name) is cut along its first axis into one recipe per expert, so that memory is
+bounded by the largest single tensor and not by a layer's experts together.
+
+The file is safetensors (https://github.com/huggingface/safetensors, "Format"), every tensor on a 64-byte boundary of
+the file so that it can be mapped and used in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv3c.compiler import ops
+from dsv3c.compiler.ir import TensorType, Value, topological_order
+from dsv3c.compiler.ops.table import Array
+from dsv3c.compiler.ops.weight import Packed
+from dsv3c.compiler.quant import QTensor
+from dsv3c.compiler.storage import Component, aligned, components
+
+Read = Callable[[str], Array]
+
+SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One plain array of the file: component `role` of a recipe, at byte `offset` of the file."""
+
+    name: str
+    component: Component
+    offset: int
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The layout of the file: its header, where every tensor lies, and its size in bytes."""
+
+    recipes: Mapping[str, Value]
+    tensors: Mapping[str, tuple[StoredTensor, ...]]
+    header: bytes
+    nbytes: int
+
+    def component_bytes(self, name: str) -> int:
+        """Bytes of all components of one recipe."""
+        return sum(tensor.component.nbytes for tensor in self.tensors[name])
+
+
+def tensor_name(recipe: str, component: Component) -> str:
+    """Name in the file: the recipe's own for its data, with the role behind it for the rest."""
+    return recipe if component.role == "data" else f"{recipe}.{component.role}"
+
+
+def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
+    """Place the components of each recipe one after the other; nothing is read yet."""
+    table: dict[str, Any] = {"__metadata__": {"format": "dsv3c"}}
+    relative: dict[str, list[tuple[str, Component, int]]] = {}
+    at = 0
+    for recipe, value in recipes.items():
+        relative[recipe] = []
+        for component in components(value.type, {}):
+            name = tensor_name(recipe, component)
+            relative[recipe].append((name, component, at))
+            # The format allows no holes: the padding up to the next boundary belongs to a tensor of its own.
+            end = at + component.nbytes
+            dtype = SAFETENSORS_DTYPES[component.dtype]
+            table[name] = {"dtype": dtype, "shape": list(component.shape), "data_offsets": [at, end]}
+            at = aligned(end)
+            if at > end:
+                table[f"__pad__.{end}"] = {"dtype": "U8", "shape": [at - end], "data_offsets": [end, at]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    header = text + b" " * (aligned(8 + len(text)) - 8 - len(text))
+    start = 8 + len(header)
+    tensors = {
+        recipe: tuple(StoredTensor(name, component, start + offset) for name, component, offset in parts)
+        for recipe, parts in relative.items()
+    }
+    return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)
+
+
+def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
+    """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
+
+    `read(name)` gives a checkpoint tensor as float32; it is called from several threads.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.truncate(descriptor, file.nbytes)
+        _write_at(descriptor, file.header, 0)
+
+        def job(piece: tuple[str, Value, int, int]) -> None:
+            recipe, value, index, count = piece
+            arrays = _stored_arrays(ops.evaluate([value], lambda leaf: read(str(leaf.attrs["name"])))[0])
+            for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
+                nbytes = tensor.component.nbytes // count
+                _write_at(descriptor, np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, tensor.offset + index * nbytes)
+            advance(sum(tensor.component.nbytes for tensor in file.tensors[recipe]) // count)
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for _ in pool.map(job, _pieces(file.recipes)):
+                pass
+    finally:
+        os.close(descriptor)
+
+
+def _write_at(descriptor: int, data: Any, offset: int) -> None:
+    """All of `data` at `offset`; one pwrite moves at most 2 GiB."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _stored_arrays(result: Any) -> list[Array]:
+    """The plain arrays of an evaluated recipe, in the order of storage.components."""
+    if isinstance(result, Packed):
+        return list(result.components.values())
+    if isinstance(result, QTensor):
+        return [result.codes, result.scale]
+    return [result]
+
+
+def _pieces(recipes: Mapping[str, Value]) -> Iterator[tuple[str, Value, int, int]]:
+    """(recipe, value, index, count): each recipe whole, or cut along its first axis when it holds stacked experts."""
+    for recipe, value in recipes.items():
+        if not any("*" in str(leaf.attrs.get("name", "")) for leaf in topological_order([value])):
+            yield recipe, value, 0, 1
+            continue
+        count = int(value.shape[0])
+        for index in range(count):
+            yield recipe, part(value, index), index, count
+
+
+def part(value: Value, index: int) -> Value:
+    """The recipe of value[index], pushed towards the leaves so that only what it needs is read."""
+    rule = _PART_RULES.get(value.op)
+    pushed = rule(value, index) if rule else None
+    return _cut(value, 0, index) if pushed is None else pushed
+
+
+def _cut(value: Value, axis: int, index: int) -> Value:
+    """value with `axis` reduced to `index` and dropped, computed from the whole value."""
+    one = ops.apply("slice", (value,), {"axis": axis, "start": index, "stop": index + 1})
+    return ops.apply("reshape", (one,), {"shape": value.shape[:axis] + value.shape[axis + 1 :]})
+
+
+def _part_param(value: Value, index: int) -> Value | None:
+    name = str(value.attrs["name"])
+    if "*" not in name:
+        return None
+    return ops.leaf("param", name.replace("*", str(index)), TensorType(value.dtype, value.shape[1:]))
+
+
+def _part_concat(value: Value, index: int) -> Value | None:
+    axis = int(value.attrs["axis"])  # type: ignore[arg-type]
+    if axis != 0:
+        return ops.apply("concat", tuple(part(source, index) for source in value.inputs), {"axis": axis - 1})
+    for source in value.inputs:
+        size = int(source.shape[0])
+        if index < size:
+            return part(source, index)
+        index -= size
+    return None
+
+
+def _part_reshape(value: Value, index: int) -> Value | None:
+    (source,) = value.inputs
+    if source.shape[0] == value.shape[0]:
+        return ops.apply("reshape", (part(source, index),), {"shape": value.shape[1:]})
+    return None
+
+
+def _part_transpose(value: Value, index: int) -> Value | None:
+    (source,), axes = value.inputs, value.attrs["axes"]
+    lead = axes[0]  # type: ignore[index]
+    inner = part(source, index) if lead == 0 else _cut(source, lead, index)
+    kept = tuple(axis - (axis > lead) for axis in axes[1:])  # type: ignore[index]
+    return ops.apply("transpose", (inner,), {"axes": kept})
+
+
+def _part_elementwise(value: Value, index: int) -> Value | None:
+    """quantize and pack look at the last two axes only."""
+    return ops.apply(value.op, (part(value.inputs[0], index),), value.attrs) if len(value.shape) > 2 else None
+
+
+_PART_RULES: Mapping[str, Callable[[Value, int], Value | None]] = {
+    "param": _part_param,
+    "concat": _part_concat,
+    "reshape": _part_reshape,
+    "transpose": _part_transpose,
+    "quantize": _part_elementwise,
+    "pack": _part_elementwise,
+}
+
