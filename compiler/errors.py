@@ -24,3 +24,156 @@ class Dsv3cError(Exception):
         text = self.message.format(**fields)
         hint = self.hint.format(**fields)
         super().__init__(f"{text}\n  hint: {hint}" if hint else text)
+
+
+# --- IR and passes ----------------------------------------------------------------------------------------------------
+
+
+class IrSyntaxError(Dsv3cError):
+    message = "not an IR graph: {reason}\n  in: {line}"
+
+
+class TypeRuleError(Dsv3cError):
+    """An operation was applied to operands that its typing rule refuses."""
+
+    message = "{op}({operands}): {reason}"
+
+
+class VerifyError(Dsv3cError):
+    message = "the graph is wrong {where}: {reason}\n{context}"
+    hint = "this is a fault of the compiler; run again with DSV3C_DEBUG=3 and --dump-to to see each graph"
+
+
+class UnknownOpError(Dsv3cError):
+    message = "no operation is called {op!r}"
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class CheckpointError(Dsv3cError):
+    """Base of all faults of the files of a checkpoint."""
+
+
+class UnreadableFileError(CheckpointError):
+    message = "cannot read {path}: {reason}"
+
+
+class NoWeightsError(CheckpointError):
+    message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
+    hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
+
+
+class ChangedFileError(CheckpointError):
+    message = "{path} had {expected} bytes when it was opened and has {found} now"
+    hint = "do not write to a checkpoint while it is read"
+
+
+class JsonError(CheckpointError):
+    message = "{path} is not valid JSON: {reason}"
+
+
+class MissingConfigKeyError(CheckpointError):
+    message = "{path} has no value for {key!r}"
+
+
+class ConfigValueError(CheckpointError):
+    message = "{path}: {key} is {value}, expected {expected}"
+
+
+class ConfigConflictError(CheckpointError):
+    message = "{path}: {reason}"
+
+
+class UnsupportedConfigError(CheckpointError):
+    message = "{path}: {key} = {value} is not supported: {reason}"
+
+
+class UnknownModelTypeError(CheckpointError):
+    message = "{path}: model_type {model_type} is not one this compiler knows"
+    hint = "known: {known}"
+
+
+class SafetensorsError(CheckpointError):
+    message = "{path} is not a valid safetensors file: {reason}"
+
+
+class IndexFormatError(CheckpointError):
+    message = "{path}: {reason}"
+
+
+class PathEscapeError(CheckpointError):
+    message = "the checkpoint {folder} may not use the file {name}: it does not lie in that folder"
+    hint = "copy the file into the folder if you trust it"
+
+
+class MissingShardError(CheckpointError):
+    message = "{path} names the shard {shard}, which does not exist"
+    hint = "the download is incomplete"
+
+
+class ShardContentError(CheckpointError):
+    message = "the index and {path} disagree about the tensor {tensor}: {reason}"
+
+
+class DuplicateTensorError(CheckpointError):
+    message = "the tensor {tensor} is in two files: {first} and {second}"
+
+
+class MissingTensorError(CheckpointError):
+    message = "{path} lacks tensors that its config.json asks for, at least {count}: {names}"
+
+
+class UnexpectedTensorError(CheckpointError):
+    message = "{path} has {count} tensors that its config.json leaves no place for: {names}"
+
+
+class TensorShapeError(CheckpointError):
+    message = "{path}: {tensor!r} has shape {found}, expected {expected}"
+
+
+class TensorDtypeError(CheckpointError):
+    message = "{path}: {tensor!r} is stored as {found}, expected {expected}"
+
+
+class MissingScaleError(CheckpointError):
+    message = "{path}: {tensor!r} is stored as F8_E4M3 but {reason}"
+
+
+class StrayScaleError(CheckpointError):
+    message = "{path}: {tensor!r} is a scale, but {weight!r} is stored as {found}"
+
+
+class NonFiniteWeightError(CheckpointError):
+    message = "{path}: {tensor!r} is {found} at {position}, expected a finite number"
+
+
+class ScaleValueError(CheckpointError):
+    message = "{path}: the scale {tensor!r} is {found} at {position}, expected a finite number above 0"
+
+
+class UnknownTensorError(CheckpointError):
+    message = "the checkpoint has no tensor called {tensor!r}"
+
+
+class TokenizerVocabularyError(CheckpointError):
+    message = "{path}: {reason}"
+    hint = "the tokenizer and the weights must be of the same model"
+
+
+class BadOptionError(Dsv3cError):
+    message = "{option} is {value!r}; expected {expected}"
+
+
+class OutputExistsError(Dsv3cError):
+    message = "{path} exists already"
+    hint = "choose another folder with -o, or pass --overwrite to replace it"
+
+
+class UnknownPassError(Dsv3cError):
+    message = "no pass is called {name!r}; the passes are {known}"
+
+
+class NotAViewError(Dsv3cError):
+    message = "{value!r} cannot be read in place"
+    hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"

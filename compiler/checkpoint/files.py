@@ -1,0 +1,125 @@
+"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dsv3c.compiler.errors import JsonError, PathEscapeError, UnreadableFileError
+
+MAX_JSON_BYTES = 100_000_000  # the limit safetensors sets for its headers; the index of DeepSeek-V3 has 9 MB
+
+_quoter = reprlib.Repr()
+_quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
+_quoter.maxlevel = 2
+
+
+def quote(value: object) -> str:
+    """A printable form of `value` that is never long, whatever a file held."""
+    return _quoter.repr(value)
+
+
+def exists(path: Path) -> bool:
+    """Raises UnreadableFileError when the system will not say."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UnreadableFileError(path=path, reason=error.strerror) from error
+
+
+def contained(folder: Path, name: str) -> Path:
+    """`folder`/`name`. Raises PathEscapeError when `name` or a link leads out of the folder.
+
+    The cache of Hugging Face keeps files as links from snapshots/<revision>/ to blobs/ beside it: that one way is open.
+    """
+    path = folder / name
+    try:
+        target, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name longer than the system allows
+        raise UnreadableFileError(path=path, reason=error) from error
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise PathEscapeError(folder=folder, name=quote(name))
+    return path
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes. Raises UnreadableFileError unless `path` is a regular file: opening a pipe would wait forever."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableFileError(path=path, reason="it is not a regular file")
+    return status.st_size
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The whole file. Raises UnreadableFileError, also when it is longer than `limit`."""
+    if file_size(path) > limit:
+        raise UnreadableFileError(path=path, reason=f"it is longer than {limit} bytes")
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UnreadableFileError(path=path, reason=error.strerror) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that is the file. Raises UnreadableFileError and JsonError."""
+    data = read_bytes(path)
+    try:
+        return parse_object(data)
+    except ValueError as error:
+        raise JsonError(path=path, reason=error) from error
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`, stricter than `json.loads`.
+
+    Raises ValueError with the reason for anything that is not one UTF-8 JSON object, for a key given twice, for numbers
+    that are not finite and for nesting deeper than Python's stack.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {quote(value)}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"the key {quote(key)} is given twice")
+        seen.add(key)
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {quote(text)} is too large")
+    return value

@@ -1,0 +1,126 @@
+"""A checkpoint folder as logical tensors that decode to float32."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
+from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
+from dsv3c.compiler.checkpoint.files import contained, exists, file_size
+from dsv3c.compiler.checkpoint.infer import LAYER_NAME
+from dsv3c.compiler.checkpoint.shards import open_tensors
+from dsv3c.compiler.checkpoint.stored import Float32, Stored
+from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
+from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
+
+_SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_HASH_CHUNK = 1 << 23
+
+
+class Checkpoint:
+    """A checked checkpoint. `shapes` are those of the logical tensors, in the order of the computation.
+
+    In a logical name `*` stands for the number of an expert: such a tensor is stacked, its first dimension the experts,
+    and `parts` and `part` give one expert at a time. A tied head is not listed. `notes` are sentences about what was
+    inferred, ignored or found odd.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        entries: Mapping[str, Entry],
+        weight_files: tuple[str, ...],
+        notes: tuple[str, ...],
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.notes = notes
+        self.shapes = {name: entry.shape for name, entry in entries.items()}
+        self._entries = entries
+        self._weight_files = weight_files
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Checkpoint:
+        """Check names, shapes and dtypes of the whole folder; no data is read.
+
+        Raises a subclass of CheckpointError for every fault.
+        """
+        folder = Path(folder)
+        stored, weight_files, warnings = open_tensors(folder)
+        config, inferred = load_config(folder, {name: tensor.info.shape for name, tensor in stored.items()})
+        config, stored, mtp_notes = _settle_mtp(config, stored)
+        entries = catalogue(config, stored, folder)
+        check_tokenizer(folder, config.vocab_size)
+        return cls(folder, config, entries, weight_files, inferred + mtp_notes + warnings)
+
+    def read(self, name: str) -> Float32:
+        """The whole tensor, with all experts when it is stacked. Errors as for `part`."""
+        entry = self._entry(name)
+        out = np.empty(entry.shape, np.float32)
+        for index, weight in enumerate(entry.parts):
+            weight.decode(out[index] if entry.stacked else out)
+        return out
+
+    def parts(self, name: str) -> Iterator[Float32]:
+        """The experts of a stacked tensor one after the other; a tensor that is not stacked is its one part."""
+        return (weight.decode() for weight in self._entry(name).parts)
+
+    def part(self, name: str, index: int) -> Float32:
+        """One expert of a stacked tensor.
+
+        Raises UnknownTensorError, NonFiniteWeightError, ScaleValueError, ChangedFileError.
+        """
+        return self._entry(name).parts[index].decode()
+
+    def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
+        """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all."""
+        present = [name for name in _SIDE_FILES if exists(self.path / name)]
+        return {name: _sha256(contained(self.path, name), name, progress) for name in (*present, *self._weight_files)}
+
+    def _entry(self, name: str) -> Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise UnknownTensorError(tensor=name)
+        return entry
+
+
+def _settle_mtp(
+    config: ModelConfig, stored: Mapping[str, Stored]
+) -> tuple[ModelConfig, dict[str, Stored], tuple[str, ...]]:
+    """Config and tensors that agree on whether there are MTP layers, and what was decided.
+
+    They are stored behind the main layers. All or none may be left out; a part of one is found missing later.
+    """
+    mtp = {name for name in stored if _layer_of(name) >= config.num_hidden_layers}
+    count = config.num_nextn_predict_layers
+    if count and not mtp:
+        note = f"config.json announces {count} MTP layers, but the checkpoint has none; they are left out"
+        return config.without_mtp(), dict(stored), (note,)
+    if not count and mtp:
+        note = f"the {len(mtp)} tensors of MTP layers are ignored: num_nextn_predict_layers is 0"
+        return config, {name: tensor for name, tensor in stored.items() if name not in mtp}, (note,)
+    return config, dict(stored), ()
+
+
+def _layer_of(name: str) -> int:
+    match = LAYER_NAME.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
+def _sha256(path: Path, name: str, progress: Callable[[str, int, int], None] | None) -> str:
+    digest, done, size = hashlib.sha256(), 0, file_size(path)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(name, done, size)
+    except OSError as error:
+        raise UnreadableFileError(path=path, reason=error.strerror) from error
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""The files of a checkpoint: one model.safetensors, or the shards that an index lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from dsv3c.compiler.checkpoint.files import contained, exists, quote, read_object
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.checkpoint.stored import Stored
+from dsv3c.compiler.errors import (
+    DuplicateTensorError,
+    IndexFormatError,
+    MissingShardError,
+    NoWeightsError,
+    PathEscapeError,
+    ShardContentError,
+    UnreadableFileError,
+)
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
+    """(stored tensors by name, names of the weight files, warnings) of a checkpoint folder.
+
+    As in transformers, a single file goes before an index. Reads headers alone. Raises typed errors for every fault of
+    index and headers.
+    """
+    if not folder.is_dir():
+        raise UnreadableFileError(path=folder, reason="it is not a folder")
+    has_index = exists(folder / INDEX)
+    if not exists(folder / SINGLE):
+        if not has_index:
+            raise NoWeightsError(path=folder)
+        return _open_index(folder)
+    file = SafetensorsFile(contained(folder, SINGLE))
+    warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
+    return {name: Stored(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
+
+
+def _open_index(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
+    path = contained(folder, INDEX)
+    index = read_object(path)
+    weight_map = _weight_map(index, path)
+    shards = tuple(sorted(set(weight_map.values())))
+    files = {shard: SafetensorsFile(_shard_path(folder, shard, path)) for shard in shards}
+    stored: dict[str, Stored] = {}
+    for file in files.values():
+        for name, info in file.tensors.items():
+            if name in stored:
+                raise DuplicateTensorError(tensor=quote(name), first=stored[name].file.path, second=file.path)
+            stored[name] = Stored(file, info)
+    _compare(weight_map, stored, files)
+    return stored, (INDEX, *shards), _size_warnings(index, stored, path)
+
+
+def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IndexFormatError(path=path, reason=f"weight_map is {quote(weight_map)}, expected an object of names")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard:
+            raise IndexFormatError(
+                path=path, reason=f"weight_map[{quote(name)}] is {quote(shard)}, expected a file name"
+            )
+    return weight_map
+
+
+def _shard_path(folder: Path, shard: str, index: Path) -> Path:
+    """Raises PathEscapeError unless `shard` is a plain relative path that stays inside, MissingShardError if absent."""
+    windows = PureWindowsPath(shard)
+    parts = {*PurePosixPath(shard).parts, *windows.parts}
+    if not shard.isprintable() or ".." in parts or windows.drive or windows.root:
+        raise PathEscapeError(folder=folder, name=quote(shard))
+    path = contained(folder, shard)
+    if not exists(path):
+        raise MissingShardError(path=index, shard=quote(shard))
+    return path
+
+
+def _compare(weight_map: Mapping[str, str], stored: Mapping[str, Stored], files: Mapping[str, SafetensorsFile]) -> None:
+    """Raises ShardContentError unless index and shards list the same tensors."""
+    for name, shard in weight_map.items():
+        if name not in files[shard].tensors:
+            reason = "the index says it is there"
+            raise ShardContentError(path=files[shard].path, tensor=quote(name), reason=reason)
+    for name, found in stored.items():
+        if name not in weight_map:
+            raise ShardContentError(path=found.file.path, tensor=quote(name), reason="the index does not list it")
+
+
+def _size_warnings(index: Mapping[str, Any], stored: Mapping[str, Stored], path: Path) -> tuple[str, ...]:
+    metadata = index.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    found = sum(tensor.info.end - tensor.info.begin for tensor in stored.values())
+    if claimed is None or claimed == found:
+        return ()
+    return (f"{path.name} says total_size {quote(claimed)}, the tensors take {found} bytes",)

@@ -1,0 +1,126 @@
+"""One weight as it is stored, and its decoding to float32.
+
+fp8: DeepSeek-V3's format, float8_e4m3 values with one float32 scale a block beside them (`weight_scale_inv`), the last
+block of a dimension being partial (github.com/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md); value = code * scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
+from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
+
+Float32 = np.ndarray[Any, np.dtype[np.float32]]
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+WEIGHT_DTYPES = (*FLOAT_DTYPES, "F8_E4M3")
+_CHUNK = 1 << 22  # elements decoded at a time: what temporary arrays are allowed to take
+_E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file."""
+
+    file: SafetensorsFile
+    info: TensorInfo
+
+    def array(self) -> np.ndarray[Any, Any]:
+        return self.file.array(self.info.name)
+
+    def release(self, first: int, last: int) -> None:
+        """Drop the pages of the rows [first, last), counted through all matrices of a stack."""
+        rows = math.prod(self.info.shape[:-1]) if len(self.info.shape) > 1 else self.info.shape[0]
+        stride = (self.info.end - self.info.begin) // rows
+        self.file.release(self.info.begin + first * stride, self.info.begin + last * stride)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A vector or matrix, which can be a part of a stored tensor.
+
+    `expert` selects along the first of three dimensions, `rows` along the rows of what is left. `scale` is divided into
+    blocks of `block`, which start at the first row of the stored matrix.
+    """
+
+    tensor: Stored
+    scale: Stored | None = None
+    block: tuple[int, int] = (1, 1)
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.tensor.info.shape if self.expert is None else self.tensor.info.shape[1:]
+        return shape if self.rows is None else (self.rows[1] - self.rows[0], *shape[1:])
+
+    def decode(self, out: Float32 | None = None) -> Float32:
+        """The values, written to `out` when it is given.
+
+        Raises NonFiniteWeightError and ScaleValueError, ChangedFileError when the file was cut since it was opened.
+        """
+        out = np.empty(self.shape, np.float32) if out is None else out
+        first, last = self.rows or (0, self.shape[0])
+        stored = self.tensor.array()
+        above = 0 if self.expert is None else self.expert * stored.shape[1]
+        stored = stored if self.expert is None else stored[self.expert]
+        scale = self._scales()
+        step = max(1, _CHUNK // math.prod(self.shape[1:]))
+        for row in range(first, last, step):
+            stop = min(row + step, last)
+            chunk = out[row - first : stop - first]
+            _decode(stored[row:stop], self.tensor.info.dtype, chunk)
+            if scale is not None:
+                _multiply_scales(chunk, scale, self.block, row)
+            self._check_finite(chunk, row)
+            self.tensor.release(above + row, above + stop)
+        return out
+
+    def _scales(self) -> Float32 | None:
+        """float32 [row blocks, column blocks]."""
+        if self.scale is None:
+            return None
+        stored = self.scale.array()
+        stored = stored if self.expert is None else stored[self.expert]
+        scale = np.empty(stored.shape, np.float32)
+        _decode(stored, self.scale.info.dtype, scale)
+        good = np.isfinite(scale) & (scale > 0)
+        if good.all():
+            return scale
+        position = tuple(np.argwhere(~good)[0].tolist())
+        name, path = self.scale.info.name, self.scale.file.path
+        raise ScaleValueError(path=path, tensor=name, found=float(scale[position]), position=list(position))
+
+    def _check_finite(self, chunk: Float32, first_row: int) -> None:
+        finite = np.isfinite(chunk)
+        if finite.all():
+            return
+        row, *rest = np.argwhere(~finite)[0].tolist()
+        found = float(chunk[(row, *rest)])
+        position = [first_row + row, *rest]
+        if self.expert is not None:
+            position.insert(0, self.expert)
+        name, path = self.tensor.info.name, self.tensor.file.path
+        raise NonFiniteWeightError(path=path, tensor=name, found=found, position=position)
+
+
+def _decode(stored: np.ndarray[Any, Any], dtype: str, out: Float32) -> None:
+    if dtype == "F8_E4M3":
+        np.take(_E4M3, stored, out=out, mode="clip")  # all codes are in range: `clip` only spares a buffer
+    elif dtype == "BF16":
+        np.left_shift(stored, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        out[...] = stored
+
+
+def _multiply_scales(chunk: Float32, scale: Float32, block: tuple[int, int], first_row: int) -> None:
+    """`chunk` [rows, columns] times the scale of each element's block; its rows are first_row, first_row + 1, …"""
+    row_blocks = (first_row + np.arange(chunk.shape[0])) // block[0]
+    columns = np.arange(chunk.shape[1]) // block[1]
+    with np.errstate(over="ignore"):  # infinity is reported by the check that follows
+        np.multiply(chunk, scale[:, columns][row_blocks], out=chunk)
