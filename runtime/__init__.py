@@ -1,1 +1,32 @@
-"""The runtime: loads an artifact and generates text from it."""
+"""The runtime: loads an artifact and generates text from it.
+
+model = dsv3c.runtime.load("artifacts/model-int4-x86")
+print(model.generate("Once upon a time", temperature=0).text)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsv3c.runtime.model import Model
+
+
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    context: int | None = None,
+    max_batch: int | None = None,
+) -> Model:
+    """Check an artifact and load it: weights are mapped, the cache and the activations allocated.
+
+    threads: all physical cores this process may use by default. context: tokens one sequence may hold (by default what
+    the model was made for). max_batch: how many sequences of that length the cache holds (1).
+    Raises dsv3c.runtime.errors.RuntimeFault.
+    """
+    # Imported here so that `import dsv3c.runtime` stays light.
+    from dsv3c.runtime.artifact import Artifact
+    from dsv3c.runtime.model import Model
+
+    return Model.load(Artifact.open(path), threads, context, max_batch)

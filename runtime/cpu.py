@@ -1,0 +1,179 @@
+"""The CPU device: mapped weights, one arena, one cache pool, kernels called through tvm_ffi.
+
+Everything is resolved when the device opens. Running an entry is a loop over (function, arguments) pairs; nothing is
+looked up, converted or allocated on the way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.artifact import WEIGHTS, Artifact
+from dsv3c.runtime.cpu_features import check_threads, choose_level, cpu_flags, machine, require_machine
+from dsv3c.runtime.errors import KernelMissing, LibraryInvalid, MemoryRefused, RuntimeFault, WrongMachine
+from dsv3c.runtime.memory import Block, map_file, typed
+from dsv3c.runtime.plan import ELEMENT_BYTES, Buffer, Entry, Plan
+
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+_ALIGNMENT = 64
+
+Call = tuple[Any, tuple[Any, ...]]
+
+
+class CpuDevice:
+    """Implements `Device`. Raises WrongMachine, IsaNotSupported, LibraryInvalid, KernelMissing, MemoryRefused."""
+
+    def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
+        plan = artifact.plan
+        require_machine(artifact.manifest.target)
+        self._threads = check_threads(threads)
+        self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
+        library = artifact.checked_file(self._level.file)
+        _require_library_for(library, machine())
+        self.slots = slots
+        self._plan = plan
+        self._weights = map_file(artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size)
+        self._arena = Block(plan.arena_bytes, "the activations")
+        self._caches = _allocate_caches(plan, slots)
+        self._arrays = [self._array(artifact, buffer) for buffer in plan.buffers]
+        self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
+        self._calls = _resolve(plan, self._arrays, library, self._threads)
+
+    def run(self, entry: str) -> None:
+        for function, arguments in self._calls[entry]:
+            function(*arguments)
+
+    def output(self, entry: str, name: str) -> NDArray[np.float32]:
+        return self._arrays[self._plan.entries[entry].outputs[name]]
+
+    def copy_slots(self, source: int, target: int, count: int) -> None:
+        width = self._plan.latent_dim
+        for buffer, array in zip(self._plan.buffers, self._arrays, strict=True):
+            if buffer.kind == "cache":
+                array[target * width : (target + count) * width] = array[source * width : (source + count) * width]
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "device": "cpu",
+            "machine": machine(),
+            "level": self._level.name,
+            "library": self._level.file,
+            "threads": self._threads,
+            "weight_bytes": self._weights.size,
+            "arena_bytes": self._arena.size,
+            "cache_bytes": self._caches.size,
+            "cache_slots": self.slots,
+            "huge_page_bytes": self._arena.huge_bytes() + self._caches.huge_bytes(),
+        }
+
+    def close(self) -> None:
+        # The mappings go with the last view of them; a view that a caller kept stays valid memory.
+        self._calls = {}
+        self._arrays = []
+        self.inputs = {}
+        del self._weights, self._arena, self._caches
+
+    def _array(self, artifact: Artifact, buffer: Buffer) -> NDArray[Any]:
+        if buffer.kind == "weight":
+            return typed(self._weights, artifact.tensors[buffer.tensor].offset, buffer.dtype, buffer.size)
+        if buffer.kind == "arena":
+            return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
+        if buffer.kind == "cache":
+            index = int(buffer.name.removeprefix("cache."))
+            stride, size = _cache_stride(self._plan, self.slots), self.slots * self._plan.latent_dim
+            return typed(self._caches.data, index * stride, buffer.dtype, size)
+        return typed(Block(buffer.bytes, f"the input {buffer.name}").data, 0, buffer.dtype, buffer.size)
+
+
+def _cache_stride(plan: Plan, slots: int) -> int:
+    size = slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
+    return size + (-size) % _ALIGNMENT
+
+
+def _allocate_caches(plan: Plan, slots: int) -> Block:
+    size = plan.n_caches * _cache_stride(plan, slots)
+    if size >= 2**47:
+        raise MemoryRefused(bytes=size, what="the cache")
+    return Block(size, "the cache")
+
+
+def _require_library_for(path: Path, wanted: str) -> None:
+    """Read the header of the library: what dlopen would refuse gets a message of ours, with both machines named."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    if sys.platform != "linux":
+        return
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        raise LibraryInvalid(path=path, reason="it is not an ELF file")
+    if head[4] != 2 or head[5] != 1:
+        raise LibraryInvalid(path=path, reason="it is not a 64-bit little-endian ELF file")
+    number = struct.unpack_from("<H", head, 18)[0]
+    found = _ELF_MACHINES.get(number, f"ELF machine {number}")
+    if found != wanted:
+        raise WrongMachine(wanted=found, found=wanted, suggestion="x86" if wanted == "x86_64" else "arm")
+
+
+def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Path, threads: int) -> dict[str, list[Call]]:
+    """Calls of each entry, ready to run: the functions of the library with their tensors."""
+    tvm_ffi = _import_tvm_ffi()
+    try:
+        module = tvm_ffi.load_module(str(library))
+    except Exception as error:
+        raise LibraryInvalid(path=library, reason=str(error)) from error
+    _set_threads(library, threads)
+    tensors = [tvm_ffi.from_dlpack(array, require_alignment=_ALIGNMENT) for array in arrays]
+    functions: dict[str, Any] = {}
+
+    def calls(entry: Entry) -> list[Call]:
+        return [
+            (_function(functions, module, name, library), tuple(tensors[i] for i in indices))
+            for name, indices in entry.calls
+        ]
+
+    return {name: calls(entry) for name, entry in plan.entries.items()}
+
+
+def _function(functions: dict[str, Any], module: Any, name: str, library: Path) -> Any:
+    if name not in functions:
+        try:
+            functions[name] = module.get_function(name)
+        except Exception as error:
+            raise KernelMissing(path=library, name=name) from error
+    if functions[name] is None:
+        raise KernelMissing(path=library, name=name)
+    return functions[name]
+
+
+def _set_threads(library: Path, threads: int) -> None:
+    # The module has loaded this very file, so this is a second handle on it, not a second copy.
+    try:
+        set_threads = ctypes.CDLL(str(library)).dsv3c_threads
+    except (OSError, AttributeError) as error:
+        raise KernelMissing(path=library, name="dsv3c_threads") from error
+    set_threads.argtypes = [ctypes.c_int]
+    set_threads.restype = None
+    set_threads(threads)
+
+
+def _import_tvm_ffi() -> Any:
+    """tvm_ffi imports torch wherever torch is installed, which costs most of a second and is of no use here."""
+    hidden = "torch" not in sys.modules and "tvm_ffi" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise RuntimeFault(text=f"the package apache-tvm-ffi cannot be imported: {error}") from error
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tvm_ffi

@@ -1,0 +1,118 @@
+"""What this CPU can do, and which of an artifact's kernel levels fits it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dsv3c.runtime.artifact import Level, Target
+from dsv3c.runtime.errors import IsaNotSupported, ThreadsInvalid, UnknownIsaLevel, WrongMachine
+
+ISA_VARIABLE = "DSV3C_ISA"
+THREADS_LIMIT = 1024
+
+_MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
+_ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# Apple reports features under its own names; kernels are labelled with those of Linux.
+_APPLE_ARM = {
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+    "hw.optional.arm.FEAT_FP16": "asimdhp",
+    "hw.optional.AdvSIMD": "asimd",
+}
+_APPLE_X86 = {"avx1.0": "avx", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "avx512vnni": "avx512_vnni", "lzcnt": "abm"}
+
+
+def machine() -> str:
+    """Architecture of this machine as Linux names it: x86_64, aarch64, …"""
+    name = platform.machine().lower()
+    return _ALIASES.get(name, name)
+
+
+def require_machine(target: Target) -> None:
+    """Raises WrongMachine when the target's family runs on another architecture."""
+    family = target.name.split(":", 1)[0]
+    wanted = _MACHINES.get(family)
+    found = machine()
+    if wanted is None or wanted == found:
+        return
+    suggestion = next((name for name, known in _MACHINES.items() if known == found), "<target>")
+    raise WrongMachine(wanted=wanted, found=found, suggestion=suggestion)
+
+
+def cpu_flags() -> frozenset[str]:
+    """Feature flags of the CPU by their Linux names; empty when the system does not tell."""
+    if sys.platform == "darwin":
+        return _apple_flags()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    return parse_cpuinfo(text)
+
+
+def parse_cpuinfo(text: str) -> frozenset[str]:
+    """Flags that every CPU of a /proc/cpuinfo has (cores of one machine may differ)."""
+    lines = [line.partition(":") for line in text.splitlines()]
+    flags = [frozenset(value.split()) for key, _, value in lines if key.strip() in ("flags", "Features")]
+    return frozenset.intersection(*flags) if flags else frozenset()
+
+
+def _apple_flags() -> frozenset[str]:
+    names = ["machdep.cpu.features", "machdep.cpu.leaf7_features", *_APPLE_ARM]
+    done = subprocess.run(["/usr/sbin/sysctl", *names], capture_output=True, text=True, check=False, timeout=10)
+    flags: set[str] = set()
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition(":")
+        if key in _APPLE_ARM and value.strip() == "1":
+            flags.add(_APPLE_ARM[key])
+        if key.startswith("machdep"):
+            flags.update(_APPLE_X86.get(flag, flag) for flag in value.lower().split())
+    return frozenset(flags)
+
+
+def choose_level(levels: Sequence[Level], flags: frozenset[str], environment: Mapping[str, str]) -> Level:
+    """Strongest level (levels rise in strength) whose flags are all present, or the one that DSV3C_ISA names.
+
+    Raises UnknownIsaLevel, or IsaNotSupported with the missing flags.
+    """
+    known = ", ".join(level.name for level in levels) or "none"
+    forced = environment.get(ISA_VARIABLE, "")
+    candidates = [level for level in levels if level.name == forced] if forced else list(levels)
+    if not candidates:
+        raise UnknownIsaLevel(level=forced, known=known)
+    for level in reversed(candidates):
+        if flags.issuperset(level.requires):
+            return level
+    weakest = candidates[0]
+    missing = " ".join(flag for flag in weakest.requires if flag not in flags)
+    raise IsaNotSupported(level=weakest.name, missing=missing, known=known)
+
+
+def default_threads() -> int:
+    """Physical cores this process may run on: SMT siblings share the vector units and only add traffic."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_core_of(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), THREADS_LIMIT))
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use. Raises ThreadsInvalid."""
+    if threads is None:
+        return default_threads()
+    if type(threads) is not int or not 1 <= threads <= THREADS_LIMIT:
+        raise ThreadsInvalid(value=threads, limit=THREADS_LIMIT)
+    return threads
+
+
+def _core_of(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)

@@ -1,0 +1,54 @@
+"""What a session asks of a device. One small class a target family implements it; `open_device` picks by target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.errors import NoDevice
+
+Floats = NDArray[np.float32]
+
+
+class Device(Protocol):
+    """Buffers of one artifact and the means to run its entries.
+
+    `inputs` are host arrays by name (tokens, positions, …, control), written before `run` and left alone by it.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, NDArray[Any]]: ...
+
+    @property
+    def slots(self) -> int:
+        """Tokens the cache pool holds."""
+
+    def run(self, entry: str) -> None:
+        """Run one entry of the plan on the current inputs; returns when its outputs can be read."""
+
+    def output(self, entry: str, name: str) -> Floats:
+        """Flat host view of an entry's output, valid until the next `run`."""
+
+    def copy_slots(self, source: int, target: int, count: int) -> None:
+        """Copy cache rows [source, source + count) to [target, target + count) in every layer."""
+
+    def report(self) -> dict[str, Any]:
+        """What was obtained: kernel level, threads, bytes, huge pages."""
+
+    def close(self) -> None:
+        """Give the memory back. Views handed out must not be used afterwards."""
+
+
+def open_device(artifact: Artifact, slots: int, threads: int | None) -> Device:
+    """The device for the artifact's target. Raises NoDevice, or what the device module raises."""
+    family = artifact.manifest.target.name.split(":", 1)[0]
+    if family in ("x86", "arm"):
+        # Imported here so that a runtime for one device never loads another's library.
+        from dsv3c.runtime.cpu import CpuDevice
+
+        return CpuDevice(artifact, slots, threads)
+    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm")

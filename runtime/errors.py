@@ -1,0 +1,252 @@
+"""Every mistake the runtime can report: one small class a mistake.
+
+A class carries its message as a template and a hint that says what to do. The fields of the template are keyword
+arguments of the constructor and stay readable as attributes. `code` is a stable name for machine-readable reports.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RuntimeFault(Exception):
+    """Base of all faults of an artifact, a machine or a request that the runtime names (exit code 1)."""
+
+    message: ClassVar[str] = "{text}"
+    hint: ClassVar[str] = ""
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        text = self.message.format(**fields)
+        hint = self.hint.format(**fields)
+        super().__init__(f"{text}\n  hint: {hint}" if hint else text)
+
+    @property
+    def code(self) -> str:
+        return type(self).__name__
+
+
+# ---- the artifact on disk
+
+
+class ArtifactFault(RuntimeFault):
+    """Base of everything that is wrong with the files of an artifact."""
+
+
+class ArtifactMissing(ArtifactFault):
+    message = "{path} is not an artifact: {reason}"
+    hint = "pass the folder that `dsv3c compile` wrote; it holds manifest.json, plan.json and weights.safetensors"
+
+
+class FileUnreadable(ArtifactFault):
+    message = "cannot read {path}: {reason}"
+    hint = "check that the file exists and that this user may read it"
+
+
+class FileNotRegular(ArtifactFault):
+    message = "{path} is {kind}, an artifact holds regular files only"
+    hint = "copy the real file into the artifact folder, or compile again"
+
+
+class PathEscapes(ArtifactFault):
+    message = "manifest.json names the file {name!r}, which lies outside of the artifact folder"
+    hint = "do not use this artifact: names are relative, with no `..` and no backslash; compile again"
+
+
+class FileSizeWrong(ArtifactFault):
+    message = "{path} has {actual} bytes, manifest.json says {expected}"
+    hint = "the file was truncated or replaced; copy the artifact again or compile again"
+
+
+class FileTooLarge(ArtifactFault):
+    message = "{path} has {actual} bytes, more than the {limit} this format allows"
+    hint = "the file is damaged or not what its name says; compile again"
+
+
+class HashMismatch(ArtifactFault):
+    message = "{path} has the sha256 {actual}, manifest.json says {expected}"
+    hint = "the file changed after compilation; copy the artifact again or compile again"
+
+
+class FilesDamaged(ArtifactFault):
+    message = "{count} of the artifact's files do not match their sha256: {names}"
+    hint = "copy the artifact again or compile again"
+
+
+class MalformedJson(ArtifactFault):
+    message = "{path} is not valid JSON: {reason}"
+    hint = "the file was truncated or edited; copy the artifact again or compile again"
+
+
+class ManifestInvalid(ArtifactFault):
+    message = "manifest.json: {where}: {reason}"
+    hint = "compile the model again with this version of dsv3c"
+
+
+class PlanInvalid(ArtifactFault):
+    message = "plan.json: {where}: {reason}"
+    hint = "compile the model again with this version of dsv3c"
+
+
+class FormatNewer(ArtifactFault):
+    message = "{path} has format version {found}, this dsv3c reads up to {known}"
+    hint = "update dsv3c to at least the version that compiled the artifact ({writer})"
+
+
+class WeightsInvalid(ArtifactFault):
+    message = "weights.safetensors: {where}: {reason}"
+    hint = "the file is damaged; copy the artifact again or compile again"
+
+
+# ---- the machine
+
+
+class WrongMachine(RuntimeFault):
+    message = "the artifact is compiled for {wanted}, this machine is {found}"
+    hint = "compile for this machine: dsv3c compile --target {suggestion}"
+
+
+class UnknownIsaLevel(RuntimeFault):
+    message = "DSV3C_ISA names the kernel level {level!r}, the artifact has {known}"
+    hint = "set DSV3C_ISA to one of these, or unset it to let the runtime choose"
+
+
+class IsaNotSupported(RuntimeFault):
+    message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
+    hint = "compile with a lower level, or unset DSV3C_ISA if it forces this one"
+
+
+class LibraryInvalid(RuntimeFault):
+    message = "{path} cannot be loaded as a kernel library: {reason}"
+    hint = "compile the model again on or for this system"
+
+
+class KernelMissing(RuntimeFault):
+    message = "{path} does not export {name!r}, which plan.json calls"
+    hint = "plan and kernels come from different compilations; compile again"
+
+
+class NoDevice(RuntimeFault):
+    message = "no device module runs the target {target!r}; known: {known}"
+    hint = "update dsv3c, or compile for one of the known targets"
+
+
+class MemoryRefused(RuntimeFault):
+    message = "the system refused {bytes} bytes for {what}"
+    hint = "lower context or max_batch when loading, or free memory"
+
+
+class ThreadsInvalid(RuntimeFault):
+    message = "threads is {value!r}, it must be an integer from 1 to {limit}"
+    hint = "leave it out to use every physical core this process may run on"
+
+
+# ---- requests
+
+
+class RequestFault(RuntimeFault):
+    """Base of everything that is wrong with one request; the model stays usable."""
+
+
+class OutOfPages(RequestFault):
+    message = "the cache has {free} free pages of {page_size} tokens, {wanted} are needed"
+    hint = "load with a larger context or max_batch, or close other sequences first"
+
+
+class PageMisuse(RequestFault):
+    message = "page {page}: {reason}"
+    hint = "a sequence may be used only until it is closed, and by one model"
+
+
+class StepInvalid(RequestFault):
+    message = "step: {where}: {reason}"
+    hint = "see `bounds` in plan.json for the largest step"
+
+
+class UnknownEntry(RequestFault):
+    message = "the artifact has no entry {name!r}; it has {known}"
+    hint = "compile with the option that adds this entry"
+
+
+class EmptyPrompt(RequestFault):
+    message = "the prompt has no tokens"
+    hint = "give at least one token"
+
+
+class TokenOutOfRange(RequestFault):
+    message = "token id {token!r} at position {position} is not in 0..{last}"
+    hint = "encode the text with this artifact's own tokenizer"
+
+
+class TokensInvalid(RequestFault):
+    message = "token ids must be a flat sequence of integers: {reason}"
+    hint = "pass a list of int or a 1-D integer array"
+
+
+class ContextOverflow(RequestFault):
+    message = "the prompt has {tokens} tokens, the context holds {context}"
+    hint = "shorten the prompt, or load with a larger context (the plan allows {largest})"
+
+
+class ContextInvalid(RequestFault):
+    message = "{name} is {value!r}, it must be an integer from 1 to {limit}"
+    hint = "the upper limit was set when the model was compiled"
+
+
+class ParameterInvalid(RequestFault):
+    message = "{name} is {value!r}: {reason}"
+    hint = "leave the parameter out to use the model's default"
+
+
+class UnknownParameter(RequestFault):
+    message = "unknown generation parameter {name!r}; known: {known}"
+    hint = "check the spelling"
+
+
+class LogitsNotFinite(RequestFault):
+    message = "the model returned logits that are not finite ({value})"
+    hint = "the weights hold NaN or infinity, or overflow in this format; run `dsv3c verify`, or compile with float32"
+
+
+class ModelClosed(RequestFault):
+    message = "the model is closed"
+    hint = "load it again"
+
+
+# ---- text
+
+
+class TokenizerMissing(RequestFault):
+    message = "the artifact has no tokenizer.json, {what} needs one"
+    hint = "pass token ids, or compile from a checkpoint with a tokenizer"
+
+
+class TokenizerMalformed(ArtifactFault):
+    message = "{path}: {reason}"
+    hint = "copy the file from the checkpoint again, then compile again"
+
+
+class TextInvalid(RequestFault):
+    message = "cannot encode the text: {reason}"
+    hint = "pass valid Unicode text (no lone surrogates)"
+
+
+class TemplateMissing(RequestFault):
+    message = "the artifact has no chat template"
+    hint = "pass a plain prompt; this checkpoint comes without a chat_template in tokenizer_config.json"
+
+
+class TemplateFailed(RequestFault):
+    message = "chat template: {reason}"
+    hint = "the template comes from the checkpoint's tokenizer_config.json; check the messages it was given"
+
+
+class TemplateTooCostly(RequestFault):
+    message = "chat template: {reason}"
+    hint = "the template of this checkpoint is broken or hostile; do not trust its source"
+
+
+class MessagesInvalid(RequestFault):
+    message = "messages: {reason}"
+    hint = "pass a list of dicts, each with a string `role` and `content`"

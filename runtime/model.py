@@ -1,0 +1,310 @@
+"""A loaded model: logits, generation, perplexity."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.cache import Sequence
+from dsv3c.runtime.device import Device, Floats, open_device
+from dsv3c.runtime.errors import (
+    ContextInvalid,
+    ContextOverflow,
+    EmptyPrompt,
+    ModelClosed,
+    ParameterInvalid,
+    StepInvalid,
+    TokenizerMissing,
+    UnknownEntry,
+)
+from dsv3c.runtime.generation import Event, Generation, Task, generate
+from dsv3c.runtime.jsonfile import read_bytes
+from dsv3c.runtime.sampling import SamplingParams
+from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
+from dsv3c.runtime.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
+
+_TEMPLATE_LIMIT = 1 << 20
+
+
+class Config(Mapping[str, Any]):
+    """The model's config fields, read-only, as a mapping and as attributes, named as in HF's config.json."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = MappingProxyType(dict(fields))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._fields:
+            raise AttributeError(f"the model's config has no field {name!r}")
+        return self._fields[name]
+
+    def __repr__(self) -> str:
+        return f"Config({dict(self._fields)!r})"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Mean negative log-likelihood (natural log) over `tokens` predictions, and its exponential."""
+
+    nll: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+class Model:
+    """One artifact on one device. Threads may share it: their steps take turns.
+
+    `context` is the number of tokens one sequence may hold, `max_batch` how many full sequences the cache has room
+    for. Made by `dsv3c.runtime.load`.
+    """
+
+    def __init__(self, artifact: Artifact, device: Device, context: int) -> None:
+        self.artifact = artifact
+        self.config = Config(artifact.manifest.model)
+        self.context = context
+        self.session = Session(artifact.plan, device, artifact.manifest.vocab_size)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._tokenizer: Tokenizer | None = None
+        self._generation_config = artifact.optional_json("generation_config.json")
+        self.defaults = SamplingParams.from_generation_config(self._generation_config)
+
+    @staticmethod
+    def load(artifact: Artifact, threads: int | None, context: int | None, max_batch: int | None) -> Model:
+        """Map and allocate everything. Raises ContextInvalid and whatever the device raises."""
+        plan = artifact.plan
+        longest = min(plan.context, artifact.manifest.model.get("max_position_embeddings", plan.context))
+        length = _count("context", context, longest, plan.context)
+        batch = _count("max_batch", max_batch, 1, plan.bounds.S)
+        pages = -(-length // plan.page_size) * batch
+        # Kernels count slots in 32 bits.
+        if pages * plan.page_size > 2**31 - 1:
+            raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
+        device = open_device(artifact, pages * plan.page_size, threads)
+        return Model(artifact, device, length)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Read on first use. Raises TokenizerMissing, TokenizerMalformed."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._read_tokenizer("text")
+            return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return "tokenizer.json" in self.artifact.manifest.files
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end an answer, from generation_config.json and the model's config."""
+        sources = (self._generation_config.get("eos_token_id"), self.config.get("eos_token_id"))
+        found = [token for value in sources for token in (value if isinstance(value, list | tuple) else [value])]
+        return frozenset(token for token in found if type(token) is int)
+
+    def logits(self, token_ids: ArrayLike) -> Floats:
+        """f32 [T, V] for T token ids that start cold, in a sequence of their own."""
+        ids = self._checked(token_ids)
+        out = np.empty((ids.size, self.session.vocab_size), np.float32)
+        for chunk in self._cold(ids, "all"):
+            out[chunk.start : chunk.start + chunk.count] = chunk.logits
+        return out
+
+    def hidden(self, token_ids: ArrayLike) -> Floats:
+        """f32 [T, D]: states after the final norm, of T token ids that start cold. Raises UnknownEntry."""
+        ids = self._checked(token_ids)
+        states = []
+        for chunk in self._cold(ids, "none"):
+            if chunk.hidden is None:
+                raise UnknownEntry(name="hidden", known=", ".join(self.artifact.plan.entries))
+            states.append(chunk.hidden.copy())
+        return np.concatenate(states)
+
+    def mtp_logits(self, hidden: Floats, next_tokens: ArrayLike) -> Floats:
+        """f32 [T, V] of the first multi-token prediction module, which starts cold: row t predicts the token after
+        `next_tokens[t]`, given hidden [T, D] of the tokens before them. Raises UnknownEntry if there is none."""
+        entry = self.artifact.plan.entries.get("mtp")
+        if entry is None:
+            raise UnknownEntry(name="mtp", known=", ".join(self.artifact.plan.entries))
+        ids = self._checked(next_tokens)
+        states = np.ascontiguousarray(hidden, np.float32)
+        if states.ndim != 2 or states.shape[0] != ids.size:
+            raise StepInvalid(where="hidden", reason=f"has the shape {states.shape} for {ids.size} tokens")
+        out = np.empty((ids.size, self.session.vocab_size), np.float32)
+        size = min(entry.max_tokens, self.artifact.plan.bounds.R)
+        with self._lock, _Lease(self) as sequence:
+            sequence.reserve(ids.size)
+            for start in range(0, ids.size, size):
+                count = min(size, ids.size - start)
+                span = slice(start, start + count)
+                steps = (np.arange(start, start + count), np.zeros(count, np.int32), [sequence.pages], np.arange(count))
+                out[span] = self.session.step(ids[span], *steps, entry="mtp", hidden=states[span]).logits
+        return out
+
+    def generate(self, prompt: Prompt, **params: Any) -> Generation:
+        """The answer to a text, token ids or chat messages; `params` are fields of SamplingParams.
+
+        What is not given comes from generation_config.json. Raises a class of RequestFault.
+        """
+        for event in self.stream(prompt, **params):
+            if event.generation is not None:
+                return event.generation
+        raise AssertionError("a stream ends with its generation")
+
+    def stream(self, prompt: Prompt, **params: Any) -> Iterator[Event]:
+        """As `generate`, one event a token. Closing the iterator early gives the cache pages back.
+
+        Faults of the request are raised here, before the first event is asked for.
+        """
+        task = self._task(prompt, self.defaults.updated(params))
+        return self._events(task)
+
+    def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
+        """Over windows ids[window·i : window·i + window + 1], each starting cold; a last short one counts as well."""
+        limit = min(self.context, self.artifact.plan.context)
+        if type(window) is not int or not 1 <= window <= limit:
+            raise ParameterInvalid(name="window", value=window, reason=f"it must be an integer from 1 to {limit}")
+        ids = self.session.tokens(token_ids)
+        if ids.size < 2:
+            raise EmptyPrompt()
+        total = 0.0
+        for start in range(0, ids.size - 1, window):
+            part = ids[start : start + window + 1]
+            for chunk in self._cold(part[:-1], "all"):
+                targets = part[chunk.start + 1 : chunk.start + chunk.count + 1]
+                total += float(_nll(chunk.logits, targets).sum())
+        return Perplexity(total / (ids.size - 1), ids.size - 1)
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
+        self._require_open()
+        return self.session.new_sequence(-(-self.context // self.artifact.plan.page_size))
+
+    def report(self) -> dict[str, Any]:
+        """What loading obtained: device, kernel level, threads, bytes of each kind, huge pages, free cache pages."""
+        self._require_open()
+        pool = self.session.pool
+        pages = {"context": self.context, "cache_pages": pool.pages, "cache_pages_free": pool.free_pages}
+        return {**self.session.device.report(), **pages}
+
+    def close(self) -> None:
+        """Give all memory back; safe to call twice."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.session.device.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _events(self, task: Task) -> Iterator[Event]:
+        with _Lease(self) as sequence:
+
+            def feed(tokens: Ints) -> Floats:
+                with self._lock:
+                    self._require_open()
+                    (logits,) = self.session.run([Request(sequence, tokens, "last")])
+                    return logits.reshape(-1)
+
+            yield from generate(task, feed)
+
+    def _task(self, prompt: Prompt, params: SamplingParams) -> Task:
+        if params.stop and not self.has_tokenizer:
+            raise TokenizerMissing(what="a stop string")
+        ids = self._checked(self._encode(prompt))
+        decode = self.tokenizer.decode if self.has_tokenizer else None
+        room = self.context - ids.size
+        return Task(ids, params, self.end_tokens, self.session.vocab_size, room, decode)
+
+    def _encode(self, prompt: Prompt) -> Any:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
+            return self.tokenizer.encode_chat(prompt)
+        return prompt
+
+    def _checked(self, token_ids: ArrayLike) -> Ints:
+        self._require_open()
+        ids = self.session.tokens(token_ids)
+        if ids.size == 0:
+            raise EmptyPrompt()
+        if ids.size > self.context:
+            raise ContextOverflow(tokens=ids.size, context=self.context, largest=self.artifact.plan.context)
+        return ids
+
+    def _cold(self, ids: Ints, want: Want) -> Iterator[Chunk]:
+        # The lock spans the whole run: chunks are views that the next step overwrites.
+        with self._lock, _Lease(self) as sequence:
+            yield from self.session.chunks([Request(sequence, ids, want)])
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ModelClosed()
+
+    def _read_tokenizer(self, what: str) -> Tokenizer:
+        files, folder = self.artifact.manifest.files, self.artifact.folder
+        if not self.has_tokenizer:
+            raise TokenizerMissing(what=what)
+        template = None
+        if "chat_template.jinja" in files:
+            template = read_bytes(folder / "chat_template.jinja", _TEMPLATE_LIMIT).decode("utf-8", "replace")
+        return Tokenizer(folder / "tokenizer.json", self.artifact.optional_json("tokenizer_config.json"), template)
+
+
+class _Lease:
+    """A sequence of the model for the length of a `with`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._sequence = model.new_sequence()
+
+    def __enter__(self) -> Sequence:
+        return self._sequence
+
+    def __exit__(self, *exception: object) -> None:
+        with self._model._lock:
+            self._sequence.close()
+
+
+def _count(name: str, value: int | None, default: int, limit: int) -> int:
+    if value is None:
+        return min(default, limit)
+    if type(value) is not int or not 1 <= value <= limit:
+        raise ContextInvalid(name=name, value=value, limit=limit)
+    return value
+
+
+def _nll(logits: Floats, targets: Ints) -> Floats:
+    """f32[n]: -log softmax(logits)[target] for logits [n, V]."""
+    best = logits.max(axis=1)
+    total = np.log(np.exp(logits - best[:, None]).sum(axis=1))
+    found: Floats = total + best - logits[np.arange(targets.size), targets]
+    return found

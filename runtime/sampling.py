@@ -1,0 +1,170 @@
+"""Choose the next token: parameters as users of other runtimes know them, and a seeded sampler.
+
+The filters apply in the order of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.errors import LogitsNotFinite, ParameterInvalid, UnknownParameter
+
+_FIRST_CUT = 256
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to generate. Raises ParameterInvalid for a value that makes no sense.
+
+    temperature 0 takes the likeliest token. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+    seed None draws a fresh one. max_new_tokens is cut to what the context still holds.
+    stop: strings that end the text (they are not part of it).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        self._number("temperature", 0.0, math.inf, "it must be a finite number that is not negative")
+        self._integer("top_k", 0, "it must be an integer that is not negative (0 is off)")
+        self._number("top_p", math.ulp(0.0), 1.0, "it must be above 0 and at most 1 (1 is off)")
+        self._number("min_p", 0.0, 1.0, "it must be from 0 to 1 (0 is off)")
+        self._number("repetition_penalty", math.ulp(0.0), math.inf, "it must be a finite number above 0 (1 is off)")
+        self._integer("max_new_tokens", 1, "it must be an integer of at least 1")
+        if self.seed is not None:
+            self._integer("seed", 0, "it must be an integer that is not negative")
+        if not isinstance(self.ignore_eos, bool):
+            raise ParameterInvalid(name="ignore_eos", value=self.ignore_eos, reason="it must be True or False")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+            raise ParameterInvalid(name="stop", value=self.stop, reason="it must be non-empty strings")
+        object.__setattr__(self, "stop", tuple(stop))
+
+    def updated(self, changes: Mapping[str, Any]) -> SamplingParams:
+        """These parameters with some replaced. Raises UnknownParameter, ParameterInvalid."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UnknownParameter(name=name, known=", ".join(known))
+        return replace(self, **changes)
+
+    @staticmethod
+    def from_generation_config(config: Mapping[str, Any]) -> SamplingParams:
+        """Defaults of a checkpoint's generation_config.json: greedy unless it says `do_sample`."""
+        names = ("top_k", "top_p", "min_p", "repetition_penalty")
+        known = {name: config[name] for name in names if config.get(name) is not None}
+        temperature = 1.0 if config.get("temperature") is None else config["temperature"]
+        return SamplingParams(temperature=temperature if config.get("do_sample") else 0.0, **known)
+
+    def _number(self, name: str, low: float, high: float, reason: str) -> None:
+        value = getattr(self, name)
+        real = isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+        # An integer beyond the range of float compares fine but cannot be used.
+        if not real or not low <= value <= high or not math.isfinite(min(value, 1e300)) or value > 1e300:
+            raise ParameterInvalid(name=name, value=value, reason=reason)
+
+    def _integer(self, name: str, low: int, reason: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            raise ParameterInvalid(name=name, value=value, reason=reason)
+
+
+class Sampler:
+    """Draws token ids for one sequence. The same parameters, seed and logits give the same ids."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params = params
+        self._random = np.random.Generator(np.random.PCG64(params.seed))
+        self._seen = np.zeros(vocab_size if params.repetition_penalty != 1 else 0, np.bool_)
+
+    def observe(self, tokens: Many[int] | NDArray[np.int32]) -> None:
+        """Count tokens of the prompt or the answer as repeated from now on."""
+        if self._seen.size:
+            self._seen[tokens] = True
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        """The next token for logits [V], which are left unchanged. Raises LogitsNotFinite."""
+        if self._seen.size:
+            logits = self._penalised(logits)
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            raise LogitsNotFinite(value=float(logits[best]))
+        if self._params.temperature == 0:
+            return best
+        ids, weights = self._candidates(logits, float(logits[best]))
+        total = np.cumsum(weights, dtype=np.float64)
+        index = int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
+        index = min(index, len(total) - 1)
+        return index if ids is None else int(ids[index])
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits, penalty = logits.copy(), np.float32(self._params.repetition_penalty)
+        seen = logits[self._seen]
+        logits[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+        return logits
+
+    def _candidates(
+        self, logits: NDArray[np.float32], best: float
+    ) -> tuple[NDArray[np.intp] | None, NDArray[np.float64]]:
+        """Ids (None: all, in order) with their unnormalised probabilities, after the filters."""
+        params = self._params
+        # In float64, since a tiny temperature would overflow float32 before exp makes it zero again.
+        with np.errstate(over="ignore", under="ignore"):
+            weights = np.exp((logits - np.float32(best)).astype(np.float64) / params.temperature)
+        top_k = min(params.top_k, logits.size) or logits.size
+        if top_k == logits.size and params.top_p == 1:
+            return (None, weights) if params.min_p == 0 else self._min_p(np.arange(logits.size), weights)
+        ids = _largest(weights, top_k) if top_k < logits.size else None
+        if params.top_p < 1:
+            ids = _nucleus(weights, ids, params.top_p)
+        assert ids is not None
+        return self._min_p(ids, weights[ids])
+
+    def _min_p(
+        self, ids: NDArray[np.intp], weights: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        # The best candidate weighs 1, so the share of the likeliest is the weight itself.
+        keep = weights >= self._params.min_p
+        return ids[keep], weights[keep]
+
+
+def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Ids of the `count` largest weights, largest first; equal ones in the order of their ids."""
+    if count >= weights.size:
+        return np.argsort(-weights, kind="stable")
+    limit = weights[np.argpartition(weights, weights.size - count)[weights.size - count]]
+    above = np.flatnonzero(weights > limit)
+    ids = np.concatenate([above, np.flatnonzero(weights == limit)[: count - above.size]])
+    return ids[np.argsort(-weights[ids], kind="stable")]
+
+
+def _nucleus(weights: NDArray[np.float64], ids: NDArray[np.intp] | None, top_p: float) -> NDArray[np.intp]:
+    """The fewest of the likeliest ids that reach the share `top_p`; sorts no more of a large vocabulary than needed."""
+    goal = top_p * float(weights.sum() if ids is None else weights[ids].sum())
+    if ids is not None:
+        return _reaching(weights, ids, goal)
+    cut = _FIRST_CUT
+    while True:
+        ids = _largest(weights, cut)
+        if ids.size == weights.size or float(weights[ids].sum()) >= goal:
+            return _reaching(weights, ids, goal)
+        cut *= 8
+
+
+def _reaching(weights: NDArray[np.float64], ids: NDArray[np.intp], goal: float) -> NDArray[np.intp]:
+    count = int(np.searchsorted(np.cumsum(weights[ids]), goal, side="left")) + 1
+    return ids[:count]

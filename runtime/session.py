@@ -1,0 +1,307 @@
+"""A session runs the plan: one step over a ragged batch, and whole requests cut into steps.
+
+Shapes: T tokens of a step, R rows with logits, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dsv3c.runtime.cache import PagePool, Sequence
+from dsv3c.runtime.device import Device, Floats
+from dsv3c.runtime.errors import PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
+from dsv3c.runtime.plan import Plan
+
+Ints = NDArray[np.int32]
+Want = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it."""
+
+    logits: Floats
+    hidden: Floats | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them."""
+
+    sequence: Sequence
+    tokens: Ints
+    want: Want
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step did for one request: its tokens [start, start + count); views as in StepOutput.
+
+    logits [r, V] belong to the last r tokens of the chunk (r is 0, 1 or count); hidden is [count, D] or None.
+    """
+
+    request: int
+    start: int
+    count: int
+    logits: Floats
+    hidden: Floats | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]."""
+
+    tokens: Ints
+    positions: Ints
+    sequence: Ints
+    pages: Many[Ints]
+    rows: Ints
+
+
+@dataclass(frozen=True)
+class _Piece:
+    request: int
+    start: int
+    count: int
+    rows: int
+
+
+class Session:
+    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time."""
+
+    def __init__(self, plan: Plan, device: Device, vocab_size: int) -> None:
+        self.plan = plan
+        self.device = device
+        self.vocab_size = vocab_size
+        self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
+
+    def new_sequence(self, max_pages: int | None = None) -> Sequence:
+        """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
+        return Sequence(self.pool, min(max_pages or self.plan.bounds.P, self.plan.bounds.P))
+
+    def tokens(self, ids: ArrayLike) -> Ints:
+        """Token ids as i32[n]. Raises TokensInvalid, TokenOutOfRange."""
+        try:
+            array = np.asarray(ids)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise TokensInvalid(reason=str(error)) from error
+        if array.ndim != 1:
+            raise TokensInvalid(reason=f"found {array.ndim} dimensions")
+        if array.size == 0:
+            return np.zeros(0, np.int32)
+        if array.dtype.kind not in "iuO":
+            raise TokensInvalid(reason=f"found elements of type {array.dtype}")
+        if array.dtype.kind == "O" and not all(type(value) is int for value in array):
+            raise TokensInvalid(reason="found elements that are no integers")
+        outside = np.flatnonzero((array < 0) | (array >= self.vocab_size))
+        if outside.size:
+            position = int(outside[0])
+            raise TokenOutOfRange(token=int(array[position]), position=position, last=self.vocab_size - 1)
+        return array.astype(np.int32)
+
+    def step(
+        self,
+        tokens: ArrayLike,
+        positions: ArrayLike,
+        sequence: ArrayLike,
+        pages: Many[ArrayLike],
+        rows: ArrayLike,
+        entry: str | None = None,
+        hidden: Floats | None = None,
+    ) -> StepOutput:
+        """One step: token t stands at `positions[t]` of the sequence whose pages are `pages[sequence[t]]`.
+
+        rows: the tokens whose logits are wanted. hidden [T, D]: the extra input of an entry such as `mtp`.
+        Raises StepInvalid for anything out of bounds, before the device sees it.
+        """
+        batch = _Batch(
+            tokens=self.tokens(tokens),
+            positions=_ints("positions", positions),
+            sequence=_ints("sequence", sequence),
+            pages=[_ints("pages", table) for table in pages],
+            rows=_ints("rows", rows),
+        )
+        self._check_batch(batch)
+        name = self._entry_for(batch.tokens.size) if entry is None else entry
+        self._check_entry(name, batch.tokens.size, hidden)
+        return self._execute(name, batch, hidden)
+
+    def chunks(self, requests: Many[Request]) -> Iterator[Chunk]:
+        """Run requests of unequal length together, in steps as large as the plan allows.
+
+        Pages of all requests are reserved, and shared ones copied, before the first step: OutOfPages leaves every
+        sequence as it was. If a step fails or the caller stops early, sequences roll back to their former length.
+        """
+        self._reserve(requests)
+        before = [request.sequence.length for request in requests]
+        done = [0] * len(requests)
+        try:
+            while pieces := self._next_step(requests, done):
+                yield from self._run_pieces(requests, pieces)
+                for piece in pieces:
+                    done[piece.request] += piece.count
+        except BaseException:
+            for request, length in zip(requests, before, strict=True):
+                request.sequence.truncate(length)
+            raise
+
+    def run(self, requests: Many[Request]) -> list[Floats]:
+        """As `chunks`; returns a copy of the wanted logits of each request: [0 or 1 or number of tokens, V]."""
+        found: list[list[Floats]] = [[] for _ in requests]
+        for chunk in self.chunks(requests):
+            found[chunk.request].append(chunk.logits.copy())
+        empty = np.zeros((0, self.vocab_size), np.float32)
+        return [parts[0] if len(parts) == 1 else np.concatenate([empty, *parts]) for parts in found]
+
+    def _reserve(self, requests: Many[Request]) -> None:
+        sequences = [request.sequence for request in requests]
+        if len({id(sequence) for sequence in sequences}) != len(sequences):
+            raise StepInvalid(where="requests", reason="two of them append to the same sequence")
+        if any(sequence.pool is not self.pool for sequence in sequences):
+            raise PageMisuse(page="-", reason="the sequence belongs to another session")
+        needed = [request.sequence.pages_needed(request.sequence.length + request.tokens.size) for request in requests]
+        self.pool.require(sum(needed))
+        for index, request in enumerate(requests):
+            try:
+                copies = request.sequence.reserve(request.sequence.length + request.tokens.size)
+            except BaseException:
+                for earlier in requests[:index]:
+                    earlier.sequence.truncate(earlier.sequence.length)
+                raise
+            for source, target in copies:
+                size = self.plan.page_size
+                self.device.copy_slots(source * size, target * size, size)
+
+    def _next_step(self, requests: Many[Request], done: list[int]) -> list[_Piece]:
+        """The pieces of the next step: requests in order, as long as tokens, rows and sequences fit."""
+        bounds = self.plan.bounds
+        left = [request.tokens.size - count for request, count in zip(requests, done, strict=True)]
+        room = self.plan.entries[self._entry_for(min(sum(left), bounds.T))].max_tokens if any(left) else 0
+        rows, pieces = bounds.R, list[_Piece]()
+        for index, request in enumerate(requests):
+            count = min(left[index], room)
+            if request.want == "all":
+                count = min(count, rows)
+            wanted = count if request.want == "all" else int(request.want == "last" and count == left[index] > 0)
+            if wanted > rows:  # no row left for the last token: it goes into the next step
+                count, wanted = count - 1, 0
+            if count == 0 or len(pieces) == bounds.S:
+                continue
+            pieces.append(_Piece(index, done[index], count, wanted))
+            room, rows = room - count, rows - wanted
+        return pieces
+
+    def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
+        tokens, positions, owner, rows = [], [], [], []
+        total = 0
+        for index, piece in enumerate(pieces):
+            request = requests[piece.request]
+            begin = request.sequence.length
+            tokens.append(request.tokens[piece.start : piece.start + piece.count])
+            positions.append(np.arange(begin, begin + piece.count, dtype=np.int32))
+            owner.append(np.full(piece.count, index, np.int32))
+            total += piece.count
+            rows.append(np.arange(total - piece.rows, total, dtype=np.int32))
+        batch = _Batch(
+            tokens=np.concatenate(tokens),
+            positions=np.concatenate(positions),
+            sequence=np.concatenate(owner),
+            pages=[requests[piece.request].sequence.pages for piece in pieces],
+            rows=np.concatenate(rows),
+        )
+        output = self._execute(self._entry_for(total), batch, None)
+        # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
+        for piece in pieces:
+            requests[piece.request].sequence.length += piece.count
+        token = row = 0
+        for piece in pieces:
+            hidden = None if output.hidden is None else output.hidden[token : token + piece.count]
+            yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden)
+            token, row = token + piece.count, row + piece.rows
+
+    def _entry_for(self, tokens: int) -> str:
+        prefill = self.plan.entries.get("prefill")
+        if prefill is None:
+            return "decode"
+        return "prefill" if tokens >= prefill.min_tokens or "decode" not in self.plan.entries else "decode"
+
+    def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
+        inputs, bounds = self.device.inputs, self.plan.bounds
+        count, rows = batch.tokens.size, batch.rows.size
+        inputs["tokens"][:count] = batch.tokens
+        inputs["positions"][:count] = batch.positions
+        inputs["sequence"][:count] = batch.sequence
+        inputs["rows"][:rows] = batch.rows
+        for index, table in enumerate(batch.pages):
+            inputs["page_table"][index * bounds.P : index * bounds.P + table.size] = table
+        if hidden is not None:
+            name = self.plan.buffers[self.plan.entries[entry].inputs["hidden"]].name
+            inputs[name][: hidden.size] = hidden.reshape(-1)
+        inputs["control"][:2] = count, rows
+        self.device.run(entry)
+        logits = self.device.output(entry, "logits")[: rows * self.vocab_size].reshape(rows, self.vocab_size)
+        if "hidden" not in self.plan.entries[entry].outputs:
+            return StepOutput(logits, None)
+        states = self.device.output(entry, "hidden")
+        width = states.size // bounds.T
+        return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    def _check_batch(self, batch: _Batch) -> None:
+        bounds, count = self.plan.bounds, batch.tokens.size
+        _within("tokens", count, 1, bounds.T)
+        _within("rows", batch.rows.size, 0, bounds.R)
+        _within("pages", len(batch.pages), 1, bounds.S)
+        for name, array in (("positions", batch.positions), ("sequence", batch.sequence)):
+            if array.size != count:
+                raise StepInvalid(where=name, reason=f"has {array.size} elements for {count} tokens")
+        _all_within("positions", batch.positions, self.plan.context)
+        _all_within("sequence", batch.sequence, len(batch.pages))
+        _all_within("rows", batch.rows, count)
+        for index, table in enumerate(batch.pages):
+            _within(f"pages[{index}]", table.size, 0, bounds.P)
+            _all_within(f"pages[{index}]", table, self.pool.pages)
+            used = batch.positions[batch.sequence == index]
+            if used.size and int(used.max()) >= table.size * self.plan.page_size:
+                raise StepInvalid(where=f"pages[{index}]", reason=f"has no page for position {int(used.max())}")
+
+    def _check_entry(self, name: str, tokens: int, hidden: Floats | None) -> None:
+        entry = self.plan.entries.get(name)
+        if entry is None:
+            raise UnknownEntry(name=name, known=", ".join(self.plan.entries))
+        _within("tokens", tokens, 1, entry.max_tokens)
+        if (hidden is None) != ("hidden" not in entry.inputs):
+            verb = "needs" if hidden is None else "does not take"
+            raise StepInvalid(where="hidden", reason=f"entry {name} {verb} it")
+        if hidden is None:
+            return
+        width = self.plan.buffers[entry.inputs["hidden"]].size // self.plan.bounds.T
+        if hidden.shape != (tokens, width):
+            raise StepInvalid(where="hidden", reason=f"has the shape {hidden.shape}, not ({tokens}, {width})")
+
+
+def _ints(name: str, values: ArrayLike) -> Ints:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StepInvalid(where=name, reason=str(error)) from error
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise StepInvalid(where=name, reason="must be a flat sequence of integers")
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= 2**31):
+        raise StepInvalid(where=name, reason="has an element that is negative or does not fit 32 bits")
+    return array.astype(np.int32)
+
+
+def _within(name: str, count: int, low: int, high: int) -> None:
+    if not low <= count <= high:
+        raise StepInvalid(where=name, reason=f"has {count} elements, it must have {low} to {high}")
+
+
+def _all_within(name: str, array: Ints, end: int) -> None:
+    if array.size and int(array.max()) >= end:
+        raise StepInvalid(where=name, reason=f"has the element {int(array.max())}, it must be below {end}")
