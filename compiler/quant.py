@@ -191,7 +191,8 @@ def quantize_rows(x: Array, group: int) -> tuple[Array, Array, Array]:
     data = np.rint(values * inverse[..., None]).astype(np.int8)
     scale = (amax * np.float32(1 / 127)).astype(np.float32)
     total = data.sum(axis=-1, dtype=np.int32)
-    return data.reshape(*leading, padded), scale.reshape(*leading, -1), total.reshape(*leading, -1)
+    shape = (*leading, padded // group)
+    return data.reshape(*leading, padded), scale.reshape(shape), total.reshape(shape)
 
 
 def _padded(x: Array, columns: int) -> Array:

@@ -1,1 +1,38 @@
-"""The kernels of the CPU targets, written in TIR."""
+"""CPU kernels, one module a family of ops.
+
+A kernel is named by a frozen spec (sizes, views, formats). `operands(spec)` lists its arguments in order as
+(role, IR dtype, elements): "control" first where M is dynamic, inputs in the op's order, outputs, then "scratch" that
+lives only during the call. `build(spec, level)` gives the PrimFunc. All buffers are flat, 64-byte aligned and exactly
+as long as `operands` says; the cache may have any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import elementwise, embedding, linear, norm, quantize, rope
+from dsv3c.targets.cpu.kernels.frame import Operand, PrimFunc
+
+_KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, IsaLevel], PrimFunc]]] = {
+    elementwise.Add: (elementwise.add_operands, elementwise.build_add),
+    elementwise.Concat: (elementwise.concat_operands, elementwise.build_concat),
+    elementwise.Swiglu: (elementwise.swiglu_operands, elementwise.build_swiglu),
+    embedding.Take: (embedding.operands, embedding.build),
+    linear.Linear: (linear.operands, linear.build),
+    norm.RmsNorm: (norm.operands, norm.build),
+    quantize.QuantizeRows: (quantize.operands, quantize.build),
+    rope.Rope: (rope.rope_operands, rope.build_rope),
+    rope.RopeTable: (rope.rope_table_operands, rope.build_rope_table),
+}
+
+
+def operands(spec: object) -> tuple[Operand, ...]:
+    """Arguments of the kernel `spec` names, in call order."""
+    return _KERNELS[type(spec)][0](spec)
+
+
+def build(spec: object, level: IsaLevel) -> PrimFunc:
+    """The kernel `spec` names, for `level`."""
+    return _KERNELS[type(spec)][1](spec, level)

@@ -1,0 +1,105 @@
+"""add, swiglu and concat over rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.vector import columns, load, silu, store
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Add:
+    """y = a + b, all f32 [M, d]."""
+
+    rows: Rows
+    d: int
+
+
+@dataclass(frozen=True)
+class Swiglu:
+    """x f32 [M, 2*d] -> y f32 [M, d] = silu(x[:, :d]) * x[:, d:]."""
+
+    rows: Rows
+    d: int
+
+
+@dataclass(frozen=True)
+class Concat:
+    """y f32 [M, d1 + d2] = a [M, d1] | b [M, d2]."""
+
+    rows: Rows
+    d1: int
+    d2: int
+
+
+def add_operands(spec: Add) -> tuple[Operand, ...]:
+    size = spec.rows.maximum * spec.d
+    return (CONTROL, Operand("a", "f32", size), Operand("b", "f32", size), Operand("y", "f32", size))
+
+
+def swiglu_operands(spec: Swiglu) -> tuple[Operand, ...]:
+    size = spec.rows.maximum * spec.d
+    return (CONTROL, Operand("x", "f32", 2 * size), Operand("y", "f32", size))
+
+
+def concat_operands(spec: Concat) -> tuple[Operand, ...]:
+    m = spec.rows.maximum
+    a, b = Operand("a", "f32", m * spec.d1), Operand("b", "f32", m * spec.d2)
+    return (CONTROL, a, b, Operand("y", "f32", m * (spec.d1 + spec.d2)))
+
+
+def build_add(spec: Add, level: IsaLevel) -> PrimFunc:
+    def body(buffers: dict[str, Buffer]) -> None:
+        a, b, y = buffers["a"], buffers["b"], buffers["y"]
+
+        def row(m: Expr) -> None:
+            def column(at: Expr, lanes: int) -> None:
+                i = m * spec.d + at
+                store(y, i, load(a, i, lanes) + load(b, i, lanes), lanes)
+
+            columns(spec.d, column)
+
+        rows_loop(buffers["control"], spec.rows, spec.d, row)
+
+    return prim_func(add_operands(spec), body)
+
+
+def build_swiglu(spec: Swiglu, level: IsaLevel) -> PrimFunc:
+    def body(buffers: dict[str, Buffer]) -> None:
+        x, y = buffers["x"], buffers["y"]
+
+        def row(m: Expr) -> None:
+            def column(at: Expr, lanes: int) -> None:
+                gate = load(x, m * (2 * spec.d) + at, lanes)
+                up = load(x, m * (2 * spec.d) + spec.d + at, lanes)
+                store(y, m * spec.d + at, silu(gate, lanes) * up, lanes)
+
+            columns(spec.d, column)
+
+        rows_loop(buffers["control"], spec.rows, 4 * spec.d, row)
+
+    return prim_func(swiglu_operands(spec), body)
+
+
+def build_concat(spec: Concat, level: IsaLevel) -> PrimFunc:
+    width = spec.d1 + spec.d2
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        def copy(role: str, d: int, offset: int, m: Expr) -> None:
+            def column(at: Expr, lanes: int) -> None:
+                store(buffers["y"], m * width + offset + at, load(buffers[role], m * d + at, lanes), lanes)
+
+            columns(d, column)
+
+        def row(m: Expr) -> None:
+            copy("a", spec.d1, 0, m)
+            copy("b", spec.d2, spec.d1, m)
+
+        rows_loop(buffers["control"], spec.rows, width, row)
+
+    return prim_func(concat_operands(spec), body)

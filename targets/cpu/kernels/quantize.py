@@ -1,0 +1,86 @@
+"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see compiler.quant.quantize_rows)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets.cpu.intrinsics import typed
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, local, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, horizontal, load, splat, store
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class QuantizeRows:
+    """x f32 through `view` [M, heads, k] -> y.data i8 [M*heads, Kp], y.scale f32 and y.sum i32 [M*heads, Kp/group]."""
+
+    rows: Rows
+    k: int
+    group: int
+    heads: int = 1
+    view: View | None = None
+
+    @property
+    def groups(self) -> int:
+        return -(-self.k // self.group)
+
+
+def _view(spec: QuantizeRows) -> View:
+    return spec.view or View(spec.heads * spec.k, head_stride=spec.k)
+
+
+def operands(spec: QuantizeRows) -> tuple[Operand, ...]:
+    scales = spec.rows.maximum * spec.heads * spec.groups
+    return (
+        CONTROL,
+        Operand("x", "f32", spec.rows.maximum * _view(spec).row_stride),
+        Operand("y.data", "i8", scales * spec.group),
+        Operand("y.scale", "f32", scales),
+        Operand("y.sum", "i32", scales),
+    )
+
+
+def build(spec: QuantizeRows, level: IsaLevel) -> PrimFunc:
+    last = spec.k - (spec.groups - 1) * spec.group  # columns of the last group, the rest of it is padding
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        def row(m: Expr) -> None:
+            with T.serial(0, spec.heads) as head:
+                start = T.bind(_view(spec).start(m, head))
+                first = T.bind((m * spec.heads + head) * spec.groups)
+                with T.serial(0, spec.groups - (last < spec.group)) as g:
+                    _group(buffers, start + g * spec.group, first + g, spec.group, spec.group)
+                if last < spec.group:
+                    g = spec.groups - 1
+                    _group(buffers, start + g * spec.group, first + g, last, spec.group)
+
+        rows_loop(buffers["control"], spec.rows, spec.heads * spec.k, row)
+
+    return prim_func(operands(spec), body)
+
+
+def _group(buffers: dict[str, Buffer], start: Expr, index: Expr, width: int, group: int) -> None:
+    """Round x[start : start + width] into group `index`, zeros up to `group`."""
+    x, data = buffers["x"], buffers["y.data"]
+    largest = Reduction(T.max, 0.0)
+    columns(width, lambda at, lanes: largest.update(T.fabs(load(x, start + at, lanes)), lanes))
+    amax = largest.result()
+    inverse = T.bind(f32(127) / T.Select(amax > f32(0), amax, f32(1)))
+    total = local("i32", 1)
+    store(total, 0, T.int32(0), 1)
+
+    def encode(at: Expr, lanes: int) -> None:
+        rounded = T.nearbyint(load(x, start + at, lanes) * splat(inverse, lanes))
+        codes = T.bind(T.Cast(typed("int32", lanes), rounded))
+        store(total, 0, total[0] + horizontal(codes, lanes, add), 1)
+        store(data, index * group + at, T.Cast(typed("int8", lanes), codes), lanes)
+
+    columns(width, encode)
+    columns(group, lambda at, lanes: store(data, index * group + at, splat(T.int8(0), lanes), lanes), start=width)
+    store(buffers["y.scale"], index, amax * f32(1 / 127), 1)
+    store(buffers["y.sum"], index, total[0], 1)

@@ -1,0 +1,122 @@
+"""rope_table and rope: rotary position embedding (RoFormer, arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.vector import columns, f32, load, store
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """positions i32 [M], inv_freq f32 [d/2] -> y f32 [M, d] = cos(pos * inv_freq) * scale | sin(...) * scale."""
+
+    rows: Rows
+    d: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Rope:
+    """x f32 through `view` [M, heads, d], table f32 [M, d] -> y f32 [M, heads, d]: rotated halves one after the other.
+
+    The pairs are the even and odd elements of x when `interleave`, else its two halves.
+    """
+
+    rows: Rows
+    heads: int
+    d: int
+    interleave: bool
+    view: View | None = None
+
+
+def _view(spec: Rope) -> View:
+    return spec.view or View(spec.heads * spec.d, head_stride=spec.d)
+
+
+def rope_table_operands(spec: RopeTable) -> tuple[Operand, ...]:
+    m = spec.rows.maximum
+    return (
+        CONTROL,
+        Operand("positions", "i32", m),
+        Operand("inv_freq", "f32", spec.d // 2),
+        Operand("y", "f32", m * spec.d),
+    )
+
+
+def rope_operands(spec: Rope) -> tuple[Operand, ...]:
+    m = spec.rows.maximum
+    return (
+        CONTROL,
+        Operand("x", "f32", m * _view(spec).row_stride),
+        Operand("table", "f32", m * spec.d),
+        Operand("y", "f32", m * spec.heads * spec.d),
+    )
+
+
+def build_rope_table(spec: RopeTable, level: IsaLevel) -> PrimFunc:
+    half = spec.d // 2
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        y = buffers["y"]
+
+        def row(m: Expr) -> None:
+            position = T.bind(T.Cast("float32", buffers["positions"][m]))
+            with T.serial(0, half) as j:
+                angle = T.bind(position * buffers["inv_freq"][j])
+                store(y, m * spec.d + j, T.cos(angle) * f32(spec.scale), 1)
+                store(y, m * spec.d + half + j, T.sin(angle) * f32(spec.scale), 1)
+
+        rows_loop(buffers["control"], spec.rows, 32 * spec.d, row)
+
+    return prim_func(rope_table_operands(spec), body)
+
+
+def rotate(
+    x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, write: Any
+) -> None:
+    """write(j, value, lanes) for the rotated x[start : start + d]; `angles` is the start of the token's table row."""
+    half = d // 2
+
+    def column(at: Expr, lanes: int) -> None:
+        if interleave and lanes > 1:
+            pairs = T.bind(load(x, start + at * 2, 2 * lanes))
+            first = T.bind(T.Shuffle([pairs], list(range(0, 2 * lanes, 2))))
+            second = T.bind(T.Shuffle([pairs], list(range(1, 2 * lanes, 2))))
+        else:
+            step = 2 if interleave else 1
+            first = T.bind(load(x, start + at * step, lanes))
+            second = T.bind(load(x, start + at * step + (1 if interleave else half), lanes))
+        cos = T.bind(load(table, angles + at, lanes))
+        sin = T.bind(load(table, angles + half + at, lanes))
+        write(at, first * cos - second * sin, lanes)
+        write(at + half, second * cos + first * sin, lanes)
+
+    columns(half, column)
+
+
+def build_rope(spec: Rope, level: IsaLevel) -> PrimFunc:
+    def body(buffers: dict[str, Buffer]) -> None:
+        def row(m: Expr) -> None:
+            with T.serial(0, spec.heads) as head:
+                out = T.bind((m * spec.heads + head) * spec.d)
+                rotate(
+                    buffers["x"],
+                    T.bind(_view(spec).start(m, head)),
+                    buffers["table"],
+                    m * spec.d,
+                    spec.d,
+                    spec.interleave,
+                    lambda at, value, lanes: store(buffers["y"], out + at, value, lanes),
+                )
+
+        rows_loop(buffers["control"], spec.rows, spec.heads * spec.d, row)
+
+    return prim_func(rope_operands(spec), body)
