@@ -1,0 +1,81 @@
+"""`dsv3c compile`: from a checkpoint to an artifact."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3c.compiler.cli.output import print_json, section, size
+from dsv3c.compiler.cli.params import PATH, json_option, model_options
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.pipeline import CompileReport
+
+
+@click.command("compile")
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "-o", "--out", type=PATH, help="Where to write the artifact.  [default: artifacts/<model>-<quant>-<target>]"
+)
+@model_options
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--to", "stop_after", metavar="PASS", help="Stop after this pass and write no artifact.")
+@click.option("--dump-to", type=PATH, metavar="DIR", help="Write the graph after each pass into DIR, numbered.")
+@json_option
+def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Compile a CHECKPOINT into an artifact for one target.
+
+    CHECKPOINT is a folder as Hugging Face has it: config.json, *.safetensors, tokenizer.json. The artifact is a folder
+    too; copy it to the device and run it there with `dsv3c generate`. Weights are read, quantised and written one
+    layer at a time, and an interrupted run leaves nothing that looks finished.
+
+    \b
+    Examples:
+      dsv3c compile artifacts/models/fairytale-10m
+      dsv3c compile ~/models/Moonlight-16B-A3B --quant int4 -o moonlight-int4
+      dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
+    """
+    from dsv3c.compiler.cli.progress import terminal_progress
+    from dsv3c.compiler.options import CompileOptions
+    from dsv3c.compiler.pipeline import compile_checkpoint
+
+    chosen = CompileOptions(**options)
+    with terminal_progress() or nullcontext() as progress:
+        report = compile_checkpoint(checkpoint, out, chosen, progress)
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json(
+            {
+                "out": str(report.out) if report.out else None,
+                "seconds": round(report.seconds, 3),
+                "peak_rss_bytes": report.peak_rss,
+                "notes": list(report.notes),
+                "manifest": report.manifest,
+            }
+        )
+        return
+    if report.out is None:
+        where = f"; the graphs are in {chosen.dump_to}" if chosen.dump_to else ""
+        click.echo(f"stopped after {chosen.stop_after}: no artifact written{where}")
+        return
+    _tell(report)
+
+
+def _tell(report: CompileReport) -> None:
+    manifest = report.manifest
+    quantization = manifest["quantization"]
+    others = ", ".join(f"{part} {quantization[part]}" for part in ("head", "embedding", "cache"))
+    levels = ", ".join(level["name"] for level in manifest["target"]["levels"])
+    section(
+        f"built {report.out}",
+        [
+            ("weights", f"{size(manifest['memory']['weights_bytes'])} in {quantization['weights']} ({others})"),
+            ("kernels", f"{manifest['target']['name']}: {levels}"),
+            ("took", f"{report.seconds:.1f} s, at most {size(report.peak_rss)} of memory"),
+        ],
+    )
+    click.echo(f'run it: dsv3c generate {report.out} -p "Once upon a time"')

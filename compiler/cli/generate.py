@@ -1,0 +1,127 @@
+"""`dsv3c generate`: text from an artifact."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3c.compiler.cli.output import print_json
+from dsv3c.compiler.cli.params import PATH, json_option
+
+if TYPE_CHECKING:
+    from dsv3c.runtime.generation import Generation
+    from dsv3c.runtime.model import Model
+
+SEED_BITS = 32  # short enough to type again
+
+
+@click.command("generate")
+@click.argument("artifact", type=PATH)
+@click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=200,
+    show_default=True,
+    help="Tokens to generate at most.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="0 takes the likeliest token; higher is more varied.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), metavar="K", help="Choose among the K likeliest tokens only; 0 is off."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="P",
+    help="Choose among the likeliest tokens that make up this probability; 1 is off.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Drop tokens less likely than this share of the likeliest; 0 is off.",
+)
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; can be given several times.")
+@click.option("--chat", is_flag=True, help="Put the prompt as a user's message, by the model's chat template.")
+@click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens to hold at most, prompt included.")
+@click.option(
+    "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
+)
+@json_option
+def generate_command(
+    artifact: Path,
+    prompt: str,
+    chat: bool,
+    context: int | None,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Generate text with an ARTIFACT.
+
+    The prompt and its continuation stream to stdout (with --chat the answer alone), the speed goes to stderr. What is
+    not given is taken from the model's generation_config.json.
+
+    \b
+    Examples:
+      dsv3c generate OUT -p "Once upon a time"
+      dsv3c generate OUT -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
+      dsv3c generate OUT --chat -p "Why is the sky blue?"
+      dsv3c generate OUT -p - --json < prompt.txt
+    """
+    from dsv3c.runtime import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    params = {name: value for name, value in options.items() if value is not None}
+    params.setdefault("seed", secrets.randbits(SEED_BITS))
+    with load(artifact, threads=threads, context=context) as model:
+        events = model.stream([{"role": "user", "content": text}] if chat else text, **params)
+        if not as_json and not chat:
+            click.echo(text, nl=False)
+        for event in events:
+            if not as_json:
+                click.echo(event.text, nl=False)
+        if event.generation is None:
+            raise AssertionError("a stream ends with its generation")
+        report = _report(model, event.generation, params)
+    if as_json:
+        print_json(report)
+        return
+    click.echo()
+    click.echo(_speed(report), err=True)
+
+
+def _report(model: Model, generation: Generation, params: dict[str, Any]) -> dict[str, Any]:
+    sampled = model.defaults.updated(params).temperature > 0
+    return {
+        "text": generation.text,
+        "token_ids": list(generation.token_ids),
+        "finish_reason": generation.finish_reason,
+        "seed": params["seed"] if sampled else None,
+        "prompt_tokens": generation.prompt_tokens,
+        "new_tokens": len(generation.token_ids),
+        "prompt_tokens_per_second": round(generation.prompt_tokens_per_second, 2),
+        "decode_tokens_per_second": round(generation.decode_tokens_per_second, 2),
+        "first_token_seconds": round(generation.first_token_seconds, 4),
+        "device": model.report(),
+    }
+
+
+def _speed(report: dict[str, Any]) -> str:
+    seed = "" if report["seed"] is None else f", seed {report['seed']}"
+    return (
+        f"{report['new_tokens']} tokens at {report['decode_tokens_per_second']:.1f} tok/s, "
+        f"prompt of {report['prompt_tokens']} at {report['prompt_tokens_per_second']:.1f} tok/s{seed}"
+    )

@@ -1,0 +1,179 @@
+"""`dsv3c inspect`: what is in an artifact or a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsv3c.compiler.cli.output import print_json, section, size
+from dsv3c.compiler.cli.params import PATH, json_option
+from dsv3c.compiler.errors import Dsv3cError
+
+MANIFEST, CONFIG = "manifest.json", "config.json"
+
+
+class NothingToInspectError(Dsv3cError):
+    message = "{path} is neither an artifact nor a checkpoint: {reason}"
+    hint = "an artifact is a folder with manifest.json, a checkpoint one with config.json and *.safetensors"
+
+
+@click.command("inspect")
+@click.argument("path", type=PATH)
+@json_option
+def inspect_command(path: Path, as_json: bool) -> None:
+    """Show what is in an artifact or a checkpoint.
+
+    PATH is the folder of either. Of both: the model's config, the sizes of its parts, bits per weight. Of an artifact
+    also the target, the buffers and the kernels. Weights are not read.
+
+    \b
+    Examples:
+      dsv3c inspect artifacts/models/fairytale-10m
+      dsv3c inspect OUT --json
+    """
+    if not path.is_dir():
+        raise NothingToInspectError(path=path, reason="it is not a folder" if path.exists() else "it does not exist")
+    if (path / MANIFEST).exists():
+        report = describe_artifact(path)
+    elif (path / CONFIG).exists():
+        report = describe_checkpoint(path)
+    else:
+        raise NothingToInspectError(path=path, reason=f"it has neither {MANIFEST} nor {CONFIG}")
+    if as_json:
+        print_json(report)
+        return
+    _tell(path, report)
+
+
+def describe_checkpoint(folder: Path) -> dict[str, Any]:
+    """Config and stored sizes of a checkpoint. Raises a CheckpointError for one that could not be compiled."""
+    from dsv3c.compiler.checkpoint import Checkpoint
+    from dsv3c.compiler.checkpoint.parts import PARTS, part_of
+    from dsv3c.compiler.checkpoint.shards import open_tensors
+    from dsv3c.compiler.sizes import Part
+
+    checkpoint = Checkpoint.open(folder)
+    layers = checkpoint.config.num_hidden_layers
+    stored, files, _ = open_tensors(folder)
+    total_bytes: Counter[str] = Counter()
+    dtypes: dict[str, Counter[str]] = {}
+    for name, tensor in stored.items():
+        part, info = part_of(name, layers), tensor.info
+        total_bytes[part] += info.end - info.begin
+        dtypes.setdefault(part, Counter())[info.dtype] += info.end - info.begin
+    weights: Counter[str] = Counter()
+    for name, shape in checkpoint.shapes.items():
+        weights[part_of(name, layers)] += math.prod(shape)
+    formats = {part: ", ".join(dtype for dtype, _ in counts.most_common()) for part, counts in dtypes.items()}
+    parts = {name: Part(total_bytes[name], weights[name], formats[name]) for name in PARTS if name in formats}
+    return {
+        "kind": "checkpoint",
+        "config": checkpoint.config.to_dict(),
+        "parts": {name: asdict(part) for name, part in parts.items()},
+        "files": {name: (folder / name).stat().st_size for name in files},
+        "notes": list(checkpoint.notes),
+    }
+
+
+def describe_artifact(folder: Path) -> dict[str, Any]:
+    """What manifest and plan say. Raises a RuntimeFault for an artifact that could not be loaded."""
+    from dsv3c.runtime.artifact import Artifact
+
+    artifact = Artifact.open(folder)
+    manifest, plan = artifact.manifest.content, artifact.plan
+    counts = {
+        name: dict(Counter(kernel for kernel, _ in entry.calls).most_common()) for name, entry in plan.entries.items()
+    }
+    kinds: dict[str, dict[str, int]] = {}
+    for buffer in plan.buffers:
+        kind = kinds.setdefault(buffer.kind, {"buffers": 0, "bytes": 0})
+        kind["buffers"] += 1
+        kind["bytes"] += buffer.bytes
+    if "arena" in kinds:
+        kinds["arena"]["bytes"] = plan.arena_bytes  # buffers that are never alive together share memory
+    return {
+        "kind": "artifact",
+        "config": dict(artifact.manifest.model),
+        "parts": manifest.get("weights", {}).get("parts", {}),
+        "quantization": manifest.get("quantization", {}),
+        "target": manifest["target"],
+        "source": manifest.get("source", {}),
+        "options": manifest.get("options", {}),
+        "dsv3c_version": artifact.manifest.dsv3c_version,
+        "bounds": {"tokens": plan.bounds.T, "rows": plan.bounds.R, "sequences": plan.bounds.S, "context": plan.context},
+        "buffers": kinds,
+        "cache_bytes_per_token": plan.slot_bytes,
+        "kernel_calls": counts,
+        "files": {name: entry.size for name, entry in artifact.manifest.files.items()},
+        "notes": manifest.get("notes", []),
+    }
+
+
+def _tell(path: Path, report: dict[str, Any]) -> None:
+    parts, config = report["parts"], report["config"]
+    count = sum(part["weights"] for part in parts.values())
+    click.echo(f"{path}: {report['kind']} of a {config.get('model_type', 'model')}, {_count(count)} weights")
+    section("config", _config_rows(config))
+    section("parts", [_part_row(name, part) for name, part in (*parts.items(), ("all", _sum(parts)))])
+    if report["kind"] == "artifact":
+        _tell_artifact(report)
+    section("files", [(size(nbytes), name) for name, nbytes in report["files"].items()])
+    for note in report["notes"]:
+        click.echo(f"note: {note}")
+
+
+def _tell_artifact(report: dict[str, Any]) -> None:
+    bounds = report["bounds"]
+    section("quantization", report["quantization"].items())
+    section(
+        f"target {report['target']['name']}",
+        [(level["name"], "needs " + " ".join(level["requires"])) for level in report["target"]["levels"]],
+    )
+    section(
+        "one step at most",
+        [(bounds["tokens"], "tokens"), (bounds["rows"], "logits"), (bounds["sequences"], "sequences")],
+    )
+    buffers = report["buffers"].items()
+    section("buffers", [(kind, f"{of['buffers']} buffers", size(of["bytes"])) for kind, of in buffers])
+    click.echo(f"cache: {size(report['cache_bytes_per_token'])} a token, {bounds['context']} tokens a sequence at most")
+    for entry, calls in report["kernel_calls"].items():
+        section(f"kernel calls of {entry}: {sum(calls.values())}", [(count, name) for name, count in calls.items()])
+
+
+def _config_rows(config: dict[str, Any]) -> list[tuple[str, object]]:
+    return [(name, _one_line(value)) for name, value in config.items() if value not in (None, [], {})]
+
+
+def _one_line(value: object) -> str:
+    """Objects as the fields that are set, long lists with equal neighbours counted: "dense, 3 sparse"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_one_line(item)}" for key, item in value.items() if item is not None)
+    if not isinstance(value, list):
+        return str(value)
+    if len(value) <= 4:
+        return ", ".join(map(str, value))
+    runs = [(item, len(list(equal))) for item, equal in groupby(value)]
+    return ", ".join(f"{count} {item}" if count > 1 else str(item) for item, count in runs)
+
+
+def _part_row(name: str, part: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    bits = f"{8 * part['nbytes'] / part['weights']:.2f} bits/weight" if part["weights"] else ""
+    return name, size(part["nbytes"]), f"{_count(part['weights'])} weights", bits, part["format"]
+
+
+def _sum(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    keys = ("nbytes", "weights")
+    return {key: sum(part[key] for part in parts.values()) for key in keys} | {"format": ""}
+
+
+def _count(count: int) -> str:
+    for exponent, unit in ((9, "billion"), (6, "million"), (3, "thousand")):
+        if count >= 10**exponent:
+            return f"{count / 10**exponent:.3g} {unit}"
+    return str(count)

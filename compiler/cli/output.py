@@ -1,0 +1,55 @@
+"""What commands print: sizes, aligned columns, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+UNITS = ("kB", "MB", "GB", "TB")
+QUANTITY = re.compile(r"[\d.]+( [\w/]+){0,2}")  # a number with its unit
+
+
+def size(count: float) -> str:
+    """Bytes with three significant digits in decimal units, e.g. "11.2 MB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    value = count / 1000
+    for unit in UNITS:
+        # 999.5 would be shown as 1000.
+        if value < 999.5 or unit == UNITS[-1]:
+            break
+        value /= 1000
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
+
+
+def section(title: str, rows: Iterable[Sequence[object]]) -> None:
+    """A heading and its rows, the cells aligned in columns; nothing when there are no rows."""
+    lines = columns(rows)
+    if lines:
+        click.echo("\n".join([title, *(f"  {line}" for line in lines)]))
+
+
+def columns(rows: Iterable[Sequence[object]]) -> list[str]:
+    """Rows of cells as aligned lines. Numbers with a unit stand right, all else left; the last cell is not padded."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    count = max((len(row) for row in cells), default=0)
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(count)]
+    right = [all(_numeric(row[i]) for row in cells if i < len(row)) for i in range(count)]
+    lines = []
+    for row in cells:
+        padded = [cell.rjust(widths[i]) if right[i] else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or QUANTITY.fullmatch(cell) is not None
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,112 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dsv3c import targets
+from dsv3c.compiler.errors import Dsv3cError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# What people call the formats, beside the full names.
+SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+CACHE_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
+FORMAT_HELP = "float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym, with groups of G = 32, 64 or 128"
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+
+
+def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A target string, checked against the table of targets."""
+    try:
+        return str(targets.parse(value))
+    except Dsv3cError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def weight_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The full name of a weight format."""
+    if value is None:
+        return None
+    from dsv3c.compiler.quant import QuantSpec
+
+    try:
+        return QuantSpec.parse(SHORT_NAMES.get(value, value)).name
+    except Dsv3cError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The IR's name of an element type of the cache."""
+    if value is None:
+        return None
+    name = SHORT_NAMES.get(value, value)
+    if name not in CACHE_DTYPES:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(CACHE_DTYPES)}")
+    return CACHE_DTYPES[name]
+
+
+def model_options(command: Command) -> Command:
+    """Adds what decides how large and how exact the compiled model is: fields of CompileOptions."""
+    options = (
+        click.option(
+            "-t",
+            "--target",
+            callback=target_string,
+            default="x86",
+            show_default=True,
+            help="What to compile for; `dsv3c targets` lists the choices.",
+        ),
+        click.option(
+            "-q",
+            "--quant",
+            callback=weight_format,
+            metavar="FORMAT",
+            default="int8",
+            show_default=True,
+            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+        ),
+        click.option(
+            "--head-quant",
+            callback=weight_format,
+            metavar="FORMAT",
+            help="Format of the output head.  [default: int8 with integer weights, else as the weights]",
+        ),
+        click.option(
+            "--embed-quant",
+            callback=weight_format,
+            metavar="FORMAT",
+            help="Format of the embedding.  [default: bfloat16 with integer weights, else as the weights]",
+        ),
+        click.option(
+            "--cache-dtype",
+            callback=cache_dtype,
+            metavar="DTYPE",
+            help="float32 or bfloat16.  [default: float32 with float32 weights, else bfloat16]",
+        ),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=512,
+            show_default=True,
+            help="Most tokens of one step: the size of the pieces in which a long prompt is read.",
+        ),
+        click.option(
+            "--max-sequences",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=8,
+            show_default=True,
+            help="Most sequences that are generated side by side.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

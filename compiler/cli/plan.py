@@ -1,0 +1,63 @@
+"""`dsv3c plan`: what a model will weigh, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsv3c.compiler.cli.output import print_json, section, size
+from dsv3c.compiler.cli.params import PATH, json_option, model_options
+
+
+@click.command("plan")
+@click.argument("checkpoint", type=PATH)
+@model_options
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens to hold at once.  [default: the model's own limit]",
+)
+@json_option
+def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options: Any) -> None:
+    """Say what a CHECKPOINT will weigh, and whether it fits.
+
+    Nothing is compiled: the model is traced and laid out, but no weight is read. The sizes are exact: weights on disk
+    and mapped, the cache for --context tokens, and the memory that one step works in.
+
+    \b
+    Example:
+      dsv3c plan ~/models/Moonlight-16B-A3B --quant int4 --context 8192
+    """
+    from dsv3c.compiler.options import CompileOptions
+    from dsv3c.compiler.plan_report import plan_checkpoint
+
+    report = plan_checkpoint(checkpoint, CompileOptions(**options), context)
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    weights = sum(part.weights for part in report.parts.values())
+    section(
+        f"weights: {size(report.weight_bytes)}, {8 * report.weight_bytes / weights:.2f} bits each",
+        [(name, size(part.nbytes), part.format) for name, part in report.parts.items()],
+    )
+    section(
+        f"memory to run it: {size(report.total_bytes)}",
+        [
+            ("weights", size(report.weight_bytes), "mapped from the artifact"),
+            ("cache", size(report.cache_bytes), f"{report.context} tokens"),
+            ("arena", size(report.arena_bytes), "what one step works in"),
+        ],
+    )
+    click.echo(_verdict(report.total_bytes, report.available_bytes))
+
+
+def _verdict(total: int, available: int) -> str:
+    if not available:
+        return "this system does not tell how much memory is free"
+    free = f"{size(available)} of this machine's memory is free"
+    return f"fits: {free}" if total <= available else f"does not fit: {free}, {size(total - available)} too little"

@@ -1,0 +1,53 @@
+"""`dsv3c verify`: is an artifact whole and unchanged?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dsv3c.compiler.cli.output import size
+from dsv3c.compiler.cli.params import PATH
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.cli.progress import TerminalProgress
+
+
+@click.command("verify")
+@click.argument("artifact", type=PATH)
+def verify_command(artifact: Path) -> None:
+    """Check every hash, size and bound of an ARTIFACT.
+
+    Reads all of it, weights included. Loading an artifact checks sizes and bounds only; run this after copying one to
+    another machine, or when you did not make it yourself. Hashes tell damage, not who made it: kernels are native code.
+
+    \b
+    Example:
+      dsv3c verify artifacts/fairytale-10m-int8-x86
+    """
+    from dsv3c.compiler.cli.progress import terminal_progress
+    from dsv3c.runtime.artifact import verify
+
+    with terminal_progress() or nullcontext() as progress:
+        found = verify(artifact, per_file(progress) if progress else None)
+    click.echo(f"{artifact}: ok, {found.files} files, {size(found.bytes)}")
+    for name in found.extra:
+        click.echo(f"note: {name} is not part of the artifact", err=True)
+
+
+def per_file(progress: TerminalProgress) -> Callable[[str, int, int], None]:
+    """Shows bytes done of one file after another as stages."""
+    current, shown = "", 0
+
+    def tell(name: str, done: int, total: int) -> None:
+        nonlocal current, shown
+        if name != current:
+            current, shown = name, 0
+            progress.stage(f"hashing {name}", total)
+        progress.advance(done - shown)
+        shown = done
+
+    return tell

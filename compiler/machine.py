@@ -1,0 +1,209 @@
+"""What this machine has, and what it lacks to compile for a target. Looks; imports and starts nothing heavy."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dsv3c import targets
+from dsv3c.runtime import cpu_features
+
+QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
+
+# Features that decide how fast a model runs, in the order in which they are shown (names as in /proc/cpuinfo).
+FEATURES = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+
+PACKAGES = (
+    "dsv3c", "apache-tvm", "apache-tvm-ffi", "numpy", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "onnx",
+    "onnxruntime-gpu", "onnxruntime", "click", "rich", "ziglang", "torch", "transformers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """physical_cores: those that this process may use."""
+
+    model: str
+    architecture: str
+    physical_cores: int
+    logical_cores: int
+    features: frozenset[str]
+
+    @property
+    def notable(self) -> list[str]:
+        """The features that matter here, in a fixed order."""
+        return [name for name in FEATURES if name in self.features]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Sizes in bytes; 0 where the system does not tell. huge_pages: the mode of transparent huge pages, or ""."""
+
+    total: int
+    available: int
+    page_size: int
+    huge_pages: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that compiling for a target, or running what was compiled, takes.
+
+    find: says what was found, or None. use: what it is for. get: how to come by it.
+    """
+
+    name: str
+    find: Callable[[], str | None]
+    use: str
+    get: str
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """missing: the needs of a target that this machine does not meet."""
+
+    target: str
+    missing: tuple[Need, ...]
+
+
+def cpu() -> Cpu:
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return Cpu(
+        model=name[1] if name else platform.processor() or "unknown",
+        architecture=cpu_features.machine(),
+        physical_cores=cpu_features.default_threads(),
+        logical_cores=os.cpu_count() or 1,
+        features=cpu_features.cpu_flags(),
+    )
+
+
+def levels(features: frozenset[str]) -> list[str]:
+    """The kernel levels of ours that a CPU with these features runs, the best first."""
+    from dsv3c.targets.x86.levels import LEVELS
+
+    return [level.name for level in reversed(LEVELS) if not level.missing(features)]
+
+
+def memory() -> Memory:
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE))
+    mode = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled"))
+    return Memory(
+        total=int(sizes.get("MemTotal", 0)) * 1024,
+        available=int(sizes.get("MemAvailable", 0)) * 1024,
+        page_size=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0,
+        huge_pages=mode[1] if mode else "",
+    )
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of the packages that play a part; None for one that is not installed."""
+    return {name: package_version(name) for name in PACKAGES}
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def tools() -> list[Need]:
+    """Programs and libraries outside of Python packages."""
+    return [need for need in NEEDS.values() if not need.name.startswith("apache-")]
+
+
+def readiness() -> Iterator[Readiness]:
+    """What each known target still needs on this machine."""
+    for name, entry in targets.available().items():
+        needs = (NEEDS[need] for need in entry.needs)
+        yield Readiness(name, tuple(need for need in needs if need.find() is None))
+
+
+def _read(path: str) -> str:
+    """A file of the system, or "" where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _program(*names: str) -> Callable[[], str | None]:
+    """Finds the first of some programs on the path."""
+    return lambda: next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _package(name: str) -> Callable[[], str | None]:
+    return lambda: package_version(name)
+
+
+def _compiler() -> str | None:
+    """The program that links kernels: the C compiler of the system, else ziglang."""
+    chosen = os.environ.get("CC", "").split()[:1]
+    path = _program(*chosen, "cc", "gcc", "clang")()
+    if path:
+        return f"{path}{_first_line(path, '--version')}"
+    zig = package_version("ziglang")
+    return f"ziglang {zig}" if zig else None
+
+
+def _nvidia() -> str | None:
+    path = shutil.which("nvidia-smi")
+    return _first_line(path, "-L").strip(" ()") or None if path else None
+
+
+def _vulkan_driver() -> str | None:
+    named = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
+    if named:
+        return named
+    folders = ("/etc/vulkan/icd.d", "/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
+    found = sorted(path.name for folder in folders for path in Path(folder).glob("*.json"))
+    return ", ".join(found) or None
+
+
+def _first_line(*command: str) -> str:
+    """The first line that a program prints, in parentheses; "" when it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    line = done.stdout.strip().partition("\n")[0]
+    return f" ({line})" if line else ""
+
+
+NEEDS: Mapping[str, Need] = {
+    need.name: need
+    for need in (
+        Need("apache-tvm", _package("apache-tvm"), "compiles kernels", "pip install apache-tvm==0.27.0.post1"),
+        Need("apache-tvm-ffi", _package("apache-tvm-ffi"), "calls kernels", "pip install 'apache-tvm-ffi<0.1.15'"),
+        Need("c-compiler", _compiler, "links kernel libraries", "install gcc or clang, or pip install ziglang"),
+        Need("ziglang", _package("ziglang"), "links for other systems", "pip install ziglang"),
+        Need("nvcc", _program("nvcc"), "compiles CUDA kernels", "install the CUDA toolkit"),
+        Need("nvidia-gpu", _nvidia, "runs CUDA kernels", "install the NVIDIA driver"),
+        Need("glslc", _program("glslc"), "compiles Vulkan kernels", "install glslc (Debian package glslc)"),
+        Need("spirv-val", _program("spirv-val"), "checks Vulkan kernels", "install spirv-tools"),
+        Need(
+            "vulkan-loader",
+            lambda: ctypes.util.find_library("vulkan"),
+            "runs Vulkan kernels",
+            "install the Vulkan loader (Debian package libvulkan1)",
+        ),
+        Need("vulkan-driver", _vulkan_driver, "runs Vulkan kernels", "install a Vulkan driver (mesa-vulkan-drivers)"),
+        Need(
+            "qemu-aarch64",
+            _program("qemu-aarch64-static", "qemu-aarch64"),
+            "tries ARM kernels on this machine",
+            "install qemu-user-static",
+        ),
+    )
+}

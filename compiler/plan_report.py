@@ -1,0 +1,78 @@
+"""What a model will weigh when compiled, told without reading a weight or building a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3c import targets
+from dsv3c.compiler import machine, pipeline, weights
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.errors import BadOptionError
+from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.sizes import Part, model_parts
+from dsv3c.compiler.target import Target
+
+CACHE_BYTES = {"f32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
+
+    available_bytes: memory of this machine that is free, 0 where the system does not tell.
+    """
+
+    parts: Mapping[str, Part]
+    weight_bytes: int
+    cache_bytes: int
+    arena_bytes: int
+    context: int
+    available_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """What running the model takes; the weights are mapped, so several processes share them."""
+        return self.weight_bytes + self.cache_bytes + self.arena_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the free memory is enough; None where the system does not tell."""
+        return self.total_bytes <= self.available_bytes if self.available_bytes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: asdict(part) for name, part in self.parts.items()}
+        return asdict(self) | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits}
+
+
+def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | None = None) -> PlanReport:
+    """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
+
+    Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
+    """
+    target: Target = targets.get(targets.parse(options.target).name)
+    pipeline.check_formats(options)
+    source = Checkpoint.open(checkpoint)
+    config = source.config
+    longest = config.max_position_embeddings
+    tokens = longest if context is None else context
+    if not 1 <= tokens <= longest:
+        raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
+    lowered = pipeline.lower(config, source.shapes, options, target)
+    emission = target.emit(lowered.entries, lowered.bounds)
+    file = weights.lay_out(emission.recipes)
+    caches = config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
+    slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
+    row_bytes = config.latent_dim * CACHE_BYTES[options.resolved_cache_dtype]
+    return PlanReport(
+        parts=model_parts(config, file),
+        weight_bytes=file.nbytes,
+        cache_bytes=slots * caches * row_bytes,
+        arena_bytes=int(emission.plan["arena_bytes"]),
+        context=tokens,
+        available_bytes=machine.memory().available,
+        notes=source.notes,
+    )
