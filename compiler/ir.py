@@ -110,6 +110,11 @@ class Value:
     def dtype(self) -> str:
         return self.type.dtype
 
+    @property
+    def semantics(self) -> Mapping[str, Attr]:
+        """The attributes that say what is computed: all but `arena`, plan-memory's note of where the result lies."""
+        return {key: attr for key, attr in self.attrs.items() if key != "arena"}
+
     def replace(self, inputs: tuple[Value, ...] | None = None, attrs: Mapping[str, Attr] | None = None) -> Value:
         """The same operation on other inputs or with other attributes; the type stays, the verifier checks it."""
         return Value(

@@ -38,7 +38,8 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
     """Storage of a value whose symbolic dims have their largest sizes.
 
     A packed weight is data, scale, zero as its layout says; a quantised activation q8-gA [..., K] is data i8 [..., Kp],
-    scale f32 and sum i32 [..., Kp/A]; an unpacked integer weight is data u8 and scale; all else is one array.
+    scale f32 and sum i32 [..., Kp/A]; an unpacked int8 weight (an embedding) is data i8 [..., N, K], signed, and scale
+    f32 [..., N]; all else is one array.
     """
     shape = tuple(dim_size(dim, bounds) for dim in type.shape)
     group = activation_group(type)
@@ -53,9 +54,7 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
         return tuple(Component(role, dtype, dims) for role, (dtype, dims) in packed.items())
     if type.dtype in NUMPY_DTYPES:
         return (Component("data", type.dtype, shape),)
-    spec, (*rows, k) = spec_of(type), shape
-    data = Component("data", "u8", (*rows, spec.padded_k(k)))
-    return data, Component("scale", spec.scale_dtype, (*rows, spec.scale_groups(k)))
+    return Component("data", "i8", shape), Component("scale", "f32", shape[:-1])
 
 
 def aligned(nbytes: int) -> int:

@@ -36,15 +36,10 @@ def _type_fault(value: Value) -> str | None:
     if value.op in ("input", "param"):
         return None
     try:
-        expected = ops.apply(value.op, value.inputs, _semantic(value)).type
+        expected = ops.apply(value.op, value.inputs, value.semantics).type
     except (TypeRuleError, UnknownOpError) as error:
         return str(error)
     return None if expected == value.type else f"the type should be {expected}"
-
-
-def _semantic(value: Value) -> dict[str, object]:
-    """Attributes that belong to the operation; `arena` is a note of plan_memory."""
-    return {key: attr for key, attr in value.attrs.items() if key != "arena"}
 
 
 def _phase_fault(value: Value, phase: str, memo: dict[Value, bool]) -> str | None:

@@ -27,7 +27,8 @@ from dsv3c.compiler.ops.weight import Packed
 from dsv3c.compiler.quant import QTensor
 from dsv3c.compiler.storage import Component, aligned, components
 
-Read = Callable[[str], Array]
+# Reads one tensor as float32, or one expert of a stacked tensor when an index is given.
+Read = Callable[[str, int | None], Array]
 
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
 
@@ -97,12 +98,16 @@ def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], Non
         os.truncate(descriptor, file.nbytes)
         _write_at(descriptor, file.header, 0)
 
+        def given(leaf: Value) -> Array:
+            index = leaf.attrs.get("expert")
+            return read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
+
         def job(piece: tuple[str, Value, int, int]) -> None:
             recipe, value, index, count = piece
-            arrays = _stored_arrays(ops.evaluate([value], lambda leaf: read(str(leaf.attrs["name"])))[0])
+            arrays = _stored_arrays(ops.evaluate([value], given)[0])
             for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
-                nbytes = tensor.component.nbytes // count
-                _write_at(descriptor, np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, tensor.offset + index * nbytes)
+                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                _write_at(descriptor, data, tensor.offset + index * (tensor.component.nbytes // count))
             advance(sum(tensor.component.nbytes for tensor in file.tensors[recipe]) // count)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -125,19 +130,25 @@ def _stored_arrays(result: Any) -> list[Array]:
     if isinstance(result, Packed):
         return list(result.components.values())
     if isinstance(result, QTensor):
-        return [result.codes, result.scale]
+        signed = (result.codes[..., : result.k] ^ np.uint8(result.spec.zero_point)).view(np.int8)
+        return [signed, result.scale[..., 0]]
     return [result]
 
 
 def _pieces(recipes: Mapping[str, Value]) -> Iterator[tuple[str, Value, int, int]]:
     """(recipe, value, index, count): each recipe whole, or cut along its first axis when it holds stacked experts."""
     for recipe, value in recipes.items():
-        if not any("*" in str(leaf.attrs.get("name", "")) for leaf in topological_order([value])):
+        if not any(map(is_stacked, topological_order([value]))):
             yield recipe, value, 0, 1
             continue
         count = int(value.shape[0])
         for index in range(count):
             yield recipe, part(value, index), index, count
+
+
+def is_stacked(value: Value) -> bool:
+    """A param that holds all experts, one tensor of the checkpoint each, and has not been cut yet."""
+    return value.op == "param" and "*" in str(value.attrs["name"]) and "expert" not in value.attrs
 
 
 def part(value: Value, index: int) -> Value:
@@ -154,10 +165,9 @@ def _cut(value: Value, axis: int, index: int) -> Value:
 
 
 def _part_param(value: Value, index: int) -> Value | None:
-    name = str(value.attrs["name"])
-    if "*" not in name:
+    if not is_stacked(value):
         return None
-    return ops.leaf("param", name.replace("*", str(index)), TensorType(value.dtype, value.shape[1:]))
+    return Value("param", (), {**value.attrs, "expert": index}, TensorType(value.dtype, value.shape[1:]))
 
 
 def _part_concat(value: Value, index: int) -> Value | None:

@@ -50,7 +50,7 @@ def evaluate(values: list[Value], given: Callable[[Value], Any]) -> list[Any]:
         if value.op in ("input", "param"):
             known[value] = given(value)
         else:
-            known[value] = op.evaluate(*(known[source] for source in value.inputs), **value.attrs)
+            known[value] = op.evaluate(*(known[source] for source in value.inputs), **value.semantics)
         for source in dict.fromkeys(value.inputs):
             if last_use[source] == index and source not in wanted:
                 del known[source]

@@ -8,6 +8,7 @@ import numpy as np
 
 from dsv3c.compiler.ir import Attr, Dim, TensorType, dim_product
 from dsv3c.compiler.ops.table import Array, Op, broadcast, concrete, element_count, float32, op_table, require
+from dsv3c.compiler.ops.weight import decoded
 
 F32, I32, BOOL = "f32", "i32", "bool"
 NUMPY_DTYPE = {F32: np.float32, I32: np.int32, BOOL: np.bool_}
@@ -83,8 +84,8 @@ def infer_linear(x: TensorType, weight: TensorType) -> TensorType:
     return TensorType(F32, (*broadcast(x.shape[:-2], weight.shape[:-2]), x.shape[-2], weight.shape[-2]))
 
 
-def evaluate_linear(x: Array, weight: Array) -> Array:
-    return np.matmul(x, np.swapaxes(weight, -1, -2))
+def evaluate_linear(x: Any, weight: Any) -> Array:
+    return np.matmul(decoded(x), np.swapaxes(decoded(weight), -1, -2))
 
 
 # --- shape -----------------------------------------------------------------------------------------------------------
@@ -144,8 +145,8 @@ def infer_take(table: TensorType, ids: TensorType) -> TensorType:
     return TensorType(F32, (*ids.shape, *table.shape[1:]))
 
 
-def evaluate_take(table: Array, ids: Array) -> Array:
-    return float32(table[ids])
+def evaluate_take(table: Any, ids: Array) -> Array:
+    return decoded(table)[ids]
 
 
 def infer_take_along(x: TensorType, ids: TensorType) -> TensorType:

@@ -1,0 +1,76 @@
+"""Writing an artifact folder: everything into a temporary neighbour, then one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsv3c.compiler.errors import OutputExistsError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# Copied as they are in the checkpoint.
+SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+_CHUNK = 1 << 22
+
+
+@contextmanager
+def writing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the body ends well and is removed when it does not.
+
+    Raises OutputExistsError at once, before any work, when `out` exists and may not be replaced.
+    """
+    if out.exists() and not overwrite:
+        raise OutputExistsError(path=out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield temporary
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """Put the finished folder in place. An old artifact is moved aside first, so that `out` is never half of each."""
+    temporary.chmod(0o755)
+    if not out.exists():
+        os.rename(temporary, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    os.rename(out, aside / out.name)
+    os.rename(temporary, out)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_table(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file below `folder`, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "size": path.stat().st_size} for path in files
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

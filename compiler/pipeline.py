@@ -1,0 +1,308 @@
+"""The whole compilation: checkpoint, trace, passes, target, artifact."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsv3c import targets
+from dsv3c.compiler import artifact, weights
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.errors import BadOptionError, UnknownPassError
+from dsv3c.compiler.frontend import tracer
+from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.rewrite import Pass
+from dsv3c.compiler.target import Emission, Entry, Target
+from dsv3c.compiler.verifier import verify
+from dsv3c.passes.fuse_mla import FuseMla
+from dsv3c.passes.fuse_moe import FuseMoe
+from dsv3c.passes.fuse_qkv_a import FuseQkvA
+from dsv3c.passes.fuse_rms_norm import FuseRmsNorm
+from dsv3c.passes.fuse_rope import FuseRope
+from dsv3c.passes.fuse_router import FuseRouter
+from dsv3c.passes.fuse_swiglu import FuseSwiglu
+from dsv3c.passes.pack import Pack
+from dsv3c.passes.plan_memory import PlanMemory
+from dsv3c.passes.quantise import Quantise
+from dsv3c.passes.simplify import Simplify
+
+PLAN_VERSION = 1
+EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
+CACHE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
+
+class Progress(Protocol):
+    """Told of each stage; `total` is the number of units that `advance` will count, None when unknown."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, n: int = 1) -> None: ...
+
+
+class Silent:
+    """No progress shown."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, n: int = 1) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """out: the artifact, None when the passes were stopped. manifest: its content. seconds: wall time. peak_rss: bytes."""
+
+    out: Path | None
+    manifest: dict[str, Any]
+    notes: tuple[str, ...]
+    seconds: float
+    peak_rss: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The entries after all passes, what the passes did, and the bounds of one step."""
+
+    entries: Mapping[str, Entry]
+    rewrites: Mapping[str, Mapping[str, int]]
+    bounds: Mapping[str, int]
+
+
+def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
+    """The passes in order, for the attention form of one entry."""
+
+    def scratch(value: Value) -> int:
+        return target.scratch_bytes(value, bounds)
+
+    return [
+        Simplify(),  # the patterns below expect neither chains of views nor products with 1
+        FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
+        FuseRope(),  # likewise a rotation
+        FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
+        Simplify(),  # joins the slices of the joined product with the slices of its parts
+        FuseMla(form),
+        FuseRouter(),
+        FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
+        FuseSwiglu(),
+        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
+        Pack(target.layout, target.integer_activations),
+        PlanMemory(bounds, scratch),
+    ]
+
+
+def compile_checkpoint(
+    checkpoint: Path, out: Path | None, options: CompileOptions, progress: Progress | None = None
+) -> CompileReport:
+    """Compile the checkpoint folder into an artifact folder.
+
+    out: None takes artifacts/<model>-<quant>-<target>. Nothing is left behind when it fails or is interrupted.
+    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`.
+    """
+    started, progress = time.monotonic(), progress or Silent()
+    target_string = targets.parse(options.target)
+    target: Target = targets.get(target_string.name)
+    check_formats(options)
+    progress.stage("reading the checkpoint's headers")
+    source = Checkpoint.open(checkpoint)
+    progress.stage("running the passes")
+    lowered = lower(source.config, source.shapes, options, target)
+    if options.stop_after is not None:
+        return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss())
+    emission = target.emit(lowered.entries, lowered.bounds)
+    destination = out or default_output(checkpoint, options)
+    with artifact.writing(destination, options.overwrite) as folder:
+        progress.stage("building kernels", len(emission.levels))
+        emission.write_kernels(folder / "kernels", progress.advance)
+        file = weights.lay_out(emission.recipes)
+        progress.stage("writing weights", file.nbytes)
+        weights.write(file, folder / "weights.safetensors", _reader(source), progress.advance)
+        progress.stage("hashing")
+        plan = _plan(source.config, options, lowered.bounds, emission)
+        artifact.write_json(folder / "plan.json", plan)
+        artifact.copy_side_files(checkpoint, folder)
+        manifest = _manifest(source, options, emission, file, plan, lowered)
+        artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
+    return CompileReport(destination, manifest, source.notes, time.monotonic() - started, peak_rss())
+
+
+def check_formats(options: CompileOptions) -> None:
+    """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
+    for name in (options.quant, options.resolved_head_quant):
+        QuantSpec.parse(name)
+    if options.resolved_embed_quant not in EMBEDDING_FORMATS:
+        expected = "one of " + ", ".join(EMBEDDING_FORMATS)
+        raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
+
+
+def default_output(checkpoint: Path, options: CompileOptions) -> Path:
+    return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
+
+
+def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
+    """Largest size of each symbolic dim; N, the cache slots, is chosen when the artifact is loaded."""
+    pages = -(-config.max_position_embeddings // PAGE_SIZE)
+    return {"T": options.max_tokens, "R": options.max_rows, "S": options.max_sequences, "P": pages}
+
+
+def lower(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, target: Target
+) -> Lowered:
+    """Trace the model and run the passes for each entry function."""
+    bounds = step_bounds(config, options)
+    cache_dtype = options.resolved_cache_dtype
+    step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
+    traced = {"decode": (step, "absorbed", 1)}
+    crossing = materialize_from(config)
+    if crossing <= options.max_tokens:
+        traced["prefill"] = (step, "materialized", crossing)
+    if config.num_nextn_predict_layers:
+        traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
+    entries, rewrites = {}, {}
+    for name, (graph, form, min_tokens) in traced.items():
+        planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
+        entries[name], rewrites[name] = Entry(planned, min_tokens), counts
+    return Lowered(entries, rewrites, bounds)
+
+
+def materialize_from(config: ModelConfig) -> int:
+    """Tokens of a step from which rebuilding keys and values is cheaper than scoring in latent space.
+
+    Operations per head and context row: absorbed 2(2r + d) a token; materialised 2(n + d + v) a token, once
+    2r(n + v) to rebuild the row; r = kv_lora_rank, d, n, v the head sizes. Never, when the first is no larger.
+    """
+    rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    materialized = config.qk_nope_head_dim + rope + config.v_head_dim
+    saved = 2 * rank + rope - materialized
+    if saved <= 0:
+        return sys.maxsize
+    return math.ceil(rank * (config.qk_nope_head_dim + config.v_head_dim) / saved)
+
+
+def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> tuple[Graph, dict[str, int]]:
+    """Run the passes in order, verifying before and after each; returns the graph and the rewrites by pass name.
+
+    Stops after options.stop_after. Raises UnknownPassError, VerifyError.
+    """
+    names = list(dict.fromkeys(item.name for item in sequence))
+    if options.stop_after is not None and options.stop_after not in names:
+        raise UnknownPassError(name=options.stop_after, known=", ".join(names))
+    last = max((i for i, item in enumerate(sequence) if item.name == options.stop_after), default=len(sequence) - 1)
+    counts: dict[str, int] = dict.fromkeys(names, 0)
+    verify(graph, "trace", "trace")
+    _show(graph, "trace", 0, 0.0, options)
+    for number, item in enumerate(sequence[: last + 1], start=1):
+        started = time.perf_counter()
+        graph, count = item.run(graph)
+        counts[item.name] += count
+        _show(graph, item.name, number, time.perf_counter() - started, options, count)
+        verify(graph, item.phase, item.name)
+    return graph, counts
+
+
+def _show(
+    graph: Graph, name: str, number: int, seconds: float, options: CompileOptions, count: int | None = None
+) -> None:
+    """The dump of one phase, and its line of the debug ladder. Written before it is verified: wrong graphs count most."""
+    head = f"{graph.name} after {name}: {seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
+    if options.dump_to is not None:
+        options.dump_to.mkdir(parents=True, exist_ok=True)
+        path = options.dump_to / f"{graph.name}-{number:02d}-{name}.txt"
+        path.write_text(f"# {head}\n{graph}\n", encoding="utf-8")
+    if debug_level() >= 1:
+        print(f"dsv3c: {head}", file=sys.stderr)
+    if debug_level() >= 3:
+        print(graph, file=sys.stderr)
+
+
+def _reader(source: Checkpoint) -> weights.Read:
+    def read(name: str, expert: int | None) -> Any:
+        return source.read(name) if expert is None else source.part(name, expert)
+
+    return read
+
+
+def _plan(
+    config: ModelConfig, options: CompileOptions, bounds: Mapping[str, int], emission: Emission
+) -> dict[str, Any]:
+    n_caches = config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
+    common = {
+        "version": PLAN_VERSION,
+        "bounds": dict(bounds),
+        "page_size": PAGE_SIZE,
+        "latent_dim": config.latent_dim,
+        "cache_dtype": CACHE_DTYPES[options.resolved_cache_dtype],
+        "n_caches": n_caches,
+    }
+    return common | dict(emission.plan)
+
+
+def _manifest(
+    source: Checkpoint,
+    options: CompileOptions,
+    emission: Emission,
+    file: weights.WeightFile,
+    plan: Mapping[str, Any],
+    lowered: Lowered,
+) -> dict[str, Any]:
+    cache_bytes = {"float32": 4, "bfloat16": 2}[plan["cache_dtype"]]
+    return {
+        "format_version": artifact.FORMAT_VERSION,
+        "dsv3c_version": version("dsv3c"),
+        "model": {"name": source.path.resolve().name, **source.config.to_dict()},
+        "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
+        "target": {"name": options.target, "levels": [dict(level) for level in emission.levels]},
+        "quantization": {
+            "weights": options.quant,
+            "head": options.resolved_head_quant,
+            "embedding": options.resolved_embed_quant,
+            "cache": plan["cache_dtype"],
+        },
+        "weights": {"tensors": bytes_by_part(source.config, file)},
+        "memory": {
+            "weights_bytes": file.nbytes,
+            "arena_bytes": plan["arena_bytes"],
+            "cache_bytes_per_token": plan["n_caches"] * plan["latent_dim"] * cache_bytes,
+        },
+        "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
+        "options": options.to_dict(),
+        "notes": list(source.notes),
+    }
+
+
+def bytes_by_part(config: ModelConfig, file: weights.WeightFile) -> dict[str, int]:
+    """Stored bytes of embedding, attention, dense_mlp, experts, router, head, norms and mtp."""
+    sizes: dict[str, int] = {}
+    for name in file.recipes:
+        part = model_part(config, name)
+        sizes[part] = sizes.get(part, 0) + file.component_bytes(name)
+    return sizes
+
+
+def model_part(config: ModelConfig, name: str) -> str:
+    """The part of the model that a weight's name tells; used for reports alone."""
+    layer = name.removeprefix("model.layers.").split(".")[0]
+    if layer.isdigit() and int(layer) >= config.num_hidden_layers:
+        return "mtp"
+    rules = (("experts", "experts"), ("self_attn", "attention"), ("mlp.gate.", "router"), ("mlp", "dense_mlp"),
+             ("embed_tokens", "embedding"), ("lm_head", "head"))  # fmt: skip
+    if "norm" in name:
+        return "norms"
+    return next((part for key, part in rules if key in name), "other")
+
+
+def peak_rss() -> int:
+    """Largest resident set of this process so far, in bytes (ru_maxrss counts kB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+

@@ -1,0 +1,47 @@
+"""What a target is to the compiler: capabilities that steer the passes, and how it emits a planned graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsv3c.compiler.ir import Graph, Value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function of the artifact: its planned graph, and the smallest step it is meant for."""
+
+    graph: Graph
+    min_tokens: int = 1
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What a target made of the entries.
+
+    plan: content of plan.json but for what the compiler knows itself (see pipeline). recipes: the weights by their name
+    in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
+    libraries into `folder`, calling `advance(1)` for each.
+    """
+
+    plan: Mapping[str, Any]
+    recipes: Mapping[str, Value]
+    levels: tuple[Mapping[str, Any], ...]
+    write_kernels: Callable[[Path, Callable[[int], None]], None]
+
+
+class Target(Protocol):
+    """layout: the packed weight layout; integer_activations: int8 activations meet integer weights."""
+
+    name: str
+    layout: str
+    integer_activations: bool
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        """Working memory the kernel of `value` wants from the arena."""
+
+    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        """Kernels and plan for planned graphs, all in phase "kernel"."""
