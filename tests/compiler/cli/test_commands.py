@@ -1,0 +1,161 @@
+"""What the commands print and what they hand on, without compiling anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3c.compiler import cli, machine, pipeline
+from dsv3c.compiler.cli import output
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.pipeline import CompileReport
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
+    """stdout and stderr of a command that succeeds."""
+    code = cli.run(args)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (9_994, "9.99 kB"),
+        (9_995, "10.0 kB"),
+        (99_950, "100 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (5_900_000_000, "5.90 GB"),
+        (1.2e15, "1200 TB"),
+    ],
+)
+def test_sizes_have_three_digits(count: float, text: str) -> None:
+    assert output.size(count) == text
+
+
+def test_columns_align_numbers_right() -> None:
+    rows = [("a", "9.99 MB", "x"), ("long name", "100 kB", "")]
+    assert output.columns(rows) == ["a          9.99 MB  x", "long name   100 kB"]
+
+
+def test_columns_of_ragged_rows() -> None:
+    assert output.columns([("a",), ("b", "c")]) == ["a", "b  c"]
+    assert output.columns([]) == []
+
+
+class Recorded:
+    """Stands for the pipeline: keeps what it was asked and answers with a fixed report."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
+        self.options: CompileOptions | None = None
+
+    def __call__(self, checkpoint: Path, out: Path | None, options: CompileOptions, progress: Any) -> CompileReport:
+        self.options = options
+        assert progress is None  # stderr is no terminal in a test
+        manifest = {
+            "target": {"name": "x86", "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}]},
+            "quantization": {"weights": "int8", "head": "int8", "embedding": "bfloat16", "cache": "bfloat16"},
+            "memory": {"weights_bytes": 9_900_000},
+        }
+        return CompileReport(self.out, manifest, ("config.json has no x",), 1.25, 300_000_000)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    stand_in = Recorded(Path("OUT"))
+    monkeypatch.setattr(pipeline, "compile_checkpoint", stand_in)
+    return stand_in
+
+
+def test_compile_says_what_was_built_and_where(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, "compile", "MODEL")
+    assert out.splitlines() == [
+        "built OUT",
+        "  weights  9.90 MB in int8 (head int8, embedding bfloat16, cache bfloat16)",
+        "  kernels  x86: x86-64-v3, x86-64-v4",
+        "  took     1.2 s, at most 300 MB of memory",
+        'run it: dsv3c generate OUT -p "Once upon a time"',
+    ]
+    assert err == "note: config.json has no x\n"
+    assert recorded.options == CompileOptions()
+
+
+def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    args = "--quant int4 --head-quant f16 --embed-quant int8 --cache-dtype float32 --max-tokens 64 --max-sequences 2"
+    run(capsys, "compile", "MODEL", *args.split(), "--overwrite", "--dump-to", "graphs")
+    assert recorded.options == CompileOptions(
+        quant="int4-g32",
+        head_quant="float16",
+        embed_quant="int8",
+        cache_dtype="f32",
+        max_tokens=64,
+        max_sequences=2,
+        overwrite=True,
+        dump_to=Path("graphs"),
+    )
+
+
+def test_compile_to_a_pass_builds_nothing(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded.out = None
+    out, _ = run(capsys, "compile", "MODEL", "--to", "fuse-mla", "--dump-to", "graphs")
+    assert out == "stopped after fuse-mla: no artifact written; the graphs are in graphs\n"
+    assert recorded.options is not None and recorded.options.stop_after == "fuse-mla"
+
+
+def test_compile_json(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(run(capsys, "compile", "MODEL", "--json")[0])
+    assert (report["out"], report["peak_rss_bytes"]) == ("OUT", 300_000_000)
+    assert report["manifest"]["quantization"]["weights"] == "int8"
+
+
+def test_inspect_a_checkpoint(bundled_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(run(capsys, "inspect", str(bundled_model), "--json")[0])
+    assert report["config"]["kv_lora_rank"] == 128
+    # 4 layers, 1 MTP layer: as its README says, 9.7 million, most of them in experts.
+    assert sum(part["weights"] for part in report["parts"].values()) == pytest.approx(9.7e6, rel=0.01)
+    assert report["parts"]["routed experts"]["weights"] == 3 * 16 * 3 * 256 * 128
+    assert report["parts"]["routed experts"]["format"].startswith("F8_E4M3")
+    assert report["parts"]["embedding"]["nbytes"] == 2 * 2048 * 256
+
+    text, _ = run(capsys, "inspect", str(bundled_model))
+    assert "checkpoint of a deepseek_v3, 9.72 million weights" in text
+    assert "mlp_layer_types           dense, 4 sparse" in text
+
+
+def test_inspect_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(tmp_path)]) == 1
+    assert "it has neither manifest.json nor config.json" in capsys.readouterr().err
+
+
+def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "targets")[0].startswith("x86  x86-64 CPUs")
+    assert "x86" in json.loads(run(capsys, "targets", "--json")[0])
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(run(capsys, "doctor", "--json")[0])
+    assert report["cpu"]["physical_cores"] >= 1
+    assert report["packages"]["numpy"]
+    assert set(report["targets"]) == {"x86"}
+    text, _ = run(capsys, "doctor")
+    assert all(f"\n{title}\n" in "\n" + text for title in ("cpu", "memory", "tools", "packages", "targets"))
+
+
+def test_doctor_says_what_a_target_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    need = machine.Need("c-compiler", lambda: None, "links kernel libraries", "install gcc")
+    monkeypatch.setattr(machine, "NEEDS", {**machine.NEEDS, "c-compiler": need})
+    text, _ = run(capsys, "doctor")
+    assert "x86  needs c-compiler (install gcc)" in text
+
+
+def test_every_need_of_a_target_is_known() -> None:
+    assert {state.target for state in machine.readiness()} == {"x86"}

@@ -1,0 +1,158 @@
+"""How the command ends: the exit code, one message on stderr, and never a traceback that nobody asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from dsv3c.compiler import cli
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.runtime.errors import RuntimeFault
+
+
+class LostKey(Dsv3cError):
+    message = "the key {key!r} is lost"
+    hint = "look under the mat"
+
+
+class LostArtifact(RuntimeFault):
+    message = "the artifact {path} is lost"
+
+
+def run_raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    @click.command("fail")
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(cli.root.commands, "fail", fail)
+    return cli.run(["fail"])
+
+
+def dsv3c(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from dsv3c.compiler.cli import main; main()", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (LostKey(key="k"), "error: the key 'k' is lost\n  hint: look under the mat\n"),
+        (LostArtifact(path="p"), "error: the artifact p is lost\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), "error: No space left on device: out\n"),
+        (MemoryError(), "error: out of memory\n"),
+        (ValueError("odd"), "error: ValueError: odd\n  hint: this is a fault of dsv3c"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_faults_are_one_message_and_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, says: str
+) -> None:
+    monkeypatch.delenv("DSV3C_DEBUG", raising=False)
+    assert run_raising(monkeypatch, error) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(says)
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DSV3C_DEBUG", "1")
+    assert run_raising(monkeypatch, LostKey(key="k")) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.endswith("error: the key 'k' is lost\n  hint: look under the mat\n")
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_raising(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["bogus"],
+        ["compile"],
+        ["compile", "x", "--bogus"],
+        ["compile", "x", "--quant", "int5"],
+        ["compile", "x", "--quant", "int4-g48"],
+        ["compile", "x", "--head-quant", "int5"],
+        ["compile", "x", "--cache-dtype", "int8"],
+        ["compile", "x", "--target", "z80"],
+        ["compile", "x", "--target", "x86:cpu"],
+        ["compile", "x", "--max-tokens", "0"],
+        ["generate", "x"],
+        ["generate", "x", "-p", "a", "--temperature", "-1"],
+        ["generate", "x", "-p", "a", "--top-p", "2"],
+        ["plan", "x", "--context", "none"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(args) == 2
+    captured = capsys.readouterr()
+    assert "Usage: dsv3c" in captured.err and "Error: " in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", ["compile", "inspect", "verify", "plan"])
+def test_a_missing_folder_is_1(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing")
+    assert cli.run([command, missing]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and missing in error and "this is a fault of dsv3c" not in error
+
+
+@pytest.mark.parametrize("command", sorted(cli.root.commands))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([command, "--help"]) == 0
+    assert f"Usage: dsv3c {command}" in capsys.readouterr().out
+
+
+def test_as_a_process() -> None:
+    assert dsv3c("--version").stdout.startswith("dsv3c 0.")
+    missing = dsv3c("inspect", "no/such/folder")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr.startswith("error: no/such/folder is neither an artifact nor a checkpoint")
+    assert dsv3c("bogus").returncode == 2
+    assert dsv3c("compile", "x", DSV3C_DEBUG="loud").returncode == 1
+
+
+def test_a_closed_pipe_is_quiet(bundled_model: Path) -> None:
+    command = [sys.executable, "-c", "from dsv3c.compiler.cli import main; main()", "inspect", str(bundled_model)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 1
+    assert error == b""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
+def test_control_c_as_a_process() -> None:
+    script = (
+        "import time, click\n"
+        "from dsv3c.compiler import cli\n"
+        "@cli.root.command('wait')\n"
+        "def wait():\n"
+        "    click.echo('waiting', err=True)\n"
+        "    time.sleep(60)\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "waiting\n"
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert process.stderr.read().strip() == "interrupted"
+    process.stderr.close()
