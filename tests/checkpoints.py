@@ -79,7 +79,7 @@ YARN = {
 }
 
 
-def tiny_config(model_type: str = "deepseek_v3", **overrides: Any) -> dict[str, Any]:
+def tiny_config(model_type: str = "deepseek_v3", /, **overrides: Any) -> dict[str, Any]:
     """A valid config.json of a model of a few ten thousand weights; an override of `...` removes the key."""
     config = {"model_type": model_type, **_COMMON, **_BY_TYPE[model_type], **overrides}
     return {key: value for key, value in config.items() if value is not ...}

@@ -66,10 +66,10 @@ class SafetensorsFile:
         """The tensor as a read-only view of the mapped file, without a copy.
 
         BF16 and the F8 types come as their bit patterns (uint16, uint8), types below a byte as flat uint8.
-        Raises ChangedFileError when the file shrank since it was opened: touching lost pages would kill the process.
+        Raises ChangedFileError when the file changed its size since: touching pages it lost would kill the process.
         """
         info = self.tensors[name]
-        if self._map.size() < self.size:
+        if self._map.size() != self.size:
             raise ChangedFileError(path=self.path, expected=self.size, found=self._map.size())
         dtype = np.dtype(NUMPY_DTYPES.get(info.dtype, "u1"))
         shape = info.shape if DTYPE_BITS[info.dtype] >= 8 else (info.end - info.begin,)

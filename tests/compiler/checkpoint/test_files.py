@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsv3c.compiler.checkpoint.files import contained, parse_object, quote, read_bytes, read_object
+from dsv3c.compiler.errors import JsonError, PathEscapeError, UnreadableFileError
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    {
+        "empty": (b"", "Expecting value"),
+        "null": (b"null", "expected an object"),
+        "list": (b"[1]", "expected an object"),
+        "zero bytes": (bytes(20), "Expecting value"),
+        "not UTF-8": (b'{"a": "\xc3"}', "not UTF-8"),
+        "byte order mark": (b"\xef\xbb\xbf{}", "BOM"),
+        "cut": (b'{"a": 1', "Expecting"),
+        "trailing": (b"{} 1", "Extra data"),
+        "NaN": (b'{"a": NaN}', "NaN"),
+        "Infinity": (b'{"a": -Infinity}', "Infinity"),
+        "number too large": (b'{"a": 1e999}', "too large"),
+        "duplicate key": (b'{"a": 1, "b": 2, "a": 3}', "'a' is given twice"),
+        "duplicate key inside": (b'{"c": [{"a": 1, "a": 3}]}', "'a' is given twice"),
+        "deep list": (b'{"a":' + b"[" * 200_000, "nested too deeply"),
+        "deep object": (b'{"a":' * 200_000, "nested too deeply"),
+    }.values(),
+)
+def test_what_is_not_one_strict_object_is_refused(text: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(JsonError, match=reason):
+        read_object(tmp_path / "config.json")
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_parse_or_raise_value_error(data: bytes) -> None:
+    for text in (data, b'{"a":' + data + b"}"):
+        with contextlib.suppress(ValueError):
+            assert isinstance(parse_object(text), dict)
+
+
+def test_reads_are_bounded_and_only_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(11))
+    assert len(read_bytes(tmp_path / "a", limit=11)) == 11
+    with pytest.raises(UnreadableFileError, match="longer than 10 bytes"):
+        read_bytes(tmp_path / "a", limit=10)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnreadableFileError, match="not a regular file"):
+        read_bytes(tmp_path / "pipe")
+
+
+def test_links_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("{}")
+    (folder / "own").write_text("{}")
+    (folder / "inside").symlink_to("own")
+    (folder / "outside").symlink_to(tmp_path / "secret")
+    (folder / "loop").symlink_to("loop")
+    assert contained(folder, "inside") == folder / "inside"
+    for name in ("outside", "../secret", "loop/../../secret"):
+        with pytest.raises((PathEscapeError, UnreadableFileError)):
+            contained(folder, name)
+    with pytest.raises((PathEscapeError, UnreadableFileError)):
+        read_bytes(contained(folder, "loop"))
+
+
+def test_the_cache_of_hugging_face_may_link_to_its_blobs(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "abc").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    assert read_object(contained(snapshot, "config.json")) == {}
+
+
+def test_quotes_stay_short_and_printable() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, "x" * 10**6, "\ud800\x1b", 10**4000, {"a": list(range(1000))}):
+        text = quote(value)
+        assert len(text) < 400
+        assert text.isprintable()
+        text.encode()
