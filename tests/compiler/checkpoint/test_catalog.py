@@ -20,7 +20,14 @@ from dsv3c.compiler.errors import (
     TensorShapeError,
     UnexpectedTensorError,
 )
-from tests.checkpoints import fuse_experts, random_tensors, stored_tensors, tiny_config, write_safetensors
+from tests.checkpoints import (
+    SAFETENSORS_NAMES,
+    fuse_experts,
+    random_tensors,
+    stored_tensors,
+    tiny_config,
+    write_safetensors,
+)
 
 Tensors = dict[str, np.ndarray]
 FP8 = {"quant_method": "fp8", "weight_block_size": [16, 24]}
@@ -140,7 +147,7 @@ def test_what_the_config_does_not_ask_for_is_refused(case: str, tmp_path: Path) 
 
 
 def test_integers_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("tests.checkpoints").checkpoints.SAFETENSORS_NAMES, np.dtype(np.int32), "I32")
+    monkeypatch.setitem(SAFETENSORS_NAMES, np.dtype(np.int32), "I32")
     tensors = fp8_tensors() | {"model.norm.weight": np.ones(64, np.int32)}
     with pytest.raises(TensorDtypeError, match="is stored as I32, expected F32"):
         entries_of(tmp_path, tensors)

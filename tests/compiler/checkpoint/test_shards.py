@@ -65,7 +65,10 @@ def replace_pipe(folder: Path) -> None:
 
 
 def write_index(data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / INDEX).write_bytes(data) and None
+    def change(folder: Path) -> None:
+        (folder / INDEX).write_bytes(data)
+
+    return change
 
 
 def truncate(folder: Path) -> None:
