@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.errors import LogitsNotFinite, ParameterInvalid, UnknownParameter
 
-_FIRST_CUT = 256
+Floats = NDArray[np.float32]
+Ids = NDArray[np.intp]
+
+# Only the head of a large vocabulary is ever sorted: ids whose weight reaches the first of these limits that takes in
+# enough of them. The best id weighs 1, the last limit takes in all.
+_LIMITS = (1e-2, 1e-4, 1e-6, 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,15 @@ class Sampler:
         self._params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._seen = np.zeros(vocab_size if params.repetition_penalty != 1 else 0, np.bool_)
+        self._repeated = np.zeros(0, np.intp)
 
     def observe(self, tokens: Many[int] | NDArray[np.int32]) -> None:
         """Count tokens of the prompt or the answer as repeated from now on."""
         if self._seen.size:
             self._seen[tokens] = True
+            self._repeated = np.flatnonzero(self._seen)
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: Floats) -> int:
         """The next token for logits [V], which are left unchanged. Raises LogitsNotFinite."""
         if self._seen.size:
             logits = self._penalised(logits)
@@ -111,60 +118,60 @@ class Sampler:
         index = min(index, len(total) - 1)
         return index if ids is None else int(ids[index])
 
-    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits, penalty = logits.copy(), np.float32(self._params.repetition_penalty)
-        seen = logits[self._seen]
-        logits[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+    def _penalised(self, logits: Floats) -> Floats:
+        logits, penalty = logits.copy(), self._params.repetition_penalty
+        seen = logits[self._repeated]
+        logits[self._repeated] = np.where(seen > 0, seen / penalty, seen * penalty)
         return logits
 
-    def _candidates(
-        self, logits: NDArray[np.float32], best: float
-    ) -> tuple[NDArray[np.intp] | None, NDArray[np.float64]]:
-        """Ids (None: all, in order) with their unnormalised probabilities, after the filters."""
+    def _candidates(self, logits: Floats, best: float) -> tuple[Ids | None, Floats]:
+        """Ids (None: all, in order) with their unnormalised probabilities, after the filters; the best weighs 1."""
         params = self._params
-        # In float64, since a tiny temperature would overflow float32 before exp makes it zero again.
+        # Kept where float32 can divide by it; a quotient that overflows is -inf, which is as it should be.
+        temperature = np.float32(min(max(params.temperature, 1e-30), 1e30))
         with np.errstate(over="ignore", under="ignore"):
-            weights = np.exp((logits - np.float32(best)).astype(np.float64) / params.temperature)
-        top_k = min(params.top_k, logits.size) or logits.size
-        if top_k == logits.size and params.top_p == 1:
-            return (None, weights) if params.min_p == 0 else self._min_p(np.arange(logits.size), weights)
-        ids = _largest(weights, top_k) if top_k < logits.size else None
+            weights = np.exp((logits - np.float32(best)) / temperature)
+        ids = None
+        if 0 < params.top_k < logits.size:
+            ids = _largest(weights, params.top_k)
         if params.top_p < 1:
             ids = _nucleus(weights, ids, params.top_p)
-        assert ids is not None
-        return self._min_p(ids, weights[ids])
-
-    def _min_p(
-        self, ids: NDArray[np.intp], weights: NDArray[np.float64]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        # The best candidate weighs 1, so the share of the likeliest is the weight itself.
-        keep = weights >= self._params.min_p
-        return ids[keep], weights[keep]
+        if params.min_p > 0:
+            # The share of the likeliest is the weight itself.
+            ids = np.flatnonzero(weights >= params.min_p) if ids is None else ids[weights[ids] >= params.min_p]
+        return ids, weights if ids is None else weights[ids]
 
 
-def _largest(weights: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+def _largest(weights: Floats, count: int) -> Ids:
     """Ids of the `count` largest weights, largest first; equal ones in the order of their ids."""
-    if count >= weights.size:
-        return np.argsort(-weights, kind="stable")
-    limit = weights[np.argpartition(weights, weights.size - count)[weights.size - count]]
-    above = np.flatnonzero(weights > limit)
-    ids = np.concatenate([above, np.flatnonzero(weights == limit)[: count - above.size]])
+    for limit in _LIMITS:
+        ids = np.flatnonzero(weights >= limit)
+        if ids.size >= count:
+            break
+    return _sorted(weights, ids)[:count]
+
+
+def _nucleus(weights: Floats, ids: Ids | None, top_p: float) -> Ids:
+    """The fewest of the likeliest ids that reach the share `top_p` of all, or of `ids` (largest first)."""
+    if ids is not None:
+        return _reaching(weights, ids, top_p * _sum(weights[ids]))
+    goal = top_p * _sum(weights)
+    for limit in _LIMITS:
+        ids = np.flatnonzero(weights >= limit)
+        if _sum(weights[ids]) >= goal:
+            break
+    assert ids is not None
+    return _reaching(weights, _sorted(weights, ids), goal)
+
+
+def _reaching(weights: Floats, ids: Ids, goal: float) -> Ids:
+    count = int(np.searchsorted(np.cumsum(weights[ids], dtype=np.float64), goal, side="left")) + 1
+    return ids[:count]
+
+
+def _sorted(weights: Floats, ids: Ids) -> Ids:
     return ids[np.argsort(-weights[ids], kind="stable")]
 
 
-def _nucleus(weights: NDArray[np.float64], ids: NDArray[np.intp] | None, top_p: float) -> NDArray[np.intp]:
-    """The fewest of the likeliest ids that reach the share `top_p`; sorts no more of a large vocabulary than needed."""
-    goal = top_p * float(weights.sum() if ids is None else weights[ids].sum())
-    if ids is not None:
-        return _reaching(weights, ids, goal)
-    cut = _FIRST_CUT
-    while True:
-        ids = _largest(weights, cut)
-        if ids.size == weights.size or float(weights[ids].sum()) >= goal:
-            return _reaching(weights, ids, goal)
-        cut *= 8
-
-
-def _reaching(weights: NDArray[np.float64], ids: NDArray[np.intp], goal: float) -> NDArray[np.intp]:
-    count = int(np.searchsorted(np.cumsum(weights[ids]), goal, side="left")) + 1
-    return ids[:count]
+def _sum(weights: Floats) -> float:
+    return float(weights.sum(dtype=np.float64))

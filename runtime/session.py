@@ -89,6 +89,8 @@ class Session:
         """Token ids as i32[n]. Raises TokensInvalid, TokenOutOfRange."""
         try:
             array = np.asarray(ids)
+            if array.dtype.kind == "f":  # integers beyond 64 bits become floats
+                array = np.asarray(ids, object)
         except (ValueError, TypeError, OverflowError) as error:
             raise TokensInvalid(reason=str(error)) from error
         if array.ndim != 1:
@@ -97,7 +99,7 @@ class Session:
             return np.zeros(0, np.int32)
         if array.dtype.kind not in "iuO":
             raise TokensInvalid(reason=f"found elements of type {array.dtype}")
-        if array.dtype.kind == "O" and not all(type(value) is int for value in array):
+        if array.dtype.kind == "O" and not all(type(v) is int or isinstance(v, np.integer) for v in array):
             raise TokensInvalid(reason="found elements that are no integers")
         outside = np.flatnonzero((array < 0) | (array >= self.vocab_size))
         if outside.size:

@@ -1,0 +1,141 @@
+"""The CPU device with a real library: a toy whose kernels are compiled from C."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv3c import runtime
+from dsv3c.runtime import cpu_features, errors
+from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.cpu import CpuDevice
+from dsv3c.runtime.session import Request, Session
+from tests.runtime import toy
+from tests.runtime.toy import expected_logits
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or cpu_features.machine() != "x86_64", reason="the toy artifact is for x86-64 Linux"
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return toy.build_library(tmp_path_factory.mktemp("library"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, library: bytes) -> Path:
+    return toy.write_artifact(tmp_path / "toy", library=library)
+
+
+def test_runs_the_toy(folder: Path) -> None:
+    tokens = list(range(23))
+    with runtime.load(folder, threads=2) as model:
+        np.testing.assert_array_equal(model.logits(tokens), expected_logits(tokens))
+        best = int(expected_logits(tokens)[-1].argmax())
+        assert model.generate(tokens, temperature=0, max_new_tokens=1).token_ids == (best,)
+        report = model.report()
+    assert (report["level"], report["threads"], report["library"]) == ("base", 2, "kernels/base.so")
+    assert report["cache_slots"] == 64
+    assert ctypes.CDLL(str(folder / "kernels" / "base.so")).toy_threads() == 2
+
+
+def test_buffers_are_aligned_and_weights_are_the_file(folder: Path) -> None:
+    device = CpuDevice(Artifact.open(folder), 64, 1)
+    for array in device._arrays:
+        assert array.ctypes.data % 64 == 0
+        assert array.ndim == 1
+    assert str(folder / "weights.safetensors") in Path("/proc/self/maps").read_text()
+    device.close()
+
+
+def test_copies_slots_in_every_cache(folder: Path) -> None:
+    device = CpuDevice(Artifact.open(folder), 64, 1)
+    session = Session(device._plan, device, toy.VOCAB)
+    first = session.new_sequence()
+    session.run([Request(first, session.tokens([1, 2, 3, 4, 5]), "last")])
+    second = first.fork()
+    found = session.run([Request(s, session.tokens([6]), "last") for s in (first, second)])
+    for rows in found:
+        np.testing.assert_array_equal(rows, expected_logits([1, 2, 3, 4, 5, 6])[-1:])
+
+
+def test_running_allocates_nothing(folder: Path) -> None:
+    import tracemalloc
+
+    device = CpuDevice(Artifact.open(folder), 64, 1)
+    device.inputs["control"][:2] = 1, 1
+    device.run("decode")
+    tracemalloc.start()
+    for _ in range(50):
+        device.run("decode")
+    left, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left < 1024
+
+
+def test_two_models_at_once(folder: Path) -> None:
+    with runtime.load(folder) as first, runtime.load(folder) as second:
+        np.testing.assert_array_equal(first.logits([1, 2]), second.logits([1, 2]))
+
+
+def test_kernel_missing(tmp_path: Path, library: bytes) -> None:
+    content = toy.plan_content()
+    content["entries"]["decode"]["calls"][0][0] = "no_such_kernel"
+    with pytest.raises(errors.KernelMissing, match="no_such_kernel"):
+        runtime.load(toy.write_artifact(tmp_path / "toy", content, library))
+
+
+@pytest.mark.parametrize("data", [b"", b"text" * 10, b"\x7fELF\x01\x01" + bytes(40)])
+def test_library_is_no_library(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(errors.LibraryInvalid):
+        runtime.load(toy.write_artifact(tmp_path / "toy", library=data))
+
+
+def test_library_is_cut(tmp_path: Path, library: bytes) -> None:
+    with pytest.raises(errors.LibraryInvalid):
+        runtime.load(toy.write_artifact(tmp_path / "toy", library=library[:200]))
+
+
+def test_library_of_another_machine(tmp_path: Path, library: bytes) -> None:
+    data = library[:18] + b"\xb7\x00" + library[20:]
+    with pytest.raises(errors.WrongMachine, match="aarch64, this machine is x86_64"):
+        runtime.load(toy.write_artifact(tmp_path / "toy", library=data))
+
+
+def test_library_changed_after_compilation(folder: Path) -> None:
+    path = folder / "kernels" / "base.so"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(errors.HashMismatch):
+        runtime.load(folder)
+
+
+def test_target_without_a_device(folder: Path) -> None:
+    toy.edit_json(folder / "manifest.json", "target", "name", value="abacus")
+    with pytest.raises(errors.NoDevice, match="abacus"):
+        runtime.load(folder)
+
+
+def test_memory_refused(tmp_path: Path, library: bytes) -> None:
+    content = toy.plan_content()
+    content["arena_bytes"] = 2**44
+    with pytest.raises(errors.MemoryRefused, match="activations"):
+        runtime.load(toy.write_artifact(tmp_path / "toy", content, library))
+
+
+def test_no_torch_and_no_tvm_come_along(folder: Path) -> None:
+    code = (
+        "import sys, dsv3c.runtime\n"
+        f"model = dsv3c.runtime.load({str(folder)!r})\n"
+        "model.generate([1, 2], max_new_tokens=2)\n"
+        "print(sorted({'torch', 'tvm', 'onnx', 'dsv3c.compiler'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,74 @@
+"""Which kernel level runs here, and what is said when none does."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsv3c.runtime import cpu_features, errors
+from dsv3c.runtime.artifact import Level, Target
+from dsv3c.runtime.cpu_features import check_threads, choose_level, default_threads, parse_cpuinfo, require_machine
+
+LEVELS = (
+    Level("v3", ("avx2", "fma"), "v3.so"),
+    Level("v4", ("avx2", "fma", "avx512f"), "v4.so"),
+    Level("vnni", ("avx2", "fma", "avx512f", "avx512_vnni"), "vnni.so"),
+)
+
+
+def test_strongest_level_that_fits() -> None:
+    assert choose_level(LEVELS, frozenset({"avx2", "fma", "avx512f", "sse"}), {}).name == "v4"
+    assert choose_level(LEVELS, frozenset({"avx2", "fma", "avx512_vnni"}), {}).name == "v3"
+
+
+def test_variable_forces_a_level() -> None:
+    flags = frozenset(LEVELS[2].requires)
+    assert choose_level(LEVELS, flags, {"DSV3C_ISA": "v3"}).name == "v3"
+    assert choose_level(LEVELS, flags, {"DSV3C_ISA": ""}).name == "vnni"
+
+
+def test_variable_names_an_unknown_level() -> None:
+    with pytest.raises(errors.UnknownIsaLevel, match="'avx9'.*v3, v4, vnni"):
+        choose_level(LEVELS, frozenset(), {"DSV3C_ISA": "avx9"})
+
+
+def test_variable_names_a_level_the_cpu_lacks() -> None:
+    with pytest.raises(errors.IsaNotSupported, match="vnni needs the CPU features avx512f avx512_vnni"):
+        choose_level(LEVELS, frozenset({"avx2", "fma"}), {"DSV3C_ISA": "vnni"})
+
+
+def test_no_level_fits() -> None:
+    with pytest.raises(errors.IsaNotSupported, match="v3 needs the CPU features fma"):
+        choose_level(LEVELS, frozenset({"avx2"}), {})
+    with pytest.raises(errors.UnknownIsaLevel):
+        choose_level((), frozenset({"avx2"}), {})
+
+
+def test_flags_are_those_of_every_core() -> None:
+    text = "processor: 0\nflags\t\t: avx2 fma\n\nprocessor: 1\nflags : avx2\n"
+    assert parse_cpuinfo(text) == {"avx2"}
+    assert parse_cpuinfo("Features : asimd asimddp\n") == {"asimd", "asimddp"}
+    assert parse_cpuinfo("") == frozenset()
+
+
+@pytest.mark.parametrize(("target", "machine"), [("x86:cpu=zen4", "aarch64"), ("arm", "x86_64")])
+def test_wrong_machine_names_both(monkeypatch: pytest.MonkeyPatch, target: str, machine: str) -> None:
+    monkeypatch.setattr(cpu_features, "machine", lambda: machine)
+    with pytest.raises(errors.WrongMachine, match=f"compiled for .*, this machine is {machine}"):
+        require_machine(Target(target, ()))
+
+
+def test_machine_goes_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "AMD64")
+    assert cpu_features.machine() == "x86_64"
+    require_machine(Target("x86", ()))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 100_000])
+def test_threads_invalid(threads: object) -> None:
+    with pytest.raises(errors.ThreadsInvalid):
+        check_threads(threads)  # type: ignore[arg-type]
+
+
+def test_threads_default_to_physical_cores() -> None:
+    assert check_threads(None) == default_threads() >= 1
+    assert check_threads(3) == 3
