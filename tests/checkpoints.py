@@ -66,6 +66,7 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": {**_EXPERTS, **_NOAUX, "mlp_layer_types": ["dense", "sparse", "sparse"], "n_group": 1,
                       "topk_group": 1},
     "youtu": {"tie_word_embeddings": True},
+    "youtu_llm": {"tie_word_embeddings": True},
 }  # fmt: skip
 
 YARN = {

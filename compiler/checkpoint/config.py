@@ -16,7 +16,8 @@ from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
 from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "youtu")
+MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu")
+SAME_AS = {"kimi_k2": "deepseek_v3", "youtu_llm": "youtu"}  # names under which the same architecture was published
 SCORING_FUNCS = ("sigmoid", "softmax")
 TOPK_METHODS = ("noaux_tc", "greedy", "group_limited_greedy")
 LAYER_TYPES = ("dense", "sparse")
@@ -32,7 +33,7 @@ MAX_EXPERTS = 2**14
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A checked config. `kimi_k2` is read as the `deepseek_v3` it is.
+    """A checked config. Its `model_type` is one of MODEL_TYPES: `kimi_k2` is read as the `deepseek_v3` it is.
 
     A model without experts has 0 in the sizes of experts. `greedy` routing has no groups, so n_group and topk_group are
     1 with it whatever config.json says. `mlp_layer_types` covers the main layers, then the MTP layers.
@@ -160,7 +161,7 @@ def load_config(
 
 
 def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the other names transformers gives to some keys replaced."""
+    """`values` with the other names that some keys and model types have replaced."""
     aliases = {
         "num_mtp_layers": "num_nextn_predict_layers",
         "num_local_experts": "n_routed_experts",
@@ -170,6 +171,9 @@ def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
     for alias, key in aliases.items():
         if alias in values:
             named.setdefault(key, values[alias])
+    model_type = named.get("model_type")
+    if isinstance(model_type, str):
+        named["model_type"] = SAME_AS.get(model_type, model_type)
     return named
 
 
@@ -291,8 +295,10 @@ def _routing_kind(config: Fields, model_type: str) -> tuple[str, str, bool]:
 def _model_type(config: Fields) -> str:
     model_type = config.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
-        raise UnknownModelTypeError(path=config.path, model_type=quote(model_type), known=", ".join(MODEL_TYPES))
-    return "deepseek_v3" if model_type == "kimi_k2" else model_type
+        raise UnknownModelTypeError(
+            path=config.path, model_type=quote(model_type), known=", ".join((*MODEL_TYPES, *SAME_AS))
+        )
+    return model_type
 
 
 def _refuse_unsupported(config: Fields) -> None:
