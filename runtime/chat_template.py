@@ -82,7 +82,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TemplateTooCostly(reason=f"it makes a text of more than {CHARACTERS} characters")
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        # The sandbox wraps str.format; the method itself stands behind the wrapper.
+        method = getattr(obj, "__wrapped__", obj)
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str | list | tuple | bytes):
             self._require_growth(name, owner, *args, *kwargs.values())
         else:
@@ -153,9 +155,8 @@ class _BoundLoops(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        # A recursive loop measures its argument, so it needs the sequence itself; each recursion is a call.
-        if not node.recursive:
-            node.iter = nodes.Filter(node.iter, _LOOP, [], [], None, None, lineno=node.lineno)
+        # What a recursive loop is called with later is not passed through here; the call itself is checked.
+        node.iter = nodes.Filter(node.iter, _LOOP, [], [], None, None, lineno=node.lineno)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:

@@ -184,12 +184,13 @@ class Model:
 
     def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
         """Over windows ids[window·i : window·i + window + 1], each starting cold; a last short one counts as well."""
-        limit = min(self.context, self.artifact.plan.context)
-        if type(window) is not int or not 1 <= window <= limit:
-            raise ParameterInvalid(name="window", value=window, reason=f"it must be an integer from 1 to {limit}")
         ids = self.session.tokens(token_ids)
         if ids.size < 2:
             raise EmptyPrompt()
+        if type(window) is not int or not 1 <= window <= self.context:
+            raise ParameterInvalid(
+                name="window", value=window, reason=f"it must be an integer from 1 to {self.context}"
+            )
         total = 0.0
         for start in range(0, ids.size - 1, window):
             part = ids[start : start + window + 1]

@@ -27,7 +27,7 @@ def test_variable_forces_a_level() -> None:
 
 
 def test_variable_names_an_unknown_level() -> None:
-    with pytest.raises(errors.UnknownIsaLevel, match="'avx9'.*v3, v4, vnni"):
+    with pytest.raises(errors.UnknownIsaLevel, match=r"'avx9'.*v3, v4, vnni"):
         choose_level(LEVELS, frozenset(), {"DSV3C_ISA": "avx9"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_weights_header(content: Any, size: int) -> None:
         return
     ends = sorted((tensor.offset, tensor.offset + tensor.bytes) for tensor in tensors.values())
     assert all(8 + len(data) <= begin <= end <= 8 + len(data) + size for begin, end in ends)
-    assert all(end <= begin for (_, end), (begin, _) in zip(ends, ends[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(ends))
 
 
 @given(st.binary(max_size=200))

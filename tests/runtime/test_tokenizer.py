@@ -1,0 +1,133 @@
+"""The tokenizer's files: what they do when whole, and one typed error for each way to be broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv3c.runtime import errors
+from dsv3c.runtime.tokenizer import Tokenizer
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundled_model: Path) -> Tokenizer:
+    config = json.loads((bundled_model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return Tokenizer(bundled_model / "tokenizer.json", {**config, "chat_template": TEMPLATE})
+
+
+def test_encode_adds_what_the_tokenizer_adds(bundled_model: Path, tokenizer: Tokenizer) -> None:
+    reference = json.loads((bundled_model / "reference_greedy.json").read_text(encoding="utf-8"))
+    assert tokenizer.encode(reference["prompt"]) == reference["prompt_ids"]
+    assert tokenizer.encode_plain(reference["prompt"]) == reference["prompt_ids"][1:]
+    assert tokenizer.decode(reference["prompt_ids"]) == reference["prompt"]
+
+
+@given(st.text(max_size=50))
+@settings(max_examples=200, deadline=None)
+def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode_plain(text)) == text
+
+
+def test_special_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.special_token("bos_token") == "<｜begin▁of▁sentence｜>"
+    assert tokenizer.special_token("unk_token") is None
+    assert tokenizer.token_id("<｜end▁of▁sentence｜>") == 1
+    assert tokenizer.vocab_size == 2048
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", 3, None, b"bytes"])
+def test_text_invalid(tokenizer: Tokenizer, text: Any) -> None:
+    with pytest.raises(errors.TextInvalid):
+        tokenizer.encode(text)
+
+
+def test_unknown_ids_decode_to_nothing(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([10**6]) == ""
+    with pytest.raises(errors.TokenizerMalformed):
+        tokenizer.decode([-1])
+    with pytest.raises(errors.TokenizerMalformed):
+        tokenizer.decode([2**40])
+
+
+def test_chat(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.render_chat(messages) == "<｜begin▁of▁sentence｜><user>Hi"
+    ids = tokenizer.encode_chat(messages)
+    assert ids.count(0) == 1 and ids[0] == 0
+
+
+def test_chat_template_by_name_or_none(bundled_model: Path) -> None:
+    path = bundled_model / "tokenizer.json"
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    assert Tokenizer(path, {"chat_template": named}).render_chat([{"role": "user"}]) == "d"
+    assert Tokenizer(path, {"chat_template": "x"}, "from the file").render_chat([{"role": "user"}]) == "from the file"
+    for config in ({}, {"chat_template": 3}, {"chat_template": [1, {"name": "x"}]}):
+        assert not Tokenizer(path, config).has_chat_template
+        with pytest.raises(errors.TemplateMissing):
+            Tokenizer(path, config).render_chat([{"role": "user"}])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xff",
+        b'{"version": "9.0"}',
+        b"[" * 100_000,
+        json.dumps({"version": "1.0", "model": {"type": "Magic"}}).encode(),
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}}).encode(),
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}).encode(),
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}).encode(),
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 2**40}, "merges": []}}).encode(),
+        json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": [], "merges": {}}}).encode(),
+    ],
+    ids=[
+        "empty", "cut", "a list", "no model", "not utf-8", "version", "deep", "model type", "merges are no pairs",
+        "merge of no token", "negative id", "huge id", "vocab is a list",
+    ],
+)  # fmt: skip
+def test_tokenizer_malformed(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(errors.TokenizerMalformed):
+        Tokenizer(tmp_path / "tokenizer.json", {})
+
+
+def test_odd_vocabularies_do_not_crash(tmp_path: Path) -> None:
+    """Duplicate ids and overlapping added tokens are accepted or refused, never a crash."""
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for vocab, tokens in (
+        ({"a": 0, "b": 0}, []),
+        ({"a": 0, "ab": 5}, [{"id": 0, "content": "ab", **added}, {"id": 1, "content": "b", **added}]),
+        ({}, [{"id": 7, "content": "", **added}]),
+    ):
+        content = {"version": "1.0", "added_tokens": tokens, "model": {"type": "BPE", "vocab": vocab, "merges": []}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        try:
+            tokenizer = Tokenizer(tmp_path / "tokenizer.json", {})
+            tokenizer.decode(tokenizer.encode("abba"))
+        except errors.RuntimeFault:
+            continue
+
+
+@given(st.binary(max_size=4), st.integers(0, 5000))
+@settings(max_examples=100, deadline=None)
+def test_bytes_changed(tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int) -> None:
+    content = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}).encode()
+    position %= len(content)
+    path = tmp_path_factory.mktemp("t") / "tokenizer.json"
+    path.write_bytes(content[:position] + data + content[position + len(data) :])
+    try:
+        tokenizer = Tokenizer(path, {})
+        tokenizer.decode(tokenizer.encode("ab"))
+    except errors.RuntimeFault:
+        return
