@@ -26,7 +26,7 @@ def test_a_template_like_those_of_the_field() -> None:
 {{ bos_token }}{{ ns.system }}
 {%- for message in messages -%}
     {%- if message.role == 'user' -%}{% set ns.first = false %}
-    {{ '<｜User｜>' + message['content'] | trim }}{%- endif -%}
+    {{- '<｜User｜>' + message['content'] | trim }}{%- endif -%}
     {%- if loop.last and add_generation_prompt -%}{{ '<｜Assistant｜>' ~ '<think>' }}{%- endif -%}
 {%- endfor -%}"""
     found = render(source, bos_token="<s>", add_generation_prompt=True)
