@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,7 +30,9 @@ from dsv3c.runtime.generation import Event, Generation, Task, generate
 from dsv3c.runtime.jsonfile import read_bytes
 from dsv3c.runtime.sampling import SamplingParams
 from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
-from dsv3c.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dsv3c.runtime.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
@@ -271,6 +273,9 @@ class Model:
             raise ModelClosed()
 
     def _read_tokenizer(self, what: str) -> Tokenizer:
+        # Imported here since token ids alone do without the package.
+        from dsv3c.runtime.tokenizer import Tokenizer
+
         files, folder = self.artifact.manifest.files, self.artifact.folder
         if not self.has_tokenizer:
             raise TokenizerMissing(what=what)

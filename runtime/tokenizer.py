@@ -12,7 +12,6 @@ from typing import Any
 
 import tokenizers
 
-from dsv3c.runtime.chat_template import ChatTemplate
 from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalformed
 from dsv3c.runtime.jsonfile import read_bytes
 
@@ -82,6 +81,9 @@ class Tokenizer:
 
         Raises TemplateMissing, MessagesInvalid, TemplateFailed, TemplateTooCostly.
         """
+        # Imported here since jinja2 is of use to chats alone.
+        from dsv3c.runtime.chat_template import ChatTemplate
+
         source = self._template_source()
         if source is None:
             raise TemplateMissing()

@@ -12,7 +12,10 @@ HEAVY = ["dsv3c.compiler", "dsv3c.passes", "dsv3c.targets", "tvm", "onnx", "torc
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("dsv3c.runtime", [*HEAVY, "numpy", "tvm_ffi", "tokenizers"]), ("dsv3c.runtime.model", [*HEAVY, "tvm_ffi"])],
+    [
+        ("dsv3c.runtime", [*HEAVY, "numpy", "tvm_ffi", "tokenizers"]),
+        ("dsv3c.runtime.model", [*HEAVY, "tvm_ffi", "tokenizers", "jinja2"]),
+    ],
 )
 def test_import_is_lean(module: str, heavy: list[str]) -> None:
     code = f"import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))"
