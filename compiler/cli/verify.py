@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def verify_command(artifact: Path) -> None:
     """Check every hash, size and bound of an ARTIFACT.
 
-    Reads all of it, weights included. Loading an artifact checks sizes and bounds only; run this after copying one to
-    another machine, or when you did not make it yourself. Hashes tell damage, not who made it: kernels are native code.
+    Reads all of it, weights included. Loading an artifact checks sizes, bounds and the kernels, but does not read the
+    weights; run this after copying an artifact to another machine. Hashes tell damage, not who made it: kernels are
+    native code, so run only artifacts whose source you trust.
 
     \b
     Example:
