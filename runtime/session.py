@@ -228,10 +228,10 @@ class Session:
             token, row = token + piece.count, row + piece.rows
 
     def _entry_for(self, tokens: int) -> str:
-        prefill = self.plan.entries.get("prefill")
-        if prefill is None:
-            return "decode"
-        return "prefill" if tokens >= prefill.min_tokens or "decode" not in self.plan.entries else "decode"
+        decode, prefill = self.plan.entries.get("decode"), self.plan.entries.get("prefill")
+        if decode is None or prefill is None:
+            return "decode" if prefill is None else "prefill"
+        return "decode" if tokens < prefill.min_tokens and tokens <= decode.max_tokens else "prefill"
 
     def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
         inputs, bounds = self.device.inputs, self.plan.bounds

@@ -220,6 +220,14 @@ def test_plan_with_one_entry(tmp_path: Path, present: str) -> None:
     assert {step[0] for step in device(session).steps} == {present}
 
 
+def test_step_that_turns_out_smaller_than_planned_still_fits_its_entry(tmp_path: Path) -> None:
+    content = toy.plan_content(S=1, prefill_at=8)  # one sequence a step: 7 tokens, more than decode takes
+    session = new_session(Artifact.open(toy.write_artifact(tmp_path / "toy", content)))
+    requests = [request(session, session.new_sequence(), tokens) for tokens in ([0] * 7, [1])]
+    session.run(requests)
+    assert device(session).steps == [("prefill", 7, 1), ("decode", 1, 1)]
+
+
 BOUNDS = st.fixed_dictionaries(
     {
         "T": st.integers(1, 9),
