@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.targets.cpu.isa import IsaLevel
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
 _COMPILERS = ("cc", "gcc", "clang")
+_PIPELINE = "dsv3c_cpu"
 
 
 class NoCCompiler(Dsv3cError):
@@ -53,15 +54,35 @@ def tvm_target(level: IsaLevel) -> Any:
     return tvm.target.Target(config)
 
 
+def _lowering() -> tuple[Any, Any, Any]:
+    """The passes our kernels need of TVM's default list, whose simplifiers take seconds on unrolled bodies.
+
+    Kernels come as flat buffers, explicit vectors and unrolled loops; common subexpressions are LLVM's work.
+    """
+    passes = [
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+    ]
+    _, finalize_host, finalize_device = s_tir.pipeline.default_s_tir_pipeline()
+    return tvm.ir.transform.Sequential(passes), finalize_host, finalize_device
+
+
+tirx.compilation_pipeline.register_tir_pipeline(_PIPELINE, _lowering)
+
+
 def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
-    """Compile each PrimFunc for `level` under its name and link them with the thread pool into the shared library `path`.
+    """Compile each PrimFunc for `level` under its name and link them with the thread pool into the library `path`.
 
     The library exports every kernel under the TVM FFI calling convention and `int dsv3c_threads(int)`. It needs
     libtvm_ffi, libm and libc. Raises NoCCompiler or LinkFailed.
     """
     compiler = find_c_compiler()
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
-    compiled = tirx.build(module, target=tvm_target(level), pipeline="default")
+    compiled = tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
     with tempfile.TemporaryDirectory() as folder:
         kernels = Path(folder, "kernels.o")
         compiled.write_to_file(str(kernels))

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 
 INTEGER_FORMATS = ["int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
 FLOAT_FORMATS = ["float32", "float16", "bfloat16"]

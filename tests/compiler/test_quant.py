@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, as_float32, quantize, quantize_rows
 

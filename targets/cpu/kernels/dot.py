@@ -81,13 +81,13 @@ class Activation:
 
 @dataclass(frozen=True)
 class Tile:
-    """Sums of a finished tile. `lanes` rows of a block lie in each of its 16/lanes parts."""
+    """Sums of a finished tile; vectors of `lanes` rows of a block start at 0, lanes, … below 16."""
 
     sums: list[list[Buffer]]  # [block][row], float32 of 16
     lanes: int
 
-    def part(self, block: int, row: int, part: int) -> Expr:
-        return load(self.sums[block][row], part * self.lanes, self.lanes)
+    def part(self, block: int, row: int, at: int) -> Expr:
+        return load(self.sums[block][row], at, self.lanes)
 
 
 def dot_tile(level: IsaLevel, w: Weight, x: Activation, blocks: list[Expr], rows: list[tuple[Expr, Expr]]) -> Tile:
@@ -144,9 +144,7 @@ def _accumulate(buffer: Buffer, part: int, a: Expr, b: Expr, lanes: int) -> None
     store(buffer, part, a * b + load(buffer, part, lanes), lanes)
 
 
-def _float_dot(
-    level: IsaLevel, w: Weight, x: Activation, starts: list[Expr], x_starts: list[Expr], tile: Tile
-) -> None:
+def _float_dot(level: IsaLevel, w: Weight, x: Activation, starts: list[Expr], x_starts: list[Expr], tile: Tile) -> None:
     # A second chain of sums hides the latency of FMA where there are registers for it.
     second = level.lanes == LANES
     odd = [[local("f32", LANES) for _ in x_starts] for _ in starts] if second else tile.sums

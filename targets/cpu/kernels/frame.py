@@ -34,7 +34,7 @@ TVM_DTYPES = {
 
 
 class Operand(NamedTuple):
-    """One argument of a kernel: its role ("x", "w.scale", "scratch", …), IR dtype and number of elements (None: any)."""
+    """One argument of a kernel: its role ("x", "w.scale", "scratch", …), IR dtype, number of elements (None: any)."""
 
     role: str
     dtype: str

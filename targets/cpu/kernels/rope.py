@@ -79,9 +79,7 @@ def build_rope_table(spec: RopeTable, level: IsaLevel) -> PrimFunc:
     return prim_func(rope_table_operands(spec), body)
 
 
-def rotate(
-    x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, write: Any
-) -> None:
+def rotate(x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, write: Any) -> None:
     """write(j, value, lanes) for the rotated x[start : start + d]; `angles` is the start of the token's table row."""
     half = d // 2
 

@@ -122,7 +122,9 @@ def build_router(spec: Router, level: IsaLevel) -> PrimFunc:
                 with T.serial(0, spec.n_group) as g:
                     # A group that was picked holds _TAKEN now; the others lose their experts.
                     with T.If(choice[groups + g] > f32(_TAKEN)), T.Then():
-                        columns(width, lambda at, lanes: store(choice, scores + g * width + at, f32(_TAKEN, lanes), lanes))
+                        columns(
+                            width, lambda at, lanes: store(choice, scores + g * width + at, f32(_TAKEN, lanes), lanes)
+                        )
             with T.serial(0, spec.top_k) as j:
                 store(y, m * spec.top_k + j, _pick(choice, scores, spec.experts), 1)
 

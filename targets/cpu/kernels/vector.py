@@ -93,8 +93,8 @@ class Reduction:
         return T.bind(self._combine(total, self._scalar[0]))
 
 
-# exp(x) = 2^n * exp(r), n = rint(x / ln 2), |r| <= ln(2)/2. ln 2 is split so that n*LN2_HIGH is exact; the polynomial is
-# the Taylor series to degree 7, whose error on that interval is below 2^-27.
+# exp(x) = 2^n * exp(r), n = rint(x / ln 2), |r| <= ln(2)/2. ln 2 is split so that n*LN2_HIGH is exact; the polynomial
+# is the Taylor series to degree 7, whose error on that interval is below 2^-27.
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693145751953125, 1.428606765330187e-06
 _EXP_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _EXP_LOWEST, _EXP_HIGHEST = -87.0, 88.0  # results stay normal numbers

@@ -123,11 +123,12 @@ def elementwise_cases(t, d):
 
 def all_cases():
     for name in FORMATS:
-        for t, n, k in [(1, 16, 128), (3, 15, 31), (4, 17, 129), (5, 33, 96), (17, 48, 160), (18, 272, 160), (0, 17, 129)]:
-            yield f"linear-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k)
-        for t, n, k in [(1, 512, 128), (5, 17, 64)]:
-            yield f"head-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k, heads=5)
-        yield f"rows-{name}", linear_case(name, 2, 20, 40, multiplier=3)
+        for n, k, tokens in [(15, 31, (1, 3)), (17, 129, (0, 4, 5)), (272, 160, (1, 17, 18))]:
+            for t in tokens:
+                yield f"linear-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k)
+        for t in (1, 5):
+            yield f"head-{name}-t{t}", linear_case(name, t, 17, 64, heads=5)
+    yield "rows-of-heads", linear_case("int4-g32", 2, 20, 40, multiplier=3)
     view = View(5 * 192 + 7, offset=128 + 7, head_stride=192)
     yield "head-view", linear_case("float32", 3, 40, 64, heads=5, view=view)
     yield "linear-view", linear_case("bfloat16", 6, 40, 63, view=View(100, offset=9))

@@ -1,0 +1,134 @@
+"""mla_write, mla_absorbed and mla_materialized against naive attention in numpy, on every level."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
+from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
+from dsv3c.targets.cpu.kernels.frame import Rows, View
+
+BOUND = 18
+F32 = 3e-6
+ELEMENTS = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(sum(shape) + seed).standard_normal(shape).astype(np.float32)
+
+
+def control(tokens):
+    out = np.zeros(16, np.int32)
+    out[0] = tokens
+    return out
+
+
+def place(contexts, page_size, pages):
+    """Tokens at the end of each context: `contexts` is a list of (context length, new tokens).
+
+    Returns positions, sequence, page_table [S, pages] with pages in shuffled order, and the number of slots.
+    """
+    positions = np.concatenate([np.arange(length - new, length) for length, new in contexts]).astype(np.int32)
+    sequence = np.repeat(np.arange(len(contexts)), [new for _, new in contexts]).astype(np.int32)
+    total = len(contexts) * pages
+    table = np.random.default_rng(0).permutation(total).reshape(-1, pages).astype(np.int32)
+    return positions, sequence, table, total * page_size
+
+
+def slots_of(table, sequence, count, page_size):
+    position = np.arange(count)
+    return table[sequence, position // page_size] * page_size + position % page_size
+
+
+def filled_cache(positions, sequence, table, slots, paging):
+    """Random rows in every slot of a context, NaN in all others: a kernel that reads past a context shows."""
+    cache = np.full((slots, paging.width), np.nan, np.float32)
+    for s in np.unique(sequence):
+        used = slots_of(table, s, positions[sequence == s].max() + 1, paging.page_size)
+        cache[used] = normal(len(used), paging.width, seed=int(s))
+    return cache.astype(ELEMENTS[paging.element])
+
+
+def softmax(scores):
+    grown = np.exp(scores - scores.max(-1, keepdims=True))
+    return grown / grown.sum(-1, keepdims=True)
+
+
+def attend(query, cache, positions, sequence, table, page_size, scale, rank):
+    """Naive absorbed attention, one token at a time, in float64."""
+    out = []
+    for t, position in enumerate(positions):
+        context = cache[slots_of(table, sequence[t], position + 1, page_size)].astype(np.float64)
+        out.append(softmax(query[t] @ context.T * scale) @ context[:, :rank])
+    return np.array(out)
+
+
+CONTEXTS = {
+    "first": [(1, 1)],
+    "c15": [(15, 1)],
+    "c16": [(16, 1)],
+    "c17": [(17, 3)],
+    "c300": [(300, 1)],
+    "prefill": [(17, 17)],
+    "two": [(300, 5), (33, 4)],
+}
+
+
+def layout(context, heads, rank, d, element):
+    pages = 20
+    positions, sequence, table, slots = place(CONTEXTS[context], 16, pages)
+    paging = Paging(2, pages, 16, rank, d, element)
+    cache = filled_cache(positions, sequence, table, slots, paging)
+    inputs = {"control": control(len(positions)), "positions": positions, "sequence": sequence, "page_table": table}
+    return paging, positions, sequence, table, cache, inputs
+
+
+def absorbed_case(context, heads, rank, d, element):
+    paging, positions, sequence, table, cache, inputs = layout(context, heads, rank, d, element)
+    q_latent, q_pe = normal(len(positions), heads, rank), normal(len(positions), heads, d, seed=1)
+    scale = (rank + d) ** -0.5
+    query = np.concatenate([q_latent, q_pe], -1)
+    y = attend(query, cache, positions, sequence, table, 16, scale, rank)
+    inputs |= {"cache": cache, "q_latent": q_latent, "q_pe": q_pe}
+    return MlaAbsorbed(Rows(BOUND), heads, paging, scale), inputs, {"y": y}, F32
+
+
+def write_case(context, rank, d, element, interleave, view=None):
+    paging, positions, sequence, table, cache, inputs = layout(context, 1, rank, d, element)
+    tokens = len(positions)
+    view_ = view or View(paging.width)
+    kv_a, weight, angles = normal(tokens, view_.row_stride), normal(rank), normal(tokens, d, seed=1)
+    rows = kv_a[:, view_.offset :][:, : paging.width].astype(np.float64)
+    latent = rows[:, :rank] / np.sqrt((rows[:, :rank] ** 2).mean(-1, keepdims=True) + 1e-6) * weight
+    key = rows[:, rank:]
+    first, second = (key[:, 0::2], key[:, 1::2]) if interleave else np.split(key, 2, -1)
+    cos, sin = np.split(angles, 2, -1)
+    rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    cache = np.nan_to_num(cache.astype(np.float32)).astype(cache.dtype)
+    after = cache.copy()
+    for t, position in enumerate(positions):
+        slot = slots_of(table, sequence[t], position + 1, 16)[-1]
+        after[slot] = np.concatenate([latent[t], rotated[t]]).astype(np.float32).astype(cache.dtype)
+    inputs |= {"cache": cache, "kv_a": kv_a, "weight": weight, "table": angles}
+    # Values on the edge between two bfloat16 numbers may round either way: one unit in the last place of the largest.
+    tolerance = 2.0**-8 if element == "bf16" else F32
+    return MlaWrite(Rows(BOUND), paging, 1e-6, interleave, view), inputs, {"cache": after}, tolerance
+
+
+def all_cases():
+    for element in ELEMENTS:
+        for context in CONTEXTS:
+            yield f"absorbed-{element}-{context}-h5", absorbed_case(context, 5, 64, 16, element)
+            yield f"absorbed-{element}-{context}-h4", absorbed_case(context, 4, 500, 10, element)
+        for interleave in (False, True):
+            yield f"write-{element}-{interleave}", write_case("two", 512, 64, element, interleave)
+        yield f"write-{element}-view", write_case("c17", 33, 10, element, False, View(100, offset=5))
+
+
+CASES = dict(all_cases())
+
+
+class TestAttentionKernels:
+    @pytest.mark.parametrize("name", CASES)
+    def test_matches_numpy(self, kernels, name):
+        kernels.check(*CASES[name])
