@@ -3,17 +3,19 @@
 Grammar of the text (`str(graph)`; `parse_graph` is its inverse):
 
     graph   = "graph" NAME "{" { line } "return" result { "," result } "}"
-    line    = value ":" type "=" OP "(" [ value { "," value } ] ")" [ attrs ]
+    line    = value ":" type "=" OP "(" [ value { ", " value } ] ")" [ attrs ]
     result  = NAME "=" value
-    value   = "%" NAME                     inputs, params: their own name; all others: a number in program order
+    value   = "%" NAME                     inputs, params: their own name; all others: a number in program order;
+                                           a name has no white space in it, so that ", " ends it
     attrs   = a JSON object                {"axis": -1, "eps": 1e-06}
-    type    = DTYPE "[" [ dim { "," dim } ] "]" [ "@" LAYOUT ]
+    type    = DTYPE "[" [ dim { ", " dim } ] "]" [ "@" LAYOUT ]
     dim     = INT | [ INT "*" ] NAME { "*" NAME }
                                            T tokens of the step, R rows that want logits, S sequences,
                                            P pages per sequence, N cache slots
 
 DTYPE is f32, f16, bf16, i32, i8, u8 or bool; a quantised weight carries the name of its format (int4-g32-asym), a
-quantised activation q8-gA. LAYOUT names the order of a packed weight's bytes (rows16).
+quantised activation q8-gA. LAYOUT names the order of a packed weight's bytes (rows16). Lines that start with # are
+skipped.
 
 Values are compared by structure: two values are equal when they stand for the same computation on the same leaves, so
 equal subexpressions are one node and equal graphs are the same program.
@@ -24,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +35,11 @@ from dsv3c.compiler.errors import IrSyntaxError
 Dim = int | str
 Attr = int | float | str | bool | None | tuple["Attr", ...]
 
-_LINE = re.compile(r"%(?P<name>\S+): (?P<type>\S+?\[.*?\](?:@\w+)?) = (?P<op>\w+)\((?P<inputs>.*?)\)(?: (?P<attrs>\{.*\}))?")
+_LINE = re.compile(
+    r"%(?P<name>\S+): (?P<type>\S+?\[.*?\](?:@\w+)?) = (?P<op>\w+)\((?P<inputs>.*?)\)(?: (?P<attrs>\{.*\}))?"
+)
 _TYPE = re.compile(r"(?P<dtype>[\w-]+)\[(?P<dims>.*?)\](?:@(?P<layout>\w+))?")
+_DIM = re.compile(r"[0-9]{1,18}|([0-9]{1,18}\*)?[A-Za-z]\w*(\*[A-Za-z]\w*)*")
 _NAMED_LEAVES = ("input", "param")
 
 
@@ -163,14 +168,17 @@ class Graph:
         return "\n".join([f"graph {self.name} {{", *lines, f"  return {results}", "}"])
 
 
-def topological_order(roots: Iterator[Value] | list[Value]) -> list[Value]:
-    """Values reachable from `roots`, inputs first. Iterative: a deep model passes Python's recursion limit."""
+def topological_order(roots: Iterable[Value], known: Container[Value] = ()) -> list[Value]:
+    """Values reachable from `roots`, inputs first, without going past those that are `known`.
+
+    Iterative: a deep model passes Python's recursion limit.
+    """
     order: dict[Value, None] = {}
     for root in roots:
-        stack = [root]
+        stack = [] if root in known else [root]
         while stack:
             value = stack[-1]
-            pending = [source for source in reversed(value.inputs) if source not in order]
+            pending = [source for source in reversed(value.inputs) if source not in order and source not in known]
             if pending:
                 stack.extend(pending)
                 continue
@@ -180,13 +188,14 @@ def topological_order(roots: Iterator[Value] | list[Value]) -> list[Value]:
 
 
 def is_weight(value: Value, memo: dict[Value, bool] | None = None) -> bool:
-    """True when the value depends on params and constants alone, so that it is computed at compile time."""
+    """True when the value depends on params and constants alone, so that it is computed at compile time.
+
+    memo: answers so far; give one dict to many calls over a graph, else each of them walks all below its value.
+    """
     memo = {} if memo is None else memo
-    for node in topological_order([value]):
-        if node not in memo:
-            memo[node] = node.op in ("param", "const") or (
-                bool(node.inputs) and all(memo[source] for source in node.inputs)
-            )
+    for node in topological_order([value], known=memo):
+        sources = [memo[source] for source in node.inputs]
+        memo[node] = node.op in ("param", "const") or (bool(sources) and all(sources))
     return memo[value]
 
 
@@ -218,9 +227,11 @@ def parse_type(text: str) -> TensorType:
     match = _TYPE.fullmatch(text)
     if not match:
         raise IrSyntaxError(line=text, reason="a type reads dtype[dims] or dtype[dims]@layout")
-    dims = [dim.strip() for dim in match["dims"].split(",") if dim.strip()]
-    shape = tuple(int(dim) if dim.isdigit() else dim for dim in dims)
-    return TensorType(match["dtype"], shape, match["layout"] or "")
+    dims = match["dims"].split(", ") if match["dims"] else []
+    wrong = next((dim for dim in dims if not _DIM.fullmatch(dim)), None)
+    if wrong is not None:
+        raise IrSyntaxError(line=text, reason=f"{wrong!r} is no dim")
+    return TensorType(match["dtype"], tuple(map(dim_product, dims)), match["layout"] or "")
 
 
 def _freeze(attr: Any) -> Attr:
@@ -234,9 +245,12 @@ def _parse_line(line: str, values: dict[str, Value]) -> None:
     if match["name"] in values:
         raise IrSyntaxError(line=line, reason=f"%{match['name']} is defined twice")
     inputs = []
-    for name in filter(None, (text.strip().removeprefix("%") for text in match["inputs"].split(","))):
+    for operand in match["inputs"].split(", ") if match["inputs"] else ():
+        name = operand.removeprefix("%")
+        if name == operand:
+            raise IrSyntaxError(line=line, reason=f"the operand {operand!r} does not start with %")
         if name not in values:
-            raise IrSyntaxError(line=line, reason=f"%{name} is used before it is defined")
+            raise IrSyntaxError(line=line, reason=f"{operand} is used before it is defined")
         inputs.append(values[name])
     try:
         attrs = {key: _freeze(attr) for key, attr in json.loads(match["attrs"] or "{}").items()}
@@ -249,7 +263,7 @@ def _parse_line(line: str, values: dict[str, Value]) -> None:
 
 def parse_graph(text: str) -> Graph:
     """Inverse of `str(graph)`. Types are taken as written; the verifier checks them. Raises IrSyntaxError."""
-    lines = [line.strip() for line in text.strip().splitlines()]
+    lines = [line for line in map(str.strip, text.strip().splitlines()) if not line.startswith("#")]
     head = re.fullmatch(r"graph (\S+) \{", lines[0]) if lines else None
     if not head or len(lines) < 3 or lines[-1] != "}" or not lines[-2].startswith("return "):
         raise IrSyntaxError(line=lines[0] if lines else "", reason="a graph reads graph NAME { lines return results }")
