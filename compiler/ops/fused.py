@@ -19,10 +19,11 @@ from dsv3c.compiler.ops.weight import decoded
 F32, I32 = primitive.F32, primitive.I32
 
 
-# --- norm, rotary embedding, feed-forward ------------------------------------------------------------------------------
+# --- norm, rotary embedding, feed-forward ----------------------------------------------------------------------------
 
 
 def infer_rms_norm(x: TensorType, weight: TensorType, eps: float) -> TensorType:
+    primitive.require_dtype(F32, x, weight)
     require(x.shape[-1:] == weight.shape, f"x {x.shape} and weight {weight.shape} do not agree")
     return TensorType(F32, x.shape)
 
@@ -34,8 +35,9 @@ def evaluate_rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def infer_rope_table(positions: TensorType, inv_freq: TensorType, scale: float) -> TensorType:
-    half = inv_freq.shape[0]
-    return TensorType(F32, (*positions.shape, dim_product(2, half)))
+    require(positions.dtype == I32 and len(positions.shape) == 1, "positions are i32[T]")
+    require(inv_freq.dtype == F32 and len(inv_freq.shape) == 1, "inv_freq is f32[d/2]")
+    return TensorType(F32, (*positions.shape, dim_product(2, inv_freq.shape[0])))
 
 
 def evaluate_rope_table(positions: Array, inv_freq: Array, scale: float) -> Array:
@@ -45,8 +47,10 @@ def evaluate_rope_table(positions: Array, inv_freq: Array, scale: float) -> Arra
 
 
 def infer_rope(x: TensorType, table: TensorType, interleave: bool) -> TensorType:
+    primitive.require_dtype(F32, x, table)
     require(x.shape[-1] == table.shape[-1], f"x has {x.shape[-1]} rotary columns, the table {table.shape[-1]}")
-    return TensorType(F32, x.shape)
+    require(x.shape[0] == table.shape[0], f"x has {x.shape[0]} tokens, the table {table.shape[0]}")
+    return x
 
 
 def evaluate_rope(x: Array, table: Array, interleave: bool) -> Array:
@@ -62,6 +66,7 @@ def evaluate_rope(x: Array, table: Array, interleave: bool) -> Array:
 
 
 def infer_swiglu(x: TensorType) -> TensorType:
+    primitive.require_dtype(F32, x)
     size = x.shape[-1]
     require(isinstance(size, int) and size % 2 == 0, "gate and up have the same size")
     return TensorType(F32, (*x.shape[:-1], int(size) // 2))
@@ -73,11 +78,12 @@ def evaluate_swiglu(x: Array) -> Array:
     return float32(gate * primitive.evaluate_sigmoid(gate) * up)
 
 
-# --- multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) --------------------------------------------
+# --- multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1) -----------------------------------------
 
 
 def infer_head_linear(x: TensorType, weight: TensorType) -> TensorType:
     """x [T, H, K], weight [H, N, K] -> [T, H, N]: one linear map a head."""
+    require(len(x.shape) == len(weight.shape) == 3, "x is [T, H, K], the weight [H, N, K]")
     require(x.shape[-1] == weight.shape[-1] and x.shape[1] == weight.shape[0], f"{x} does not fit {weight}")
     return TensorType(F32, (x.shape[0], weight.shape[0], weight.shape[1]))
 
@@ -86,8 +92,22 @@ def evaluate_head_linear(x: Any, weight: Any) -> Array:
     return float32(np.einsum("thk,hnk->thn", decoded(x), decoded(weight), optimize=True))
 
 
-def infer_mla_write(cache: TensorType, kv_a: TensorType, *_: TensorType, **__: object) -> TensorType:
-    require(cache.shape[-1] == kv_a.shape[-1], f"a latent row {kv_a.shape} does not fit the cache {cache.shape}")
+def infer_mla_write(
+    cache: TensorType,
+    kv_a: TensorType,
+    weight: TensorType,
+    table: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    page_table: TensorType,
+    eps: float,
+    interleave: bool,
+    page_size: int,
+) -> TensorType:
+    primitive.require_paging(positions, sequence, page_table)
+    require(cache.shape[1:] == kv_a.shape[1:], f"a latent row {kv_a.shape} does not fit the cache {cache.shape}")
+    parts = _sum(weight.shape[0], table.shape[-1])
+    require(kv_a.shape[-1] == parts, f"a latent row {kv_a.shape} is not norm {weight.shape} and rope {table.shape}")
     return cache
 
 
@@ -112,12 +132,24 @@ def evaluate_mla_write(
     return primitive.evaluate_scatter_rows(cache, slots, rows)
 
 
-def infer_mla_absorbed(q_latent: TensorType, q_pe: TensorType, cache: TensorType, *_: TensorType, **__: object) -> TensorType:
+def infer_mla_absorbed(
+    q_latent: TensorType,
+    q_pe: TensorType,
+    cache: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    page_table: TensorType,
+    scale: float,
+    page_size: int,
+) -> TensorType:
+    primitive.require_paging(positions, sequence, page_table)
+    primitive.require_dtype(F32, q_latent, q_pe)
+    require(q_latent.shape[:-1] == q_pe.shape[:-1], f"queries {q_latent} and {q_pe} differ in tokens or heads")
     require(
-        dim_product(q_latent.shape[-1]) != 0 and cache.shape[-1] == _sum(q_latent.shape[-1], q_pe.shape[-1]),
-        f"queries {q_latent.shape} and {q_pe.shape} do not fit the cache {cache.shape}",
+        cache.shape[-1] == _sum(q_latent.shape[-1], q_pe.shape[-1]),
+        f"queries {q_latent} and {q_pe} do not fit the cache {cache}",
     )
-    return TensorType(F32, q_latent.shape)
+    return q_latent
 
 
 def _sum(*dims: Dim) -> int:
@@ -151,8 +183,22 @@ def evaluate_mla_absorbed(
 
 
 def infer_mla_materialized(
-    q_nope: TensorType, q_pe: TensorType, cache: TensorType, w_uk: TensorType, w_uv: TensorType, *_: TensorType, **__: object
+    q_nope: TensorType,
+    q_pe: TensorType,
+    cache: TensorType,
+    w_uk: TensorType,
+    w_uv: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    page_table: TensorType,
+    scale: float,
+    page_size: int,
 ) -> TensorType:
+    primitive.require_paging(positions, sequence, page_table)
+    primitive.require_dtype(F32, q_nope, q_pe)
+    require(q_nope.shape[:-1] == q_pe.shape[:-1], f"queries {q_nope} and {q_pe} differ in tokens or heads")
+    require(q_nope.shape[1] == w_uk.shape[0] == w_uv.shape[0], f"{w_uk} and {w_uv} do not have the heads of {q_nope}")
+    require(w_uk.shape[-1] == w_uv.shape[-1], f"{w_uk} and {w_uv} differ in the latent size")
     require(q_nope.shape[-1] == w_uk.shape[1], f"queries {q_nope} do not fit the key weight {w_uk}")
     require(cache.shape[-1] == _sum(w_uk.shape[-1], q_pe.shape[-1]), f"{w_uk} does not fit the cache {cache}")
     return TensorType(F32, (q_nope.shape[0], w_uv.shape[0], w_uv.shape[1]))
@@ -180,16 +226,38 @@ def evaluate_mla_materialized(
     return _attend(scores * np.float32(scale), values, positions, sequence, page_table, page_size)
 
 
-# --- mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) ---------------------------------------------------
+# --- mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) ----------------------------------------------
 
 
 def routing_scores(logits: Array, scoring: str) -> Array:
-    """Affinity of each expert from the router's logits [T, E]."""
+    """Affinity of each expert from the router's logits [T, E]; scoring is "sigmoid" or "softmax"."""
     return primitive.evaluate_sigmoid(logits) if scoring == "sigmoid" else primitive.evaluate_softmax(logits)
 
 
-def infer_router(logits: TensorType, *_: TensorType, top_k: int, **__: object) -> TensorType:
-    return TensorType(I32, (*logits.shape[:-1], top_k))
+def require_scoring(scoring: str) -> None:
+    require(scoring in ("sigmoid", "softmax"), f"scoring is {scoring!r}")
+
+
+def infer_router(
+    logits: TensorType,
+    bias: TensorType | None = None,
+    *,
+    n_group: int,
+    topk_group: int,
+    top_k: int,
+    scoring: str,
+    group_score: str,
+) -> TensorType:
+    primitive.require_dtype(F32, logits)
+    require_scoring(scoring)
+    require(group_score in ("top2", "max"), f"group_score is {group_score!r}")
+    tokens, experts = logits.shape
+    require(bias is None or bias == TensorType(F32, (experts,)), f"the bias is f32[{experts}]")
+    require(isinstance(experts, int) and experts % n_group == 0, f"{experts} experts are not {n_group} groups")
+    candidates = topk_group * (_sum(experts) // n_group)
+    require(0 < topk_group <= n_group, f"cannot keep {topk_group} of {n_group} groups")
+    require(0 < top_k <= candidates, f"cannot pick {top_k} of {candidates} experts")
+    return TensorType(I32, (tokens, top_k))
 
 
 def evaluate_router(
@@ -212,12 +280,18 @@ def evaluate_router(
     if n_group > 1:
         groups = choice.reshape(len(choice), n_group, -1)
         best = np.sort(groups, axis=-1)[..., -2:].sum(-1) if group_score == "top2" else groups.max(-1)
-        kept = primitive.evaluate_put_along(primitive.evaluate_top_k(best, topk_group), np.float32(1), n_group)
+        kept = primitive.evaluate_put_along(primitive.evaluate_top_k(best, topk_group), np.ones(1, np.float32), n_group)
         choice = np.where(kept[..., None] > 0, groups, -np.inf).reshape(choice.shape)
     return primitive.evaluate_top_k(choice, top_k)
 
 
-def infer_router_weights(logits: TensorType, ids: TensorType, **_: object) -> TensorType:
+def infer_router_weights(
+    logits: TensorType, ids: TensorType, scoring: str, norm_topk_prob: bool, scale: float
+) -> TensorType:
+    primitive.require_dtype(F32, logits)
+    primitive.require_dtype(I32, ids)
+    require_scoring(scoring)
+    require(logits.shape[:-1] == ids.shape[:-1], f"{logits} and {ids} differ in tokens")
     return TensorType(F32, ids.shape)
 
 
@@ -230,15 +304,18 @@ def evaluate_router_weights(logits: Array, ids: Array, scoring: str, norm_topk_p
 
 
 def infer_expert_order(ids: TensorType, n_experts: int, n_shared: int) -> TensorType:
+    primitive.require_dtype(I32, ids)
     tokens, k = ids.shape
     require(isinstance(k, int), "the number of experts a token is known")
     return TensorType(I32, (tokens, 2 * (n_experts + n_shared) + 2 + int(k) + n_shared))
 
 
 def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
-    """Who works for whom, as one i32 vector; see `ExpertOrder` for its parts.
+    """Who works for whom: the pairs p = t*(k+s)+j of token and expert, sorted by expert, stable.
 
-    The type says [T, 2E'+2+k+s] so that the size grows with T; the content is read as a flat vector.
+    j < k are the experts ids[t, j], the others the shared experts E+j-k. One flat i32 vector: the number of active
+    experts; their ids, rising, in E' places; where each one's pairs start, and the end, in E'+1 places; the pairs.
+    The type says [T, 2E'+2+k+s] so that the size grows with T; the rest of the vector is zero.
     """
     tokens, k = ids.shape
     shared = np.broadcast_to(np.arange(n_experts, n_experts + n_shared, dtype=np.int32), (tokens, n_shared))
@@ -266,6 +343,8 @@ def _pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
 
 
 def infer_moe_gate_up(x: TensorType, order: TensorType, weight: TensorType) -> TensorType:
+    primitive.require_dtype(I32, order)
+    require(len(weight.shape) == 4, "the weight is [E', 2, I, D]")
     require(weight.shape[1] == 2 and weight.shape[3] == x.shape[-1], f"{weight} is no [E', 2, I, D] for x {x}")
     pairs = _sum(order.shape[-1]) - 2 * _sum(weight.shape[0]) - 2
     return TensorType(F32, (dim_product(order.shape[0], pairs), weight.shape[2]))
@@ -287,7 +366,10 @@ def evaluate_moe_gate_up(x: Any, order: Array, weight: Any) -> Array:
 
 
 def infer_moe_down(h: TensorType, order: TensorType, weights: TensorType, weight: TensorType) -> TensorType:
-    require(h.shape[-1] == weight.shape[-1], f"h {h} does not fit the weight {weight}")
+    primitive.require_dtype(I32, order)
+    primitive.require_dtype(F32, weights)
+    require(len(weight.shape) == 3 and h.shape[-1] == weight.shape[-1], f"h {h} does not fit the weight {weight}")
+    require(weights.shape[0] == order.shape[0], f"the weights {weights} and the order {order} differ in tokens")
     return TensorType(F32, (weights.shape[0], weight.shape[1]))
 
 
