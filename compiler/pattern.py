@@ -1,12 +1,13 @@
 """Patterns over the IR, written in the op language: `P.mul(x, P.rsqrt(P.any("v")))`.
 
 A pattern is matched from a root value towards its inputs. A name binds a value; the same name twice demands the same
-value. `add` and `mul` match with their operands in either order.
+value. `add` and `mul` match with their operands in either order. An attribute given as a type demands any value of
+that type: `P.const(data=float, name="scale")` is a scalar constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dsv3c.compiler.ir import Attr, Value
@@ -16,19 +17,22 @@ _COMMUTATIVE = ("add", "mul")
 
 @dataclass(frozen=True)
 class Pattern:
-    """op: the operation wanted, "" for any value, "|" for the first of `inputs` that matches; name: what it binds."""
+    """op: the operation wanted, "" for any value, "|" for the first of `inputs` that matches; name: what it binds.
+
+    inputs: one for each operand, or none when the operands do not matter. attrs: what is demanded, by name.
+    """
 
     op: str = ""
     inputs: tuple[Pattern, ...] = ()
     name: str = ""
-    attrs: tuple[tuple[str, Attr], ...] = ()
+    attrs: tuple[tuple[str, Attr | type], ...] = ()
 
 
 class _Builder:
     """`P.linear(x, w, name="y")` is a pattern; keyword arguments other than name are required attributes."""
 
-    def __getattr__(self, op: str):  # type: ignore[no-untyped-def]
-        def build(*inputs: Pattern, name: str = "", **attrs: Attr) -> Pattern:
+    def __getattr__(self, op: str) -> Callable[..., Pattern]:
+        def build(*inputs: Pattern, name: str = "", **attrs: Attr | type) -> Pattern:
             return Pattern(op, inputs, name, tuple(attrs.items()))
 
         return build
@@ -41,7 +45,7 @@ class _Builder:
 
     def scaled(self, x: Pattern, name: str) -> Pattern:
         """x times a constant, or x alone (a product with 1 is simplified away): see `Match.scalar`."""
-        return self.either(self.mul(x, self.const(name=name)), x)
+        return self.either(self.mul(x, self.const(data=float, name=name)), x)
 
 
 P = _Builder()
@@ -64,6 +68,11 @@ class Match:
         """The number of a bound constant; `default` when the match did without it."""
         value = self.bound.get(name)
         return default if value is None else float(value.attrs["data"])  # type: ignore[arg-type]
+
+    def span(self, name: str) -> range:
+        """The indices that a bound slice takes of its axis."""
+        attrs = self.bound[name].attrs
+        return range(attrs["start"], attrs["stop"], attrs.get("step", 1))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -89,7 +98,9 @@ def find(pattern: Pattern, root: Value, miss: Miss) -> Match | None:
 
 def _match(pattern: Pattern, value: Value, bound: dict[str, Value], miss: Miss) -> Iterator[dict[str, Value]]:
     if pattern.op == "|":
+        trail = miss.trail
         for alternative in pattern.inputs:
+            miss.trail = trail
             yield from _match(alternative, value, bound, miss)
         return
     if bound.get(pattern.name, value) != value:
@@ -104,17 +115,23 @@ def _match(pattern: Pattern, value: Value, bound: dict[str, Value], miss: Miss) 
     if not pattern.op or not pattern.inputs:
         yield bound
         return
+    trail = miss.trail
     yield from _match_inputs(pattern.inputs, value.inputs, bound, miss)
     if pattern.op in _COMMUTATIVE:
+        miss.trail = trail
         yield from _match_inputs(pattern.inputs, value.inputs[::-1], bound, miss)
 
 
 def _same_operation(pattern: Pattern, value: Value) -> bool:
     return (
         value.op == pattern.op
-        and len(value.inputs) >= len(pattern.inputs)
-        and all(value.attrs.get(key) == attr for key, attr in pattern.attrs)
+        and len(pattern.inputs) in (0, len(value.inputs))
+        and all(_demanded(value.attrs.get(key), wanted) for key, wanted in pattern.attrs)
     )
+
+
+def _demanded(attr: Attr, wanted: Attr | type) -> bool:
+    return isinstance(attr, wanted) if isinstance(wanted, type) else attr == wanted
 
 
 def _match_inputs(

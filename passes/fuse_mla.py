@@ -2,7 +2,8 @@
 
 Both write the cache with one operation:
 
-    scatter_rows(%cache, token_slots(…), concat(rms_norm(%latent, %w), rope(%k_pe, %t)))  ->  mla_write(%cache, %kv_a, …)
+    scatter_rows(%cache, token_slots(…), concat(rms_norm(%latent, %w), rope(%k_pe, %t)))
+        ->  mla_write(%cache, %kv_a, %w, %t, …)
 
 form "absorbed" (decode): kv_b is absorbed into the query and the output, scores are taken in latent space
 (DeepSeek-V2, arXiv 2405.04434, section 2.1.2):
@@ -27,18 +28,23 @@ from dsv3c.compiler.rewrite import Rule, rewrite_graph
 positions, sequence, page_table, cache = map(P.any, ("positions", "sequence", "page_table", "cache"))
 
 row = P.concat(
-    P.rms_norm(P.slice(P.any("kv_a"), name="latent"), P.any("norm_weight"), name="norm"),
-    P.reshape(P.rope(P.reshape(P.slice(P.any("kv_a"), name="k_pe")), P.any("table"), name="rope")),
+    P.rms_norm(P.slice(P.any("kv_a"), axis=-1, name="latent"), P.any("norm_weight"), name="norm"),
+    P.reshape(P.rope(P.reshape(P.slice(P.any("kv_a"), axis=-1, name="k_pe")), P.any("table"), name="rope")),
     axis=-1,
 )
 
-context = P.take(cache, P.context_slots(page_table, name="slots"))
-kv = P.reshape(P.linear(P.slice(context, name="context_latent"), P.any("kv_b")), name="kv")
-score_nope = P.matmul(P.transpose(P.any("q_nope")), P.transpose(P.slice(kv, name="k_nope")))
-score_pe = P.matmul(P.transpose(P.any("q_pe")), P.transpose(P.slice(context, name="k_pe")))
-score = P.mul(P.add(score_nope, score_pe), P.const(name="scale"))
-masked = P.where(P.context_mask(positions, sequence, page_table), score, P.const())
-attended = P.matmul(P.softmax(masked), P.transpose(P.slice(kv, name="value")))
+context = P.take(cache, P.context_slots(page_table, name="slots"), name="context")
+kv = P.reshape(P.linear(P.slice(context, axis=-1, name="latent"), P.any("kv_b")), name="kv")
+score_nope = P.matmul(
+    P.transpose(P.any("q_nope"), axes=(1, 0, 2)), P.transpose(P.slice(kv, axis=-1, name="k_nope"), axes=(1, 2, 0))
+)
+score_pe = P.matmul(
+    P.transpose(P.any("q_pe"), axes=(1, 0, 2)), P.transpose(P.slice(context, axis=-1, name="k_pe"), axes=(1, 0))
+)
+score = P.mul(P.add(score_nope, score_pe), P.const(data=float, name="scale"))
+mask = P.context_mask(positions, sequence, page_table, name="mask")
+masked = P.where(mask, score, P.const(data=float("-inf")))
+attended = P.matmul(P.softmax(masked), P.transpose(P.slice(kv, axis=-1, name="value"), axes=(1, 0, 2)))
 
 
 class Write(Rule):
@@ -47,15 +53,19 @@ class Write(Rule):
     )
 
     def check(self, match: Match) -> str | None:
-        if match["latent"].attrs["stop"] == match["k_pe"].attrs["start"]:
+        latent, k_pe = match.span("latent"), match.span("k_pe")
+        if latent.step != 1 or k_pe != range(latent.stop, latent.stop + len(k_pe)):
+            return f"{match['latent']!r} and {match['k_pe']!r} are not neighbours in {match['kv_a']!r}"
+        tokens, heads, *_ = match["rope"].shape
+        if tokens == match["k_pe"].shape[0] and heads == 1:
             return None
-        return f"{match['latent']!r} and {match['k_pe']!r} are not neighbours in {match['kv_a']!r}"
+        return f"{match['rope']!r} does not rotate the key as one head"
 
     def rewrite(self, match: Match) -> Value:
-        span = {"axis": -1, "start": match["latent"].attrs["start"], "stop": match["k_pe"].attrs["stop"]}
+        start, stop = match.span("latent").start, match.span("k_pe").stop
         kv_a = match["kv_a"]
-        if span["stop"] - span["start"] != kv_a.shape[-1]:  # type: ignore[operator]
-            kv_a = ops.apply("slice", (kv_a,), span)
+        if stop - start != kv_a.shape[-1]:
+            kv_a = ops.apply("slice", (kv_a,), {"axis": -1, "start": start, "stop": stop})
         paging = (match["positions"], match["sequence"], match["page_table"])
         return ops.apply(
             "mla_write",
@@ -74,11 +84,14 @@ class Attention(Rule):
     pattern: ClassVar[Pattern] = P.transpose(attended, axes=(1, 0, 2))
 
     def check(self, match: Match) -> str | None:
-        nope, rank = match["k_nope"].attrs["stop"], match["context_latent"].attrs["stop"]
-        if match["value"].attrs["start"] != nope:
-            return f"{match['value']!r} does not follow the keys in {match['kv']!r}"
-        if match["k_pe"].attrs["start"] != rank:
-            return f"{match['k_pe']!r} does not follow the latent in the cache row"
+        for whole, first, second in (("kv", "k_nope", "value"), ("context", "latent", "k_pe")):
+            width, split = match[whole].shape[-1], match.span(first).stop
+            if (match.span(first), match.span(second)) != (range(split), range(split, int(width))):
+                return f"{match[first]!r} and {match[second]!r} are not the two parts of {match[whole]!r}"
+        if match["kv"].shape[0] != match["context"].shape[0]:
+            return f"{match['kv']!r} does not keep the rows of {match['context']!r}"
+        if match["mask"].attrs["page_size"] != match["slots"].attrs["page_size"]:
+            return f"{match['mask']!r} and {match['slots']!r} differ in the page size"
         return None
 
     def rewrite(self, match: Match) -> Value:

@@ -28,8 +28,8 @@ def gated(gate: str, up: str) -> Pattern:
     return P.mul(P.mul(projected, P.sigmoid(projected)), P.linear(x, P.any(up)))
 
 
-mix = P.reshape(P.transpose(P.put_along(P.any("ids"), P.any("weights"))))
-routed = P.sum(P.mul(P.linear(gated("gate", "up"), P.any("down")), mix), axis=0, name="routed")
+mix = P.reshape(P.transpose(P.put_along(P.any("ids"), P.any("weights")), axes=(1, 0)), name="mix")
+routed = P.sum(P.mul(P.linear(gated("gate", "up"), P.any("down")), mix), axis=0, keepdims=False, name="routed")
 shared = P.linear(gated("shared_gate", "shared_up"), P.any("shared_down"))
 
 
@@ -37,12 +37,19 @@ class Moe(Rule):
     pattern: ClassVar[Pattern] = routed
 
     def check(self, match: Match) -> str | None:
-        if len(match["gate"].shape) != 3:
-            return f"{match['gate']!r} is not stacked over the experts"
-        shared_gate = match.get("shared_gate")
-        if shared_gate is None or int(shared_gate.shape[0]) % int(match["gate"].shape[1]) == 0:
+        gate, up, ids = match["gate"], match["up"], match["ids"]
+        if len(gate.shape) != 3 or up.shape != gate.shape:
+            return f"{gate!r} and {up!r} are not gate and up stacked over the experts"
+        if match["mix"].shape != (gate.shape[0], ids.shape[0], 1) or match["weights"].shape != ids.shape:
+            return f"{match['mix']!r} is not one weight a token and expert"
+        if ids.op not in ("router", "top_k"):
+            return f"{ids!r} may name an expert twice"
+        shared_gate, shared_up = match.get("shared_gate"), match.get("shared_up")
+        if shared_gate is None or shared_up is None:
             return None
-        return f"{shared_gate!r} is no multiple of an expert's width {match['gate'].shape[1]}"
+        if shared_gate.shape == shared_up.shape and int(shared_gate.shape[0]) % int(gate.shape[1]) == 0:
+            return None
+        return f"{shared_gate!r} and {shared_up!r} are no multiple of an expert's width {gate.shape[1]}"
 
     def rewrite(self, match: Match) -> Value:
         n_experts, width, hidden = map(int, match["gate"].shape)

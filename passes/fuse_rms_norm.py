@@ -18,7 +18,7 @@ x, weight = P.any("x"), P.any("weight")
 
 class RmsNorm(Rule):
     pattern: ClassVar[Pattern] = P.mul(
-        P.mul(x, P.rsqrt(P.add(P.mean(P.mul(x, x), axis=-1, keepdims=True), P.const(name="eps")))), weight
+        P.mul(x, P.rsqrt(P.add(P.mean(P.mul(x, x), axis=-1, keepdims=True), P.const(data=float, name="eps")))), weight
     )
 
     def check(self, match: Match) -> str | None:

@@ -14,11 +14,11 @@ from dsv3c.compiler.ir import Attr, Graph, Value
 from dsv3c.compiler.pattern import Match, P, Pattern
 from dsv3c.compiler.rewrite import Rule, rewrite_graph
 
-angles = P.mul(P.reshape(P.cast(P.any("positions"))), P.const(name="inv_freq"))
-cos = P.reshape(P.scaled(P.cos(angles), "scale"))
-sin = P.reshape(P.scaled(P.sin(angles), "scale"))
+angles = P.mul(P.reshape(P.cast(P.any("positions"))), P.const(data=tuple, name="inv_freq"))
+cos = P.reshape(P.scaled(P.cos(angles), "cos_scale"), name="cos")
+sin = P.reshape(P.scaled(P.sin(angles), "sin_scale"), name="sin")
 x = P.any("x")
-first, second = P.slice(x, name="first"), P.slice(x, name="second")
+first, second = P.slice(x, axis=-1, name="first"), P.slice(x, axis=-1, name="second")
 
 
 class Rope(Rule):
@@ -27,14 +27,20 @@ class Rope(Rule):
     )
 
     def check(self, match: Match) -> str | None:
-        if _columns(match) is not None:
+        if _columns(match) is None:
+            return f"{match['first']!r} and {match['second']!r} are neither the halves nor the even and odd columns"
+        if match.scalar("cos_scale") != match.scalar("sin_scale"):
+            return f"{match['cos']!r} and {match['sin']!r} are scaled differently"
+        first = match["first"].shape
+        row = (first[0], *(1 for _ in first[1:-1]), first[-1])
+        if match["cos"].shape == match["sin"].shape == row and match["inv_freq"].shape == row[-1:]:
             return None
-        return f"{match['first']!r} and {match['second']!r} are neither the halves nor the even and odd columns"
+        return f"{match['cos']!r} and {match['sin']!r} are not one row of angles a token"
 
     def rewrite(self, match: Match) -> Value:
         columns = _columns(match)
         assert columns is not None
-        table = ops.apply("rope_table", (match["positions"], match["inv_freq"]), {"scale": match.scalar("scale")})
+        table = ops.apply("rope_table", (match["positions"], match["inv_freq"]), {"scale": match.scalar("cos_scale")})
         rotated = match["x"]
         if columns.stop - columns.start != rotated.shape[-1]:
             span: dict[str, Attr] = {"axis": -1, "start": columns.start, "stop": columns.stop}
@@ -44,10 +50,7 @@ class Rope(Rule):
 
 def _columns(match: Match) -> range | None:
     """The rotated columns of x: with step 2 when the pairs are (even, odd), with step 1 when they are the halves."""
-    first, second = (
-        range(*(int(value.attrs.get(key, 1)) for key in ("start", "stop", "step")))  # type: ignore[arg-type]
-        for value in (match["first"], match["second"])
-    )
+    first, second = match.span("first"), match.span("second")
     if first.step == 2 and second == range(first.start + 1, first.stop, 2) and len(first) == len(second):
         return range(first.start, first.stop, 2)
     if first.step == 1 and second == range(first.stop, first.stop + len(first)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.ir import Attr, Graph, Value
 from dsv3c.compiler.pattern import Match, P, Pattern
 from dsv3c.compiler.rewrite import Rule, rewrite_graph
 
@@ -21,20 +21,33 @@ scores = P.either(P.sigmoid(logits, name="scores"), P.softmax(logits, name="scor
 choice = P.either(P.add(scores, P.param(name="bias")), scores)
 grouped = P.reshape(choice, name="grouped")
 best = P.either(
-    P.sum(P.take_along(grouped, P.top_k(grouped, k=2)), name="best"), P.max(grouped, name="best")
+    P.sum(P.take_along(grouped, P.top_k(grouped, k=2)), axis=-1, keepdims=False, name="best"),
+    P.max(grouped, axis=-1, keepdims=False, name="best"),
 )
-kept = P.cast(P.reshape(P.put_along(P.top_k(best, name="groups"), P.const())))
-within_groups = P.reshape(P.where(kept, grouped, P.const()))
-picked = P.take_along(scores, P.router(logits, name="ids"))
-normalised = P.div(picked, P.add(P.sum(picked, axis=-1, name="total"), P.const()))
+kept = P.reshape(P.put_along(P.top_k(best, name="groups"), P.const(data=1.0)), name="kept")
+within_groups = P.reshape(P.where(P.cast(kept, dtype="bool"), grouped, P.const(data=float("-inf"))))
+ids = P.either(P.router(logits, name="ids"), P.router(logits, P.any("bias"), name="ids"))
+picked = P.take_along(scores, ids)
+total = P.sum(picked, axis=-1, keepdims=True, name="total")
+normalised = P.div(picked, P.add(total, P.const(data=1e-20)))  # what the definition of router_weights adds
 
 
 class Choose(Rule):
     pattern: ClassVar[Pattern] = P.top_k(P.either(within_groups, choice), name="ids")
 
+    def check(self, match: Match) -> str | None:
+        logits, bias = match["logits"], match.get("bias")
+        if len(logits.shape) != 2 or match["ids"].shape[0] != logits.shape[0]:
+            return f"{match['ids']!r} does not pick from each row of {logits!r}"
+        if bias is not None and bias.shape != logits.shape[1:]:
+            return f"{bias!r} is not one number an expert"
+        if match.get("groups") is None or match["kept"].shape == (logits.shape[0], match["grouped"].shape[1], 1):
+            return None
+        return f"{match['kept']!r} is not one mark a group"
+
     def rewrite(self, match: Match) -> Value:
         groups = match.get("groups")
-        attrs = {
+        attrs: dict[str, Attr] = {
             "n_group": 1 if groups is None else match["grouped"].shape[-2],
             "topk_group": 1 if groups is None else groups.attrs["k"],
             "top_k": match["ids"].attrs["k"],
@@ -46,10 +59,10 @@ class Choose(Rule):
 
 
 class WeighScaled(Rule):
-    pattern: ClassVar[Pattern] = P.mul(P.either(normalised, picked), P.const(name="scale"))
+    pattern: ClassVar[Pattern] = P.mul(P.either(normalised, picked), P.const(data=float, name="scale"))
 
     def rewrite(self, match: Match) -> Value:
-        attrs = {
+        attrs: dict[str, Attr] = {
             "scoring": match["scores"].op,
             "norm_topk_prob": match.get("total") is not None,
             "scale": match.scalar("scale"),

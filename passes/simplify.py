@@ -35,9 +35,10 @@ class Simplify:
 
 def _reshape(value: Value) -> Value:
     (x,) = value.inputs
-    if x.op == "reshape":
-        return ops.apply("reshape", x.inputs, value.attrs)
-    return x if x.type == value.type else value
+    source = x.inputs[0] if x.op == "reshape" else x
+    if source.type == value.type:
+        return source
+    return value if source is x else ops.apply("reshape", (source,), value.attrs)
 
 
 def _slice(value: Value) -> Value:
