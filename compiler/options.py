@@ -25,8 +25,8 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see quant.QuantSpec) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32 or bf16. max_tokens, max_rows, max_sequences: bounds of one step. stop_after: name of the pass to stop at;
-    dump_to: folder for the graph after each pass. overwrite: replace an existing artifact.
+    cache_dtype: f32 or bf16. max_tokens, max_rows, max_sequences: bounds of one step. stop_after: name of the pass to
+    stop at; dump_to: folder for the graph after each pass. overwrite: replace an existing artifact.
     """
 
     target: str = "x86"

@@ -70,7 +70,7 @@ def memory_owner(value: Value) -> Value:
 
 
 class Strided(NamedTuple):
-    """A view of its owner's flat memory: element (i, j, k) is at offset + i*strides[0] + j*strides[1] + k*strides[2]."""
+    """A view of its owner's flat memory: (i, j, k) is at offset + i*strides[0] + j*strides[1] + k*strides[2]."""
 
     offset: int
     strides: tuple[int, ...]
@@ -105,7 +105,7 @@ def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
 
 
 def _reshaped(value: Value, base: Strided) -> Strided:
-    """Split or join the axes behind the first, whose dim stays: rows keep their stride, what is inside is contiguous."""
+    """Split or join the axes behind the first, whose dim stays: rows keep their stride, their inside is contiguous."""
     source = value.inputs[0].shape
     inner = _contiguous(value.shape)
     if source[0] != value.shape[0] or base.strides[1:] != _contiguous(source)[1:]:

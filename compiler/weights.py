@@ -171,7 +171,7 @@ def _part_param(value: Value, index: int) -> Value | None:
 
 
 def _part_concat(value: Value, index: int) -> Value | None:
-    axis = int(value.attrs["axis"])  # type: ignore[arg-type]
+    axis = int(value.attrs["axis"]) % len(value.shape)  # type: ignore[arg-type]
     if axis != 0:
         return ops.apply("concat", tuple(part(source, index) for source in value.inputs), {"axis": axis - 1})
     for source in value.inputs:
@@ -190,10 +190,10 @@ def _part_reshape(value: Value, index: int) -> Value | None:
 
 
 def _part_transpose(value: Value, index: int) -> Value | None:
-    (source,), axes = value.inputs, value.attrs["axes"]
-    lead = axes[0]  # type: ignore[index]
+    (source,) = value.inputs
+    lead, *rest = map(int, value.attrs["axes"])  # type: ignore[arg-type]
     inner = part(source, index) if lead == 0 else _cut(source, lead, index)
-    kept = tuple(axis - (axis > lead) for axis in axes[1:])  # type: ignore[index]
+    kept = tuple(axis - (axis > lead) for axis in rest)
     return ops.apply("transpose", (inner,), {"axes": kept})
 
 

@@ -8,8 +8,8 @@ One step is a ragged batch over a paged cache of latent rows: T tokens of any nu
 position and its row of the page table; the cache of a layer is [N, latent_dim], one row a token:
 rms_norm(kv latent) [kv_lora_rank] then the rotated shared key [qk_rope_head_dim].
 
-Sources: DeepSeek-V2 (arXiv 2405.04434, section 2.1: MLA), DeepSeek-V3 (arXiv 2412.19437, sections 2.1.2 and 2.2: routing
-and multi-token prediction), YaRN (arXiv 2309.00071).
+Sources: DeepSeek-V2 (arXiv 2405.04434, section 2.1: MLA), DeepSeek-V3 (arXiv 2412.19437, sections 2.1.2 and 2.2:
+routing and multi-token prediction), YaRN (arXiv 2309.00071).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MASKED = float("-inf")
 
 
 class Step(NamedTuple):
-    """The inputs of one step: tokens, positions, sequence [T]; page_table [S, P]; rows [R], tokens whose logits count."""
+    """The inputs of one step: tokens, positions, sequence [T]; page_table [S, P]; rows [R]: where logits are wanted."""
 
     tokens: Tensor
     positions: Tensor
