@@ -45,9 +45,13 @@ class Case:
         return folder
 
 
+def seed_of(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 def case(name: str) -> Case:
-    config = CONFIGS[name]
-    return make_case(name, config, zlib.crc32(name.encode()))
+    """The case of a config in the table."""
+    return make_case(name, CONFIGS[name], seed_of(name))
 
 
 def make_case(name: str, config: Mapping[str, Any], seed: int) -> Case:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,19 +58,20 @@ class Subject:
 
     def graph_errors(self, graph: str) -> dict[str, float]:
         """The error of each schedule, evaluated in numpy."""
-        return self._errors(lambda: GraphStepper(self.graphs[graph], self.checkpoint.read))
+        return self._errors(GraphStepper(self.graphs[graph], self.checkpoint.read))
 
     def artifact_errors(self, entry: str | None) -> dict[str, float]:
         """The error of each schedule, run by the compiled artifact."""
-        return self._errors(lambda: ArtifactStepper(self.model, entry))
+        return self._errors(ArtifactStepper(self.model, entry))
 
     def has_entry(self, entry: str | None) -> bool:
         return entry is None or entry in self.model.artifact.plan.entries
 
-    def _errors(self, stepper: Callable[[], Stepper]) -> dict[str, float]:
+    def _errors(self, stepper: Stepper) -> dict[str, float]:
+        # One stepper for all: the cache is full of what the runs before have left.
         found = {}
         for name, schedule in runs.schedules().items():
-            found[name] = worst(runs.run(stepper(), self.case.sequences, schedule), self.expected)
+            found[name] = worst(runs.run(stepper, self.case.sequences, schedule), self.expected)
         return found
 
     # --- the MTP layer: row t has seen the tokens up to t + 1, and the main model's state at t

@@ -17,14 +17,14 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed: make conformance")
 pytest.importorskip("transformers", reason="transformers is not installed: make conformance")
 
-# Of a model without shared experts.
-pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-
 from dsv3c.compiler.checkpoint import Checkpoint
 from tests.conformance import runs
 from tests.conformance.configs import CONFIGS
 from tests.conformance.measure import ENTRIES, GRAPHS, LIMIT, Subject
 from tests.conformance.runs import GraphStepper, relative_error
+
+# Of a model without shared experts.
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 WITH_MTP = [name for name, config in CONFIGS.items() if config.get("num_nextn_predict_layers")]
 
