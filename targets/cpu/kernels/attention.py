@@ -72,23 +72,20 @@ def heads_together(heads: int) -> int:
     return next(tile for tile in (4, 3, 2, 1) if heads % tile == 0)
 
 
-def softmax_step(scores: Expr, last: Expr, largest: Buffer, total: Buffer, at: Expr) -> tuple[Expr, Expr]:
-    """Fold 16 scaled scores into the running maximum and sum `at`; slots past `last` do not count.
+def softmax_step(scores: Expr, last: Expr, before: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+    """One step over 16 scaled scores, those past slot `last` masked, with the running maximum `before`.
 
-    Returns (probabilities x16 relative to the new maximum, factor for what was accumulated before).
+    Returns (probabilities x16 relative to the new maximum, their sum, the new maximum, the factor that takes sums
+    relative to the old maximum to the new one).
     """
     # Masks are arithmetic, 0 up to `last` and -1, -2, … past it: TVM's simplifier chokes on vectors of booleans.
     slots = T.Cast(typed("float32", BLOCK), T.ramp(T.int32(0), 1, BLOCK))
     past = T.bind(T.min(splat(T.Cast("float32", last), BLOCK) - slots, f32(0, BLOCK)))
     masked = T.bind(scores + past * f32(-LOWEST, BLOCK))
-    before = T.bind(largest[at])
     after = T.bind(T.max(before, horizontal(masked, BLOCK, T.max)))
     kept = T.max(past + f32(1, BLOCK), f32(0, BLOCK))
     probabilities = T.bind(exp(masked - splat(after, BLOCK), BLOCK) * kept)
-    factor = T.bind(exp(before - after, 1))
-    store(total, at, total[at] * factor + horizontal(probabilities, BLOCK, add), 1)
-    store(largest, at, after, 1)
-    return probabilities, factor
+    return probabilities, horizontal(probabilities, BLOCK, add), after, T.bind(exp(before - after, 1))
 
 
 def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
@@ -126,9 +123,11 @@ def _attend(spec: MlaAbsorbed, level: IsaLevel, buffers: dict[str, Buffer], t: E
         _scores(spec, level, buffers, rows, keys, base, last, scores)
         for h in range(tile):
             scaled = load(scores, h * BLOCK, BLOCK) * f32(spec.scale, BLOCK)
-            probabilities, factor = softmax_step(scaled, last, largest, total, h)
+            probabilities, block_total, after, factor = softmax_step(scaled, last, T.bind(largest[h]))
             store(scores, h * BLOCK, probabilities, BLOCK)
             store(factors, h, factor, 1)
+            store(total, h, total[h] * factor + block_total, 1)
+            store(largest, h, after, 1)
         _add_values(spec, buffers, rows, base, last, scores, factors)
 
     for h in range(tile):

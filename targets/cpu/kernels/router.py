@@ -1,4 +1,4 @@
-"""Routing: which experts a token visits (router), with what weights (router_weights), and in what order (expert_order)."""
+"""Routing: which experts a token visits (router), with what weights (router_weights), in what order (expert_order)."""
 
 from __future__ import annotations
 

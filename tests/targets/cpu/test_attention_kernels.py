@@ -4,9 +4,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
 from dsv3c.targets.cpu.kernels.frame import Rows, View
+from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
 
 BOUND = 18
 F32 = 3e-6
@@ -93,6 +96,27 @@ def absorbed_case(context, heads, rank, d, element):
     return MlaAbsorbed(Rows(BOUND), heads, paging, scale), inputs, {"y": y}, F32
 
 
+def materialized_case(context, heads, nope, v, rank, d, element, name, view=None):
+    paging, positions, sequence, table, cache, inputs = layout(context, heads, rank, d, element)
+    spec, tokens = QuantSpec.parse(name), len(positions)
+    view_ = view or View(heads * nope, head_stride=nope)
+    wide, q_pe = normal(tokens, view_.row_stride), normal(tokens, heads, d, seed=1)
+    q_nope = np.stack([wide[:, view_.offset + h * view_.head_stride :][:, :nope] for h in range(heads)], 1)
+    weights = {}
+    for role, n in (("w_uk", nope), ("w_uv", v)):
+        w = normal(heads, n, rank) * np.float32(rank**-0.5)
+        stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
+        inputs |= {f"{role}.{part}": array for part, array in layouts.pack(stored, spec).items()}
+        weights[role] = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+    scale = (nope + d) ** -0.5
+    # Absorbing w_uk into the query gives the same scores: the naive form above is the oracle for both kernels.
+    query = np.concatenate([np.einsum("thn,hnc->thc", q_nope, weights["w_uk"]), q_pe], -1)
+    latent = attend(query, cache, positions, sequence, table, 16, scale, rank)
+    y = np.einsum("thc,hvc->thv", latent, weights["w_uv"])
+    inputs |= {"cache": cache, "q_nope": wide, "q_pe": q_pe}
+    return MlaMaterialized(Rows(BOUND), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
+
+
 def write_case(context, rank, d, element, interleave, view=None):
     paging, positions, sequence, table, cache, inputs = layout(context, 1, rank, d, element)
     tokens = len(positions)
@@ -123,6 +147,14 @@ def all_cases():
         for interleave in (False, True):
             yield f"write-{element}-{interleave}", write_case("two", 512, 64, element, interleave)
         yield f"write-{element}-view", write_case("c17", 33, 10, element, False, View(100, offset=5))
+
+    for context in CONTEXTS:
+        for name in ("float32", "int4-g32"):
+            yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
+    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym"):
+        yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
+    view = View(3 * 50 + 4, offset=14, head_stride=50)
+    yield "materialized-view", materialized_case("c17", 3, 33, 16, 64, 10, "bf16", "float16", view)
 
 
 CASES = dict(all_cases())
