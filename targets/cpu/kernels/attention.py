@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.cpu.intrinsics import splat, typed
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.frame import (
@@ -24,20 +25,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     loop,
     prim_func,
 )
-from dsv3c.targets.cpu.kernels.vector import (
-    WIDTH,
-    Reduction,
-    add,
-    columns,
-    exp,
-    f32,
-    horizontal,
-    load,
-    load_f32,
-    splat,
-    store,
-    typed,
-)
+from dsv3c.targets.cpu.kernels.vector import WIDTH, Reduction, add, columns, exp, f32, horizontal, load, load_f32, store
 
 Expr = Any
 
@@ -115,7 +103,11 @@ def _attend(spec: MlaAbsorbed, level: IsaLevel, buffers: dict[str, Buffer], t: E
     for h in range(tile):
         store(largest, h, f32(LOWEST), 1)
         store(total, h, f32(0), 1)
-        columns(paging.rank, lambda at, lanes, row=rows[h]: store(y, row + at, f32(0, lanes), lanes))
+
+        def clear(at: Expr, lanes: int, row: Expr = rows[h]) -> None:
+            store(y, row + at, f32(0, lanes), lanes)
+
+        columns(paging.rank, clear)
 
     with T.serial(0, T.floordiv(position, BLOCK) + 1) as block:
         base = paging.row(buffers["page_table"], sequence, block * BLOCK)

@@ -10,11 +10,12 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.norm import inverse_rms
 from dsv3c.targets.cpu.kernels.rope import rotate
-from dsv3c.targets.cpu.kernels.vector import columns, load, splat, store_f32
+from dsv3c.targets.cpu.kernels.vector import columns, load, store_f32
 
 Expr = Any
 

@@ -35,8 +35,8 @@ class Weight:
     n: int
     k: int
     data: Buffer
-    scale: Buffer | None
-    zero: Buffer | None
+    scale: Buffer  # None for floats
+    zero: Buffer  # None unless asymmetric
 
     @classmethod
     def of(cls, buffers: dict[str, Buffer], role: str, spec: QuantSpec, n: int, k: int) -> Weight:
@@ -68,8 +68,8 @@ class Activation:
 
     data: Buffer
     view: View
-    scale: Buffer | None = None
-    sum: Buffer | None = None
+    scale: Buffer = None
+    sum: Buffer = None
 
     @classmethod
     def of(cls, buffers: dict[str, Buffer], role: str, spec: QuantSpec, k: int, view: View) -> Activation:

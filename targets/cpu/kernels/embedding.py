@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.cpu.intrinsics import splat, typed
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, prim_func, rows_loop
-from dsv3c.targets.cpu.kernels.vector import columns, load, load_f32, splat, store, typed
+from dsv3c.targets.cpu.kernels.vector import columns, load, load_f32, store
 
 Expr = Any
 

@@ -1,7 +1,7 @@
 """mla_materialized: attention on keys and values rebuilt from the latent cache, for many tokens at once.
 
-A head goes over its sequence's context in blocks of sixteen slots. It rebuilds the block's keys (transposed: slots in the
-lanes) and values once, in its own slice of the scratch operand, then lets every token of the sequence see them.
+A head goes over its sequence's context in blocks of sixteen slots. It rebuilds the block's keys (transposed: slots in
+the lanes) and values once, in its own slice of the scratch operand, then lets every token of the sequence see them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES, padded_rows
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.attention import BLOCK, LOWEST, softmax_step
 from dsv3c.targets.cpu.kernels.cache import Paging
@@ -31,7 +32,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
     weight_operands,
 )
-from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, f32, load, load_f32, splat, store
+from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, f32, load, load_f32, store
 
 Expr = Any
 
@@ -73,8 +74,8 @@ class _Scratch:
         value, tokens = padded_rows(spec.v), padded_rows(spec.rows.maximum)
         sizes = (BLOCK * latent, (spec.nope + spec.paging.d) * BLOCK, BLOCK * value, BLOCK * LANES, tokens, tokens)
         size = sum(sizes)
-        starts = [head * size + sum(sizes[:i]) for i in range(len(sizes))]
-        return cls(*starts, latent, value, size)
+        at = [head * size + sum(sizes[:i]) for i in range(len(sizes))]
+        return cls(at[0], at[1], at[2], at[3], at[4], at[5], latent, value, size)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.dot import TOKEN_TILE, Activation, Weight, dot_tile, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
@@ -25,7 +26,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     weight_operands,
 )
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size
-from dsv3c.targets.cpu.kernels.vector import f32, load, silu, splat, store
+from dsv3c.targets.cpu.kernels.vector import f32, load, silu, store
 
 Expr = Any
 

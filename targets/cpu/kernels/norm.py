@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, prim_func, rows_loop
-from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, load, splat, store
+from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, load, store
 
 Expr = Any
 
