@@ -323,16 +323,21 @@ def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
     order = np.argsort(pairs, kind="stable")
     active, counts = np.unique(pairs, return_counts=True)
     total = n_experts + n_shared
-    flat = np.zeros(tokens * (2 * total + 2 + k + n_shared), np.int32)
+    table = np.zeros((tokens, 2 * total + 2 + k + n_shared), np.int32)
+    if not tokens:
+        return table
+    flat = table.reshape(-1)
     flat[0] = len(active)
     flat[1 : 1 + len(active)] = active
     flat[1 + total : 2 + total + len(active)] = np.concatenate([[0], np.cumsum(counts)])
     flat[2 + 2 * total : 2 + 2 * total + len(order)] = order
-    return flat.reshape(tokens, -1)
+    return table
 
 
 def _pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
     """Expert of each pair p = t*(k+s)+j, read back from expert_order's vector."""
+    if not n_pairs:
+        return np.empty(0, np.int64)
     flat = order.reshape(-1)
     n_active = int(flat[0])
     starts = flat[1 + n_experts : 2 + n_experts + n_active]
