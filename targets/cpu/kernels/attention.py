@@ -184,15 +184,17 @@ def _add_values(
     slots = [_slot(base, slot, last, paging.width) for slot in range(BLOCK)]
 
     def column(at: Expr, lanes: int) -> None:
-        sums = [local("f32", WIDTH) for _ in rows]
+        # Two chains of sums a head, for even and odd slots: one would wait for the latency of FMA.
+        sums = [(local("f32", WIDTH), local("f32", WIDTH)) for _ in rows]
         for h, row in enumerate(rows):
-            store(sums[h], 0, load(y, row + at, lanes) * splat(factors[h], lanes), lanes)
+            store(sums[h][0], 0, load(y, row + at, lanes) * splat(factors[h], lanes), lanes)
+            store(sums[h][1], 0, f32(0, lanes), lanes)
         for i, slot in enumerate(slots):
             value = T.bind(load_f32(cache, slot + at, lanes, paging.element))
-            for h, total in enumerate(sums):
-                weight = splat(probabilities[h * BLOCK + i], lanes)
+            for h, chains in enumerate(sums):
+                weight, total = splat(probabilities[h * BLOCK + i], lanes), chains[i % 2]
                 store(total, 0, value * weight + load(total, 0, lanes), lanes)
         for h, row in enumerate(rows):
-            store(y, row + at, load(sums[h], 0, lanes), lanes)
+            store(y, row + at, load(sums[h][0], 0, lanes) + load(sums[h][1], 0, lanes), lanes)
 
     columns(paging.rank, column)

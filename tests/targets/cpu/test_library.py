@@ -22,7 +22,7 @@ from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, NoCCompiler, build_library, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 
-# Calls the pool directly: task i adds i+1 to slot[i]; every slot must be written once a launch, by any number of threads.
+# Calls the pool directly: task i adds i+1 to slot[i]; every slot is written once a launch, by any number of threads.
 POOL_TEST = r"""
 #include <pthread.h>
 #include <stdatomic.h>
@@ -38,7 +38,12 @@ extern int dsv3c_threads(int);
 static int add(int i, Env *e, void *c) { atomic_fetch_add((atomic_int *)c + i, i + 1); return 0; }
 static int fail(int i, Env *e, void *c) { return i == 3 ? -7 : 0; }
 static int nest(int i, Env *e, void *c) { return __TVMBackendParallelLaunch(add, c, 8); }
-static int count(int i, Env *e, void *c) { atomic_fetch_add((atomic_int *)c, 1); atomic_store((atomic_int *)c + 1, e->num_task); return 0; }
+static int count(int i, Env *e, void *c) {
+  atomic_int *seen = c;
+  atomic_fetch_add(&seen[0], 1);
+  atomic_store(&seen[1], e->num_task);
+  return 0;
+}
 static int check(int jobs, int tasks) {
   for (int job = 0; job < jobs; job++) {
     atomic_int slots[64];
