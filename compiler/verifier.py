@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsv3c.compiler import ops
-from dsv3c.compiler.errors import TypeRuleError, UnknownOpError, VerifyError
+from dsv3c.compiler.errors import Dsv3cError, VerifyError
 from dsv3c.compiler.ir import Graph, Value, is_weight, value_names, value_text
 
 # Roles (see ops.table.Op) that are legal outside of weight expressions. Weights may use every operation in all phases.
@@ -25,11 +25,16 @@ def verify(graph: Graph, phase: str, after: str) -> None:
         reason = _type_fault(value) or _phase_fault(value, phase, memo)
         if reason:
             raise VerifyError(where=f"after {after}", reason=reason, context=_context(graph, value))
-    for value, users in graph.users().items():
-        writers = [user for user in users if ops.lookup(user.op).in_place and user.inputs[0] == value]
-        if writers and len(users) > 1:
-            reason = f"%{value_names(graph)[value]} is read and also overwritten in place"
-            raise VerifyError(where=f"after {after}", reason=reason, context=_context(graph, writers[0]))
+    names, users = value_names(graph), graph.users()
+    for value in users:
+        shared = _overwritten(value, users, graph) if ops.lookup(value.op).in_place else None
+        if shared is not None:
+            reason = f"%{names[shared]} is read and also overwritten in place"
+            raise VerifyError(where=f"after {after}", reason=reason, context=_context(graph, value))
+    first: dict[str, Value] = {}
+    for value, name in names.items():
+        if first.setdefault(name, value) is not value:
+            raise VerifyError(where=f"after {after}", reason=f"two values are %{name}", context=_context(graph, value))
 
 
 def _type_fault(value: Value) -> str | None:
@@ -37,7 +42,7 @@ def _type_fault(value: Value) -> str | None:
         return None
     try:
         expected = ops.apply(value.op, value.inputs, value.semantics).type
-    except (TypeRuleError, UnknownOpError) as error:
+    except Dsv3cError as error:
         return str(error)
     return None if expected == value.type else f"the type should be {expected}"
 
@@ -49,6 +54,19 @@ def _phase_fault(value: Value, phase: str, memo: dict[Value, bool]) -> str | Non
     if phase == "kernel" and value.op in KERNEL_PRIMITIVES:
         return None
     return f"{value.op} is not legal in phase {phase!r}"
+
+
+def _overwritten(writer: Value, users: Mapping[Value, list[Value]], graph: Graph) -> Value | None:
+    """A value that `writer` overwrites although something else reads it too, itself or through a view; None if none."""
+    results = {value for _, value in graph.results}
+    if writer.inputs[0] in writer.inputs[1:]:
+        return writer.inputs[0]
+    reader, source = writer, writer.inputs[0]
+    while users[source] == [reader] and source not in results:
+        if ops.lookup(source.op).role != "view":
+            return None
+        reader, source = source, source.inputs[0]
+    return source
 
 
 def _context(graph: Graph, wrong: Value, around: int = 3) -> str:
