@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.errors import OutputExistsError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -21,14 +21,23 @@ SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json
 _CHUNK = 1 << 22
 
 
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raises OutputExistsError when `out` exists, NotAnArtifactError when it may be replaced but is none."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputExistsError(path=out)
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise NotAnArtifactError(path=out)
+
+
 @contextmanager
 def writing(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the body ends well and is removed when it does not.
 
-    Raises OutputExistsError at once, before any work, when `out` exists and may not be replaced.
+    Errors as for `check_free`, at once, before any work.
     """
-    if out.exists() and not overwrite:
-        raise OutputExistsError(path=out)
+    check_free(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
@@ -45,9 +54,15 @@ def _replace(temporary: Path, out: Path) -> None:
         os.rename(temporary, out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    os.rename(out, aside / out.name)
-    os.rename(temporary, out)
-    shutil.rmtree(aside, ignore_errors=True)
+    old = aside / out.name
+    os.rename(out, old)
+    try:
+        os.rename(temporary, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

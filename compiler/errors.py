@@ -170,6 +170,11 @@ class OutputExistsError(Dsv3cError):
     hint = "choose another folder with -o, or pass --overwrite to replace it"
 
 
+class NotAnArtifactError(Dsv3cError):
+    message = "{path} is not an artifact, and is not overwritten"
+    hint = "choose another folder with -o"
+
+
 class UnknownPassError(Dsv3cError):
     message = "no pass is called {name!r}; the passes are {known}"
 
