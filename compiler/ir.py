@@ -14,8 +14,8 @@ Grammar of the text (`str(graph)`; `parse_graph` is its inverse):
                                            P pages per sequence, N cache slots
 
 DTYPE is f32, f16, bf16, i32, i8, u8 or bool; a quantised weight carries the name of its format (int4-g32-asym), a
-quantised activation q8-gA. LAYOUT names the order of a packed weight's bytes (rows16). Lines that start with # are
-skipped.
+quantised activation q8-gA. LAYOUT names the order of a packed weight's bytes (rows16). Empty lines and
+those that start with # are skipped.
 
 Values are compared by structure: two values are equal when they stand for the same computation on the same leaves, so
 equal subexpressions are one node and equal graphs are the same program.
@@ -263,7 +263,7 @@ def _parse_line(line: str, values: dict[str, Value]) -> None:
 
 def parse_graph(text: str) -> Graph:
     """Inverse of `str(graph)`. Types are taken as written; the verifier checks them. Raises IrSyntaxError."""
-    lines = [line for line in map(str.strip, text.strip().splitlines()) if not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     head = re.fullmatch(r"graph (\S+) \{", lines[0]) if lines else None
     if not head or len(lines) < 3 or lines[-1] != "}" or not lines[-2].startswith("return "):
         raise IrSyntaxError(line=lines[0] if lines else "", reason="a graph reads graph NAME { lines return results }")

@@ -14,7 +14,7 @@ PAGE_SIZE = 16
 def debug_level() -> int:
     """DSV3C_DEBUG: 1 passes, times and tracebacks; 2 rewrites and nearest misses; 3 the IR; 4 generated source."""
     text = os.environ.get("DSV3C_DEBUG", "0") or "0"
-    if not text.isdigit():
+    if text not in ("0", "1", "2", "3", "4"):
         raise BadOptionError(option="DSV3C_DEBUG", value=text, expected="a number from 0 to 4")
     return int(text)
 

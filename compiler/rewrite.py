@@ -41,7 +41,7 @@ class Rule(ABC):
 def rewrite_graph(graph: Graph, rules: tuple[Rule, ...], title: str) -> tuple[Graph, int]:
     """Apply the first rule that fits at each value, inputs first. Returns the new graph and the number of rewrites.
 
-    With DSV3C_DEBUG=2 each rewrite is told on stderr, and for a rule that never fired its nearest miss.
+    With DSV3C_DEBUG=2 the rewrites of each rule are told on stderr, and for one that never fired its nearest miss.
     """
     misses = [Miss() for _ in rules]
     fired = [0] * len(rules)
