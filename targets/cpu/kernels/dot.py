@@ -209,8 +209,7 @@ def _integer_dot(
             total = T.bind(x.sum[scale + g])
             for block in range(len(starts)):
                 for part in parts:
-                    zero = _zero(w, scale_starts[block], g, part, lanes)
-                    store(sums[block][row], part, T.broadcast(0 - total, lanes) * zero, lanes)
+                    store(sums[block][row], part, _offset(w, scale_starts[block], g, part, lanes, total), lanes)
         words = group * spec.bits // 32
         unroll = min(WORD_UNROLL, words)
         with T.serial(0, words // unroll) as chunk:
@@ -235,12 +234,12 @@ def _integer_dot(
                 store(buffer, part, load(buffer, part, lanes) * scale, lanes)
 
 
-def _zero(w: Weight, scale_start: Expr, g: Expr, part: int, lanes: int) -> Expr:
-    """Zero points of one part of a block as int32 lanes."""
+def _offset(w: Weight, scale_start: Expr, g: Expr, part: int, lanes: int, total: Expr) -> Expr:
+    """-zero point * total of one part of a block as int32 lanes: what an integer sum of group g starts from."""
     if w.zero is None:
-        return T.broadcast(T.int32(w.spec.zero_point), lanes)
+        return T.broadcast(total * (-w.spec.zero_point), lanes)
     at = scale_start + T.Cast("int64", g) * LANES + part
-    return T.Cast(f"int32x{lanes}", load(w.zero, at, lanes))
+    return T.Cast(f"int32x{lanes}", load(w.zero, at, lanes)) * T.broadcast(0 - total, lanes)
 
 
 def _dot_word(

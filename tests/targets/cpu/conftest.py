@@ -79,3 +79,10 @@ def level(request):
 def kernels(request, level, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp(level.name)
     return Kernels(request.module.CASES, level, folder)
+
+
+@pytest.fixture
+def kernels_of_all_levels(tmp_path):
+    """A function from cases to their Kernels at every level this CPU runs."""
+    usable = [level for level in LEVELS if not level.missing(host_cpu_flags())]
+    return lambda cases: [Kernels(cases, level, tmp_path / level.name) for level in usable]

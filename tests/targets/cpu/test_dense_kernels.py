@@ -14,6 +14,7 @@ from dsv3c.targets.cpu.kernels.quantize import QuantizeRows
 from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
 
 FORMATS = ["float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
+ONE_OF_EACH = ["float32", "int8", "int4-g32-asym"]
 BOUND = 18
 F32 = 3e-6
 
@@ -123,10 +124,12 @@ def elementwise_cases(t, d):
 
 def all_cases():
     for name in FORMATS:
-        for n, k, tokens in [(15, 31, (1, 3)), (17, 129, (0, 4, 5)), (272, 160, (1, 17, 18))]:
+        for n, k, tokens in [(17, 129, (0, 1, 3, 4, 5)), (272, 160, (1, 17, 18))]:
             for t in tokens:
                 yield f"linear-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k)
+    for name in ONE_OF_EACH:
         for t in (1, 5):
+            yield f"linear-{name}-t{t}-n15-k31", linear_case(name, t, 15, 31)
             yield f"head-{name}-t{t}", linear_case(name, t, 17, 64, heads=5)
     yield "rows-of-heads", linear_case("int4-g32", 2, 20, 40, multiplier=3)
     view = View(5 * 192 + 7, offset=128 + 7, head_stride=192)
@@ -156,3 +159,15 @@ class TestDenseKernels:
     @pytest.mark.parametrize("name", CASES)
     def test_matches_numpy(self, kernels, name):
         kernels.check(*CASES[name])
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-g32", "int4-g32-asym"])
+def test_integer_formats_agree_bit_for_bit_between_levels_and_tiles(kernels_of_all_levels, name):
+    one, many = linear_case(name, 1, 33, 160), linear_case(name, 17, 33, 160)
+    for role in ("x.data", "x.scale", "x.sum"):
+        one[1][role] = many[1][role][:1]
+    results = []
+    for kernels in kernels_of_all_levels({"one": one, "many": many}):
+        results += [kernels.run(*case[:2])["y"][:33] for case in (one, many)]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
