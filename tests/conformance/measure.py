@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.model import Model
 from tests.conformance import runs
 from tests.conformance.cases import Array, Case, case
@@ -63,6 +65,11 @@ class Subject:
     def artifact_errors(self, entry: str | None) -> dict[str, float]:
         """The error of each schedule, run by the compiled artifact."""
         return self._errors(ArtifactStepper(self.model, entry))
+
+    @property
+    def rebuilding_pays(self) -> bool:
+        """Whether a step can be so large that attention on rebuilt keys and values is the cheaper form."""
+        return pipeline.materialize_from(self.checkpoint.config) <= CompileOptions().max_tokens
 
     def has_entry(self, entry: str | None) -> bool:
         return entry is None or entry in self.model.artifact.plan.entries

@@ -18,6 +18,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value, is_weight
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.quant import NUMPY_DTYPES
 from dsv3c.compiler.target import Emission, Entry
 from dsv3c.runtime.model import Model
 from tests.conformance.cases import DECODED, PROMPTS, Array, Ids
@@ -104,7 +105,7 @@ class GraphStepper:
     def __init__(self, graph: Graph, weight: Callable[[str], Array], pages: int = PAGES) -> None:
         self.graph, self._weights = fold(graph, weight)
         self._caches = {
-            str(value.attrs["name"]): np.full((pages * PAGE_SIZE, value.shape[1]), STALE, np.float32)
+            str(value.attrs["name"]): np.full((pages * PAGE_SIZE, value.shape[1]), STALE, NUMPY_DTYPES[value.dtype])
             for value in graph.values()
             if value.op == "input" and str(value.attrs["name"]).startswith("cache.")
         }
@@ -142,8 +143,8 @@ def fold(graph: Graph, weight: Callable[[str], Array]) -> tuple[Graph, dict[str,
     return graph.map(replace), dict(zip(names.values(), computed, strict=True))
 
 
-def traced(checkpoint: Checkpoint) -> Graph:
-    return tracer.trace(checkpoint.config, checkpoint.shapes, PAGE_SIZE)
+def traced(checkpoint: Checkpoint, cache_dtype: str = "f32") -> Graph:
+    return tracer.trace(checkpoint.config, checkpoint.shapes, PAGE_SIZE, cache_dtype)
 
 
 def traced_mtp(checkpoint: Checkpoint) -> Graph:
