@@ -18,7 +18,7 @@ from dsv3c.compiler.storage import aligned, components, memory_owner
 
 
 @dataclass
-class _Block:
+class Block:
     """Bytes wanted by one result from program point `first` to `last`."""
 
     value: Value
@@ -54,12 +54,12 @@ class PlanMemory:
 
         return graph.map(visit), len(results)
 
-    def _blocks(self, graph: Graph) -> tuple[dict[Value, _Block], dict[Value, _Block]]:
+    def _blocks(self, graph: Graph) -> tuple[dict[Value, Block], dict[Value, Block]]:
         """A block for each result, alive until its last reader, and for each scratch, alive for one operation."""
         memo: dict[Value, bool] = {}
         order = [value for value in graph.values() if not is_weight(value, memo)]
-        results: dict[Value, _Block] = {}
-        scratches: dict[Value, _Block] = {}
+        results: dict[Value, Block] = {}
+        scratches: dict[Value, Block] = {}
         for point, value in enumerate(order):
             for source in value.inputs:
                 block = results.get(memory_owner(source))
@@ -68,9 +68,9 @@ class PlanMemory:
             if memory_owner(value) != value or value.op == "input":
                 continue
             nbytes = sum(aligned(component.nbytes) for component in components(value.type, self.bounds))
-            results[value] = _Block(value, nbytes, point, point)
+            results[value] = Block(value, nbytes, point, point)
             if self.scratch(value):
-                scratches[value] = _Block(value, aligned(self.scratch(value)), point, point)
+                scratches[value] = Block(value, aligned(self.scratch(value)), point, point)
         for _, value in graph.results:
             block = results.get(memory_owner(value))
             if block:
@@ -78,9 +78,9 @@ class PlanMemory:
         return results, scratches
 
 
-def place(blocks: list[_Block]) -> None:
+def place(blocks: list[Block]) -> None:
     """Largest first, each at the lowest offset that is free during its life (greedy by size, arXiv 2001.03288)."""
-    placed: list[_Block] = []
+    placed: list[Block] = []
     for block in sorted(blocks, key=lambda block: -block.nbytes):
         rivals = [other for other in placed if other.first <= block.last and block.first <= other.last]
         block.offset = 0
