@@ -18,10 +18,11 @@ pytest.importorskip("torch", reason="torch is not installed: make conformance")
 pytest.importorskip("transformers", reason="transformers is not installed: make conformance")
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.runtime.session import Request
 from tests.conformance import runs
 from tests.conformance.configs import CONFIGS
 from tests.conformance.measure import ENTRIES, GRAPHS, LIMIT, Subject
-from tests.conformance.runs import GraphStepper, relative_error
+from tests.conformance.runs import GraphStepper, relative_error, worst
 
 # Of a model without shared experts.
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -77,6 +78,11 @@ def test_runtime_calls(name: str, subjects: Subjects) -> None:
     subject = subjects(name)
     assert relative_error(subject.model.logits(subject.case.sequences[0]), subject.expected[0]) <= LIMIT
     assert subject.hidden_error() <= LIMIT
+    sequences = [subject.model.new_sequence() for _ in subject.case.sequences]
+    requests = [Request(at, ids, "all") for at, ids in zip(sequences, subject.case.sequences, strict=True)]
+    assert worst(subject.model.session.run(requests), subject.expected) <= LIMIT
+    for sequence in sequences:
+        sequence.close()
 
 
 @pytest.mark.parametrize("name", WITH_MTP)
