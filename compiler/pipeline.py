@@ -60,7 +60,10 @@ class Silent:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """out: the artifact, None when the passes were stopped. manifest: its content. seconds: wall time. peak_rss: bytes."""
+    """out: the artifact, None when the passes were stopped; manifest: its content.
+
+    seconds: wall time. peak_rss: largest resident set so far, in bytes.
+    """
 
     out: Path | None
     manifest: dict[str, Any]
@@ -112,6 +115,9 @@ def compile_checkpoint(
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name)
     check_formats(options)
+    destination = out or default_output(checkpoint, options)
+    if options.stop_after is None:
+        artifact.check_free(destination, options.overwrite)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
     progress.stage("running the passes")
@@ -119,12 +125,11 @@ def compile_checkpoint(
     if options.stop_after is not None:
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss())
     emission = target.emit(lowered.entries, lowered.bounds)
-    destination = out or default_output(checkpoint, options)
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
         file = weights.lay_out(emission.recipes)
-        progress.stage("writing weights", file.nbytes)
+        progress.stage("writing weights", file.tensor_bytes)
         weights.write(file, folder / "weights.safetensors", _reader(source), progress.advance)
         progress.stage("hashing")
         plan = _plan(source.config, options, lowered.bounds, emission)
@@ -212,7 +217,10 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
 def _show(
     graph: Graph, name: str, number: int, seconds: float, options: CompileOptions, count: int | None = None
 ) -> None:
-    """The dump of one phase, and its line of the debug ladder. Written before it is verified: wrong graphs count most."""
+    """The dump of one phase, and its line of the debug ladder.
+
+    Written before the graph is verified: wrong graphs are the ones that are looked at.
+    """
     head = f"{graph.name} after {name}: {seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
     if options.dump_to is not None:
         options.dump_to.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,11 @@ class WeightFile:
         """Bytes of all components of one recipe."""
         return sum(tensor.component.nbytes for tensor in self.tensors[name])
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without the header and the padding."""
+        return sum(map(self.component_bytes, self.tensors))
+
 
 def tensor_name(recipe: str, component: Component) -> str:
     """Name in the file: the recipe's own for its data, with the role behind it for the rest."""

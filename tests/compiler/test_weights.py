@@ -174,7 +174,7 @@ def test_progress_counts_every_byte_of_the_tensors(tmp_path: Path) -> None:
     file = weights.lay_out(mixture("int8"))
     done: list[int] = []
     weights.write(file, tmp_path / "w", Reader(leaves(file.recipes)), done.append)
-    assert sum(done) == sum(map(file.component_bytes, file.recipes))
+    assert sum(done) == file.tensor_bytes
 
 
 def test_a_reader_that_fails_stops_the_writing(tmp_path: Path) -> None:
