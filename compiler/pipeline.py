@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from dsv3c.compiler.ir import Graph, Value
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.compiler.rewrite import Pass
+from dsv3c.compiler.sizes import model_parts
 from dsv3c.compiler.target import Emission, Entry, Target
 from dsv3c.compiler.verifier import verify
 from dsv3c.passes.fuse_mla import FuseMla
@@ -275,7 +276,7 @@ def _manifest(
             "embedding": options.resolved_embed_quant,
             "cache": plan["cache_dtype"],
         },
-        "weights": {"tensors": bytes_by_part(source.config, file)},
+        "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {
             "weights_bytes": file.nbytes,
             "arena_bytes": plan["arena_bytes"],
@@ -285,27 +286,6 @@ def _manifest(
         "options": options.to_dict(),
         "notes": list(source.notes),
     }
-
-
-def bytes_by_part(config: ModelConfig, file: weights.WeightFile) -> dict[str, int]:
-    """Stored bytes of embedding, attention, dense_mlp, experts, router, head, norms and mtp."""
-    sizes: dict[str, int] = {}
-    for name in file.recipes:
-        part = model_part(config, name)
-        sizes[part] = sizes.get(part, 0) + file.component_bytes(name)
-    return sizes
-
-
-def model_part(config: ModelConfig, name: str) -> str:
-    """The part of the model that a weight's name tells; used for reports alone."""
-    layer = name.removeprefix("model.layers.").split(".")[0]
-    if layer.isdigit() and int(layer) >= config.num_hidden_layers:
-        return "mtp"
-    rules = (("experts", "experts"), ("self_attn", "attention"), ("mlp.gate.", "router"), ("mlp", "dense_mlp"),
-             ("embed_tokens", "embedding"), ("lm_head", "head"))  # fmt: skip
-    if "norm" in name:
-        return "norms"
-    return next((part for key, part in rules if key in name), "other")
 
 
 def peak_rss() -> int:

@@ -57,6 +57,11 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
     return Component("data", "i8", shape), Component("scale", "f32", shape[:-1])
 
 
+def tensor_name(recipe: str, component: Component) -> str:
+    """Name in the file: the recipe's own for its data, with the role behind it for the rest."""
+    return recipe if component.role == "data" else f"{recipe}.{component.role}"
+
+
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to whole cache lines."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

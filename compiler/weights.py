@@ -25,7 +25,7 @@ from dsv3c.compiler.ir import TensorType, Value, topological_order
 from dsv3c.compiler.ops.table import Array
 from dsv3c.compiler.ops.weight import Packed
 from dsv3c.compiler.quant import QTensor
-from dsv3c.compiler.storage import Component, aligned, components
+from dsv3c.compiler.storage import Component, aligned, components, tensor_name
 
 # Reads one tensor as float32, or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
@@ -59,11 +59,6 @@ class WeightFile:
     def tensor_bytes(self) -> int:
         """Bytes of all tensors, without the header and the padding."""
         return sum(map(self.component_bytes, self.tensors))
-
-
-def tensor_name(recipe: str, component: Component) -> str:
-    """Name in the file: the recipe's own for its data, with the role behind it for the rest."""
-    return recipe if component.role == "data" else f"{recipe}.{component.role}"
 
 
 def lay_out(recipes: Mapping[str, Value]) -> WeightFile:

@@ -9,9 +9,8 @@ from typing import Any
 
 from dsv3c.compiler.ir import Value, is_weight, topological_order
 from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.compiler.storage import components, memory_owner
+from dsv3c.compiler.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.target import Emission, Entry
-from dsv3c.compiler.weights import tensor_name
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.frame import Operand
@@ -44,9 +43,8 @@ class _Plan:
 
     def arena(self, value: Value, operand: Operand, component: int) -> int:
         """The buffer of one component of a result; component -1 is the operation's scratch."""
-        offsets = memory_owner(value).attrs["arena"] if component >= 0 else value.attrs["arena"]
-        assert isinstance(offsets, tuple)
-        offset, dtype = offsets[component], _dtype_name(operand.dtype)
+        offset = _arena_offsets(memory_owner(value) if component >= 0 else value)[component]
+        dtype = _dtype_name(operand.dtype)
         name = f"arena+{offset}:{dtype}[{operand.size}]"
         return self._add({"name": name, "kind": "arena", "dtype": dtype, "size": operand.size, "offset": offset})
 
@@ -60,7 +58,7 @@ class _Plan:
         owner = memory_owner(source)
         if owner.op == "input":
             return self._input_buffer(owner, operand)
-        stored = components(source.type, self.bounds | {"N": 1})
+        stored = components(source.type, {**self.bounds, "N": 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
         if is_weight(source):
             return self._weight(source, component, operand)
@@ -170,16 +168,24 @@ def _entry(plan: _Plan, entry: Entry, calls: list[list[Any]], bounds: Mapping[st
 
 
 def arena_bytes(entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> int:
-    """End of the last byte that any result or scratch uses, rounded up so that every component fits."""
-    end = 0
-    for entry in entries.values():
-        for value in entry.graph.values():
-            offsets = value.attrs.get("arena", ())
-            assert isinstance(offsets, tuple)
-            sizes = [component.nbytes for component in components(value.type, bounds | {"N": 1})] if offsets else []
-            sizes += [scratch_bytes(value, bounds)] * (len(offsets) - len(sizes))
-            end = max([end, *(int(at) + size for at, size in zip(offsets, sizes, strict=True))])  # type: ignore[call-overload]
-    return end
+    """End of the last byte that any result or scratch uses."""
+    planned = (value for entry in entries.values() for value in entry.graph.values() if "arena" in value.attrs)
+    return max(_last_byte(value, bounds) for value in planned)
+
+
+def _last_byte(value: Value, bounds: Mapping[str, int]) -> int:
+    offsets = _arena_offsets(value)
+    sizes = [component.nbytes for component in components(value.type, bounds)]
+    if len(offsets) > len(sizes):
+        sizes.append(scratch_bytes(value, bounds))
+    return max(at + size for at, size in zip(offsets, sizes, strict=True))
+
+
+def _arena_offsets(value: Value) -> list[int]:
+    """plan-memory's note on a result: the offset of each component, then of the scratch if there is any."""
+    offsets = value.attrs["arena"]
+    assert isinstance(offsets, tuple)
+    return [offset for offset in offsets if isinstance(offset, int)]
 
 
 def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
@@ -190,4 +196,4 @@ def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
 
 def _dtype_name(dtype: str) -> str:
     """The name in plan.json."""
-    return {"bf16": "bfloat16"}.get(dtype, NUMPY_DTYPES[dtype].name)
+    return str(NUMPY_DTYPES[dtype].name)

@@ -9,13 +9,18 @@ from typing import Any
 from dsv3c.compiler.ir import Dim, Value
 from dsv3c.compiler.ops.weight import activation_group, spec_of
 from dsv3c.compiler.storage import strided
+from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
+from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
 from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
 from dsv3c.targets.cpu.kernels.embedding import Take
 from dsv3c.targets.cpu.kernels.frame import Rows, View
 from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.norm import RmsNorm
 from dsv3c.targets.cpu.kernels.quantize import QuantizeRows
 from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
+from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights
 
 Bounds = Mapping[str, int]
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim
@@ -52,6 +57,12 @@ def _int(x: Any) -> int:
     return x
 
 
+def _float(value: Value, attr: str) -> float:
+    number = value.attrs[attr]
+    assert isinstance(number, float)
+    return number
+
+
 def _take(value: Value, bounds: Bounds) -> KernelCall:
     table, ids = value.inputs
     height = table.shape[0]
@@ -63,9 +74,7 @@ def _take(value: Value, bounds: Bounds) -> KernelCall:
 
 def _rms_norm(value: Value, bounds: Bounds) -> KernelCall:
     x, weight = value.inputs
-    eps = value.attrs["eps"]
-    assert isinstance(eps, float)
-    spec = RmsNorm(rows_of(x.shape[0], bounds), _int(x.shape[-1]), eps, view_of(x))
+    spec = RmsNorm(rows_of(x.shape[0], bounds), _int(x.shape[-1]), _float(value, "eps"), view_of(x))
     return KernelCall(spec, {"x": x, "weight": weight, "y": value})
 
 
@@ -87,9 +96,7 @@ def _linear(value: Value, bounds: Bounds) -> KernelCall:
 
 def _rope_table(value: Value, bounds: Bounds) -> KernelCall:
     positions, inv_freq = value.inputs
-    scale = value.attrs["scale"]
-    assert isinstance(scale, float)
-    spec = RopeTable(rows_of(positions.shape[0], bounds), _int(value.shape[-1]), scale)
+    spec = RopeTable(rows_of(positions.shape[0], bounds), _int(value.shape[-1]), _float(value, "scale"))
     return KernelCall(spec, {"positions": positions, "inv_freq": inv_freq, "y": value})
 
 
@@ -117,6 +124,102 @@ def _swiglu(value: Value, bounds: Bounds) -> KernelCall:
     return KernelCall(spec, {"x": value.inputs[0], "y": value})
 
 
+def _paging(cache: Value, page_table: Value, rope_dim: int, page_size: Any, bounds: Bounds) -> Paging:
+    sequences, pages = (bounds[str(dim)] for dim in page_table.shape)
+    rank = _int(cache.shape[-1]) - rope_dim
+    return Paging(sequences, pages, _int(page_size), rank, rope_dim, cache.dtype)
+
+
+def _mla_write(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("cache", "kv_a", "weight", "table", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    rope_dim = _int(roles["table"].shape[-1])
+    paging = _paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds)
+    rows = rows_of(roles["kv_a"].shape[0], bounds)
+    interleave = bool(value.attrs["interleave"])
+    return KernelCall(MlaWrite(rows, paging, _float(value, "eps"), interleave, view_of(roles["kv_a"])), roles)
+
+
+def _mla_absorbed(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q_latent", "q_pe", "cache", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    rope_dim = _int(roles["q_pe"].shape[-1])
+    paging = _paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds)
+    spec = MlaAbsorbed(rows_of(value.shape[0], bounds), _int(value.shape[1]), paging, _float(value, "scale"))
+    return KernelCall(spec, roles | {"y": value})
+
+
+def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    heads, nope, _ = map(_int, roles["w_uk"].shape)
+    rope_dim = _int(roles["q_pe"].shape[-1])
+    spec = MlaMaterialized(
+        rows_of(value.shape[0], bounds),
+        heads=heads,
+        nope=nope,
+        v=_int(roles["w_uv"].shape[1]),
+        paging=_paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds),
+        scale=_float(value, "scale"),
+        weight=spec_of(roles["w_uk"].type),
+        view=view_of(roles["q_nope"]),
+    )
+    return KernelCall(spec, roles | {"y": value})
+
+
+def _router(value: Value, bounds: Bounds) -> KernelCall:
+    logits, *bias = value.inputs
+    attrs = value.attrs
+    spec = Router(
+        rows_of(logits.shape[0], bounds),
+        experts=_int(logits.shape[-1]),
+        n_group=_int(attrs["n_group"]),
+        topk_group=_int(attrs["topk_group"]),
+        top_k=_int(attrs["top_k"]),
+        scoring=str(attrs["scoring"]),
+        group_score=str(attrs["group_score"]),
+        has_bias=bool(bias),
+    )
+    return KernelCall(spec, {"logits": logits, "y": value} | ({"bias": bias[0]} if bias else {}))
+
+
+def _router_weights(value: Value, bounds: Bounds) -> KernelCall:
+    logits, ids = value.inputs
+    spec = RouterWeights(
+        rows_of(logits.shape[0], bounds),
+        experts=_int(logits.shape[-1]),
+        top_k=_int(ids.shape[-1]),
+        scoring=str(value.attrs["scoring"]),
+        norm_topk_prob=bool(value.attrs["norm_topk_prob"]),
+        scale=_float(value, "scale"),
+    )
+    return KernelCall(spec, {"logits": logits, "ids": ids, "y": value})
+
+
+def _order_spec(order: Value, bounds: Bounds) -> ExpertOrder:
+    (ids,) = order.inputs
+    experts, shared = _int(order.attrs["n_experts"]), _int(order.attrs["n_shared"])
+    return ExpertOrder(rows_of(ids.shape[0], bounds), experts, _int(ids.shape[-1]), shared)
+
+
+def _expert_order(value: Value, bounds: Bounds) -> KernelCall:
+    return KernelCall(_order_spec(value, bounds), {"ids": value.inputs[0], "y": value})
+
+
+def _moe_gate_up(value: Value, bounds: Bounds) -> KernelCall:
+    x, order, weight = value.inputs
+    width, hidden = _int(weight.shape[-2]), _int(weight.shape[-1])
+    spec = MoeGateUp(_order_spec(order, bounds), hidden, width, spec_of(weight.type))
+    return KernelCall(spec, {"x": x, "order": order, "w": weight, "y": value})
+
+
+def _moe_down(value: Value, bounds: Bounds) -> KernelCall:
+    x, order, weights, weight = value.inputs
+    hidden, width = _int(weight.shape[-2]), _int(weight.shape[-1])
+    spec = MoeDown(_order_spec(order, bounds), hidden, width, spec_of(weight.type))
+    return KernelCall(spec, {"x": x, "order": order, "weights": weights, "w": weight, "y": value})
+
+
 _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "take": _take,
     "rms_norm": _rms_norm,
@@ -128,4 +231,12 @@ _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "add": _add,
     "concat": _concat,
     "swiglu": _swiglu,
+    "mla_write": _mla_write,
+    "mla_absorbed": _mla_absorbed,
+    "mla_materialized": _mla_materialized,
+    "router": _router,
+    "router_weights": _router_weights,
+    "expert_order": _expert_order,
+    "moe_gate_up": _moe_gate_up,
+    "moe_down": _moe_down,
 }
