@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file below `folder`, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(_sha256, files))
     return {
-        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "size": path.stat().st_size} for path in files
+        path.relative_to(folder).as_posix(): {"sha256": digest, "size": path.stat().st_size}
+        for path, digest in zip(files, digests, strict=True)
     }
 
 

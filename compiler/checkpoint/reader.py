@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +80,13 @@ class Checkpoint:
         return self._entry(name).parts[index].decode()
 
     def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
-        """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all."""
+        """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,
+        from several threads."""
         present = [name for name in _SIDE_FILES if exists(self.path / name)]
-        return {name: _sha256(contained(self.path, name), name, progress) for name in (*present, *self._weight_files)}
+        names = (*present, *self._weight_files)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = pool.map(lambda name: _sha256(contained(self.path, name), name, progress), names)
+            return dict(zip(names, digests, strict=True))
 
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,15 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
 
     def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
         folder.mkdir()
-        for level in levels:
+
+        def library(level: IsaLevel) -> None:
             functions = {name: build(spec, level) for spec, name in plan.kernels.items()}
             build_library(functions, level, folder / f"{level.name}.so")
             advance(1)
+
+        # LLVM runs outside of Python's lock, so levels compile side by side.
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(library, levels))
 
     return Emission(content, plan.recipes, described, write_kernels)
 

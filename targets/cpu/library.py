@@ -16,6 +16,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.options import debug_level
 from dsv3c.targets.cpu.isa import IsaLevel
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
@@ -78,10 +79,14 @@ def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> 
     """Compile each PrimFunc for `level` under its name and link them with the thread pool into the library `path`.
 
     The library exports every kernel under the TVM FFI calling convention and `int dsv3c_threads(int)`. It needs
-    libtvm_ffi, libm and libc. Raises NoCCompiler or LinkFailed.
+    libtvm_ffi, libm and libc. DSV3C_DEBUG=4 prints the kernels as TVMScript on stderr.
+
+    Raises NoCCompiler or LinkFailed.
     """
     compiler = find_c_compiler()
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+    if debug_level() >= 4:
+        print(f"# {path.name}\n{module.script()}", file=sys.stderr)
     compiled = tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
     with tempfile.TemporaryDirectory() as folder:
         kernels = Path(folder, "kernels.o")

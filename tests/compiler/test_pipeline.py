@@ -279,8 +279,8 @@ def test_a_compilation_writes_the_whole_artifact(tiny: Path, tmp_path: Path, fak
     assert manifest["memory"]["cache_bytes_per_token"] == (3 + 1) * 40 * 2
     assert manifest["passes"]["decode"]["fuse-mla"] == 6
     assert manifest["options"]["max_tokens"] == 32
-    parts = manifest["weights"]["tensors"]
-    assert parts.keys() >= {"embedding", "attention", "dense_mlp", "experts", "router", "head", "norms", "mtp"}
+    parts = manifest["weights"]["parts"]
+    assert parts.keys() >= {"embedding", "attention", "dense mlp", "routed experts", "shared experts", "head", "mtp"}
     plan = json.loads((report.out / "plan.json").read_text())
     assert plan["bounds"] == {"T": 32, "R": 64, "S": 8, "P": 32}
     assert (plan["version"], plan["page_size"], plan["latent_dim"], plan["n_caches"]) == (1, 16, 40, 4)
