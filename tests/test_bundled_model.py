@@ -6,6 +6,10 @@ The references were computed with transformers in float32 on the dequantised wei
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -196,3 +200,24 @@ def test_mtp_layer_of_the_artifact_guesses_the_next_choice(compiled: Callable[[s
         guessed = model.mtp_logits(model.hidden(tokens[:-1]), tokens[1:])
         agreed.append(guessed.argmax(-1) == model.logits(tokens)[1:].argmax(-1))
     assert abs(np.mean(np.concatenate(agreed)) - MTP_AGREEMENT) <= 0.01
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="no qemu-x86_64-static (qemu-user-static)")
+@pytest.mark.parametrize("quant", BOUNDS)
+def test_lowest_level_has_no_instruction_that_a_haswell_lacks(quant: str, compiled: Callable[[str], Model]) -> None:
+    """An emulated Haswell (AVX2, no AVX-512) generates the tokens that this CPU does at the same level."""
+    folder = str(compiled(quant).artifact.folder)
+    script = (
+        "import sys, dsv3c.runtime as r\n"
+        "with r.load(sys.argv[1], threads=1) as m:\n"
+        "    print(*m.generate('Once upon a time', max_new_tokens=8, temperature=0).token_ids)"
+    )
+    environment = os.environ | {"DSV3C_ISA": "x86-64-v3"}
+    commands = [[sys.executable], ["qemu-x86_64-static", "-cpu", "Haswell", sys.executable]]
+    tokens = []
+    for command in commands:
+        arguments = [*command, "-c", script, folder]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        tokens.append(done.stdout)
+    assert tokens[0] == tokens[1]
