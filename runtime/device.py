@@ -30,6 +30,9 @@ class Device(Protocol):
     def run(self, entry: str) -> None:
         """Run one entry of the plan on the current inputs; returns when its outputs can be read."""
 
+    def run_timed(self, entry: str) -> NDArray[np.float64]:
+        """As `run`; seconds of each call of the entry, in the order of the plan."""
+
     def output(self, entry: str, name: str) -> Floats:
         """Flat host view of an entry's output, valid until the next `run`."""
 

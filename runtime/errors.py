@@ -194,6 +194,11 @@ class ContextInvalid(RequestFault):
     hint = "the upper limit was set when the model was compiled"
 
 
+class BenchTooLong(RequestFault):
+    message = "the longest test needs a context of {needed} tokens, the model holds {limit}"
+    hint = "lower the depth, or the number of tokens to read or generate"
+
+
 class ParameterInvalid(RequestFault):
     message = "{name} is {value!r}: {reason}"
     hint = "leave the parameter out to use the model's default"

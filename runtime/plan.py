@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from dsv3c.runtime.costs import Cost, parse_cost
 from dsv3c.runtime.errors import FormatNewer, PlanInvalid
 from dsv3c.runtime.fields import Fields
 from dsv3c.runtime.weights import ALIGNMENT, Tensor
@@ -80,6 +81,7 @@ class Plan:
     n_caches: int
     buffers: tuple[Buffer, ...]
     entries: Mapping[str, Entry]
+    costs: Mapping[str, Cost] | None = None  # by kernel; None in artifacts that do not state them
 
     @property
     def context(self) -> int:
@@ -124,7 +126,12 @@ def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, pat
         raise fields.fail("entries", "has neither `decode` nor `prefill`")
     latent_dim = fields.integer("latent_dim", 1, 2**20)
     frozen = MappingProxyType(parsed)
-    return Plan(bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches, buffers, frozen)
+    costs = _costs(fields.object("costs")) if "costs" in fields.value else None
+    return Plan(bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches, buffers, frozen, costs)
+
+
+def _costs(fields: Fields) -> Mapping[str, Cost]:
+    return MappingProxyType({kernel: parse_cost(fields.object(kernel)) for kernel in fields.value})
 
 
 def _bounds(fields: Fields) -> Bounds:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from dsv3c.compiler.cli.bench import bench_command
 from dsv3c.compiler.cli.compile import compile_command
 from dsv3c.compiler.cli.doctor import doctor_command
 from dsv3c.compiler.cli.generate import generate_command
@@ -52,6 +53,7 @@ def root() -> None:
 for command in (
     compile_command,
     generate_command,
+    bench_command,
     inspect_command,
     verify_command,
     plan_command,

@@ -13,6 +13,7 @@ from dsv3c.compiler.ir import Value, is_weight, topological_order
 from dsv3c.compiler.quant import NUMPY_DTYPES
 from dsv3c.compiler.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.target import Emission, Entry
+from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.frame import Operand
@@ -135,7 +136,13 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         ]
         calls = [plan.call(value) for value in called]
         listed[name] = _entry(plan, entry, calls, bounds)
-    content = {"arena_bytes": arena_bytes(entries, bounds), "buffers": plan.buffers, "entries": listed}
+    costs = {name: stated for spec, name in plan.kernels.items() if (stated := cost(spec)) is not None}
+    content = {
+        "arena_bytes": arena_bytes(entries, bounds),
+        "buffers": plan.buffers,
+        "entries": listed,
+        "costs": costs,
+    }
     levels = tuple(levels)
     described = tuple(
         {"name": level.name, "requires": list(level.requires), "file": f"kernels/{level.name}.so"} for level in levels

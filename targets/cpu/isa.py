@@ -12,6 +12,7 @@ class IsaLevel:
 
     mcpu, mattr: what LLVM is told. requires: flags of /proc/cpuinfo a machine must have. dot: name of the int8 dot
     product in `intrinsics.DOT4`. lanes: 32-bit lanes of a vector register; 16 rows of a weight take 16/lanes registers.
+    cflags: what a C compiler is told, for the routines that measure the level's limits.
     """
 
     name: str
@@ -20,6 +21,7 @@ class IsaLevel:
     dot: str
     lanes: int
     mattr: tuple[str, ...] = ()
+    cflags: tuple[str, ...] = ()
 
     def missing(self, cpu_flags: frozenset[str]) -> tuple[str, ...]:
         """The required flags that `cpu_flags` lacks."""

@@ -20,6 +20,7 @@ from dsv3c.compiler.options import debug_level
 from dsv3c.targets.cpu.isa import IsaLevel
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
+PROBE = Path(__file__).with_name("probe.c")
 _COMPILERS = ("cc", "gcc", "clang")
 _PIPELINE = "dsv3c_cpu"
 
@@ -78,8 +79,9 @@ tirx.compilation_pipeline.register_tir_pipeline(_PIPELINE, _lowering)
 def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
     """Compile each PrimFunc for `level` under its name and link them with the thread pool into the library `path`.
 
-    The library exports every kernel under the TVM FFI calling convention and `int dsv3c_threads(int)`. It needs
-    libtvm_ffi, libm and libc. DSV3C_DEBUG=4 prints the kernels as TVMScript on stderr.
+    The library exports every kernel under the TVM FFI calling convention, `int dsv3c_threads(int)` and the
+    `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and libc. DSV3C_DEBUG=4 prints the kernels as
+    TVMScript on stderr.
 
     Raises NoCCompiler or LinkFailed.
     """
@@ -91,14 +93,16 @@ def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> 
     with tempfile.TemporaryDirectory() as folder:
         kernels = Path(folder, "kernels.o")
         compiled.write_to_file(str(kernels))
-        _link(compiler, [str(THREADPOOL), str(kernels)], path)
+        probe = Path(folder, "probe.o")
+        _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _compile(compiler, ["-shared", "-pthread", str(THREADPOOL), str(probe), str(kernels), "-lm"], path)
     return path
 
 
-def _link(compiler: list[str], sources: list[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-shared", "-pthread"]
-    command = [*compiler, *flags, "-o", str(path), *sources, "-lm"]
+def _compile(compiler: list[str], arguments: list[str], path: Path) -> None:
+    flags = ["-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE"]
+    command = [*compiler, *flags, "-o", str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

@@ -10,10 +10,13 @@ from dsv3c.targets.cpu.isa import IsaLevel
 _V3 = ("avx2", "fma", "f16c", "bmi2")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
 
+_V3_C = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+_V4_C = (*_V3_C, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd")
+
 # LLVM holds v4 at 256-bit registers unless told otherwise.
 LEVELS = (
-    IsaLevel("x86-64-v3", "x86-64-v3", _V3, dot="madd256", lanes=8),
-    IsaLevel("x86-64-v4", "x86-64-v4", _V4, dot="madd512", lanes=16, mattr=("-prefer-256-bit",)),
+    IsaLevel("x86-64-v3", "x86-64-v3", _V3, dot="madd256", lanes=8, cflags=_V3_C),
+    IsaLevel("x86-64-v4", "x86-64-v4", _V4, dot="madd512", lanes=16, mattr=("-prefer-256-bit",), cflags=_V4_C),
     IsaLevel(
         "x86-64-v4-vnni",
         "x86-64-v4",
@@ -21,5 +24,6 @@ LEVELS = (
         dot="vnni512",
         lanes=16,
         mattr=("-prefer-256-bit", "+avx512vnni"),
+        cflags=(*_V4_C, "-mavx512vnni"),
     ),
 )

@@ -1,0 +1,153 @@
+"""`dsv3c bench`: how fast a model runs on this machine, and how close to what the machine can do."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3c.compiler.cli.params import PATH
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.cli.bench_report import Report
+    from dsv3c.runtime.bench import Bench, Progress, Settings
+
+PLOT_SUFFIXES = (".svg", ".png")
+
+
+def counts(low: int) -> Any:
+    """An option's callback: whole numbers from `low` on, separated by commas, as a tuple."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+        found = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) >= low for part in found):
+            raise click.BadParameter(f"{value!r} must be numbers from {low} on, separated by commas")
+        return tuple(dict.fromkeys(int(part) for part in found))
+
+    return parse
+
+
+def sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """As `counts(0)`, where 0 stands for no test."""
+    found: tuple[int, ...] = counts(0)(ctx, param, value)
+    return tuple(size for size in found if size)
+
+
+def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in PLOT_SUFFIXES:
+        raise click.BadParameter(f"{str(value)!r} must end in {' or '.join(PLOT_SUFFIXES)}")
+    return value
+
+
+@click.command("bench")
+@click.argument("artifact", type=PATH)
+@click.option(
+    "-p",
+    "--prompt-tokens",
+    "prompts",
+    callback=sizes,
+    metavar="P,…",
+    default="512",
+    show_default=True,
+    help="Tokens to read at once; 0 leaves this test out.",
+)
+@click.option(
+    "-n",
+    "--new-tokens",
+    "generated",
+    callback=sizes,
+    metavar="N,…",
+    default="128",
+    show_default=True,
+    help="Tokens to generate one by one; 0 leaves this test out.",
+)
+@click.option(
+    "-d",
+    "--depth",
+    "depths",
+    callback=counts(0),
+    metavar="D,…",
+    default="0",
+    show_default=True,
+    help="Tokens that are in the context already when a test begins.",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    metavar="R",
+    default=5,
+    show_default=True,
+    help="Times each test is repeated, after a first run that does not count.",
+)
+@click.option(
+    "-t",
+    "-j",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to use.  [default: all physical cores]",
+)
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["md", "json", "csv"]),
+    default="md",
+    show_default=True,
+    help="A table to read, or text for a program.",
+)
+@click.option("--per-op", is_flag=True, help="Break a prefill and a token down by kernel.")
+@click.option(
+    "--plot", type=PATH, callback=plot_file, metavar="FILE", help="Draw speed over depth; FILE ends in .svg or .png."
+)
+def bench_command(
+    artifact: Path, threads: int | None, form: str, per_op: bool, plot: Path | None, **options: Any
+) -> None:
+    """Measure how fast an ARTIFACT runs on this machine.
+
+    The tests are those of llama-bench: pp512 reads 512 tokens at once, tg128 generates 128 tokens one by one, and
+    `@ d4096` means behind 4096 tokens that are in the context already. Speeds are medians ± standard deviation, with
+    the slowest and the fastest repetition.
+
+    Beside them stands what the machine can do, measured in the same run on the same threads: how fast it reads memory
+    and how fast it multiplies. Generating is limited by reading the weights, a prompt by multiplying; the shares say
+    how close a test came. Weights that fit into the CPU's caches are read faster than memory.
+
+    Leave the machine alone while it measures. -o csv prints further tables behind an empty line.
+
+    \b
+    Examples:
+      dsv3c bench OUT
+      dsv3c bench OUT -p 512 -n 128 -d 0,4096 -r 5 -t 2
+      dsv3c bench OUT -p 0 -n 64 -d 0,1024,4096 --plot depth.svg
+      dsv3c bench OUT --per-op -o json > bench.json
+    """
+    from dsv3c.compiler.cli.bench_plot import require_renderer, write_plot
+    from dsv3c.compiler.cli.bench_report import render
+    from dsv3c.compiler.cli.progress import terminal_progress
+    from dsv3c.runtime.bench import Bench, Quiet, Settings
+
+    settings = Settings(**options)
+    if not settings.prompts and not settings.generated:
+        raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
+    if plot is not None:
+        require_renderer(plot)
+    with Bench(artifact, settings, threads) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
+        report = _measure(bench, settings, per_op, progress)
+    click.echo(render(report, form), nl=False)
+    if plot is not None:
+        write_plot(plot, report.results, report.model)
+
+
+def _measure(bench: Bench, settings: Settings, per_op: bool, progress: Progress) -> Report:
+    from dsv3c.compiler.cli.bench_report import Report
+
+    # Before and after, as other programs may run now and then.
+    limits = bench.limits(progress)
+    results = bench.results(progress)
+    breakdowns = bench.breakdowns(progress) if per_op else []
+    limits = limits.best(bench.limits(progress))
+    return Report.of(bench.artifact.manifest, bench.device.report(), settings, limits, results, breakdowns)

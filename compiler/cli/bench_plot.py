@@ -1,0 +1,132 @@
+"""Speed over the depth of the context as a picture: SVG written here, PNG drawn by matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.runtime.bench import Result
+
+WIDTH, HEIGHT = 720, 440
+LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
+COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#6d597a")  # of one test each, in turn
+TICKS = 5
+
+Line = tuple[str, list[Result]]
+
+
+class PlotNeedsMatplotlib(Dsv3cError):
+    message = "cannot draw {path}: PNG needs the package matplotlib"
+    hint = "name the file .svg, which needs nothing, or: pip install 'dsv3c[plot]'"
+
+
+def require_renderer(path: Path) -> None:
+    """Raises PlotNeedsMatplotlib for a PNG without it; asked before anything is measured."""
+    if path.suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
+        raise PlotNeedsMatplotlib(path=path)
+
+
+def write_plot(path: Path, results: Sequence[Result], model: str) -> None:
+    """Write the picture that the suffix of `path` asks for: median tokens a second over depth, with the range.
+
+    Decode is drawn; prefill only where nothing was decoded, as its speeds are of another order.
+    """
+    lines = lines_of(results)
+    title = f"{model}: speed over depth"
+    if path.suffix.lower() == ".png":
+        _write_png(path, lines, title)
+        return
+    path.write_text(svg(lines, title), encoding="utf-8")
+
+
+def lines_of(results: Sequence[Result]) -> list[Line]:
+    """Results of one test at rising depths, under the test's name."""
+    kind = "tg" if any(result.kind == "tg" for result in results) else "pp"
+    lines: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.depth):
+        if result.kind == kind:
+            lines.setdefault(f"{kind}{result.tokens}", []).append(result)
+    return list(lines.items())
+
+
+def svg(lines: Sequence[Line], title: str) -> str:
+    """An SVG document: axes from 0, a line with a range bar at each depth for each test."""
+    results = [result for _, line in lines for result in line]
+    deepest = max(result.depth for result in results) or 1
+    x_step, y_step = nice_step(deepest), nice_step(max(max(result.speeds) for result in results))
+    x_end, y_end = _above(deepest, x_step), _above(max(max(result.speeds) for result in results), y_step)
+
+    def x(depth: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * depth / x_end
+
+    def y(speed: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * speed / y_end
+
+    parts = [_text(LEFT, 28, title, "start", 16)]
+    for tick in _ticks(x_end, x_step):
+        parts.append(_text(x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}", "middle"))
+    for tick in _ticks(y_end, y_step):
+        parts.append(_stroke(LEFT, y(tick), WIDTH - RIGHT, y(tick), "#888" if tick == 0 else "#ddd"))
+        parts.append(_text(LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+    parts.append(_stroke(LEFT, y(0), LEFT, y(y_end), "#888"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "tokens in the context", "middle"))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(_text(20, middle, "tokens per second", "middle", turn=f' transform="rotate(-90 20 {middle:.1f})"'))
+    for number, (name, line) in enumerate(lines):
+        colour = COLOURS[number % len(COLOURS)]
+        points = " ".join(f"{x(result.depth):.1f},{y(result.median):.1f}" for result in line)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for result in line:
+            at = x(result.depth)
+            parts.append(_stroke(at, y(min(result.speeds)), at, y(max(result.speeds)), colour))
+            parts.append(f'<circle cx="{at:.1f}" cy="{y(result.median):.1f}" r="3.5" fill="{colour}"/>')
+        parts.append(_text(WIDTH - RIGHT, 28 + 16 * number, name, "end", colour=colour))
+    body = "\n".join(f"  {part}" for part in parts)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+    return f'{head} font-family="sans-serif">\n  <rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+
+
+def nice_step(largest: float) -> float:
+    """The distance between ticks, 1, 2 or 5 times a power of ten, that takes at most TICKS to reach `largest`."""
+    step = 1e-6
+    while True:
+        for factor in (1, 2, 5):
+            if step * factor * TICKS >= largest:
+                return step * factor
+        step *= 10
+
+
+def _above(value: float, step: float) -> float:
+    return -(-value // step) * step
+
+
+def _ticks(end: float, step: float) -> list[float]:
+    return [step * i for i in range(round(end / step) + 1)]
+
+
+def _text(x: float, y: float, text: str, anchor: str, points: int = 12, colour: str = "#222", turn: str = "") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{points}" fill="{colour}"'
+    return f"<text {place}{turn}>{escape(text)}</text>"
+
+
+def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+
+
+def _write_png(path: Path, lines: Sequence[Line], title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=150)
+    axes = figure.add_subplot(title=title, xlabel="tokens in the context", ylabel="tokens per second")
+    for number, (name, line) in enumerate(lines):
+        depths, medians = [result.depth for result in line], [result.median for result in line]
+        below = [result.median - min(result.speeds) for result in line]
+        above = [max(result.speeds) - result.median for result in line]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar(depths, medians, yerr=[below, above], label=name, color=colour, marker="o", capsize=3)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)

@@ -1,0 +1,292 @@
+"""What `dsv3c bench` prints: a Markdown table, JSON, or CSV, all of the same rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsv3c.compiler.cli.output import size
+from dsv3c.runtime.artifact import Manifest
+from dsv3c.runtime.bench import Breakdown, Operation, Result, Settings
+from dsv3c.runtime.costs import Work
+from dsv3c.runtime.limits import Limits
+
+Row = dict[str, Any]
+ABSENT = "–"
+RATES = ("GB/s", "of read", "GFLOP/s", "of matrix")
+LEAST_SHARE = 0.005  # of a breakdown's time, below which a kernel gets no line of its own in Markdown
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything measured in one run, and on what."""
+
+    model: str
+    quant: str
+    device: dict[str, Any]
+    settings: Settings
+    limits: Limits
+    results: Sequence[Result]
+    breakdowns: Sequence[Breakdown]
+
+    @staticmethod
+    def of(
+        manifest: Manifest,
+        device: dict[str, Any],
+        settings: Settings,
+        limits: Limits,
+        results: Sequence[Result],
+        breakdowns: Sequence[Breakdown],
+    ) -> Report:
+        quant = manifest.content.get("quantization", {}).get("weights", "unknown")
+        return Report(str(manifest.model.get("name", "unknown")), quant, device, settings, limits, results, breakdowns)
+
+    @property
+    def integer(self) -> bool:
+        return self.quant.startswith("int")
+
+    @property
+    def matrix_rate(self) -> float | None:
+        """The limit of the products: of int8 where weights are integers, else of float32."""
+        return self.limits.int8_rate if self.integer else self.limits.float_rate
+
+    def rates(self, work: Work | None, seconds: float) -> Row:
+        """Bytes, operations, and what share of the limits they are when they took `seconds`."""
+        if work is None or seconds <= 0:
+            return dict.fromkeys(("gb_per_s", "read_share", "gflops", "matrix_share"))
+        read, done = work.bytes / seconds, work.flops / seconds
+        return {
+            "gb_per_s": read / 1e9,
+            "read_share": _ratio(read, self.limits.read_bandwidth),
+            "gflops": done / 1e9,
+            "matrix_share": _ratio(done, self.matrix_rate),
+        }
+
+
+def render(report: Report, form: str) -> str:
+    """The report as "md", "json" or "csv", with a line end."""
+    forms: dict[str, Callable[[Report], str]] = {"md": _markdown, "json": _json, "csv": _csv}
+    return forms[form](report)
+
+
+def test_row(report: Report, result: Result) -> Row:
+    """One test. Names are those of llama-bench where it has them; bytes and operations are per token."""
+    work = result.work
+    generates = result.kind == "tg"
+    return {
+        "model": report.model,
+        "quant": report.quant,
+        "device": report.device.get("device"),
+        "level": report.device.get("level"),
+        "n_threads": report.device.get("threads"),
+        "test": result.name,
+        "n_prompt": 0 if generates else result.tokens,
+        "n_gen": result.tokens if generates else 0,
+        "n_depth": result.depth,
+        "repetitions": len(result.seconds),
+        "median_ts": result.median,
+        "avg_ts": sum(result.speeds) / len(result.speeds),
+        "stddev_ts": result.deviation,
+        "min_ts": min(result.speeds),
+        "max_ts": max(result.speeds),
+        "weight_bytes": work and work.weight_bytes / result.tokens,
+        "cache_bytes": work and work.cache_bytes / result.tokens,
+        "flops": work and work.flops / result.tokens,
+        **report.rates(work, result.median_seconds),
+    }
+
+
+def operation_row(report: Report, breakdown: Breakdown, operation: Operation) -> Row:
+    """One kernel of a breakdown; bytes and operations are of all its calls together."""
+    work = operation.work
+    return {
+        "test": breakdown.name,
+        "kernel": operation.kernel,
+        "weight": operation.weight,
+        "calls": operation.calls,
+        "seconds": operation.seconds,
+        "time_share": _ratio(operation.seconds, breakdown.seconds),
+        "weight_bytes": work and work.weight_bytes,
+        "cache_bytes": work and work.cache_bytes,
+        "flops": work and work.flops,
+        **report.rates(work, operation.seconds),
+    }
+
+
+def limit_row(limits: Limits) -> Row:
+    return {
+        "read_bandwidth": limits.read_bandwidth,
+        "float32_flops": limits.float_rate,
+        "int8_ops": limits.int8_rate,
+    }
+
+
+def breakdown_row(breakdown: Breakdown) -> Row:
+    return {
+        "test": breakdown.name,
+        "seconds": breakdown.seconds,
+        "kernel_seconds": breakdown.kernels,
+        "between_seconds": breakdown.between,
+        "session_seconds": breakdown.session,
+        "launches": breakdown.launches,
+        "launches_per_layer": breakdown.launches / breakdown.layers,
+    }
+
+
+def _json(report: Report) -> str:
+    tests = [
+        test_row(report, result) | {"samples_ts": result.speeds, "samples_s": list(result.seconds)}
+        for result in report.results
+    ]
+    content = {"device": report.device, "limits": limit_row(report.limits), "tests": tests}
+    if report.breakdowns:
+        content["breakdowns"] = [
+            breakdown_row(breakdown)
+            | {"operations": [operation_row(report, breakdown, operation) for operation in breakdown.operations]}
+            for breakdown in report.breakdowns
+        ]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(report: Report) -> str:
+    limits = {f"limit_{name}": value for name, value in limit_row(report.limits).items()}
+    tables = [[test_row(report, result) | limits for result in report.results]]
+    if report.breakdowns:
+        tables.append([breakdown_row(breakdown) for breakdown in report.breakdowns])
+        tables.append(
+            [
+                operation_row(report, breakdown, operation)
+                for breakdown in report.breakdowns
+                for operation in breakdown.operations
+            ]
+        )
+    return "\n".join(_csv_table(rows) for rows in tables)
+
+
+def _csv_table(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _markdown(report: Report) -> str:
+    parts = [_markdown_tests(report), _limits_text(report)]
+    parts += [_markdown_breakdown(report, breakdown) for breakdown in report.breakdowns]
+    return "\n".join(parts)
+
+
+def _markdown_tests(report: Report) -> str:
+    titles = ("model", "quant", "level", "threads", "test", "t/s", "min … max", "MB/token", *RATES)
+    return _table(titles, (_test_cells(report, result) for result in report.results), left=5)
+
+
+def _test_cells(report: Report, result: Result) -> list[str]:
+    row = test_row(report, result)
+    read = None if result.work is None else result.work.bytes / result.tokens / 1e6
+    return [
+        report.model,
+        report.quant,
+        str(row["level"]),
+        str(row["n_threads"]),
+        result.name,
+        f"{row['median_ts']:.2f} ± {row['stddev_ts']:.2f}",
+        f"{row['min_ts']:.2f} … {row['max_ts']:.2f}",
+        _number(read),
+        *_rate_cells(row),
+    ]
+
+
+def _limits_text(report: Report) -> str:
+    limits = report.limits
+    if limits.read_bandwidth is None:
+        note = "The limits of this machine are not known: the artifact has no routines that measure them."
+        return f"{note} Compile it again with this version of dsv3c.\n"
+    integers = f", {_number(limits.int8_rate / 1e9)} GOP/s in int8" if limits.int8_rate else ""
+    floats = _number(limits.float_rate and limits.float_rate / 1e9)
+    used = "int8" if report.integer else "float32"
+    return (
+        f"Limits measured in this run: memory is read at {_number(limits.read_bandwidth / 1e9)} GB/s; products run at "
+        f"{floats} GFLOP/s in float32{integers}. `of matrix` is the share of {used}.\n"
+    )
+
+
+def _markdown_breakdown(report: Report, breakdown: Breakdown) -> str:
+    titles = ("kernel", "weight", "calls", "time", "share", "read", *RATES)
+    shown = [operation for operation in breakdown.operations if operation.seconds >= LEAST_SHARE * breakdown.seconds]
+    cells = [_operation_cells(report, breakdown, operation) for operation in shown]
+    if others := breakdown.operations[len(shown) :]:
+        cells.append(_others(others, breakdown))
+    spent = (
+        f"{_time(breakdown.seconds)}: kernels {_time(breakdown.kernels)}, between them {_time(breakdown.between)}, "
+        f"session {_time(breakdown.session)}; {breakdown.launches} kernel calls, "
+        f"{breakdown.launches / breakdown.layers:.1f} a layer"
+    )
+    return f"### {breakdown.name}\n\n{spent}.\n\n{_table(titles, cells, left=2)}"
+
+
+def _operation_cells(report: Report, breakdown: Breakdown, operation: Operation) -> list[str]:
+    row = operation_row(report, breakdown, operation)
+    work = operation.work
+    return [
+        operation.kernel,
+        operation.weight,
+        str(operation.calls),
+        _time(operation.seconds),
+        _percent(row["time_share"]),
+        size(work.bytes) if work and work.bytes else ABSENT,
+        *_rate_cells(row),
+    ]
+
+
+def _others(operations: Sequence[Operation], breakdown: Breakdown) -> list[str]:
+    """One line for kernels that take next to no time; JSON and CSV list them."""
+    calls, seconds = sum(item.calls for item in operations), sum(item.seconds for item in operations)
+    share = _percent(_ratio(seconds, breakdown.seconds))
+    return [f"{len(operations)} others", "", str(calls), _time(seconds), share, *[ABSENT] * (1 + len(RATES))]
+
+
+def _rate_cells(row: Row) -> list[str]:
+    read = [_number(row["gb_per_s"]), _percent(row["read_share"])] if row["gb_per_s"] else [ABSENT, ABSENT]
+    done = [_number(row["gflops"]), _percent(row["matrix_share"])] if row["gflops"] else [ABSENT, ABSENT]
+    return [*read, *done]
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A Markdown table that reads well as plain text too; the first `left` columns stand left, the others right."""
+    body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(titles), *body]) for i in range(len(titles))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(titles), line(rule), *map(line, body)]) + "\n"
+
+
+def _ratio(value: float, limit: float | None) -> float | None:
+    return value / limit if limit else None
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, never an exponent."""
+    if value is None:
+        return ABSENT
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{share:.1%}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"

@@ -1,0 +1,83 @@
+"""What a call of each kernel must read and compute, as plan.json states it for whoever measures.
+
+Operations count two for each multiply-add of the products a model cannot do without; norms, activations and rotations
+are left out. Weight bytes follow from the sizes of the weight buffers, so only what makes a call read less than
+all of them is stated. dsv3c.runtime.costs reads this and has the meaning of each field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dsv3c.compiler.quant import NUMPY_DTYPES
+from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
+from dsv3c.targets.cpu.kernels.cache import Paging
+from dsv3c.targets.cpu.kernels.embedding import Take
+from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
+from dsv3c.targets.cpu.kernels.router import ExpertOrder
+
+Cost = dict[str, Any]
+
+
+def cost(spec: object) -> Cost | None:
+    """The cost of one call of the kernel `spec` names; None where it is nothing but its operands."""
+    rule = _RULES.get(type(spec))
+    return rule(spec) if rule else None
+
+
+def _rows(rows: Rows) -> Cost:
+    return {"rows": "R"} if rows.index else {}
+
+
+def _take(spec: Take) -> Cost:
+    return _rows(spec.rows) | {"table_rows": spec.v}
+
+
+def _linear(spec: Linear) -> Cost:
+    return _rows(spec.rows) | {"row_flops": 2 * spec.heads * spec.n * spec.k * spec.rows.multiplier}
+
+
+def _cache_row_bytes(paging: Paging) -> int:
+    return int(paging.width * NUMPY_DTYPES[paging.element].itemsize)
+
+
+def _absorbed(spec: MlaAbsorbed) -> Cost:
+    # A head compares with the latent row and the rotated key, then sums latent rows.
+    pair = 2 * spec.heads * (2 * spec.paging.rank + spec.paging.d)
+    return {"pair_flops": pair, "cache_row_bytes": _cache_row_bytes(spec.paging)}
+
+
+def _materialized(spec: MlaMaterialized) -> Cost:
+    paging = spec.paging
+    return {
+        "pair_flops": 2 * spec.heads * (spec.nope + paging.d + spec.v),
+        "position_flops": 2 * spec.heads * paging.rank * (spec.nope + spec.v),  # keys and values rebuilt
+        "cache_row_bytes": _cache_row_bytes(paging),
+    }
+
+
+def _experts(order: ExpertOrder, products: int, width: int, hidden: int) -> Cost:
+    flops = 2 * order.per_token * products * width * hidden * order.rows.multiplier
+    return {"row_flops": flops, "experts": order.experts, "top_k": order.top_k, "shared": order.shared}
+
+
+def _moe_gate_up(spec: MoeGateUp) -> Cost:
+    return _experts(spec.order, 2, spec.i, spec.d)
+
+
+def _moe_down(spec: MoeDown) -> Cost:
+    return _experts(spec.order, 1, spec.i, spec.d)
+
+
+_RULES: Mapping[type, Callable[[Any], Cost]] = {
+    Linear: _linear,
+    MlaAbsorbed: _absorbed,
+    MlaMaterialized: _materialized,
+    MoeDown: _moe_down,
+    MoeGateUp: _moe_gate_up,
+    Take: _take,
+}

@@ -1,0 +1,146 @@
+// What this machine can do at most, measured on the pool of a kernel library: how fast memory streams in, and how many
+// multiply-adds a second its vector units reach on registers. The callers take the time.
+//
+// Compiled with the vector flags of the library's level, so each library measures the units its kernels use.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct { void *sync_handle; int32_t num_task; } ParallelGroupEnv;
+typedef int (*ParallelLambda)(int task_id, ParallelGroupEnv *env, void *closure);
+extern int (*__TVMBackendParallelLaunch)(ParallelLambda, void *, int);  // the pool's, see threadpool.c
+
+// Independent sums: at least the cycles a multiply-add takes, times the units; fewer than there are registers.
+enum { LINE = 64, AHEAD = 4096, CHAINS = 12 };
+
+#if defined(__AVX512F__)
+enum { VECTOR = 64 };
+#elif defined(__AVX__)
+enum { VECTOR = 32 };
+#else
+enum { VECTOR = 16 };
+#endif
+
+typedef uint64_t words __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(VECTOR)));
+
+// The compiler must take what is in this register for unknown: else it merges chains and moves products out of loops.
+#if defined(__x86_64__)
+#define UNKNOWN(x) __asm__ volatile("" : "+x"(x))
+#elif defined(__aarch64__)
+#define UNKNOWN(x) __asm__ volatile("" : "+w"(x))
+#else
+#define UNKNOWN(x) __asm__ volatile("" : "+m"(x))
+#endif
+
+// Keeps a result that nothing reads: the compiler must not drop what computed it.
+static volatile uint64_t kept;
+
+typedef struct { const words *data; size_t lines; } Stream;
+
+static int read_part(int task, ParallelGroupEnv *env, void *closure) {
+  const Stream *stream = closure;
+  size_t begin = stream->lines * task / env->num_task, end = stream->lines * (task + 1) / env->num_task;
+  const words *p = stream->data;
+  words a = {0}, b = {0}, c = {0}, d = {0};
+  for (; begin + 4 <= end; begin += 4) {
+    for (int i = 0; i < 4; i++) __builtin_prefetch((const char *)(p + begin + i) + AHEAD);
+    a ^= p[begin];
+    b ^= p[begin + 1];
+    c ^= p[begin + 2];
+    d ^= p[begin + 3];
+  }
+  for (; begin < end; begin++) a ^= p[begin];
+  a ^= b ^ c ^ d;
+  kept = a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
+  return 0;
+}
+
+// Reads `size` bytes (64-byte aligned; a rest of less than a line is left out) once, on all threads.
+EXPORT void dsv3c_probe_read(const void *data, size_t size) {
+  Stream stream = {data, size / LINE};
+  __TVMBackendParallelLaunch(read_part, &stream, 0);
+}
+
+// Counts operations, two a multiply-add, of `rounds` rounds by one task.
+typedef struct { long rounds; int operations; ParallelLambda part; } Burst;
+
+static int float_part(int task, ParallelGroupEnv *env, void *closure) {
+  (void)env;
+  floats sum[CHAINS] = {{0}}, x, y;
+  for (int i = 0; i < CHAINS; i++) UNKNOWN(sum[i]);
+  for (size_t i = 0; i < sizeof x / sizeof(float); i++) x[i] = 0.5f, y[i] = (float)task;
+  for (long round = ((const Burst *)closure)->rounds; round > 0; round--) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) sum[i] = sum[i] * x + y;
+  }
+  for (int i = 1; i < CHAINS; i++) sum[0] += sum[i];
+  kept = (uint64_t)sum[0][0];
+  return 0;
+}
+
+// u8 x i8 summed into i32, by the instructions this level has for it.
+#if defined(__AVX512VNNI__)
+typedef __m512i integers;
+static inline integers dot(integers sum, integers a, integers b) { return _mm512_dpbusd_epi32(sum, a, b); }
+#elif defined(__AVX512BW__)
+typedef __m512i integers;
+static inline integers dot(integers sum, integers a, integers b) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)));
+}
+#elif defined(__AVX2__)
+typedef __m256i integers;
+static inline integers dot(integers sum, integers a, integers b) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+}
+#else
+#define NO_INTEGERS
+#endif
+
+#ifndef NO_INTEGERS
+static int integer_part(int task, ParallelGroupEnv *env, void *closure) {
+  (void)env;
+  integers sum[CHAINS] = {{0}}, a = {task}, b = {1};
+  for (int i = 0; i < CHAINS; i++) UNKNOWN(sum[i]);
+  for (long round = ((const Burst *)closure)->rounds; round > 0; round--) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) {
+      UNKNOWN(a);
+      sum[i] = dot(sum[i], a, b);
+    }
+  }
+  for (int i = 1; i < CHAINS; i++) sum[0] ^= sum[i];
+  kept = (uint64_t)sum[0][0];
+  return 0;
+}
+#endif
+
+static int count_tasks(int task, ParallelGroupEnv *env, void *closure) {
+  Burst *burst = closure;
+  if (task == 0) burst->operations *= env->num_task;
+  return burst->part(task, env, closure);
+}
+
+static double burst(ParallelLambda part, int operations, long rounds) {
+  Burst job = {rounds, operations * CHAINS, part};
+  __TVMBackendParallelLaunch(count_tasks, &job, 0);
+  return (double)job.operations * (double)rounds;
+}
+
+// Both do `rounds` rounds in each task and return the number of operations done; 0: the level has no such unit.
+EXPORT double dsv3c_probe_float(long rounds) { return burst(float_part, 2 * sizeof(floats) / sizeof(float), rounds); }
+
+EXPORT double dsv3c_probe_int8(long rounds) {
+#ifdef NO_INTEGERS
+  (void)rounds;
+  return 0;
+#else
+  return burst(integer_part, 2 * sizeof(integers), rounds);
+#endif
+}
