@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, UnwritableOutputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -36,11 +36,14 @@ def check_free(out: Path, overwrite: bool) -> None:
 def writing(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the body ends well and is removed when it does not.
 
-    Errors as for `check_free`, at once, before any work.
+    Errors as for `check_free`, and UnwritableOutputError, at once, before any work.
     """
     check_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise UnwritableOutputError(path=out.parent, reason=error.strerror) from error
     try:
         yield temporary
         _replace(temporary, out)

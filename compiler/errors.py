@@ -59,6 +59,10 @@ class UnreadableFileError(CheckpointError):
     message = "cannot read {path}: {reason}"
 
 
+class NoFolderError(UnreadableFileError):
+    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
+
+
 class NoWeightsError(CheckpointError):
     message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
     hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
@@ -168,6 +172,11 @@ class BadOptionError(Dsv3cError):
 class OutputExistsError(Dsv3cError):
     message = "{path} exists already"
     hint = "choose another folder with -o, or pass --overwrite to replace it"
+
+
+class UnwritableOutputError(Dsv3cError):
+    message = "cannot write to {path}: {reason}"
+    hint = "choose a folder that this user may write to with -o"
 
 
 class NotAnArtifactError(Dsv3cError):

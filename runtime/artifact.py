@@ -130,7 +130,9 @@ def read_manifest(root: Path) -> Manifest:
     """The checked manifest of an artifact folder."""
     path = root / MANIFEST
     if not os.path.lexists(path):
-        raise ArtifactMissing(path=root, reason="it has no manifest.json")
+        checkpoint = (root / "config.json").exists()
+        reason = "it is a checkpoint, to be compiled first" if checkpoint else "it has no manifest.json"
+        raise ArtifactMissing(path=root, reason=reason)
     return parse_manifest(read_json(path, _MANIFEST_LIMIT), str(path))
 
 

@@ -13,10 +13,10 @@ from dsv3c.compiler.errors import (
     DuplicateTensorError,
     IndexFormatError,
     MissingShardError,
+    NoFolderError,
     NoWeightsError,
     PathEscapeError,
     ShardContentError,
-    UnreadableFileError,
 )
 
 SINGLE = "model.safetensors"
@@ -30,7 +30,7 @@ def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tupl
     index and headers.
     """
     if not folder.is_dir():
-        raise UnreadableFileError(path=folder, reason="it is not a folder")
+        raise NoFolderError(path=folder, reason="it is not a folder" if exists(folder) else "it does not exist")
     has_index = exists(folder / INDEX)
     if not exists(folder / SINGLE):
         if not has_index:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsv3c.compiler import artifact
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, UnwritableOutputError
 
 
 def finished(out: Path, text: str = "old") -> Path:
@@ -41,6 +41,12 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, error: type[BaseExcep
         (folder / "file").write_text("half")
         raise error
     assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableOutputError, match="cannot write to"):
+        artifact.writing(tmp_path / "file" / "out", overwrite=False).__enter__()
 
 
 def test_an_interrupted_run_leaves_the_old_artifact(tmp_path: Path) -> None:

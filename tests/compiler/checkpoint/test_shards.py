@@ -18,6 +18,7 @@ from dsv3c.compiler.errors import (
     IndexFormatError,
     JsonError,
     MissingShardError,
+    NoFolderError,
     NoWeightsError,
     PathEscapeError,
     SafetensorsError,
@@ -162,8 +163,10 @@ def test_a_single_file_goes_before_an_index(folder: Path) -> None:
 def test_folders_without_weights(tmp_path: Path) -> None:
     with pytest.raises(NoWeightsError, match="neither"):
         open_tensors(tmp_path)
-    for path in (tmp_path / "absent", Path("a\0b")):
-        with pytest.raises(UnreadableFileError, match="not a folder"):
+    (tmp_path / "file").touch()
+    cases = ((tmp_path / "file", "not a folder"), (tmp_path / "absent", "not exist"), (Path("a\0b"), "not exist"))
+    for path, says in cases:
+        with pytest.raises(NoFolderError, match=says):
             open_tensors(path)
 
 
