@@ -9,6 +9,7 @@ from pathlib import Path
 from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
+MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 
 
 def debug_level() -> int:
@@ -43,8 +44,9 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):
-            if not 1 <= getattr(self, name) <= 1 << 16:
-                raise BadOptionError(option=name, value=getattr(self, name), expected="a number from 1 to 65536")
+            if not 1 <= getattr(self, name) <= MAX_BOUND:
+                expected = f"a number from 1 to {MAX_BOUND}"
+                raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
         if self.cache_dtype not in (None, "f32", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32 or bf16")
 

@@ -234,7 +234,7 @@ class TokenizerMalformed(ArtifactFault):
 
 class TextInvalid(RequestFault):
     message = "cannot encode the text: {reason}"
-    hint = "pass valid Unicode text (no lone surrogates)"
+    hint = "pass valid Unicode text"
 
 
 class TemplateMissing(RequestFault):

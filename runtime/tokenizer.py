@@ -99,6 +99,10 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TextInvalid(reason=f"it is {type(text).__name__}, not str")
         try:
+            text.encode("utf-8")  # how Python passes on bytes of a command line that are not UTF-8
+        except UnicodeEncodeError as error:
+            raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
+        try:
             return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
         except (KeyboardInterrupt, SystemExit):
             raise

@@ -1,6 +1,6 @@
 """The targets: one folder each, looked up by name and imported only when one is used.
 
-A target string is `name` or `name:option=value,option=value`, e.g. `x86:cpu=sapphirerapids`.
+A target string is `name` or `name:option=value,option=value`.
 """
 
 from __future__ import annotations

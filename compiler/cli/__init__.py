@@ -6,6 +6,8 @@ is imported inside the command that uses it.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
@@ -67,7 +69,8 @@ def run(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; faults are told on stderr, without a traceback."""
     try:
         code = root.main(args, prog_name="dsv3c", standalone_mode=False)
-        sys.stdout.flush()  # here, so that a closed pipe is still met quietly
+        if sys.stdout is not None:  # None when the shell closed it: >&-
+            sys.stdout.flush()  # here, so that a closed pipe is still met quietly
         return code if isinstance(code, int) else DONE
     except click.ClickException as error:
         error.show()
@@ -87,6 +90,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def main() -> NoReturn:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a story may have letters that the terminal's encoding lacks
     sys.exit(run())
 
 
@@ -98,7 +103,8 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
-        return f"{error.strerror}{where}"
+        hint = "\n  hint: make room, or write to another disk" if error.errno == errno.ENOSPC else ""
+        return f"{error.strerror}{where}{hint}"
     if isinstance(error, MemoryError):
         return f"out of memory{f': {error}' if str(error) else ''}\n  hint: `dsv3c plan` says what a model needs"
     hint = "this is a fault of dsv3c; DSV3C_DEBUG=1 shows where"

@@ -39,12 +39,16 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
       dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
     """
     from dsv3c.compiler.cli.progress import terminal_progress
+    from dsv3c.compiler.errors import UnknownPassError
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.pipeline import compile_checkpoint
 
     chosen = CompileOptions(**options)
     with terminal_progress() or nullcontext() as progress:
-        report = compile_checkpoint(checkpoint, out, chosen, progress)
+        try:
+            report = compile_checkpoint(checkpoint, out, chosen, progress)
+        except UnknownPassError as error:
+            raise click.BadParameter(str(error), param_hint="'--to'") from error
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.compiler.cli.output import print_json
-from dsv3c.compiler.cli.params import PATH, json_option
+from dsv3c.compiler.cli.params import PATH, Finite, json_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
     from dsv3c.runtime.model import Model
 
 SEED_BITS = 32  # short enough to type again
+
+
+def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(value):
+        raise click.BadParameter("an empty text stands everywhere")
+    return value
 
 
 @click.command("generate")
@@ -33,7 +39,7 @@ SEED_BITS = 32  # short enough to type again
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     metavar="T",
     help="0 takes the likeliest token; higher is more varied.",
 )
@@ -42,18 +48,24 @@ SEED_BITS = 32  # short enough to type again
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     metavar="P",
     help="Choose among the likeliest tokens that make up this probability; 1 is off.",
 )
 @click.option(
     "--min-p",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     metavar="P",
     help="Drop tokens less likely than this share of the likeliest; 0 is off.",
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The same seed gives the same text.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; can be given several times.")
+@click.option(
+    "--stop",
+    multiple=True,
+    callback=non_empty,
+    metavar="TEXT",
+    help="End before this text; can be given several times.",
+)
 @click.option("--chat", is_flag=True, help="Put the prompt as a user's message, by the model's chat template.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens to hold at most, prompt included.")
 @click.option(
@@ -101,6 +113,8 @@ def generate_command(
         return
     click.echo()
     click.echo(_speed(report), err=True)
+    if report["finish_reason"] == "length" and report["new_tokens"] < params["max_new_tokens"]:
+        click.echo(f"note: the context of {model.context} tokens is full", err=True)
 
 
 def _report(model: Model, generation: Generation, params: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.options import MAX_BOUND
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -18,6 +20,17 @@ SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "
 CACHE_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 FORMAT_HELP = "float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym, with groups of G = 32, 64 or 128"
 PATH = click.Path(path_type=Path)
+
+
+class Finite(click.FloatRange):
+    """A float within bounds; nan compares with nothing, so a range alone lets it through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 
@@ -40,6 +53,16 @@ def weight_format(ctx: click.Context, param: click.Parameter, value: str | None)
         return QuantSpec.parse(SHORT_NAMES.get(value, value)).name
     except Dsv3cError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def embedding_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The full name of a format that an embedding can have."""
+    from dsv3c.compiler.pipeline import EMBEDDING_FORMATS
+
+    name = weight_format(ctx, param, value)
+    if name is not None and name not in EMBEDDING_FORMATS:
+        raise click.BadParameter(f"an embedding cannot be {name}: it is one of {', '.join(EMBEDDING_FORMATS)}")
+    return name
 
 
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -80,9 +103,10 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--embed-quant",
-            callback=weight_format,
+            callback=embedding_format,
             metavar="FORMAT",
-            help="Format of the embedding.  [default: bfloat16 with integer weights, else as the weights]",
+            help="Format of the embedding: float32, float16, bfloat16 or int8.  "
+            "[default: bfloat16 with integer weights, else as the weights]",
         ),
         click.option(
             "--cache-dtype",
@@ -92,7 +116,7 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--max-tokens",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MAX_BOUND),
             metavar="N",
             default=512,
             show_default=True,
@@ -100,7 +124,7 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--max-sequences",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MAX_BOUND),
             metavar="N",
             default=8,
             show_default=True,

@@ -110,6 +110,15 @@ def test_generate_refuses(artifact: Path, args: list[str], says: str) -> None:
     assert says in dsv3c("generate", artifact, *args, code=1).stderr
 
 
+def test_a_full_context_is_told(artifact: Path) -> None:
+    done = dsv3c("generate", artifact, "-p", PROMPT, "--context", 8, "-n", 20)
+    assert "3 tokens at" in done.stderr and "note: the context of 8 tokens is full" in done.stderr
+
+
+def test_a_checkpoint_is_no_artifact(bundled_model: Path) -> None:
+    assert "it is a checkpoint" in dsv3c("generate", bundled_model, "-p", PROMPT, code=1).stderr
+
+
 def test_an_unknown_kernel_level(artifact: Path) -> None:
     done = dsv3c("generate", artifact, "-p", PROMPT, code=1, DSV3C_ISA="z80")
     assert "x86-64-v3" in done.stderr
@@ -158,7 +167,7 @@ def test_dump_writes_each_graph(bundled_model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in graphs.glob("decode-00*")) == ["decode-00-trace.txt"]
     assert "mla_absorbed" in next(graphs.glob("decode-*fuse-mla.txt")).read_text()
-    assert "fuse-mla" in dsv3c("compile", bundled_model, "--to", "no-such-pass", code=1).stderr
+    assert "fuse-mla" in dsv3c("compile", bundled_model, "--to", "no-such-pass", code=2).stderr
 
 
 def test_an_interrupted_compile_leaves_nothing(bundled_model: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def dsv3c(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         (LostKey(key="k"), "error: the key 'k' is lost\n  hint: look under the mat\n"),
         (LostArtifact(path="p"), "error: the artifact p is lost\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "out"), "error: No space left on device: out\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), "error: No space left on device: out\n  hint: "),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n  hint: make room"),
         (MemoryError(), "error: out of memory\n"),
         (ValueError("odd"), "error: ValueError: odd\n  hint: this is a fault of dsv3c"),
     ],
@@ -89,9 +90,14 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ["compile", "x", "--target", "z80"],
         ["compile", "x", "--target", "x86:cpu"],
         ["compile", "x", "--max-tokens", "0"],
+        ["compile", "x", "--max-tokens", "65537"],
+        ["compile", "x", "--embed-quant", "int4"],
         ["generate", "x"],
         ["generate", "x", "-p", "a", "--temperature", "-1"],
         ["generate", "x", "-p", "a", "--top-p", "2"],
+        ["generate", "x", "-p", "a", "--temperature", "nan"],
+        ["generate", "x", "-p", "a", "--min-p", "nan"],
+        ["generate", "x", "-p", "a", "--stop", ""],
         ["plan", "x", "--context", "none"],
     ],
     ids=" ".join,
@@ -135,6 +141,27 @@ def test_a_closed_pipe_is_quiet(bundled_model: Path) -> None:
     assert process.wait() == 1
     assert error == b""
     process.stderr.close()
+
+
+def test_a_closed_stdout_is_no_fault_of_ours(tmp_path: Path) -> None:
+    script = "import sys; sys.stdout = None; from dsv3c.compiler.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, "targets"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_letters_that_stdout_cannot_show_are_replaced() -> None:
+    script = (
+        "import click\n"
+        "from dsv3c.compiler import cli\n"
+        "@cli.root.command('say')\n"
+        "def say():\n"
+        "    click.echo(chr(8220))\n"
+        "cli.main()\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-c", script, "say"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, "?\n"), done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
