@@ -61,7 +61,7 @@ class Settings:
     @property
     def context(self) -> int:
         """Tokens of the longest test, its depth included."""
-        return max(self.depths) + max((*self.prompts, *self.generated))
+        return max(self.depths) + max((*self.prompts, *self.generated), default=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""`dsv3c bench`: its forms of output, its options, its picture. Nothing here depends on how fast anything is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dsv3c.compiler import cli
+from dsv3c.compiler.cli import bench_plot
+from dsv3c.runtime import bench
+from dsv3c.runtime.bench import Result
+from dsv3c.runtime.limits import Limits
+from tests.runtime import toy
+from tests.runtime.test_stored_artifacts import STORED, VERSIONS, runs_here
+
+SIZES = ("-p", "7", "-n", "3", "-d", "0,10", "-r", "2")
+TESTS = ["pp7", "tg3", "pp7 @ d10", "tg3 @ d10"]
+
+
+class TimedToy(toy.ToyDevice):
+    def run_timed(self, entry: str) -> NDArray[np.float64]:
+        self.run(entry)
+        return np.full(len(self.plan.entries[entry].calls), 1e-3)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The toy, on a machine that reads 1 GB and does 2 billion operations a second."""
+    content = toy.plan_content() | {"costs": {"toy_step": {"row_flops": 10, "cache_row_bytes": 2}}}
+    monkeypatch.setattr(bench, "open_device", lambda artifact, slots, threads: TimedToy(artifact.plan, slots))
+    monkeypatch.setattr(bench.Bench, "limits", lambda self, progress: Limits(1e9, 2e9, 4e9))
+    return str(toy.write_artifact(tmp_path / "toy", content))
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """stdout of `dsv3c bench` that succeeds."""
+    code = cli.run(["bench", *args])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.err == "", "stderr is no terminal in a test"
+    return captured.out
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_markdown(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, artifact, *SIZES)
+    titles, rule, *rows = cells(out)
+    assert titles[4:7] == ["test", "t/s", "min … max"]
+    assert set("".join(rule)) <= set("-:")
+    assert [row[4] for row in rows] == TESTS
+    assert all(len(row) == len(titles) for row in rows)
+    assert "memory is read at 1.00 GB/s; products run at 2.00 GFLOP/s in float32, 4.00 GOP/s in int8" in out
+    assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1, "columns are aligned"
+
+
+def test_markdown_by_kernel(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, artifact, *SIZES, "--per-op")
+    titles = [line.removeprefix("### ") for line in out.splitlines() if line.startswith("### ")]
+    assert titles == ["pp7", "one token of tg3", "pp7 @ d10", "one token of tg3 @ d10"]
+    (row,) = (row for row in cells(out.partition("### one token of tg3\n")[2].partition("###")[0]) if row[1] == "scale")
+    assert row[0] == "toy_step" and row[2:4] == ["1", "1.00 ms"]
+    assert "1 kernel calls, 0.5 a layer" in out
+
+
+def test_json(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(run(capsys, artifact, *SIZES, "--per-op", "-o", "json"))
+    assert report["limits"] == {"read_bandwidth": 1e9, "float32_flops": 2e9, "int8_ops": 4e9}
+    assert [test["test"] for test in report["tests"]] == TESTS
+    deep = report["tests"][3]
+    assert (deep["n_prompt"], deep["n_gen"], deep["n_depth"], deep["repetitions"]) == (0, 3, 10, 2)
+    assert (deep["weight_bytes"], deep["cache_bytes"], deep["flops"]) == (4, 2 * 12, 10)
+    seconds = sorted(deep["samples_s"])
+    assert deep["min_ts"] == 3 / seconds[-1] and deep["max_ts"] == 3 / seconds[0]
+    median = (seconds[0] + seconds[1]) / 2
+    assert deep["gb_per_s"] == pytest.approx(3 * (4 + 2 * 12) / median / 1e9)
+    assert deep["read_share"] == pytest.approx(deep["gb_per_s"])
+    assert deep["matrix_share"] == pytest.approx(deep["gflops"] / 2)
+    (operation,) = report["breakdowns"][1]["operations"]
+    assert operation["gb_per_s"] == pytest.approx((4 + 2 * 2) / 1e-3 / 1e9)  # after 1, 2 and 3 tokens: 2 in the mean
+
+
+def test_csv(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, artifact, *SIZES, "--per-op", "-o", "csv")
+    tests, breakdowns, operations = (list(csv.DictReader(io.StringIO(part))) for part in out.split("\n\n"))
+    assert [row["test"] for row in tests] == TESTS
+    assert [float(row["limit_read_bandwidth"]) for row in tests] == [1e9] * 4
+    assert [row["launches"] for row in breakdowns] == ["1"] * 4
+    assert {row["kernel"] for row in operations} == {"toy_step"}
+
+
+def test_zero_leaves_a_test_out(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(run(capsys, artifact, "-p", "0", "-n", "2,3", "-r", "1", "-o", "json"))
+    assert [test["test"] for test in report["tests"]] == ["tg2", "tg3"]
+    assert report["tests"][0]["stddev_ts"] == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-p", "many"),
+        ("-p", ""),
+        ("-n", "1,,2"),
+        ("-n", "²"),
+        ("-d", "-1"),
+        ("-r", "0"),
+        ("-t", "0"),
+        ("-o", "xml"),
+        ("-p", "0", "-n", "0"),
+        ("--plot", "speed.jpg"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", "OUT", *args]) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_model_is_an_error(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", artifact, "-d", "60", "-p", "7", "-n", "3"]) == 1
+    assert "needs a context of 67 tokens, the model holds 64" in capsys.readouterr().err
+
+
+def test_png_without_matplotlib_is_refused_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_plot.importlib.util, "find_spec", lambda name: None)
+    assert cli.run(["bench", "OUT", "--plot", "speed.png"]) == 1
+    assert "PNG needs the package matplotlib" in capsys.readouterr().err
+
+
+def test_svg(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "speed.svg"
+    run(capsys, artifact, *SIZES, "--plot", str(path))
+    root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"toy: speed over depth", "tokens in the context", "tokens per second", "tg3", "0", "10"} <= set(texts)
+    (line,) = root.iter("{http://www.w3.org/2000/svg}polyline")
+    assert len(line.attrib["points"].split()) == 2
+
+
+def test_the_plot_stays_inside_its_frame() -> None:
+    results = [Result("tg", 8, depth, (1.0, 1.3), None) for depth in (0, 4096, 16000)]
+    root = ElementTree.fromstring(bench_plot.svg(bench_plot.lines_of(results), "a < b"))
+    for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
+        assert bench_plot.LEFT <= float(circle.attrib["cx"]) <= bench_plot.WIDTH - bench_plot.RIGHT
+        assert bench_plot.TOP <= float(circle.attrib["cy"]) <= bench_plot.HEIGHT - bench_plot.BOTTOM
+
+
+def test_prefill_is_drawn_where_nothing_was_decoded() -> None:
+    prefill, decode = Result("pp", 8, 0, (1.0,), None), Result("tg", 8, 0, (1.0,), None)
+    assert bench_plot.lines_of([prefill, decode]) == [("tg8", [decode])]
+    assert bench_plot.lines_of([prefill]) == [("pp8", [prefill])]
+
+
+@pytest.mark.parametrize(
+    ("largest", "step"), [(1, 0.2), (5, 1), (6, 2), (100, 20), (4096, 1000), (16000, 5000), (0.03, 0.01)]
+)
+def test_ticks_are_round(largest: float, step: float) -> None:
+    assert bench_plot.nice_step(largest) == pytest.approx(step)
+
+
+@pytest.mark.isa("avx2")
+@pytest.mark.skipif(runs_here() is not None, reason=str(runs_here()))
+def test_an_artifact_without_costs_or_probes(capsys: pytest.CaptureFixture[str]) -> None:
+    args: tuple[Any, ...] = (STORED / f"v{VERSIONS[0]}" / "model", "-p", 4, "-n", 2, "-d", "0,5", "-r", 1, "--per-op")
+    out = run(capsys, *map(str, args))
+    assert "Compile it again" in out
+    assert [row[-4:] for row in cells(out)[2:6]] == [["–"] * 4] * 4
