@@ -7,13 +7,16 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dsv3c.compiler.cli.output import print_json, section, size
 from dsv3c.compiler.cli.params import PATH, json_option
 from dsv3c.compiler.errors import Dsv3cError
+
+if TYPE_CHECKING:
+    from dsv3c.runtime.fields import Fields
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
 
@@ -84,9 +87,13 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
 def describe_artifact(folder: Path) -> dict[str, Any]:
     """What manifest and plan say. Raises a RuntimeFault for an artifact that could not be loaded."""
     from dsv3c.runtime.artifact import Artifact
+    from dsv3c.runtime.errors import ManifestInvalid
+    from dsv3c.runtime.fields import Fields
 
     artifact = Artifact.open(folder)
     manifest, plan = artifact.manifest.content, artifact.plan
+    # Loading does not check what only people read.
+    described = Fields(dict(manifest), "manifest", ManifestInvalid)
     counts = {
         name: dict(Counter(kernel for kernel, _ in entry.calls).most_common()) for name, entry in plan.entries.items()
     }
@@ -100,8 +107,8 @@ def describe_artifact(folder: Path) -> dict[str, Any]:
     return {
         "kind": "artifact",
         "config": dict(artifact.manifest.model),
-        "parts": manifest.get("weights", {}).get("parts", {}),
-        "quantization": manifest.get("quantization", {}),
+        "parts": _checked_parts(described.object("weights").object("parts")),
+        "quantization": dict(described.object("quantization").value),
         "target": manifest["target"],
         "source": manifest.get("source", {}),
         "options": manifest.get("options", {}),
@@ -111,7 +118,20 @@ def describe_artifact(folder: Path) -> dict[str, Any]:
         "cache_bytes_per_token": plan.slot_bytes,
         "kernel_calls": counts,
         "files": {name: entry.size for name, entry in artifact.manifest.files.items()},
-        "notes": manifest.get("notes", []),
+        "notes": described.list("notes"),
+    }
+
+
+def _checked_parts(parts: Fields) -> dict[str, dict[str, Any]]:
+    """The parts of the weights as the manifest lists them. Raises ManifestInvalid."""
+    found = {name: parts.object(name) for name in parts.value}
+    return {
+        name: {
+            "nbytes": part.integer("nbytes", 0, 2**63 - 1),
+            "weights": part.integer("weights", 0, 2**63 - 1),
+            "format": part.string("format"),
+        }
+        for name, part in found.items()
     }
 
 
@@ -140,10 +160,20 @@ def _tell_artifact(report: dict[str, Any]) -> None:
         [(bounds["tokens"], "tokens"), (bounds["rows"], "logits"), (bounds["sequences"], "sequences")],
     )
     buffers = report["buffers"].items()
-    section("buffers", [(kind, f"{of['buffers']} buffers", size(of["bytes"])) for kind, of in buffers])
-    click.echo(f"cache: {size(report['cache_bytes_per_token'])} a token, {bounds['context']} tokens a sequence at most")
+    sizes = {kind: size(of["bytes"]) for kind, of in report["buffers"].items()}
+    sizes["cache"] = f"{size(report['cache_bytes_per_token'])} a token, {bounds['context']} tokens a sequence at most"
+    section("buffers", [(kind, f"{of['buffers']} buffers", sizes[kind]) for kind, of in buffers])
     for entry, calls in report["kernel_calls"].items():
-        section(f"kernel calls of {entry}: {sum(calls.values())}", [(count, name) for name, count in calls.items()])
+        section(f"kernel calls of {entry}: {sum(calls.values())}", _by_operation(calls))
+
+
+def _by_operation(calls: dict[str, int]) -> list[tuple[object, ...]]:
+    """Kernels of one operation together, most calls first; a kernel's name is its operation's and a number."""
+    groups: dict[str, list[int]] = {}
+    for name, count in calls.items():
+        groups.setdefault(name.rpartition("_")[0], []).append(count)
+    rows = sorted(groups.items(), key=lambda row: -sum(row[1]))
+    return [(sum(n), name, f"{len(n)} kernels" if len(n) > 1 else "") for name, n in rows]
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, object]]:

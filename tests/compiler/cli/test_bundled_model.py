@@ -145,6 +145,16 @@ def test_inspect_tells_parts_and_kernels(artifact: Path) -> None:
     assert set(report["kernel_calls"]) >= {"decode", "prefill", "mtp"}
     text = dsv3c("inspect", artifact).stdout
     assert "bits/weight" in text and "kernel calls of decode" in text and "x86-64-v3" in text
+    assert "kB a token, 2048 tokens a sequence at most" in text
+
+
+def test_inspect_names_what_is_wrong_in_the_manifest(artifact: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for key, value in (("quantization", "int8"), ("notes", 5), ("weights", {"parts": {"head": {"nbytes": "1"}}})):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+        assert f"manifest.{key}" in dsv3c("inspect", copy, code=1).stderr
 
 
 def test_plan_is_exact(bundled_model: Path, artifact: Path) -> None:
