@@ -13,7 +13,7 @@ from dsv3c.runtime.artifact import Level, Target
 from dsv3c.runtime.errors import IsaNotSupported, ThreadsInvalid, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
-THREADS_LIMIT = 1024
+THREADS_LIMIT = 256  # of the thread pool in a kernel library
 
 _MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
 _ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsv3c.compiler.cli.output import size
-from dsv3c.compiler.cli.params import PATH
+from dsv3c.compiler.cli.output import print_json, size
+from dsv3c.compiler.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
     from dsv3c.compiler.cli.progress import TerminalProgress
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("verify")
 @click.argument("artifact", type=PATH)
-def verify_command(artifact: Path) -> None:
+@json_option
+def verify_command(artifact: Path, as_json: bool) -> None:
     """Check every hash, size and bound of an ARTIFACT.
 
     Reads all of it, weights included. Loading an artifact checks sizes, bounds and the kernels, but does not read the
@@ -34,6 +35,9 @@ def verify_command(artifact: Path) -> None:
 
     with terminal_progress() or nullcontext() as progress:
         found = verify(artifact, per_file(progress) if progress else None)
+    if as_json:
+        print_json({"files": found.files, "bytes": found.bytes, "extra": list(found.extra)})
+        return
     click.echo(f"{artifact}: ok, {found.files} files, {size(found.bytes)}")
     for name in found.extra:
         click.echo(f"note: {name} is not part of the artifact", err=True)

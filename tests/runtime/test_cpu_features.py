@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dsv3c.runtime import cpu_features, errors
 from dsv3c.runtime.artifact import Level, Target
 from dsv3c.runtime.cpu_features import check_threads, choose_level, default_threads, parse_cpuinfo, require_machine
+from tests.conftest import TESTS
 
 LEVELS = (
     Level("v3", ("avx2", "fma"), "v3.so"),
@@ -72,3 +75,9 @@ def test_threads_invalid(threads: object) -> None:
 def test_threads_default_to_physical_cores() -> None:
     assert check_threads(None) == default_threads() >= 1
     assert check_threads(3) == 3
+
+
+def test_the_limit_of_threads_is_the_pools() -> None:
+    source = (TESTS.parent / "targets" / "cpu" / "threadpool.c").read_text(encoding="utf-8")
+    limit = re.search(r"MAX_THREADS = (\d+)", source)
+    assert limit is not None and int(limit[1]) == cpu_features.THREADS_LIMIT

@@ -126,6 +126,7 @@ def test_an_unknown_kernel_level(artifact: Path) -> None:
 
 def test_verify_finds_one_changed_bit(artifact: Path, tmp_path: Path) -> None:
     assert dsv3c("verify", artifact).stdout.startswith(f"{artifact}: ok, ")
+    assert json.loads(dsv3c("verify", artifact, "--json").stdout)["extra"] == []
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
     weights = copy / "weights.safetensors"
