@@ -191,3 +191,8 @@ class UnknownPassError(Dsv3cError):
 class NotAViewError(Dsv3cError):
     message = "{value!r} cannot be read in place"
     hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"
+
+
+class TunerMissingError(Dsv3cError):
+    message = "the search needs the package optuna, which is not installed"
+    hint = "pip install 'dsv3c[tune]'"

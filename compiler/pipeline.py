@@ -114,7 +114,7 @@ def compile_checkpoint(
     """
     started, progress = time.monotonic(), progress or Silent()
     target_string = targets.parse(options.target)
-    target: Target = targets.get(target_string.name)
+    target: Target = targets.get(target_string.name).configured(target_string.options)
     check_formats(options)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:

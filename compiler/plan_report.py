@@ -53,7 +53,8 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
-    target: Target = targets.get(targets.parse(options.target).name)
+    target_string = targets.parse(options.target)
+    target: Target = targets.get(target_string.name).configured(target_string.options)
     pipeline.check_formats(options)
     source = Checkpoint.open(checkpoint)
     config = source.config

@@ -36,9 +36,17 @@ class Emission:
 class Target(Protocol):
     """layout: the packed weight layout; integer_activations: int8 activations meet integer weights."""
 
-    name: str
-    layout: str
-    integer_activations: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layout(self) -> str: ...
+
+    @property
+    def integer_activations(self) -> bool: ...
+
+    def configured(self, options: Mapping[str, str]) -> Target:
+        """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         """Working memory the kernel of `value` wants from the arena."""

@@ -23,6 +23,7 @@ from dsv3c.compiler.cli.generate import generate_command
 from dsv3c.compiler.cli.inspect import inspect_command
 from dsv3c.compiler.cli.plan import plan_command
 from dsv3c.compiler.cli.targets import targets_command
+from dsv3c.compiler.cli.tune import tune_command
 from dsv3c.compiler.cli.verify import verify_command
 from dsv3c.compiler.errors import Dsv3cError
 
@@ -56,6 +57,7 @@ for command in (
     compile_command,
     generate_command,
     bench_command,
+    tune_command,
     inspect_command,
     verify_command,
     plan_command,

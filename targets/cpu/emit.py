@@ -145,20 +145,27 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     }
     levels = tuple(levels)
     described = tuple(
-        {"name": level.name, "requires": list(level.requires), "file": f"kernels/{level.name}.so"} for level in levels
+        {
+            "name": level.name,
+            "requires": list(level.requires),
+            "file": f"kernels/{level.name}.so",
+            "tuning": level.tuning.to_json(),
+        }
+        for level in levels
     )
 
     def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
         folder.mkdir()
 
-        def library(level: IsaLevel) -> None:
-            functions = {name: build(spec, level) for spec, name in plan.kernels.items()}
+        built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
+
+        def library(level: IsaLevel, functions: Mapping[str, Any]) -> None:
             build_library(functions, level, folder / f"{level.name}.so")
             advance(1)
 
         # LLVM runs outside of Python's lock, so levels compile side by side.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(library, levels))
+            list(pool.map(library, levels, built))
 
     return Emission(content, plan.recipes, described, write_kernels)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from dsv3c.targets.cpu.tuning import RECORDS, Tuning, read_record, tuning_of
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,9 @@ class IsaLevel:
 
     mcpu, mattr: what LLVM is told. requires: flags of /proc/cpuinfo a machine must have. dot: name of the int8 dot
     product in `intrinsics.DOT4`. lanes: 32-bit lanes of a vector register; 16 rows of a weight take 16/lanes registers.
-    cflags: what a C compiler is told, for the routines that measure the level's limits.
+    dot2: name of the bfloat16 dot product in `intrinsics.DOT2`, if the level has one.
+    cflags: what a C compiler is told, for the routines that measure the level's limits. tuning: the measured numbers of
+    its kernels.
     """
 
     name: str
@@ -21,7 +26,13 @@ class IsaLevel:
     dot: str
     lanes: int
     mattr: tuple[str, ...] = ()
+    dot2: str | None = None
     cflags: tuple[str, ...] = ()
+    tuning: Tuning = field(default_factory=Tuning)
+
+    def tuned(self, tuning: Tuning) -> IsaLevel:
+        """The same level with other numbers."""
+        return replace(self, tuning=tuning)
 
     def missing(self, cpu_flags: frozenset[str]) -> tuple[str, ...]:
         """The required flags that `cpu_flags` lacks."""
@@ -36,3 +47,11 @@ def host_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+def tuned_levels(levels: Iterable[IsaLevel], cpu: str, folder: Path = RECORDS) -> tuple[IsaLevel, ...]:
+    """The levels, the one that the CPU's record was measured at with its numbers. Raises BadTuningRecord."""
+    record = read_record(cpu, folder)
+    if record is None:
+        return tuple(levels)
+    return tuple(level.tuned(tuning_of(record)) if level.name == record["level"] else level for level in levels)

@@ -1,19 +1,34 @@
-"""x86-64 CPUs: AVX2, AVX-512 and AVX-512 VNNI in one artifact; the runtime picks by CPU features."""
+"""x86-64 CPUs: AVX2, AVX-512, VNNI and bfloat16 levels in one artifact; the runtime picks by CPU features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
 
 
+@dataclass(frozen=True)
 class X86:
-    """The x86 target. TVM is imported when the first graph is lowered."""
+    """The x86 target. TVM is imported when the first graph is lowered.
 
-    name = "x86"
-    layout = "rows16"
-    integer_activations = True
+    cpu: the CPU whose tuning record the kernels follow; None takes the record of this machine, if there is one.
+    """
+
+    cpu: str | None = None
+    name: str = "x86"
+    layout: str = "rows16"
+    integer_activations: bool = True
+
+    def configured(self, options: Mapping[str, str]) -> X86:
+        """Raises UnknownTuningRecord for a CPU without a record."""
+        from dsv3c.targets.cpu.tuning import check_known
+
+        cpu = options.get("cpu")
+        if cpu is not None:
+            check_known(cpu)
+        return replace(self, cpu=cpu)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.cpu.emit import scratch_bytes
@@ -22,9 +37,11 @@ class X86:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         from dsv3c.targets.cpu.emit import emit
+        from dsv3c.targets.cpu.isa import tuned_levels
+        from dsv3c.targets.cpu.tuning import cpu_name
         from dsv3c.targets.x86.levels import LEVELS
 
-        return emit(entries, bounds, LEVELS)
+        return emit(entries, bounds, tuned_levels(LEVELS, self.cpu or cpu_name()))
 
 
 TARGET = X86()

@@ -30,6 +30,9 @@ class FakeTarget:
     integer_activations = True
     fails = False
 
+    def configured(self, options: Mapping[str, str]) -> FakeTarget:
+        return self
+
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0
 

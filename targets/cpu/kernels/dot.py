@@ -22,10 +22,6 @@ from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
 Expr = Any
 
-TOKEN_TILE = 4  # activation rows that share one pass over a weight block
-WORD_UNROLL = 4  # 64-byte weight words per iteration of the inner integer loop
-FLOAT_UNROLL = 4  # weight columns per iteration of the inner float loop
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -164,12 +160,13 @@ def _float_dot(level: IsaLevel, w: Weight, x: Activation, starts: list[Expr], x_
                     for i, (value, weight) in enumerate(zip(row_values, weights, strict=True)):
                         _accumulate(chains[i % 2], part, weight, value, level.lanes)
 
-    whole = w.k // FLOAT_UNROLL
+    unroll = level.tuning.float_unroll
+    whole = w.k // unroll
     if whole:
         with T.serial(0, whole) as i:
-            step(i * FLOAT_UNROLL, FLOAT_UNROLL)
-    if w.k % FLOAT_UNROLL:
-        step(T.int32(whole * FLOAT_UNROLL), w.k % FLOAT_UNROLL)
+            step(i * unroll, unroll)
+    if w.k % unroll:
+        step(T.int32(whole * unroll), w.k % unroll)
     for block, row in ((b, r) for b in range(len(starts)) for r in range(len(x_starts)) if second):
         total = load(tile.sums[block][row], 0, LANES) + load(odd[block][row], 0, LANES)
         store(tile.sums[block][row], 0, total, LANES)
@@ -211,7 +208,7 @@ def _integer_dot(
                 for part in parts:
                     store(sums[block][row], part, _offset(w, scale_starts[block], g, part, lanes, total), lanes)
         words = group * spec.bits // 32
-        unroll = min(WORD_UNROLL, words)
+        unroll = min(level.tuning.word_unroll, words)
         with T.serial(0, words // unroll) as chunk:
             for i in range(unroll):
                 _dot_word(level, w, x, g * words + chunk * unroll + i, starts, x_starts, sums)

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import TOKEN_TILE, Activation, Weight, dot_tile, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -73,6 +73,6 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
                 sums = dot_tile(level, w, x, [item], where)
                 store_tile(sums, buffers["y"], block, spec.n, [T.bind(row * spec.n) for row in flat])
 
-            tiles(count, TOKEN_TILE, tile)
+            tiles(count, level.tuning.token_tile, tile)
 
     return prim_func(operands(spec), body)

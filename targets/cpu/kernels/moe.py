@@ -11,7 +11,7 @@ from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import TOKEN_TILE, Activation, Weight, dot_tile, store_block, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -30,9 +30,7 @@ from dsv3c.targets.cpu.kernels.vector import f32, load, silu, store
 
 Expr = Any
 
-# Row blocks of moe_down that one task takes together: an expert's activations stay in its cache for all of them.
-DOWN_BLOCKS = 8
-DOWN_TASKS = 16  # but never so many that fewer tasks than this are left
+DOWN_TASKS = 16  # tasks of moe_down at least, however many row blocks one could take
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
                         store(gate_sums, part, value, level.lanes)
                 store_tile(sums, y, block, spec.i, [T.bind(pair * spec.i) for pair in pairs])
 
-            tiles(expert.count, TOKEN_TILE, tile)
+            tiles(expert.count, level.tuning.token_tile, tile)
 
     return prim_func(gate_up_operands(spec), body)
 
@@ -134,7 +132,7 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
         x = Activation.of(buffers, "x", spec.weight, spec.i, View(spec.i))
         order, y = buffers["order"], buffers["y"]
         tokens = T.bind(buffers["control"][order_spec.rows.index])
-        run = max(1, min(DOWN_BLOCKS, w.blocks // DOWN_TASKS))
+        run = max(1, min(level.tuning.down_blocks, w.blocks // DOWN_TASKS))
 
         def clear(block: Expr) -> None:
             def zero(_: int, offset: Expr, at: int, lanes: int) -> None:
@@ -159,7 +157,7 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
 
                 store_block(level.lanes, block, spec.d, [T.bind(row * spec.d) for row in rows], accumulate)
 
-            tiles(expert.count, TOKEN_TILE, tile)
+            tiles(expert.count, level.tuning.token_tile, tile)
 
         runs = -(-w.blocks // run)
         with loop(runs, order_spec.per_token * spec.i * spec.d >= PARALLEL_WORK) as item:

@@ -1,0 +1,91 @@
+"""`dsv3c tune`: find the kernels' numbers that are fastest on this machine."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsv3c.compiler.cli.output import print_json, section
+from dsv3c.compiler.cli.params import PATH, json_option, model_options
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.tune import TuneReport
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """Seconds of "90s", "10m" or "2h"."""
+    match = re.fullmatch(r"(\d+)([smh])", value)
+    if not match:
+        raise click.BadParameter(f"{value!r} is no duration such as 90s, 10m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command("tune")
+@click.argument("checkpoint", type=PATH)
+@model_options
+@click.option("--budget", callback=duration, default="10m", show_default=True, help="How long to search: 90s, 10m, 2h.")
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Stop after this many trials, if sooner.")
+@click.option("--records", type=PATH, metavar="DIR", help="Where records live.  [default: artifacts/tuning]")
+@json_option
+def tune_command(
+    checkpoint: Path, budget: float, trials: int | None, records: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Search the kernels' numbers on this machine, by measuring a model made from CHECKPOINT.
+
+    Each trial builds the kernels with other numbers (rows per tile, unrolling, work per task) and measures decode and
+    prefill of the whole model. What is found is written to artifacts/tuning/<cpu>.json, and `dsv3c compile` takes it up
+    for this CPU from then on. A search goes on where the last one stopped; Ctrl-C keeps the best so far. Needs optuna
+    (pip install dsv3c[tune]).
+
+    \b
+    Examples:
+      dsv3c tune CHECKPOINT --quant int4 --budget 10m
+      dsv3c tune CHECKPOINT --trials 20
+    """
+    from dsv3c.compiler.cli.progress import terminal_progress
+    from dsv3c.compiler.options import CompileOptions
+    from dsv3c.compiler.tune import tune
+    from dsv3c.targets.cpu.tuning import RECORDS
+
+    with terminal_progress() or nullcontext() as progress:
+        report = tune(
+            checkpoint,
+            CompileOptions(**options),
+            budget,
+            trials,
+            records or RECORDS,
+            progress,
+            tell=lambda text: click.echo(text, err=True),
+        )
+    if as_json:
+        print_json(
+            {
+                "record": str(report.record),
+                "tuning": report.tuning.to_json(),
+                "trials": report.trials,
+                "interrupted": report.interrupted,
+                "default": vars(report.default),
+                "best": vars(report.best),
+            }
+        )
+        return
+    _tell(report)
+
+
+def _tell(report: TuneReport) -> None:
+    default, best = report.default, report.best
+    state = ", interrupted" if report.interrupted else ""
+    section(
+        f"wrote {report.record} ({report.trials} trials{state})",
+        [
+            ("prefill", f"{best.prefill:.0f} tok/s", f"{best.prefill / default.prefill:.2f} x the defaults"),
+            ("decode", f"{best.decode:.1f} tok/s", f"{best.decode / default.decode:.2f} x the defaults"),
+            *((name, value, "") for name, value in report.tuning.to_json().items()),
+        ],
+    )

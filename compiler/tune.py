@@ -1,0 +1,232 @@
+"""Search the numbers of the CPU kernels by measuring whole steps of a real model on this machine.
+
+A trial builds the kernels of the best level of this CPU with one choice of parameters, puts them beside the weights of
+an artifact that is compiled once, and measures decode and prefill through the runtime. The search is Optuna's TPE over
+a journal file, so that a run goes on where the last one stopped and several processes can share one study.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dsv3c.compiler import artifact
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.errors import TunerMissingError
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.pipeline import Progress, Silent, compile_checkpoint, lower
+from dsv3c.targets.cpu.emit import emit
+from dsv3c.targets.cpu.isa import IsaLevel, host_cpu_flags
+from dsv3c.targets.cpu.tuning import RECORDS, SPACE, Tuning, cpu_name
+from dsv3c.targets.x86 import TARGET
+from dsv3c.targets.x86.levels import LEVELS
+
+PROMPT_TOKENS = 256
+NEW_TOKENS = 24
+REPETITIONS = 3  # of each measurement in a trial; the median counts
+FINAL_ROUNDS = 5  # default and best in turn, at the end
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def score(self) -> float:
+        """What the search minimises: the logarithm of the time of a prefill token times that of a decode token."""
+        return -math.log(self.prefill * self.decode)
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What was found: `default` and `best` were measured in turn at the end, in one run."""
+
+    record: Path
+    tuning: Tuning
+    trials: int
+    default: Speed
+    best: Speed
+    interrupted: bool
+
+
+def tune(
+    checkpoint: Path,
+    options: CompileOptions,
+    seconds: float,
+    trials: int | None,
+    records: Path = RECORDS,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> TuneReport:
+    """Search for at most `seconds` or `trials` new trials, and write records/<cpu>.json.
+
+    `tell` gets a line for each better choice. Ctrl-C ends the search and keeps what was found so far.
+    Raises TunerMissingError without Optuna, and what `compile_checkpoint` raises.
+    """
+    progress = progress or Silent()
+    cpu = cpu_name()
+    records.mkdir(parents=True, exist_ok=True)
+    with _bench(checkpoint, options, progress) as bench:
+        study = _study(records / f"{cpu}.journal", f"{cpu}/{bench.level.name}/{options.quant}")
+        done, interrupted = _search(study, bench, seconds, trials, progress, tell)
+        best = Tuning(**study.best_params)
+        progress.stage("measuring the best against the defaults", FINAL_ROUNDS)
+        default_speed, best_speed = _compare(bench, Tuning(), best, progress)
+    if best_speed.score > default_speed.score:
+        best, best_speed = Tuning(), default_speed  # what won a trial by luck does not become a record
+    content = {
+        "cpu": cpu,
+        "level": bench.level.name,
+        "tuning": best.to_json(),
+        "measured": {
+            "model": checkpoint.resolve().name,
+            "quant": options.quant,
+            "threads": os.cpu_count(),
+            "dsv3c": version("dsv3c"),
+            "trials": len(study.trials),
+            "tokens_per_second": {
+                "default": {"prefill": round(default_speed.prefill, 1), "decode": round(default_speed.decode, 1)},
+                "tuned": {"prefill": round(best_speed.prefill, 1), "decode": round(best_speed.decode, 1)},
+            },
+        },
+    }
+    path = records / f"{cpu}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return TuneReport(path, best, done, default_speed, best_speed, interrupted)
+
+
+def _study(journal: Path, name: str) -> Any:
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise TunerMissingError() from error
+    optuna.logging.set_verbosity(logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        sampler=optuna.samplers.TPESampler(seed=0),
+        load_if_exists=True,
+    )
+    if not study.trials:
+        study.enqueue_trial(Tuning().to_json())
+    return study
+
+
+def _search(
+    study: Any, bench: _Bench, seconds: float, trials: int | None, progress: Progress, tell: Callable[[str], None]
+) -> tuple[int, bool]:
+    """Trials done here, and whether Ctrl-C ended them."""
+    deadline, done, best = time.monotonic() + seconds, 0, math.inf
+    progress.stage("searching", trials)
+    try:
+        while (trials is None or done < trials) and (time.monotonic() < deadline or not done):
+            trial = study.ask()
+            chosen = Tuning(**{name: trial.suggest_categorical(name, values) for name, values in SPACE.items()})
+            speed = bench.measure(chosen)
+            study.tell(trial, speed.score)
+            done += 1
+            progress.advance(1)
+            if speed.score < best:
+                best = speed.score
+                tell(f"trial {trial.number}: prefill {speed.prefill:.0f}, decode {speed.decode:.1f} tok/s, {chosen}")
+    except KeyboardInterrupt:
+        if not any(trial.value is not None for trial in study.trials):
+            raise
+        return done, True
+    return done, False
+
+
+def _compare(bench: _Bench, default: Tuning, best: Tuning, progress: Progress) -> tuple[Speed, Speed]:
+    """Both in turn, so that a drift of the machine meets both; medians."""
+    rounds = []
+    for _ in range(FINAL_ROUNDS):
+        rounds.append((bench.measure(default), bench.measure(best)))
+        progress.advance(1)
+
+    def median(side: int) -> Speed:
+        prefill, decode = ([getattr(pair[side], part) for pair in rounds] for part in ("prefill", "decode"))
+        return Speed(statistics.median(prefill), statistics.median(decode))
+
+    return median(0), median(1)
+
+
+@dataclass
+class _Bench:
+    """One artifact whose kernels are exchanged; libraries are kept by what they were built from."""
+
+    folder: Path
+    level: IsaLevel
+    entries: Any
+    bounds: Any
+
+    def __post_init__(self) -> None:
+        self._built: dict[Tuning, Path] = {}
+
+    def measure(self, tuning: Tuning) -> Speed:
+        """Medians of prefill and decode with the kernels of `tuning`."""
+        import numpy as np
+
+        from dsv3c import runtime
+
+        ids = np.random.default_rng(0).integers(0, 256, PROMPT_TOKENS).tolist()
+        with runtime.load(self._library(tuning), context=PROMPT_TOKENS + NEW_TOKENS + 1) as model:
+            model.generate(ids, max_new_tokens=2, temperature=0, ignore_eos=True)  # touches all weights once
+            runs = [
+                model.generate(ids, max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+                for _ in range(REPETITIONS)
+            ]
+        prefill = statistics.median(run.prompt_tokens_per_second for run in runs)
+        return Speed(prefill, statistics.median(run.decode_tokens_per_second for run in runs))
+
+    def _library(self, tuning: Tuning) -> Path:
+        """An artifact with the kernels of `tuning`; its weights are links to the first one's."""
+        if tuning not in self._built:
+            number = len(self._built)
+            out = self.folder.parent / f"trial-{number}"
+            shutil.copytree(self.folder, out, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
+            emission = emit(self.entries, self.bounds, [self.level.tuned(tuning)])
+            emission.write_kernels(out / "kernels", lambda n: None)
+            _set_kernels(out, [dict(level) for level in emission.levels])
+            self._built[tuning] = out
+        return self._built[tuning]
+
+
+def _set_kernels(folder: Path, levels: list[dict[str, Any]]) -> None:
+    """Make the manifest of a trial name its own kernels; a new file, since the old one is a link."""
+    path = folder / artifact.MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith("kernels/")}
+    kernels = {f"kernels/{name}": entry for name, entry in artifact.file_table(folder / "kernels").items()}
+    manifest["target"]["levels"] = levels
+    manifest["files"] = kept | kernels
+    path.unlink()
+    artifact.write_json(path, manifest)
+
+
+@contextmanager
+def _bench(checkpoint: Path, options: CompileOptions, progress: Progress) -> Iterator[_Bench]:
+    """The checkpoint compiled once in a temporary folder."""
+    level = [level for level in LEVELS if not level.missing(host_cpu_flags())][-1]
+    with tempfile.TemporaryDirectory(prefix="dsv3c-tune-") as temporary:
+        base = Path(temporary, "base")
+        compile_checkpoint(checkpoint, base, options, progress)
+        source = Checkpoint.open(checkpoint)
+        lowered = lower(source.config, source.shapes, options, TARGET)
+        yield _Bench(base, level, lowered.entries, lowered.bounds)

@@ -1,0 +1,99 @@
+"""Numbers of the kernels that are found by measuring, and the records of what was found on which CPU.
+
+A record is artifacts/tuning/<cpu>.json: {"cpu", "level", "tuning": {parameter: value}, "measured": …}. It is made by
+`dsv3c tune` and read when an artifact is compiled for that CPU; it holds for the level that it was measured at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dsv3c.compiler.errors import Dsv3cError
+
+RECORDS = Path(__file__).parents[2] / "artifacts" / "tuning"
+
+
+class BadTuningRecord(Dsv3cError):
+    message = "{path} is no tuning record: {reason}"
+    hint = "remove it, or make it again with `dsv3c tune`"
+
+
+class UnknownTuningRecord(Dsv3cError):
+    message = "there is no tuning record for the CPU {cpu!r}"
+    hint = "known: {known}; make one on that machine with `dsv3c tune`, or leave the option out"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Parameters of the CPU kernels; the defaults are good on two cores with AVX-512 and VNNI.
+
+    token_tile: activation rows that share one pass over a weight block. word_unroll, float_unroll: 64-byte words of
+    integer weights, or columns of float weights, per iteration of the inner loop. down_blocks: row blocks that a task
+    of moe_down takes together: an expert's activations stay in its cache for all of them.
+    """
+
+    token_tile: int = 4
+    word_unroll: int = 4
+    float_unroll: int = 4
+    down_blocks: int = 8
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], path: Path) -> Tuning:
+        """Raises BadTuningRecord for a parameter that is unknown or has a value outside of SPACE."""
+        for name, value in values.items():
+            if name not in SPACE or value not in SPACE[name]:
+                raise BadTuningRecord(path=path, reason=f"{name} is {value!r}; known are {dict(SPACE)}")
+        return cls(**values)
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+# What a search may choose from.
+SPACE: Mapping[str, tuple[int, ...]] = {
+    "token_tile": (2, 3, 4, 6, 8),
+    "word_unroll": (1, 2, 4, 8),
+    "float_unroll": (1, 2, 4, 8),
+    "down_blocks": (1, 2, 4, 8, 16),
+}
+assert {field.name for field in fields(Tuning)} == SPACE.keys()
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A file name for this machine's CPU, from its model name, family and model: amd-epyc-26-2."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = [re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    words = " ".join(match[1] for match in found if match) or "unknown"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:
+    """The record of a CPU, checked; None when there is none. Raises BadTuningRecord."""
+    path = folder / f"{cpu}.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadTuningRecord(path=path, reason=str(error)) from error
+    if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict) or "level" not in record:
+        raise BadTuningRecord(path=path, reason='it lacks "level" or the object "tuning"')
+    Tuning.from_json(record["tuning"], path)
+    return record
+
+
+def check_known(cpu: str, folder: Path = RECORDS) -> None:
+    """Raises UnknownTuningRecord, listing what is known."""
+    if read_record(cpu, folder) is None:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
+        raise UnknownTuningRecord(cpu=cpu, known=known)
+
+
+def tuning_of(record: Mapping[str, Any]) -> Tuning:
+    """The parameters of a checked record."""
+    return Tuning(**record["tuning"])
