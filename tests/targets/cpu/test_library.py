@@ -13,6 +13,7 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu import library as library_module
 from dsv3c.targets.cpu.isa import host_cpu_flags
 from dsv3c.targets.cpu.kernels import build
@@ -209,3 +210,8 @@ def test_failing_compiler_shows_its_output(best_level, tmp_path, monkeypatch):
     monkeypatch.setenv("CC", f"{sys.executable} -c 0/0")
     with pytest.raises(LinkFailed, match="ZeroDivisionError"):
         build_library({"add": build(Add(Rows(4), 16), best_level)}, best_level, tmp_path / "kernels.so")
+
+
+def test_probes_measure_something(path):
+    found = measure_limits(path)
+    assert found.read_bandwidth > 0 and found.float_rate > 0 and found.int8_rate > 0
