@@ -82,7 +82,8 @@ def tune(
     cpu = cpu_name()
     records.mkdir(parents=True, exist_ok=True)
     with _bench(checkpoint, options, progress) as bench:
-        study = _study(records / f"{cpu}.journal", f"{cpu}/{bench.level.name}/{options.quant}")
+        model = checkpoint.resolve().name
+        study = _study(records / f"{cpu}.journal", f"{bench.level.name}/{model}/{options.quant}")
         done, interrupted = _search(study, bench, seconds, trials, progress, tell)
         best = Tuning(**study.best_params)
         progress.stage("measuring the best against the defaults", FINAL_ROUNDS)
@@ -94,7 +95,7 @@ def tune(
         "level": bench.level.name,
         "tuning": best.to_json(),
         "measured": {
-            "model": checkpoint.resolve().name,
+            "model": model,
             "quant": options.quant,
             "threads": os.cpu_count(),
             "dsv3c": version("dsv3c"),

@@ -1,0 +1,77 @@
+"""Tuning records: what is accepted, and which level takes them up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.targets.cpu.isa import tuned_levels
+from dsv3c.targets.cpu.tuning import (
+    RECORDS,
+    SPACE,
+    BadTuningRecord,
+    Tuning,
+    UnknownTuningRecord,
+    check_known,
+    cpu_name,
+    read_record,
+)
+from dsv3c.targets.x86.levels import LEVELS
+
+
+def record(folder: Path, **changes: object) -> None:
+    content = {"cpu": "some-cpu", "level": "x86-64-v4", "tuning": {"token_tile": 2}} | changes
+    (folder / "some-cpu.json").write_text(json.dumps(content))
+
+
+def test_a_record_holds_for_the_level_it_was_measured_at(tmp_path: Path) -> None:
+    record(tmp_path)
+    tuned = {level.name: level.tuning for level in tuned_levels(LEVELS, "some-cpu", tmp_path)}
+    assert tuned.pop("x86-64-v4") == Tuning(token_tile=2)
+    assert set(tuned.values()) == {Tuning()}
+
+
+def test_a_cpu_without_a_record_takes_the_defaults(tmp_path: Path) -> None:
+    assert tuned_levels(LEVELS, "some-cpu", tmp_path) == LEVELS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tuning": {"token_tile": 5}}, {"tuning": {"speed": 1}}, {"tuning": [1]}, {"tuning": {"token_tile": "4"}}],
+    ids=["value outside of the space", "unknown parameter", "no object", "text for a number"],
+)
+def test_a_wrong_record_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    record(tmp_path, **changes)
+    with pytest.raises(BadTuningRecord, match=r"some-cpu\.json"):
+        tuned_levels(LEVELS, "some-cpu", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"tuning": {}}', "\x00"])
+def test_a_malformed_record_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "some-cpu.json").write_text(text)
+    with pytest.raises(Dsv3cError):
+        read_record("some-cpu", tmp_path)
+
+
+def test_an_unknown_cpu_is_told_the_known_ones(tmp_path: Path) -> None:
+    record(tmp_path)
+    with pytest.raises(UnknownTuningRecord, match="known: some-cpu"):
+        check_known("other", tmp_path)
+
+
+def test_the_shipped_records_are_valid() -> None:
+    for path in RECORDS.glob("*.json"):
+        assert read_record(path.stem) is not None
+
+
+def test_the_defaults_are_in_the_space() -> None:
+    assert all(value in SPACE[name] for name, value in Tuning().to_json().items())
+
+
+def test_the_cpu_name_is_a_file_name(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz\n")
+    assert cpu_name(info) == "intel-r-xeon-r-platinum-8481c-cpu-2-70ghz-6-143"
