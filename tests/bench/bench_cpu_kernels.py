@@ -1,9 +1,10 @@
-"""Speed of CPU kernels at the sizes of Moonlight-16B-A3B, beside the memory bandwidth of the machine.
+"""Speed of CPU kernels at the sizes of real models, beside the memory bandwidth of the machine.
 
-    python tests/bench/bench_cpu_kernels.py [--formats int4-g32 …] [--tokens 1 4 512] [--threads 2] [--kernels moe]
+    python tests/bench/bench_cpu_kernels.py [--shapes v3 …] [--formats int4-g32 …] [--tokens 1 4 512] [--kernels moe]
 
 Weights are spread over enough copies that no cache holds them, as in a real step. Each line gives the best and the
-median time, the bytes of weights (or cache) read per second, and operations per second.
+median time, the bytes of weights (or cache) read per second, and operations per second. Kernels that two models share
+are measured once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import tvm_ffi
 
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
-from dsv3c.targets.cpu.isa import host_cpu_flags
+from dsv3c.runtime.limits import measure_limits
+from dsv3c.targets.cpu.isa import IsaLevel, host_cpu_flags
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import Paging
@@ -31,10 +33,36 @@ from dsv3c.targets.cpu.kernels.router import ExpertOrder
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
 
-HIDDEN, MOE_WIDTH, EXPERTS, TOP_K, SHARED = 2048, 1408, 64, 6, 2
-HEADS, NOPE, ROPE, VALUE, RANK, PAGE = 16, 128, 64, 128, 512, 16
+PAGE = 16
 STREAM_BYTES = 256 << 20  # weights of one round: several times any cache
 ROUTINGS = 8  # random choices of experts that a round goes through, as no cache must hold the active ones
+WEIGHT_LIMIT = 2 << 30  # bytes of weights of one kernel; larger ones are left out
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that its kernels depend on."""
+
+    hidden: int
+    dense: int
+    moe_width: int
+    experts: int
+    top_k: int
+    shared: int
+    heads: int
+    nope: int = 128
+    rope: int = 64
+    value: int = 128
+    rank: int = 512
+
+
+SHAPES = {
+    # V3 has 256 experts: as many as fit into memory here are enough that no cache holds the active ones.
+    "v3": Shape(7168, 18432, 2048, 32, 8, 1, 128),
+    "moonlight": Shape(2048, 11264, 1408, 64, 6, 2, 16),
+    "v2-lite": Shape(2048, 10944, 1408, 64, 6, 2, 16),
+    "fairytale": Shape(256, 768, 128, 16, 4, 1, 8, nope=32, rope=16, value=32, rank=128),
+}
 
 
 @dataclass
@@ -48,17 +76,24 @@ class Bench:
     work: float
 
 
-def linear(fmt: QuantSpec, tokens: int) -> Bench:
-    spec = Linear(Rows(tokens), HIDDEN, HIDDEN, fmt)
-    weights = HIDDEN * HIDDEN
-    return Bench("linear", spec, {}, weights * fmt.bits_per_weight(HIDDEN) / 8, tokens * weights)
+def linear(name: str, fmt: QuantSpec, tokens: int, n: int, k: int) -> Bench:
+    spec = Linear(Rows(tokens), n, k, fmt)
+    return Bench(name, spec, {}, n * k * fmt.bits_per_weight(k) / 8, tokens * n * k)
 
 
-def order_vector(tokens: int, seed: int) -> np.ndarray:
+def linears(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
+    """What stands behind attention, and the wide product of a dense layer."""
+    return [
+        linear("o_proj", fmt, tokens, shape.hidden, shape.heads * shape.value),
+        linear("dense gate_up", fmt, tokens, 2 * shape.dense, shape.hidden),
+    ]
+
+
+def order_vector(shape: Shape, tokens: int, seed: int) -> np.ndarray:
     """expert_order's vector for random routing; its first element is the number of active experts."""
-    rng, total = np.random.default_rng(seed), EXPERTS + SHARED
-    ids = np.array([rng.permutation(EXPERTS)[:TOP_K] for _ in range(tokens)])
-    pairs = np.concatenate([ids, np.tile(np.arange(EXPERTS, total), (tokens, 1))], -1).reshape(-1)
+    rng, total = np.random.default_rng(seed), shape.experts + shape.shared
+    ids = np.array([rng.permutation(shape.experts)[: shape.top_k] for _ in range(tokens)])
+    pairs = np.concatenate([ids, np.tile(np.arange(shape.experts, total), (tokens, 1))], -1).reshape(-1)
     active, counts = np.unique(pairs, return_counts=True)
     out = np.zeros(2 + 2 * total + len(pairs), np.int32)
     out[0], out[1 : 1 + len(active)] = len(active), active
@@ -67,35 +102,36 @@ def order_vector(tokens: int, seed: int) -> np.ndarray:
     return out
 
 
-def moe(fmt: QuantSpec, tokens: int) -> list[Bench]:
-    orders = [order_vector(tokens, seed) for seed in range(ROUTINGS)]
+def moe(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
+    orders = [order_vector(shape, tokens, seed) for seed in range(ROUTINGS)]
     active = np.mean([order[0] for order in orders])
-    spec = ExpertOrder(Rows(tokens), EXPERTS, TOP_K, SHARED)
-    weights, pairs = HIDDEN * MOE_WIDTH, tokens * (TOP_K + SHARED)
-    read = active * weights * fmt.bits_per_weight(HIDDEN) / 8
-    gate_up = MoeGateUp(spec, HIDDEN, MOE_WIDTH, fmt)
-    down = MoeDown(spec, HIDDEN, MOE_WIDTH, fmt)
+    spec = ExpertOrder(Rows(tokens), shape.experts, shape.top_k, shape.shared)
+    weights, pairs = shape.hidden * shape.moe_width, tokens * (shape.top_k + shape.shared)
+    read = active * weights * fmt.bits_per_weight(shape.hidden) / 8
+    gate_up = MoeGateUp(spec, shape.hidden, shape.moe_width, fmt)
+    down = MoeDown(spec, shape.hidden, shape.moe_width, fmt)
     return [
         Bench("moe_gate_up", gate_up, {"order": orders}, 2 * read, 2 * pairs * weights),
         Bench("moe_down", down, {"order": orders}, read, pairs * weights),
     ]
 
 
-def attention(fmt: QuantSpec, tokens: int, context: int) -> Bench:
-    pages = -(-context // PAGE)
-    paging = Paging(1, pages, PAGE, RANK, ROPE, "bf16")
+def attention(shape: Shape, fmt: QuantSpec, tokens: int, context: int) -> Bench:
+    pages, width = -(-context // PAGE), shape.rank + shape.rope
+    paging = Paging(1, pages, PAGE, shape.rank, shape.rope, "bf16")
     inputs = {
         "positions": np.arange(context - tokens, context, dtype=np.int32),
         "page_table": np.arange(pages, dtype=np.int32),
-        "cache": np.full(pages * PAGE * (RANK + ROPE), 0x3C00, np.uint16),
+        "cache": np.full(pages * PAGE * width, 0x3C00, np.uint16),
     }
-    read = tokens * context * (RANK + ROPE) * 2.0
+    read = tokens * context * width * 2.0
     if tokens < 32:
-        work = tokens * HEADS * context * (2 * RANK + ROPE)
-        return Bench(f"absorbed {context}", MlaAbsorbed(Rows(tokens), HEADS, paging, 0.1), inputs, read, work)
-    spec = MlaMaterialized(Rows(tokens), HEADS, NOPE, VALUE, paging, 0.1, fmt)
-    rebuild = HEADS * context * RANK * (NOPE + VALUE)
-    work = rebuild + tokens * HEADS * (context - tokens / 2) * (NOPE + ROPE + VALUE)
+        work = tokens * shape.heads * context * (shape.rank + width)
+        return Bench(f"absorbed {context}", MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
+    spec = MlaMaterialized(Rows(tokens), shape.heads, shape.nope, shape.value, paging, 0.1, fmt)
+    rebuild = shape.heads * context * shape.rank * (shape.nope + shape.value)
+    pair = shape.nope + shape.rope + shape.value
+    work = rebuild + tokens * shape.heads * (context - tokens / 2) * pair
     return Bench(f"materialized {context}", spec, inputs, read, work)
 
 
@@ -148,52 +184,16 @@ def measure(function: object, copies: list[list[object]], seconds: float) -> np.
     return np.array(times)
 
 
-READ_SOURCE = r"""
-#include <stdint.h>
-typedef uint64_t v8 __attribute__((vector_size(64), aligned(64)));
-uint64_t read_all(const v8 *p, uint64_t n) {
-  v8 a = {0}, b = {0}, c = {0}, d = {0};
-  for (uint64_t i = 0; i + 4 <= n; i += 4) { a ^= p[i]; b ^= p[i + 1]; c ^= p[i + 2]; d ^= p[i + 3]; }
-  a ^= b ^ c ^ d;
-  return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
-}
-"""
-
-
-def read_bandwidth(threads: int, folder: Path) -> float:
-    """Bytes a second that `threads` threads read from memory together."""
-    import subprocess
-    from concurrent.futures import ThreadPoolExecutor
-
-    from dsv3c.targets.cpu.library import find_c_compiler
-
-    source, path = folder / "read.c", folder / "read.so"
-    source.write_text(READ_SOURCE)
-    flags = ["-O3", "-march=native", "-shared", "-fPIC"]
-    subprocess.run([*find_c_compiler(), *flags, "-o", str(path), str(source)], check=True)
-    function = ctypes.CDLL(str(path)).read_all
-    function.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
-    arrays = [aligned(STREAM_BYTES, np.dtype(np.uint8)) for _ in range(threads)]
-    for array in arrays:
-        array[:] = 1
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(12):
-            start = time.perf_counter()
-            list(pool.map(lambda array: function(array.ctypes.data, array.size // 64), arrays))
-            best = min(best, time.perf_counter() - start)
-    return threads * STREAM_BYTES / best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", nargs="+", default=["float32", "bfloat16", "int8", "int4-g32", "int4-g128"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--formats", nargs="+", default=["bfloat16", "int8", "int4-g32"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--contexts", nargs="+", type=int, default=[4096])
     parser.add_argument("--threads", type=int, default=0, help="0: one a usable CPU")
     parser.add_argument("--level", choices=[level.name for level in LEVELS], help="default: the best this CPU runs")
     parser.add_argument("--kernels", nargs="+", default=["linear", "moe", "attention"])
-    parser.add_argument("--seconds", type=float, default=1.0, help="time a line")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time a line")
     args = parser.parse_args()
     usable = [level for level in LEVELS if not level.missing(host_cpu_flags())]
     level = next(level for level in usable if level.name == (args.level or usable[-1].name))
@@ -202,32 +202,67 @@ def main() -> None:
         run(args, level, folder)
 
 
-def run(args: argparse.Namespace, level: object, folder: Path) -> None:
-    cases: list[tuple[str, int, Bench]] = []
-    for tokens in args.tokens:
-        for text in args.formats:
-            fmt = QuantSpec.parse(text)
-            benches = [linear(fmt, tokens)] if "linear" in args.kernels else []
-            benches += moe(fmt, tokens) if "moe" in args.kernels else []
-            if "attention" in args.kernels and (tokens >= 32 or text == args.formats[0]):
-                benches += [attention(fmt, tokens, context) for context in args.contexts if context >= tokens]
-            cases += [(text, tokens, bench) for bench in benches]
-    functions = {f"k{i}": build(bench.spec, level) for i, (_, _, bench) in enumerate(cases)}
+@dataclass
+class Case:
+    """A bench to run: the models whose kernel it is, the weight format, the tokens of a call."""
+
+    shapes: list[str]
+    format: str
+    tokens: int
+    bench: Bench
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """What the arguments ask for, kernels of several shapes once."""
+    found: dict[object, Case] = {}
+    for name in args.shapes:
+        for tokens in args.tokens:
+            for text in args.formats:
+                for bench in benches(args, SHAPES[name], text, tokens):
+                    case = found.setdefault(bench.spec, Case([], text, tokens, bench))
+                    case.shapes.append(name)
+    return list(found.values())
+
+
+def benches(args: argparse.Namespace, shape: Shape, text: str, tokens: int) -> list[Bench]:
+    fmt = QuantSpec.parse(text)
+    found = linears(shape, fmt, tokens) if "linear" in args.kernels else []
+    found += moe(shape, fmt, tokens) if "moe" in args.kernels else []
+    # Absorbed attention has no weights: one format is all.
+    if "attention" in args.kernels and (tokens >= 32 or text == args.formats[0]):
+        found += [attention(shape, fmt, tokens, context) for context in args.contexts if context >= tokens]
+    return found
+
+
+def weight_bytes(bench: Bench) -> int:
+    weights = [operand for operand in operands(bench.spec) if operand.role.startswith("w.")]
+    return sum(int(operand.size or 0) * NUMPY_DTYPES[operand.dtype].itemsize for operand in weights)
+
+
+def run(args: argparse.Namespace, level: IsaLevel, folder: Path) -> None:
+    asked = cases(args)
+    chosen = [case for case in asked if weight_bytes(case.bench) <= WEIGHT_LIMIT]
+    functions = {f"k{i}": build(case.bench.spec, level) for i, case in enumerate(chosen)}
     path = build_library(functions, level, folder / "bench.so")
     threads = ctypes.CDLL(str(path)).dsv3c_threads(args.threads)
     kernels = tvm_ffi.load_module(str(path))
-    limit = read_bandwidth(threads, folder)
+    limit = measure_limits(path).read_bandwidth or float("nan")
     print(f"{level.name}, {threads} threads, memory reads {limit / 1e9:.1f} GB/s")
-    for i, (text, tokens, bench) in enumerate(cases):
-        copies = arguments(bench, tokens)
-        times = measure(kernels[f"k{i}"], copies, args.seconds)
+    for i, case in enumerate(chosen):
+        bench = case.bench
+        times = measure(kernels[f"k{i}"], arguments(bench, case.tokens), args.seconds)
         best, median = times.min(), np.median(times)
         print(
-            f"{bench.name:18s} {text:14s} T={tokens:<4d} best {best * 1e6:9.1f} us  median {median * 1e6:9.1f} us  "
+            f"{','.join(case.shapes):17s} {bench.name:17s} {case.format:9s} T={case.tokens:<4d} "
+            f"best {best * 1e6:9.1f} us  median {median * 1e6:9.1f} us  "
             f"{bench.read / median / 1e9:6.1f} GB/s ({bench.read / median / limit:4.0%})  "
             f"{2 * bench.work / best / 1e9:7.0f} GFLOP/s",
             flush=True,
         )
+    for case in asked:
+        if case not in chosen:
+            size = weight_bytes(case.bench) / 1e9
+            print(f"{','.join(case.shapes)} {case.bench.name} {case.format}: left out, its weights take {size:.1f} GB")
 
 
 if __name__ == "__main__":
