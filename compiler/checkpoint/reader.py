@@ -12,6 +12,7 @@ import numpy as np
 
 from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
+from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import contained, exists, file_size
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.shards import open_tensors
@@ -58,7 +59,9 @@ class Checkpoint:
         config, stored, mtp_notes = _settle_mtp(config, stored)
         entries = catalogue(config, stored, folder)
         check_tokenizer(folder, config.vocab_size)
-        return cls(folder, config, entries, weight_files, inferred + mtp_notes + warnings)
+        tied = config.tie_word_embeddings and HEAD in stored
+        ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
+        return cls(folder, config, entries, weight_files, inferred + mtp_notes + ignored + warnings)
 
     def read(self, name: str) -> Float32:
         """The whole tensor, with all experts when it is stacked. Errors as for `part`."""

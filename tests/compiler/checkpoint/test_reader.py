@@ -129,8 +129,10 @@ def test_a_tied_head_may_be_stored_and_is_not_listed(tmp_path: Path) -> None:
     write_safetensors(
         tmp_path / "model.safetensors", {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
     )
-    assert Checkpoint.open(tmp_path).shapes == alone.shapes
+    both = Checkpoint.open(tmp_path)
+    assert both.shapes == alone.shapes
     assert "lm_head.weight" not in alone.shapes
+    assert (alone.notes, len(both.notes)) == ((), 1) and "lm_head.weight is ignored" in both.notes[0]
 
 
 def spoiled(folder: Path, name: str, value: float, dtype: str = "bfloat16") -> Checkpoint:
