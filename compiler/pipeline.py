@@ -39,6 +39,7 @@ from dsv3c.passes.simplify import Simplify
 PLAN_VERSION = 1
 EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
 CACHE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+CACHE_BYTES = {"f32": 4, "bf16": 2}
 
 
 class Progress(Protocol):
@@ -180,6 +181,15 @@ def lower(
     return Lowered(entries, rewrites, bounds)
 
 
+def n_caches(config: ModelConfig) -> int:
+    """Layers that keep latent rows: one MTP layer at most is compiled."""
+    return config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
+
+
+def cache_bytes_per_token(config: ModelConfig, options: CompileOptions) -> int:
+    return n_caches(config) * config.latent_dim * CACHE_BYTES[options.resolved_cache_dtype]
+
+
 def materialize_from(config: ModelConfig) -> int:
     """Tokens of a step from which rebuilding keys and values is cheaper than scoring in latent space.
 
@@ -243,14 +253,13 @@ def _reader(source: Checkpoint) -> weights.Read:
 def _plan(
     config: ModelConfig, options: CompileOptions, bounds: Mapping[str, int], emission: Emission
 ) -> dict[str, Any]:
-    n_caches = config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
     common = {
         "version": PLAN_VERSION,
         "bounds": dict(bounds),
         "page_size": PAGE_SIZE,
         "latent_dim": config.latent_dim,
         "cache_dtype": CACHE_DTYPES[options.resolved_cache_dtype],
-        "n_caches": n_caches,
+        "n_caches": n_caches(config),
     }
     return common | dict(emission.plan)
 
@@ -263,7 +272,6 @@ def _manifest(
     plan: Mapping[str, Any],
     lowered: Lowered,
 ) -> dict[str, Any]:
-    cache_bytes = {"float32": 4, "bfloat16": 2}[plan["cache_dtype"]]
     return {
         "format_version": artifact.FORMAT_VERSION,
         "dsv3c_version": version("dsv3c"),
@@ -280,7 +288,7 @@ def _manifest(
         "memory": {
             "weights_bytes": file.nbytes,
             "arena_bytes": plan["arena_bytes"],
-            "cache_bytes_per_token": plan["n_caches"] * plan["latent_dim"] * cache_bytes,
+            "cache_bytes_per_token": cache_bytes_per_token(source.config, options),
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),

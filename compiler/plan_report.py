@@ -15,8 +15,6 @@ from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.sizes import Part, model_parts
 from dsv3c.compiler.target import Target
 
-CACHE_BYTES = {"f32": 4, "bf16": 2}
-
 
 @dataclass(frozen=True)
 class PlanReport:
@@ -65,13 +63,11 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     lowered = pipeline.lower(config, source.shapes, options, target)
     emission = target.emit(lowered.entries, lowered.bounds)
     file = weights.lay_out(emission.recipes)
-    caches = config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
-    row_bytes = config.latent_dim * CACHE_BYTES[options.resolved_cache_dtype]
     return PlanReport(
         parts=model_parts(config, file),
         weight_bytes=file.nbytes,
-        cache_bytes=slots * caches * row_bytes,
+        cache_bytes=slots * pipeline.cache_bytes_per_token(config, options),
         arena_bytes=int(emission.plan["arena_bytes"]),
         context=tokens,
         available_bytes=machine.memory().available,
