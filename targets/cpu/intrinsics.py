@@ -2,6 +2,8 @@
 
 dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with unsigned 8-bit codes, signed 8-bit x
 and no saturation. All implementations return the same integers.
+
+dot2: for each 32-bit lane r, acc[r] += sum over j < 2 of a[r, j] * b[r, j], with bfloat16 a and b and float32 acc.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Intrinsic:
-    """`emit` builds the expression; `meaning` computes the same on numpy arrays."""
+    """`emit` builds the expression; `meaning` computes the same on numpy arrays. `llvm`: IR its kernel must import."""
 
     name: str
     lanes: int
     emit: Callable[..., Expr]
     meaning: Callable[..., Array]
+    llvm: str = ""
 
 
 def dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
@@ -70,6 +73,33 @@ DOT4 = {
 }
 
 
+def dot2_meaning(acc: Array, a: Array, b: Array) -> Array:
+    """acc f32 [lanes], a and b bfloat16 [lanes, 2] -> f32 [lanes], but for the order and rounding of the additions."""
+    products: Array = a.astype(np.float32) * b.astype(np.float32)
+    return np.asarray(acc + products.sum(-1))
+
+
+# TVM has no LLVM type for vectors of bfloat16, so this one comes as LLVM IR, which kernels import and LLVM inlines.
+_BF16_512_IR = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+define linkonce_odr hidden <16 x float> @dsv3c_bf16_512(<16 x float> %acc, <16 x float> %a, <16 x float> %b)
+    alwaysinline nounwind {
+  %x = bitcast <16 x float> %a to <32 x bfloat>
+  %y = bitcast <16 x float> %b to <32 x bfloat>
+  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %acc, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %sum
+}
+"""
+
+
+def _bf16_512(acc: Expr, a: Expr, b: Expr) -> Expr:
+    """acc float32x16, a and b float32x16 that hold pairs of bfloat16."""
+    return T.call_extern("float32x16", "dsv3c_bf16_512", acc, a, b)
+
+
+DOT2 = {"bf16_512": Intrinsic("bf16_512", 16, _bf16_512, dot2_meaning, llvm=_BF16_512_IR)}
+
+
 def lanes_of(x: Expr) -> int:
     return int(x.dtype.lanes) if hasattr(x.dtype, "lanes") else int(str(x.dtype).partition("x")[2] or 1)
 
@@ -103,6 +133,12 @@ def f32_to_bf16(x: Expr, lanes: int) -> Expr:
     odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16), lanes)), splat(T.uint32(1), lanes))
     rounded = bits + splat(T.uint32(0x7FFF), lanes) + odd
     return T.Cast(typed("uint16", lanes), T.shift_right(rounded, splat(T.uint32(16), lanes)))
+
+
+def f32_to_bf16_pair(low: Expr, high: Expr, lanes: int) -> Expr:
+    """Two float32 vectors -> uint32 words of two bfloat16, to nearest even."""
+    words = [T.Cast(typed("uint32", lanes), f32_to_bf16(half, lanes)) for half in (low, high)]
+    return T.bitwise_or(words[0], T.shift_left(words[1], splat(T.uint32(16), lanes)))
 
 
 def f16_to_f32(x: Expr, lanes: int) -> Expr:

@@ -26,4 +26,14 @@ LEVELS = (
         mattr=("-prefer-256-bit", "+avx512vnni"),
         cflags=(*_V4_C, "-mavx512vnni"),
     ),
+    IsaLevel(
+        "x86-64-v4-bf16",
+        "x86-64-v4",
+        (*_V4, "avx512_vnni", "avx512_bf16"),
+        dot="vnni512",
+        lanes=16,
+        mattr=("-prefer-256-bit", "+avx512vnni", "+avx512bf16"),
+        cflags=(*_V4_C, "-mavx512vnni", "-mavx512bf16"),
+        dot2="bf16_512",
+    ),
 )

@@ -1,7 +1,9 @@
 """mla_absorbed: attention in latent space, where the cache row is both the one key and the one value of all heads.
 
-A token attends to positions 0 … its own. Softmax runs online (Milakov and Gimelshein 2018, arXiv 1805.02867) over
-blocks of sixteen slots, the output buffer holding the unnormalised sum. A few heads share each pass over the cache.
+A token attends to positions 0 … its own. Up to sixteen heads share each pass over the cache. Scores have the heads in
+the lanes, so softmax, which runs online (Milakov and Gimelshein 2018, arXiv 1805.02867) over blocks of slots, needs no
+horizontal step. When there are few tokens and heads, the context is cut into chunks whose partial results are merged
+by their maxima and sums (Flash-Decoding, Dao and others 2023).
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.intrinsics import splat, typed
+from dsv3c.compiler.layouts import LANES
+from dsv3c.targets.cpu.intrinsics import DOT2, bf16_pair_to_f32, f32_to_bf16_pair, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.frame import (
@@ -25,12 +28,15 @@ from dsv3c.targets.cpu.kernels.frame import (
     loop,
     prim_func,
 )
-from dsv3c.targets.cpu.kernels.vector import WIDTH, Reduction, add, columns, exp, f32, horizontal, load, load_f32, store
+from dsv3c.targets.cpu.kernels.softmax import LOWEST
+from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store, transpose
 
 Expr = Any
 
-BLOCK = 16  # slots of one softmax step; pages hold whole blocks
-LOWEST = -1.0e30  # score of a masked slot and running maximum before the first
+PAGE = 16  # slots that are contiguous in memory; pages hold a multiple of them
+BLOCK = 64  # slots of one softmax step
+CHUNK = 128  # slots of the context that are worth a task of their own
+PARTS = 16  # partial results at least, so tasks at most
 
 
 @dataclass(frozen=True)
@@ -52,149 +58,372 @@ def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
         Operand("cache", paging.element, None),
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
+        Operand("scratch", "f32", parts(spec.heads) * _Part.of(spec, 0).size),
     )
 
 
-def heads_together(heads: int) -> int:
-    """Heads that share a pass: a divisor of `heads`, since y accumulates and no head may be done twice."""
-    return next(tile for tile in (4, 3, 2, 1) if heads % tile == 0)
+def tiles_of(heads: int) -> int:
+    """Groups of at most sixteen heads."""
+    return -(-heads // LANES)
 
 
-def softmax_step(scores: Expr, last: Expr, before: Expr) -> tuple[Expr, Expr, Expr, Expr]:
-    """One step over 16 scaled scores, those past slot `last` masked, with the running maximum `before`.
+def parts(heads: int) -> int:
+    """Partial results that the scratch operand holds."""
+    return max(PARTS, 4 * tiles_of(heads))
 
-    Returns (probabilities x16 relative to the new maximum, their sum, the new maximum, the factor that takes sums
-    relative to the old maximum to the new one).
-    """
-    # Masks are arithmetic, 0 up to `last` and -1, -2, … past it: TVM's simplifier chokes on vectors of booleans.
-    slots = T.Cast(typed("float32", BLOCK), T.ramp(T.int32(0), 1, BLOCK))
-    past = T.bind(T.min(splat(T.Cast("float32", last), BLOCK) - slots, f32(0, BLOCK)))
-    masked = T.bind(scores + past * f32(-LOWEST, BLOCK))
-    after = T.bind(T.max(before, horizontal(masked, BLOCK, T.max)))
-    kept = T.max(past + f32(1, BLOCK), f32(0, BLOCK))
-    probabilities = T.bind(exp(masked - splat(after, BLOCK), BLOCK) * kept)
-    return probabilities, horizontal(probabilities, BLOCK, add), after, T.bind(exp(before - after, 1))
+
+@dataclass(frozen=True)
+class _Part:
+    """Offsets of one task's slice of the scratch operand, in float32 elements. Rows of sixteen hold heads."""
+
+    query: Expr  # [width, 16], or bfloat16 pairs [width/2, 16]
+    scores: Expr  # [BLOCK + 1, 16], then the probabilities: float32, or bfloat16 pairs [BLOCK/2, 16]
+    largest: Expr  # [16] of the unscaled scores
+    total: Expr  # [16]
+    factor: Expr  # [16]
+    sums: Expr  # [heads of a tile, rank]
+    size: int
+
+    @classmethod
+    def of(cls, spec: MlaAbsorbed, index: Expr) -> _Part:
+        width, rank = spec.paging.width, spec.paging.rank
+        sizes = (width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES)
+        size = sum(sizes)
+        at = [index * size + sum(sizes[:i]) for i in range(len(sizes))]
+        return cls(at[0], at[1], at[2], at[3], at[4], at[5], size)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What the emission of one chunk of one token's context needs."""
+
+    spec: MlaAbsorbed
+    level: IsaLevel
+    buffers: dict[str, Buffer]
+    at: _Part
+    token: Expr
+    head: Expr  # the first
+    heads: int
+
+    @property
+    def scratch(self) -> Buffer:
+        return self.buffers["scratch"]
+
+    @property
+    def paired(self) -> bool:
+        """Whether products take pairs of bfloat16."""
+        paging = self.spec.paging
+        whole = paging.rank % (2 * WIDTH) == 0 and paging.d % 2 == 0
+        return self.level.dot2 is not None and paging.element == "bf16" and whole
+
+    def page(self, slot: Expr) -> Expr:
+        """Offset of the cache row of a slot, and of the PAGE rows from there on."""
+        return self.spec.paging.row(self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
+
+    def get(self, offset: Expr) -> Expr:
+        return load(self.scratch, offset, LANES)
+
+    def put(self, offset: Expr, value: Expr) -> None:
+        store(self.scratch, offset, value, LANES)
 
 
 def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
-    """Parallel over tokens and head tiles."""
+    """Parallel over tokens, head tiles and chunks of the context; then, where there are chunks, over heads."""
     paging = spec.paging
-    tile = heads_together(spec.heads)
-    tiles_per_token = spec.heads // tile
+    tiles = tiles_of(spec.heads)
+    tile = -(-spec.heads // tiles)
+    slices = parts(spec.heads)
 
     def body(buffers: dict[str, Buffer]) -> None:
-        longest = paging.pages * paging.page_size
-        parallel = spec.heads * paging.width * longest >= PARALLEL_WORK
-        with loop(T.bind(buffers["control"][spec.rows.index] * tiles_per_token), parallel) as item:
-            token = T.bind(T.floordiv(item, tiles_per_token))
-            _attend(spec, level, buffers, token, T.bind(T.floormod(item, tiles_per_token) * tile), tile)
+        parallel = spec.heads * paging.width * paging.pages * paging.page_size >= PARALLEL_WORK
+        positions = buffers["positions"]
+        tokens = T.bind(buffers["control"][spec.rows.index])
+        items = T.bind(tokens * tiles)
+        chunks = T.bind(T.max(T.floordiv(slices, T.max(items, 1)), 1))
+        units = T.bind(items * chunks)
 
-    return prim_func(operands(spec), body)
+        def unit(index: Expr, part: Expr) -> tuple[_Unit, Expr]:
+            item = T.bind(T.floordiv(index, chunks))
+            token = T.bind(T.floordiv(item, tiles))
+            # Tiles overlap when they do not divide the heads: a head done twice gets the same result twice.
+            head = T.bind(T.min(T.floormod(item, tiles) * tile, spec.heads - tile))
+            return _Unit(spec, level, buffers, _Part.of(spec, part), token, head, tile), T.floormod(index, chunks)
 
+        with loop(T.bind(T.min(units, slices)), parallel) as part:
+            with T.serial(0, T.floordiv(units - part + (slices - 1), slices)) as step:
+                one, chunk = unit(T.bind(part + step * slices), part)
+                context = T.bind(positions[one.token] + 1)
+                used, length = _cut(context, chunks)
+                start = T.bind(chunk * length)
+                with T.If(start < context), T.Then():
+                    _attend(one, start, T.bind(T.min(start + length, context)))
+                    with T.If(used == 1), T.Then():
+                        _write(one)
+        longest = local("i32", 1)
+        store(longest, 0, T.int32(0), 1)
+        with T.If(chunks > 1), T.Then():
+            with T.serial(0, tokens) as t:
+                store(longest, 0, T.max(longest[0], positions[t] + 1), 1)
+        with T.If(longest[0] > CHUNK), T.Then():
+            with loop(T.bind(items * tile), parallel) as index:
+                first = T.bind(T.floordiv(index, tile) * chunks)
+                one, _ = unit(first, first)
+                used, _ = _cut(T.bind(positions[one.token] + 1), chunks)
+                with T.If(used > 1), T.Then():
+                    _merge(one, T.bind(T.floormod(index, tile)), used, slices)
 
-def _attend(spec: MlaAbsorbed, level: IsaLevel, buffers: dict[str, Buffer], t: Expr, head: Expr, tile: int) -> None:
-    """One token and `tile` heads from `head` on."""
-    paging, y = spec.paging, buffers["y"]
-    position, sequence = T.bind(buffers["positions"][t]), T.bind(buffers["sequence"][t])
-    rows = [T.bind((t * spec.heads + head + h) * paging.rank) for h in range(tile)]
-    keys = [T.bind((t * spec.heads + head + h) * paging.d) for h in range(tile)]
-    largest, total, factors = (local("f32", tile) for _ in range(3))
-    scores = local("f32", tile * BLOCK)
-    for h in range(tile):
-        store(largest, h, f32(LOWEST), 1)
-        store(total, h, f32(0), 1)
-
-        def clear(at: Expr, lanes: int, row: Expr = rows[h]) -> None:
-            store(y, row + at, f32(0, lanes), lanes)
-
-        columns(paging.rank, clear)
-
-    with T.serial(0, T.floordiv(position, BLOCK) + 1) as block:
-        base = paging.row(buffers["page_table"], sequence, block * BLOCK)
-        last = T.bind(T.min(position - block * BLOCK, BLOCK - 1))
-        _scores(spec, level, buffers, rows, keys, base, last, scores)
-        for h in range(tile):
-            scaled = load(scores, h * BLOCK, BLOCK) * f32(spec.scale, BLOCK)
-            probabilities, block_total, after, factor = softmax_step(scaled, last, T.bind(largest[h]))
-            store(scores, h * BLOCK, probabilities, BLOCK)
-            store(factors, h, factor, 1)
-            store(total, h, total[h] * factor + block_total, 1)
-            store(largest, h, after, 1)
-        _add_values(spec, buffers, rows, base, last, scores, factors)
-
-    for h in range(tile):
-        inverse = T.bind(f32(1) / total[h])
-
-        def normalise(at: Expr, lanes: int, row: Expr = rows[h], inverse: Expr = inverse) -> None:
-            store(y, row + at, load(y, row + at, lanes) * splat(inverse, lanes), lanes)
-
-        columns(paging.rank, normalise)
+    return prim_func(operands(spec), body, DOT2[level.dot2].llvm if level.dot2 else "")
 
 
-def _slot(base: Expr, slot: Expr, last: Expr, width: int) -> Expr:
-    """Row offset of a slot; past the context the last valid row stands in, whatever the page holds there."""
-    return T.bind(base + T.Cast("int64", T.min(slot, last)) * width)
+def _cut(context: Expr, chunks: Expr) -> tuple[Expr, Expr]:
+    """(number of chunks that a context is cut into, at most `chunks`; slots of each, whole pages)."""
+    wanted = T.bind(T.min(chunks, T.floordiv(context + (CHUNK - 1), CHUNK)))
+    length = T.bind(T.floordiv(T.floordiv(context + wanted - 1, wanted) + (PAGE - 1), PAGE) * PAGE)
+    return T.bind(T.floordiv(context + length - 1, length)), length
 
 
-def _scores(
-    spec: MlaAbsorbed,
-    level: IsaLevel,
-    buffers: dict[str, Buffer],
-    rows: list[Expr],
-    keys: list[Expr],
-    base: Expr,
-    last: Expr,
-    scores: Buffer,
-) -> None:
-    """scores[h, slot] = q_latent . latent + q_pe . key of the sixteen slots from `base` on."""
-    paging, cache = spec.paging, buffers["cache"]
-    together = level.lanes // 8  # slots at a time: as many sums as registers hold
+def _attend(unit: _Unit, start: Expr, end: Expr) -> None:
+    """Slots start..end (start on a page) into the unit's part: sums relative to its largest score, and their total."""
+    at = unit.at
+    unit.put(at.largest, f32(LOWEST, LANES))
+    unit.put(at.total, f32(0, LANES))
+    _load_query(unit)
+    with T.serial(0, unit.heads) as h:
+        row = T.bind(at.sums + h * unit.spec.paging.rank)
+        columns(unit.spec.paging.rank, lambda c, lanes: store(unit.scratch, row + c, f32(0, lanes), lanes))
+    with T.serial(0, T.floordiv(end - start + (BLOCK - 1), BLOCK)) as block:
+        first = T.bind(start + block * BLOCK)
+        valid = T.bind(T.min(end - first, BLOCK))
+        with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
+            _score_page(unit, unit.page(first + page * PAGE), at.scores + page * (PAGE * LANES))
+        _soften(unit, valid)
+        _add_values(unit, first, valid)
 
-    def add_products(sums: list[list[Reduction]], slots: list[Expr], query: Buffer, starts: list[Expr], n: int) -> None:
-        def column(at: Expr, lanes: int) -> None:
-            values = [T.bind(load_f32(cache, slot + at, lanes, paging.element)) for slot in slots]
+
+def _load_query(unit: _Unit) -> None:
+    """The query with its heads in the lanes, zeros where the tile has none."""
+    paging, at = unit.spec.paging, unit.at
+    row = T.bind(unit.token * unit.spec.heads + unit.head)
+    for role, n, offset in (("q_latent", paging.rank, 0), ("q_pe", paging.d, paging.rank)):
+        source = unit.buffers[role]
+        starts = [T.bind((row + h) * n) for h in range(unit.heads)]
+        if unit.paired:
+            _load_pairs(unit, source, starts, n, at.query + offset // 2 * LANES)
+            continue
+        whole = n // LANES
+        if whole:
+            with T.serial(0, whole) as step:
+                rows = [T.bind(load(source, start + step * LANES, LANES)) for start in starts]
+                for i, column in enumerate(transpose(rows)):
+                    unit.put(at.query + (offset + step * LANES + i) * LANES, column)
+        if n % LANES:
+            with T.serial(whole * LANES, n) as i:
+                unit.put(at.query + (offset + i) * LANES, f32(0, LANES))
+                for h, start in enumerate(starts):
+                    store(unit.scratch, at.query + (offset + i) * LANES + h, source[start + i], 1)
+
+
+def _load_pairs(unit: _Unit, source: Buffer, starts: list[Expr], n: int, out: Expr) -> None:
+    """scratch[out + i*16 + h] = bfloat16 pair (q[h, 2i], q[h, 2i + 1])."""
+    even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
+    whole = n // (2 * LANES)
+    if whole:
+        with T.serial(0, whole) as step:
+            rows = []
+            for start in starts:
+                halves = [T.bind(load(source, start + step * (2 * LANES) + part, LANES)) for part in (0, LANES)]
+                pair = f32_to_bf16_pair(T.bind(T.Shuffle(halves, even)), T.bind(T.Shuffle(halves, odd)), LANES)
+                rows.append(T.bind(T.reinterpret("float32x16", pair)))
+            for i, column in enumerate(transpose(rows)):
+                unit.put(out + (step * LANES + i) * LANES, column)
+    if n % (2 * LANES):
+        with T.serial(whole * LANES, n // 2) as i:
+            unit.put(out + i * LANES, f32(0, LANES))
             for h, start in enumerate(starts):
-                q = T.bind(load(query, start + at, lanes))
-                for i, value in enumerate(values):
-                    sums[h][i].update(q * value, lanes)
-
-        columns(n, column)
-
-    with T.serial(0, BLOCK // together) as step:
-        slots = [_slot(base, step * together + i, last, paging.width) for i in range(together)]
-        sums = [[Reduction(add, 0.0) for _ in slots] for _ in rows]
-        add_products(sums, slots, buffers["q_latent"], rows, paging.rank)
-        add_products(sums, [slot + paging.rank for slot in slots], buffers["q_pe"], keys, paging.d)
-        for h, of_head in enumerate(sums):
-            for i, total in enumerate(of_head):
-                store(scores, h * BLOCK + step * together + i, total.result(), 1)
+                pair = f32_to_bf16_pair(source[start + 2 * i], source[start + 2 * i + 1], 1)
+                store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
 
 
-def _add_values(
-    spec: MlaAbsorbed,
-    buffers: dict[str, Buffer],
-    rows: list[Expr],
-    base: Expr,
-    last: Expr,
-    probabilities: Buffer,
-    factors: Buffer,
+def _score_page(unit: _Unit, base: Expr, out: Expr) -> None:
+    """scratch[out + slot*16 :] = q . row of the PAGE slots whose rows start at `base`.
+
+    Slots past the context get whatever the page holds there; nothing reads their scores.
+    """
+    paging, lanes, query = unit.spec.paging, unit.level.lanes, unit.at.query
+    width = paging.width
+    together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
+    pairs = paging.element == "bf16" and width % 2 == 0
+
+    with T.serial(0, PAGE // together) as step:
+        rows = T.bind(base + T.Cast("int64", step) * (together * width))
+        sums = [local("f32", LANES) for _ in range(together)]
+        for total in sums:
+            for part in range(0, LANES, lanes):
+                store(total, part, f32(0, lanes), lanes)
+
+        def accumulate(column: Expr, values: list[Expr], sums: list[Buffer] = sums) -> None:
+            for part in range(0, LANES, lanes):
+                q = T.bind(load(unit.scratch, query + column * LANES + part, lanes))
+                for total, value in zip(sums, values, strict=True):
+                    store(total, part, q * value + load(total, part, lanes), lanes)
+
+        with T.serial(0, width // 2 if pairs else width) as i:
+            at = [T.bind(rows + (slot * width + i * (2 if pairs else 1))) for slot in range(together)]
+            if unit.paired:
+                q = T.bind(unit.get(query + i * LANES))
+                for total, where in zip(sums, at, strict=True):
+                    word = T.reinterpret("float32", load(unit.buffers["cache"], where, 2))
+                    store(total, 0, _dot2(unit, load(total, 0, LANES), q, word), LANES)
+            elif pairs:
+                words = [T.reinterpret("uint32", load(unit.buffers["cache"], where, 2)) for where in at]
+                halves = [bf16_pair_to_f32(T.bind(splat(word, lanes)), lanes) for word in words]
+                for half in range(2):
+                    accumulate(i * 2 + half, [T.bind(both[half]) for both in halves])
+            else:
+                values = [load_f32(unit.buffers["cache"], where, 1, paging.element) for where in at]
+                accumulate(i, [T.bind(splat(value, lanes)) for value in values])
+        for i, total in enumerate(sums):
+            for part in range(0, LANES, lanes):
+                where = out + (step * together + i) * LANES + part
+                store(unit.scratch, where, load(total, part, lanes), lanes)
+
+
+def _dot2(unit: _Unit, acc: Expr, vector: Expr, word: Expr) -> Expr:
+    """acc + vector . word: sixteen pairs of bfloat16 with one pair, which comes as a float32."""
+    assert unit.level.dot2 is not None
+    return DOT2[unit.level.dot2].emit(acc, vector, splat(word, LANES))
+
+
+def _soften(unit: _Unit, valid: Expr) -> None:
+    """Scores of the first `valid` slots into probabilities relative to the largest score so far."""
+    at, scale = unit.at, f32(unit.spec.scale, LANES)
+    largest, total = local("f32", LANES), local("f32", LANES)
+    before = T.bind(unit.get(at.largest))
+    store(largest, 0, before, LANES)
+    with T.serial(0, valid) as slot:
+        store(largest, 0, T.max(load(largest, 0, LANES), unit.get(at.scores + slot * LANES)), LANES)
+    after = T.bind(load(largest, 0, LANES))
+    factor = T.bind(exp((before - after) * scale, LANES))
+    unit.put(at.largest, after)
+    unit.put(at.factor, factor)
+    store(total, 0, unit.get(at.total) * factor, LANES)
+
+    def probability(slot: Expr) -> Expr:
+        value = T.bind(exp((unit.get(at.scores + slot * LANES) - after) * scale, LANES))
+        store(total, 0, load(total, 0, LANES) + value, LANES)
+        return value
+
+    if unit.paired:
+        unit.put(at.scores + valid * LANES, f32(LOWEST, LANES))  # the other half of the last pair
+        with T.serial(0, T.floordiv(valid + 1, 2)) as i:
+            pair = f32_to_bf16_pair(probability(i * 2), probability(i * 2 + 1), LANES)
+            unit.put(at.scores + i * LANES, T.reinterpret("float32x16", pair))
+    else:
+        with T.serial(0, valid) as slot:
+            unit.put(at.scores + slot * LANES, probability(slot))
+    unit.put(at.total, load(total, 0, LANES))
+
+
+def _add_values(unit: _Unit, first: Expr, valid: Expr) -> None:
+    """sums = sums * factor + probabilities . latent rows of the `valid` slots from `first` on."""
+    group = 8  # heads at a time: as many sums as registers hold
+    steps = 2 if unit.paired else 1  # slots that one product takes
+    vectors = 2 if unit.paired or unit.level.lanes == LANES else 1
+
+    def column(at: Expr, lanes: int, vectors: int) -> None:
+        for low in range(0, unit.heads, group):
+            heads = range(low, min(low + group, unit.heads))
+            _value_tile(unit, first, valid, at, lanes, vectors, heads, steps)
+
+    rank, stride = unit.spec.paging.rank, vectors * unit.level.lanes
+    if rank // stride:
+        with T.serial(0, rank // stride) as step:
+            column(step * stride, unit.level.lanes, vectors)
+    columns(rank, lambda at, lanes: column(at, lanes, 1), start=rank // stride * stride)
+
+
+def _value_tile(
+    unit: _Unit, first: Expr, valid: Expr, at: Expr, lanes: int, vectors: int, heads: range, steps: int
 ) -> None:
-    """y = y * factor + sum over the block's slots of probability * latent, for each head."""
-    paging, cache, y = spec.paging, buffers["cache"], buffers["y"]
-    slots = [_slot(base, slot, last, paging.width) for slot in range(BLOCK)]
+    """`vectors` vectors of columns from `at` on, for some heads."""
+    paging, part = unit.spec.paging, unit.at
+    outs = [[part.sums + h * paging.rank + at + v * lanes for v in range(vectors)] for h in heads]
+    sums = [[local("f32", WIDTH) for _ in range(vectors)] for _ in heads]
+    for h, of_head, out in zip(heads, sums, outs, strict=True):
+        factor = T.bind(splat(unit.scratch[part.factor + h], lanes))
+        for total, where in zip(of_head, out, strict=True):
+            store(total, 0, load(unit.scratch, where, lanes) * factor, lanes)
+
+    with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
+        rows = unit.page(first + page * PAGE)
+        here = T.bind(T.min(valid - page * PAGE, PAGE))
+        with T.serial(0, T.floordiv(here + (steps - 1), steps)) as i:
+            slots = [T.Cast("int64", T.min(i * steps + j, here - 1)) for j in range(steps)]
+            values = _values(unit, [T.bind(rows + slot * paging.width + at) for slot in slots], lanes, vectors)
+            weights = part.scores + (page * (PAGE // steps) + i) * LANES
+            for h, of_head in zip(heads, sums, strict=True):
+                weight = unit.scratch[weights + h]
+                for total, value in zip(of_head, values, strict=True):
+                    acc = load(total, 0, lanes)
+                    done = _dot2(unit, acc, value, weight) if unit.paired else value * splat(weight, lanes) + acc
+                    store(total, 0, done, lanes)
+    for of_head, out in zip(sums, outs, strict=True):
+        for total, where in zip(of_head, out, strict=True):
+            store(unit.scratch, where, load(total, 0, lanes), lanes)
+
+
+def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Expr]:
+    """Vectors of latent columns: float32 of one row, or bfloat16 pairs of two rows."""
+    cache = unit.buffers["cache"]
+    if not unit.paired:
+        element = unit.spec.paging.element
+        return [T.bind(load_f32(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
+    both = [T.bind(load(cache, row, 2 * lanes)) for row in rows]
+    out = []
+    for v in range(vectors):
+        order = [index for i in range(v * lanes, (v + 1) * lanes) for index in (i, 2 * lanes + i)]
+        out.append(T.bind(T.reinterpret("float32x16", T.bind(T.Shuffle(both, order)))))
+    return out
+
+
+def _write(unit: _Unit) -> None:
+    """y of the unit's heads from its part alone."""
+    rank = unit.spec.paging.rank
+    with T.serial(0, unit.heads) as h:
+        row, out = T.bind(unit.at.sums + h * rank), _out(unit, h)
+        inverse = T.bind(f32(1) / unit.scratch[unit.at.total + h])
+
+        def normalise(at: Expr, lanes: int) -> None:
+            store(unit.buffers["y"], out + at, load(unit.scratch, row + at, lanes) * splat(inverse, lanes), lanes)
+
+        columns(rank, normalise)
+
+
+def _out(unit: _Unit, h: Expr) -> Expr:
+    return T.bind((unit.token * unit.spec.heads + unit.head + h) * unit.spec.paging.rank)
+
+
+def _merge(unit: _Unit, h: Expr, used: Expr, slices: int) -> None:
+    """y of head `h` from the `used` parts that start with the unit's own."""
+    scratch, rank, size, out = unit.scratch, unit.spec.paging.rank, unit.at.size, _out(unit, h)
+    weights, largest, total = local("f32", slices), local("f32", 1), local("f32", 1)
+    store(largest, 0, f32(LOWEST), 1)
+    store(total, 0, f32(0), 1)
+    with T.serial(0, used) as i:
+        store(largest, 0, T.max(largest[0], scratch[unit.at.largest + h + i * size]), 1)
+    with T.serial(0, used) as i:
+        weight = T.bind(exp((scratch[unit.at.largest + h + i * size] - largest[0]) * f32(unit.spec.scale), 1))
+        store(weights, i, weight, 1)
+        store(total, 0, total[0] + weight * scratch[unit.at.total + h + i * size], 1)
+    inverse = T.bind(f32(1) / total[0])
+    row = T.bind(unit.at.sums + h * rank)
 
     def column(at: Expr, lanes: int) -> None:
-        # Two chains of sums a head, for even and odd slots: one would wait for the latency of FMA.
-        sums = [(local("f32", WIDTH), local("f32", WIDTH)) for _ in rows]
-        for h, row in enumerate(rows):
-            store(sums[h][0], 0, load(y, row + at, lanes) * splat(factors[h], lanes), lanes)
-            store(sums[h][1], 0, f32(0, lanes), lanes)
-        for i, slot in enumerate(slots):
-            value = T.bind(load_f32(cache, slot + at, lanes, paging.element))
-            for h, chains in enumerate(sums):
-                weight, total = splat(probabilities[h * BLOCK + i], lanes), chains[i % 2]
-                store(total, 0, value * weight + load(total, 0, lanes), lanes)
-        for h, row in enumerate(rows):
-            store(y, row + at, load(sums[h][0], 0, lanes) + load(sums[h][1], 0, lanes), lanes)
+        acc = local("f32", WIDTH)
+        store(acc, 0, f32(0, lanes), lanes)
+        with T.serial(0, used) as i:
+            weight = splat(weights[i], lanes)
+            store(acc, 0, load(scratch, row + i * size + at, lanes) * weight + load(acc, 0, lanes), lanes)
+        store(unit.buffers["y"], out + at, load(acc, 0, lanes) * splat(inverse, lanes), lanes)
 
-    columns(paging.rank, column)
+    columns(rank, column)

@@ -7,6 +7,7 @@ Every operand is a flat buffer. Local buffers stay below 1024 bytes, or TVM woul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,13 +88,18 @@ def weight_operands(role: str, weight: QuantSpec, leading: tuple[int, ...], n: i
     return [Operand(f"{role}.{name}", dtype, _product(shape)) for name, (dtype, shape) in types.items()]
 
 
-def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], None]) -> PrimFunc:
-    """The function over `operands`, in order, whose statements `body` emits given the buffers by role."""
+def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], None], llvm: str = "") -> PrimFunc:
+    """The function over `operands`, in order, whose statements `body` emits given the buffers by role.
+
+    llvm: LLVM IR of functions that the body calls.
+    """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")
             T.func_attr({"tirx.noalias": True})
-            body({operand.role: _argument(operand) for operand in operands})
+            buffers = {operand.role: _argument(operand) for operand in operands}
+            with T.attr(0, "pragma_import_llvm", llvm) if llvm else nullcontext():
+                body(buffers)
     return builder.get()
 
 

@@ -15,7 +15,6 @@ from dsv3c.compiler.layouts import LANES, padded_rows
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.attention import BLOCK, LOWEST, softmax_step
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.decode import decoded_tile, row_tile
 from dsv3c.targets.cpu.kernels.dot import Activation, Weight
@@ -32,6 +31,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
     weight_operands,
 )
+from dsv3c.targets.cpu.kernels.softmax import BLOCK, LOWEST, softmax_step
 from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, f32, load, load_f32, store
 
 Expr = Any

@@ -68,6 +68,18 @@ def horizontal(value: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -
     return value
 
 
+def transpose(rows: list[Expr]) -> list[Expr]:
+    """Column i of up to sixteen float32 rows of sixteen, for each i; missing rows are zeros."""
+    out = [*rows, *[f32(0, WIDTH)] * (WIDTH - len(rows))]
+    for bit in (8, 4, 2, 1):  # swap the blocks off the diagonal, half as large each time
+        lower = [i if not i & bit else WIDTH + (i ^ bit) for i in range(WIDTH)]
+        upper = [WIDTH + i if i & bit else i | bit for i in range(WIDTH)]
+        for i in (i for i in range(WIDTH) if not i & bit):
+            pair = [out[i], out[i | bit]]
+            out[i], out[i | bit] = T.bind(T.Shuffle(pair, lower)), T.bind(T.Shuffle(pair, upper))
+    return out
+
+
 def add(a: Expr, b: Expr) -> Expr:
     return a + b
 

@@ -1,12 +1,13 @@
 """Each named instruction computes its numpy meaning, and exp keeps its promised accuracy."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm_ffi
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, bf16_to_f32, f16_to_f32, f32_to_bf16
+from dsv3c.targets.cpu.intrinsics import DOT2, DOT4, bf16_pair_to_f32, bf16_to_f32, f16_to_f32, f32_to_bf16
 from dsv3c.targets.cpu.kernels.frame import Operand, prim_func
 from dsv3c.targets.cpu.kernels.vector import columns, exp, load, store
 from dsv3c.targets.cpu.library import build_library
@@ -44,9 +45,22 @@ def dot4(level):
     return prim_func((Operand("acc", "i32", lanes), Operand("codes", "u8", 4 * lanes), Operand("x", "i8", 4)), body)
 
 
+def dot2(level):
+    """acc f32 [lanes], a and b bfloat16 [lanes * 2]."""
+    intrinsic = DOT2[level.dot2]
+    lanes = intrinsic.lanes
+
+    def body(buffers):
+        a, b = (T.reinterpret(f"float32x{lanes}", load(buffers[name], 0, 2 * lanes)) for name in "ab")
+        store(buffers["acc"], 0, intrinsic.emit(load(buffers["acc"], 0, lanes), a, b), lanes)
+
+    pairs = [Operand(name, "bf16", 2 * lanes) for name in "ab"]
+    return prim_func((Operand("acc", "f32", lanes), *pairs), body, intrinsic.llvm)
+
+
 @pytest.fixture(scope="module")
 def library(level, tmp_path_factory):
-    functions = {
+    functions = ({"dot2": dot2(level)} if level.dot2 else {}) | {
         "dot4": dot4(level),
         "exp": unary("f32", "f32", exp),
         "bf16_to_f32": unary("bf16", "f32", bf16_to_f32),
@@ -75,6 +89,17 @@ def apply(function, x, dtype):
 def test_every_level_has_an_intrinsic_of_its_width():
     for level in LEVELS:
         assert DOT4[level.dot].lanes == level.lanes
+
+
+def test_dot2_is_its_meaning(library, level):
+    if level.dot2 is None:
+        pytest.skip("no bfloat16 product at this level")
+    intrinsic, rng = DOT2[level.dot2], np.random.default_rng(0)
+    acc = rng.standard_normal(intrinsic.lanes).astype(np.float32)
+    a, b = (rng.standard_normal((intrinsic.lanes, 2)).astype(ml_dtypes.bfloat16) for _ in range(2))
+    got = aligned(acc)
+    library["dot2"](got, *(aligned(x.reshape(-1).view(np.uint16)) for x in (a, b)))
+    np.testing.assert_allclose(got, intrinsic.meaning(acc, a, b), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
