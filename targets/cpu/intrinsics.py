@@ -97,6 +97,21 @@ def _bf16_512(acc: Expr, a: Expr, b: Expr) -> Expr:
     return T.call_extern("float32x16", "dsv3c_bf16_512", acc, a, b)
 
 
+# What a kernel that calls `prefetch` must import.
+PREFETCH_IR = """
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define linkonce_odr hidden i32 @dsv3c_prefetch(ptr %p) alwaysinline nounwind {
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 2, i32 1)
+  ret i32 0
+}
+"""
+
+
+def prefetch(buffer: Any, at: Expr) -> None:
+    """Fetch the cache line of buffer[at] into the second-level cache. No effect on any value."""
+    T.evaluate(T.call_extern("int32", "dsv3c_prefetch", T.address_of(buffer[at])))
+
+
 DOT2 = {"bf16_512": Intrinsic("bf16_512", 16, _bf16_512, dot2_meaning, llvm=_BF16_512_IR)}
 
 

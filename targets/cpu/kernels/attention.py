@@ -14,7 +14,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
-from dsv3c.targets.cpu.intrinsics import DOT2, bf16_pair_to_f32, f32_to_bf16_pair, splat
+from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.frame import (
@@ -172,7 +172,7 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
                 with T.If(used > 1), T.Then():
                     _merge(one, T.bind(T.floormod(index, tile)), used, slices)
 
-    return prim_func(operands(spec), body, DOT2[level.dot2].llvm if level.dot2 else "")
+    return prim_func(operands(spec), body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
 
 
 def _cut(context: Expr, chunks: Expr) -> tuple[Expr, Expr]:
@@ -195,7 +195,10 @@ def _attend(unit: _Unit, start: Expr, end: Expr) -> None:
         first = T.bind(start + block * BLOCK)
         valid = T.bind(T.min(end - first, BLOCK))
         with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
-            _score_page(unit, unit.page(first + page * PAGE), at.scores + page * (PAGE * LANES))
+            here = T.bind(first + page * PAGE)
+            # A page is as many cache lines as a row has pairs: each step of the scores fetches one line of the next.
+            following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
+            _score_page(unit, unit.page(here), following, at.scores + page * (PAGE * LANES))
         _soften(unit, valid)
         _add_values(unit, first, valid)
 
@@ -244,8 +247,8 @@ def _load_pairs(unit: _Unit, source: Buffer, starts: list[Expr], n: int, out: Ex
                 store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
 
 
-def _score_page(unit: _Unit, base: Expr, out: Expr) -> None:
-    """scratch[out + slot*16 :] = q . row of the PAGE slots whose rows start at `base`.
+def _score_page(unit: _Unit, base: Expr, following: Expr, out: Expr) -> None:
+    """scratch[out + slot*16 :] = q . row of the PAGE slots whose rows start at `base`; `following` come next.
 
     Slots past the context get whatever the page holds there; nothing reads their scores.
     """
@@ -271,6 +274,7 @@ def _score_page(unit: _Unit, base: Expr, out: Expr) -> None:
             at = [T.bind(rows + (slot * width + i * (2 if pairs else 1))) for slot in range(together)]
             if unit.paired:
                 q = T.bind(unit.get(query + i * LANES))
+                prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
                 for total, where in zip(sums, at, strict=True):
                     word = T.reinterpret("float32", load(unit.buffers["cache"], where, 2))
                     store(total, 0, _dot2(unit, load(total, 0, LANES), q, word), LANES)
