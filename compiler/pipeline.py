@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dsv3c import targets
-from dsv3c.compiler import artifact, weights
+from dsv3c.compiler import artifact, crossing, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.errors import BadOptionError, UnknownPassError
 from dsv3c.compiler.frontend import tracer
@@ -169,9 +168,9 @@ def lower(
     cache_dtype = options.resolved_cache_dtype
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
-    crossing = materialize_from(config)
-    if crossing <= options.max_tokens:
-        traced["prefill"] = (step, "materialized", crossing)
+    pays_from = materialize_from(config)
+    if pays_from <= options.max_tokens:
+        traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
     entries, rewrites = {}, {}
@@ -191,17 +190,10 @@ def cache_bytes_per_token(config: ModelConfig, options: CompileOptions) -> int:
 
 
 def materialize_from(config: ModelConfig) -> int:
-    """Tokens of a step from which rebuilding keys and values is cheaper than scoring in latent space.
-
-    Operations per head and context row: absorbed 2(2r + d) a token; materialised 2(n + d + v) a token, once
-    2r(n + v) to rebuild the row; r = kv_lora_rank, d, n, v the head sizes. Never, when the first is no larger.
-    """
-    rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
-    materialized = config.qk_nope_head_dim + rope + config.v_head_dim
-    saved = 2 * rank + rope - materialized
-    if saved <= 0:
-        return sys.maxsize
-    return math.ceil(rank * (config.qk_nope_head_dim + config.v_head_dim) / saved)
+    """As `crossing.materialize_from`, for kernels that are equally fast in both forms."""
+    return crossing.materialize_from(
+        config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    )
 
 
 def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> tuple[Graph, dict[str, int]]:

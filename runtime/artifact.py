@@ -52,11 +52,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Level:
-    """One kernel library: the CPU flags it requires, and its file name inside the artifact."""
+    """One kernel library: the CPU flags it requires, and its file name inside the artifact.
+
+    prefill_min_tokens: the smallest step of the entry `prefill` at this level, where it is not the plan's.
+    """
 
     name: str
     requires: tuple[str, ...]
     file: str
+    prefill_min_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,8 @@ def _target(fields: Fields, files: Mapping[str, FileEntry]) -> Target:
         file = level.string("file")
         if file not in files:
             raise level.fail("file", f"{file!r} is not listed in files")
-        levels.append(Level(level.string("name"), tuple(requires), file))
+        prefill = level.integer("prefill_min_tokens", 1, 2**31) if "prefill_min_tokens" in level.value else None
+        levels.append(Level(level.string("name"), tuple(requires), file, prefill))
     if len({level.name for level in levels}) != len(levels):
         raise fields.fail("levels", "two levels have the same name")
     return Target(fields.string("name"), tuple(levels))

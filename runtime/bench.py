@@ -147,6 +147,10 @@ class _Watch:
     def slots(self) -> int:
         return self.device.slots
 
+    @property
+    def prefill_min_tokens(self) -> int | None:
+        return self.device.prefill_min_tokens
+
     def run(self, entry: str) -> None:
         tokens, rows = (int(value) for value in self.inputs["control"][:2])
         self.steps.append(Step(entry, tokens, rows, int(self.inputs["positions"][0])))

@@ -38,6 +38,7 @@ class CpuDevice:
         require_machine(artifact.manifest.target)
         self._threads = check_threads(threads)
         self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
+        self.prefill_min_tokens = self._level.prefill_min_tokens
         library = artifact.checked_file(self._level.file)
         _require_library_for(library, machine())
         self.slots = slots

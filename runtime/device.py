@@ -27,6 +27,10 @@ class Device(Protocol):
     def slots(self) -> int:
         """Tokens the cache pool holds."""
 
+    @property
+    def prefill_min_tokens(self) -> int | None:
+        """Smallest step of the entry `prefill` on this device, where it is not the plan's."""
+
     def run(self, entry: str) -> None:
         """Run one entry of the plan on the current inputs; returns when its outputs can be read."""
 

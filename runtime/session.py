@@ -231,7 +231,8 @@ class Session:
         decode, prefill = self.plan.entries.get("decode"), self.plan.entries.get("prefill")
         if decode is None or prefill is None:
             return "decode" if prefill is None else "prefill"
-        return "decode" if tokens < prefill.min_tokens and tokens <= decode.max_tokens else "prefill"
+        pays_from = self.device.prefill_min_tokens or prefill.min_tokens
+        return "decode" if tokens < pays_from and tokens <= decode.max_tokens else "prefill"
 
     def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
         inputs, bounds = self.device.inputs, self.plan.bounds

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.crossing import materialize_from
 from dsv3c.compiler.ir import Value, is_weight, topological_order
 from dsv3c.compiler.quant import NUMPY_DTYPES
 from dsv3c.compiler.storage import components, memory_owner, tensor_name
@@ -150,6 +151,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
             "requires": list(level.requires),
             "file": f"kernels/{level.name}.so",
             "tuning": level.tuning.to_json(),
+            **_prefill_from(level, entries),
         }
         for level in levels
     )
@@ -168,6 +170,19 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
             list(pool.map(library, levels, built))
 
     return Emission(content, plan.recipes, described, write_kernels)
+
+
+def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:
+    """Where the entry `prefill` begins to pay at a level whose absorbed attention is the faster kernel."""
+    values = entries["prefill"].graph.values() if "prefill" in entries else []
+    found = next((value for value in values if value.op == "mla_materialized"), None)
+    if found is None or level.absorbed_rate == 1.0:
+        return {}
+    _, q_pe, cache, w_uk, w_uv, *_ = found.inputs
+    if cache.dtype != "bf16":
+        return {}
+    nope, rank, rope, v = (int(dim) for dim in (*w_uk.shape[1:], q_pe.shape[-1], w_uv.shape[1]))
+    return {"prefill_min_tokens": materialize_from(rank, nope, rope, v, level.absorbed_rate)}
 
 
 def _input_dim(name: str) -> str:

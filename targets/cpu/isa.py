@@ -17,7 +17,8 @@ class IsaLevel:
     product in `intrinsics.DOT4`. lanes: 32-bit lanes of a vector register; 16 rows of a weight take 16/lanes registers.
     dot2: name of the bfloat16 dot product in `intrinsics.DOT2`, if the level has one.
     cflags: what a C compiler is told, for the routines that measure the level's limits. tuning: the measured numbers of
-    its kernels.
+    its kernels. absorbed_rate: operations a second of absorbed attention over a bfloat16 cache, as a multiple of
+    materialised attention's; it decides from how many tokens on a step takes the latter.
     """
 
     name: str
@@ -28,6 +29,7 @@ class IsaLevel:
     mattr: tuple[str, ...] = ()
     dot2: str | None = None
     cflags: tuple[str, ...] = ()
+    absorbed_rate: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)
 
     def tuned(self, tuning: Tuning) -> IsaLevel:

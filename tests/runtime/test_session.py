@@ -269,3 +269,12 @@ def test_any_bounds_and_batches_give_the_logits_of_the_model(
             assert rows.shape == (kept, toy.VOCAB)
             if kept:
                 np.testing.assert_array_equal(rows, expected_logits(histories[i])[-kept:])
+
+
+def test_a_device_says_from_where_prefill_pays(session: Session) -> None:
+    device = session.device
+    assert isinstance(device, toy.ToyDevice)
+    device.prefill_min_tokens = 3
+    for count in (2, 3):
+        session.run([request(session, session.new_sequence(), list(range(1, 1 + count)))])
+    assert [entry for entry, _, _ in device.steps] == ["decode", "prefill"]

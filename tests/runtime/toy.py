@@ -165,6 +165,7 @@ class ToyDevice:
     def __init__(self, plan: Plan, slots: int) -> None:
         self.plan = plan
         self.slots = slots
+        self.prefill_min_tokens: int | None = None
         self.inputs: dict[str, NDArray[Any]] = {
             buffer.name: np.zeros(buffer.size, buffer.dtype) for buffer in plan.buffers if buffer.kind == "input"
         }

@@ -36,7 +36,7 @@ from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, f32, load, load_f32
 
 Expr = Any
 
-TOKENS = 4  # tokens that share a pass over a block's keys and values
+TOKENS = 8  # tokens that share a pass over a block's keys and values
 
 
 @dataclass(frozen=True)
