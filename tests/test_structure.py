@@ -17,8 +17,10 @@ MAX_LINES = 500
 
 # The compiler from the bottom up. A module may import what stands on its own line and on the lines above it.
 COMPILER_LAYERS = (
-    ("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "quant", "layouts", "storage", "target"),
-    ("crossing",),
+    (
+        *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "quant", "layouts", "storage"),
+        *("target", "crossing"),
+    ),
     ("checkpoint",),
     ("frontend",),
 )
