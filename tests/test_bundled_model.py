@@ -155,7 +155,11 @@ def test_quantised_artifact_computes_what_its_graph_says(
 def test_kernel_levels_and_threads_agree(
     quant: str, level: str, compiled: Callable[[str], Model], eval_ids: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every kernel library of the artifact, on any number of threads; in float32 the logits, else the perplexity."""
+    """Every kernel library of the artifact, on any number of threads; in float32 the logits, else the perplexity.
+
+    A level may take another form of attention for the same step, and then W_UK was rounded along another axis: levels
+    differ in perplexity by 0.16 % here. Threads change nothing at all.
+    """
     chosen = compiled(quant)
     (needed,) = (known.requires for known in chosen.artifact.manifest.target.levels if known.name == level)
     missing = sorted(set(needed) - cpu_flags())
@@ -164,12 +168,15 @@ def test_kernel_levels_and_threads_agree(
     monkeypatch.setenv("DSV3C_ISA", level)
     ids = eval_ids[: 4 * WINDOW + 1]
     expected = chosen.perplexity(ids, WINDOW).perplexity
+    found = set()
     for threads in (1, 2, 3):
         with runtime.load(chosen.artifact.folder, threads=threads) as model:
             assert (model.report()["level"], model.report()["threads"]) == (level, threads)
-            assert abs(model.perplexity(ids, WINDOW).perplexity / expected - 1) <= 0.001
+            found.add(model.perplexity(ids, WINDOW).perplexity)
             if quant == "float32":
                 assert relative_error(model.logits(ids[:WINDOW]), chosen.logits(ids[:WINDOW])) <= 1e-4
+    assert len(found) == 1
+    assert abs(found.pop() / expected - 1) <= 0.003
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
