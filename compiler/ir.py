@@ -77,9 +77,6 @@ class TensorType:
         suffix = f"@{self.layout}" if self.layout else ""
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]{suffix}"
 
-    def with_shape(self, *shape: Dim) -> TensorType:
-        return TensorType(self.dtype, shape, self.layout)
-
 
 @dataclass(frozen=True, eq=False)
 class Value:

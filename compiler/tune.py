@@ -27,8 +27,9 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import TunerMissingError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import Progress, Silent, compile_checkpoint, lower
+from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.cpu.emit import emit
-from dsv3c.targets.cpu.isa import IsaLevel, host_cpu_flags
+from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.tuning import RECORDS, SPACE, Tuning, cpu_name
 from dsv3c.targets.x86 import TARGET
 from dsv3c.targets.x86.levels import LEVELS
@@ -224,7 +225,7 @@ def _set_kernels(folder: Path, levels: list[dict[str, Any]]) -> None:
 @contextmanager
 def _bench(checkpoint: Path, options: CompileOptions, progress: Progress) -> Iterator[_Bench]:
     """The checkpoint compiled once in a temporary folder."""
-    level = [level for level in LEVELS if not level.missing(host_cpu_flags())][-1]
+    level = [level for level in LEVELS if not level.missing(cpu_flags())][-1]
     with tempfile.TemporaryDirectory(prefix="dsv3c-tune-") as temporary:
         base = Path(temporary, "base")
         compile_checkpoint(checkpoint, base, options, progress)

@@ -34,7 +34,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 _MANIFEST_LIMIT = 16 << 20
 _PLAN_LIMIT = 256 << 20

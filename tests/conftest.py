@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.runtime.cpu_features import cpu_flags
+
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
 BUNDLED_MODEL = TESTS.parent / "artifacts" / "models" / "fairytale-10m"
@@ -55,16 +57,6 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def bundled_model() -> Path:
     """The folder of the bundled checkpoint."""
     return BUNDLED_MODEL
-
-
-def cpu_flags() -> frozenset[str]:
-    """The features of this CPU, named as in /proc/cpuinfo; empty where there is no such file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return frozenset(match.group(1).split()) if match else frozenset()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from dsv3c import runtime
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.model import Model
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
-from tests.conftest import BUNDLED_MODEL, cpu_flags
+from tests.conftest import BUNDLED_MODEL
 
 Ids = NDArray[np.int32]
 

@@ -115,10 +115,6 @@ def prefetch(buffer: Any, at: Expr) -> None:
 DOT2 = {"bf16_512": Intrinsic("bf16_512", 16, _bf16_512, dot2_meaning, llvm=_BF16_512_IR)}
 
 
-def lanes_of(x: Expr) -> int:
-    return int(x.dtype.lanes) if hasattr(x.dtype, "lanes") else int(str(x.dtype).partition("x")[2] or 1)
-
-
 def typed(element: str, lanes: int) -> str:
     """TVM type name of `lanes` elements."""
     return element if lanes == 1 else f"{element}x{lanes}"

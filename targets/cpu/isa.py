@@ -41,16 +41,6 @@ class IsaLevel:
         return tuple(flag for flag in self.requires if flag not in cpu_flags)
 
 
-def host_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Feature flags of the first CPU of this machine; empty where there is no /proc/cpuinfo."""
-    if not cpuinfo.exists():
-        return frozenset()
-    for line in cpuinfo.read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
 def tuned_levels(levels: Iterable[IsaLevel], cpu: str, folder: Path = RECORDS) -> tuple[IsaLevel, ...]:
     """The levels, the one that the CPU's record was measured at with its numbers. Raises BadTuningRecord."""
     record = read_record(cpu, folder)

@@ -20,8 +20,9 @@ import numpy as np
 import tvm_ffi
 
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.limits import measure_limits
-from dsv3c.targets.cpu.isa import IsaLevel, host_cpu_flags
+from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import Paging
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=["linear", "moe", "attention"])
     parser.add_argument("--seconds", type=float, default=0.3, help="time a line")
     args = parser.parse_args()
-    usable = [level for level in LEVELS if not level.missing(host_cpu_flags())]
+    usable = [level for level in LEVELS if not level.missing(cpu_flags())]
     level = next(level for level in usable if level.name == (args.level or usable[-1].name))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

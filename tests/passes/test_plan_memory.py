@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dsv3c.compiler import ops
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.ir import Graph, Value, is_weight
+from dsv3c.compiler.ir import Graph, TensorType, Value, is_weight
 from dsv3c.compiler.ops.weight import QRows
 from dsv3c.compiler.options import PAGE_SIZE
 from dsv3c.compiler.quant import NUMPY_DTYPES
@@ -128,7 +128,7 @@ def test_a_chain_with_views_runs_in_its_arena(scratch: int) -> None:
 )
 def test_any_graph_runs_in_its_arena(steps: list[tuple[int, int, int]], data: st.DataObject) -> None:
     """Sums, joins, reshapes and slices of earlier values; some of them are results."""
-    values = [ops.leaf("input", "x", ops.const(0.0).type.with_shape("T", 4))]
+    values = [ops.leaf("input", "x", TensorType("f32", ("T", 4)))]
     for first, second, kind in steps:
         x, y = values[first % len(values)], values[second % len(values)]
         values.append(combined(x, y, kind))

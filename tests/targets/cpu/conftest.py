@@ -8,7 +8,7 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.targets.cpu.isa import host_cpu_flags
+from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
@@ -70,7 +70,7 @@ class Kernels:
 
 @pytest.fixture(scope="session", params=LEVELS, ids=lambda level: level.name)
 def level(request):
-    if missing := request.param.missing(host_cpu_flags()):
+    if missing := request.param.missing(cpu_flags()):
         pytest.skip(f"this CPU lacks {', '.join(missing)}")
     return request.param
 
@@ -84,5 +84,5 @@ def kernels(request, level, tmp_path_factory):
 @pytest.fixture
 def kernels_of_all_levels(tmp_path):
     """A function from cases to their Kernels at every level this CPU runs."""
-    usable = [level for level in LEVELS if not level.missing(host_cpu_flags())]
+    usable = [level for level in LEVELS if not level.missing(cpu_flags())]
     return lambda cases: [Kernels(cases, level, tmp_path / level.name) for level in usable]

@@ -13,9 +13,9 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu import library as library_module
-from dsv3c.targets.cpu.isa import host_cpu_flags
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.elementwise import Add
 from dsv3c.targets.cpu.kernels.frame import Rows
@@ -87,7 +87,7 @@ int main(void) {
 
 @pytest.fixture(scope="module")
 def best_level():
-    flags = host_cpu_flags()
+    flags = cpu_flags()
     usable = [level for level in LEVELS if not level.missing(flags)]
     if not usable:
         pytest.skip("this CPU is below every x86 level")
