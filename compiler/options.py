@@ -27,7 +27,8 @@ class CompileOptions:
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see quant.QuantSpec) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
     cache_dtype: f32 or bf16. max_tokens, max_rows, max_sequences: bounds of one step. stop_after: name of the pass to
-    stop at; dump_to: folder for the graph after each pass. overwrite: replace an existing artifact.
+    stop at; dump_to: folder for the graph after each pass. overwrite: replace an existing artifact. emit: further forms
+    of the artifact to write beside it, by the names that the target gives them.
     """
 
     target: str = "x86"
@@ -41,6 +42,7 @@ class CompileOptions:
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
+    emit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):

@@ -126,6 +126,7 @@ def compile_checkpoint(
     if options.stop_after is not None:
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss())
     emission = target.emit(lowered.entries, lowered.bounds)
+    _check_extras(options, emission)
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
@@ -136,6 +137,9 @@ def compile_checkpoint(
         plan = _plan(source.config, options, lowered.bounds, emission)
         artifact.write_json(folder / "plan.json", plan)
         artifact.copy_side_files(checkpoint, folder)
+        for name in options.emit:
+            progress.stage(f"emitting {name}")
+            emission.extras[name](folder)
         manifest = _manifest(source, options, emission, file, plan, lowered)
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
     return CompileReport(destination, manifest, source.notes, time.monotonic() - started, peak_rss())
@@ -148,6 +152,14 @@ def check_formats(options: CompileOptions) -> None:
     if options.resolved_embed_quant not in EMBEDDING_FORMATS:
         expected = "one of " + ", ".join(EMBEDDING_FORMATS)
         raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
+
+
+def _check_extras(options: CompileOptions, emission: Emission) -> None:
+    for name in options.emit:
+        if name not in emission.extras:
+            known = ", ".join(emission.extras)
+            expected = f"one of {known}" if known else f"nothing: the target {options.target} has no further forms"
+            raise BadOptionError(option="emit", value=name, expected=expected)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:

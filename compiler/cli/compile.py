@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 )
 @model_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
+@click.option(
+    "--emit",
+    multiple=True,
+    metavar="FORM",
+    help="Also write this form of the artifact: native (a C library and program), tvm (a TVM IRModule). Repeatable.",
+)
 @click.option("--to", "stop_after", metavar="PASS", help="Stop after this pass and write no artifact.")
 @click.option("--dump-to", type=PATH, metavar="DIR", help="Write the graph after each pass into DIR, numbered.")
 @json_option
