@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.output import print_json, section, size
-from dsv3c.compiler.cli.params import PATH, json_option, model_options
+from dsv3c.compiler.cli.params import model_options
+from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
     from dsv3c.compiler.pipeline import CompileReport
@@ -44,10 +45,10 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
       dsv3c compile ~/models/Moonlight-16B-A3B --quant int4 -o moonlight-int4
       dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
     """
-    from dsv3c.compiler.cli.progress import terminal_progress
     from dsv3c.compiler.errors import UnknownPassError
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.pipeline import compile_checkpoint
+    from dsv3c.runtime.cli.progress import terminal_progress
 
     chosen = CompileOptions(**options)
     with terminal_progress() or nullcontext() as progress:

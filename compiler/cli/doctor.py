@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from dsv3c.compiler.cli.output import print_json, section, size
-from dsv3c.compiler.cli.params import json_option
+from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.params import json_option
 
 
 @click.command("doctor")

@@ -1,10 +1,8 @@
-"""Arguments and options that several commands share."""
+"""Options of the commands that compile."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -19,20 +17,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 CACHE_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
 FORMAT_HELP = "float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym, with groups of G = 32, 64 or 128"
-PATH = click.Path(path_type=Path)
-
-
-class Finite(click.FloatRange):
-    """A float within bounds; nan compares with nothing, so a range alone lets it through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from dsv3c.compiler.cli.output import print_json, section, size
-from dsv3c.compiler.cli.params import PATH, json_option, model_options
+from dsv3c.compiler.cli.params import model_options
+from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.params import PATH, json_option
 
 
 @click.command("plan")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from dsv3c import targets
-from dsv3c.compiler.cli.output import print_json, section
-from dsv3c.compiler.cli.params import json_option
+from dsv3c.runtime.cli.output import print_json, section
+from dsv3c.runtime.cli.params import json_option
 
 
 @click.command("targets")

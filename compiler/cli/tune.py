@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.output import print_json, section
-from dsv3c.compiler.cli.params import PATH, json_option, model_options
+from dsv3c.compiler.cli.params import model_options
+from dsv3c.runtime.cli.output import print_json, section
+from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
     from dsv3c.compiler.tune import TuneReport
@@ -48,9 +49,9 @@ def tune_command(
       dsv3c tune CHECKPOINT --quant int4 --budget 10m
       dsv3c tune CHECKPOINT --trials 20
     """
-    from dsv3c.compiler.cli.progress import terminal_progress
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.tune import tune
+    from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.targets.cpu.tuning import RECORDS
 
     with terminal_progress() or nullcontext() as progress:
@@ -61,7 +62,7 @@ def tune_command(
             trials,
             records or RECORDS,
             progress,
-            tell=lambda text: click.echo(text, err=True),
+            progress.tell if progress else lambda text: click.echo(text, err=True),
         )
     if as_json:
         print_json(

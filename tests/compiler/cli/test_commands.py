@@ -10,7 +10,6 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler import cli, machine, pipeline
-from dsv3c.compiler.cli import output
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import CompileReport
 
@@ -21,35 +20,6 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
     captured = capsys.readouterr()
     assert code == 0, captured.err
     return captured.out, captured.err
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (9_994, "9.99 kB"),
-        (9_995, "10.0 kB"),
-        (99_950, "100 kB"),
-        (999_499, "999 kB"),
-        (999_500, "1.00 MB"),
-        (5_900_000_000, "5.90 GB"),
-        (1.2e15, "1200 TB"),
-    ],
-)
-def test_sizes_have_three_digits(count: float, text: str) -> None:
-    assert output.size(count) == text
-
-
-def test_columns_align_numbers_right() -> None:
-    rows = [("a", "9.99 MB", "x"), ("long name", "100 kB", "")]
-    assert output.columns(rows) == ["a          9.99 MB  x", "long name   100 kB"]
-
-
-def test_columns_of_ragged_rows() -> None:
-    assert output.columns([("a",), ("b", "c")]) == ["a", "b  c"]
-    assert output.columns([]) == []
 
 
 class Recorded:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsv3c.compiler.cli.output import print_json, size
-from dsv3c.compiler.cli.params import PATH, json_option
+from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.output import print_json, size
+from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
-    from dsv3c.compiler.cli.progress import TerminalProgress
+    from dsv3c.runtime.cli.progress import TerminalProgress
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("artifact", type=PATH)
 @json_option
 def verify_command(artifact: Path, as_json: bool) -> None:
@@ -28,10 +29,10 @@ def verify_command(artifact: Path, as_json: bool) -> None:
 
     \b
     Example:
-      dsv3c verify artifacts/fairytale-10m-int8-x86
+      PROGRAM verify artifacts/fairytale-10m-int8-x86
     """
-    from dsv3c.compiler.cli.progress import terminal_progress
     from dsv3c.runtime.artifact import verify
+    from dsv3c.runtime.cli.progress import terminal_progress
 
     with terminal_progress() or nullcontext() as progress:
         found = verify(artifact, per_file(progress) if progress else None)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.compiler.cli.output import size
 from dsv3c.runtime.artifact import Manifest
 from dsv3c.runtime.bench import Breakdown, Operation, Result, Settings
+from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.costs import Work
 from dsv3c.runtime.limits import Limits
 

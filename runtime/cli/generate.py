@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.output import print_json
-from dsv3c.compiler.cli.params import PATH, Finite, json_option
+from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.output import print_json
+from dsv3c.runtime.cli.params import PATH, Finite, json_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
@@ -25,7 +26,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
     return value
 
 
-@click.command("generate")
+@click.command("generate", cls=Command)
 @click.argument("artifact", type=PATH)
 @click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
 @click.option(
@@ -88,10 +89,10 @@ def generate_command(
 
     \b
     Examples:
-      dsv3c generate OUT -p "Once upon a time"
-      dsv3c generate OUT -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
-      dsv3c generate OUT --chat -p "Why is the sky blue?"
-      dsv3c generate OUT -p - --json < prompt.txt
+      PROGRAM generate OUT -p "Once upon a time"
+      PROGRAM generate OUT -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
+      PROGRAM generate OUT --chat -p "Why is the sky blue?"
+      PROGRAM generate OUT -p - --json < prompt.txt
     """
     from dsv3c.runtime import load
 

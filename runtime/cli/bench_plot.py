@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.bench import Result
+from dsv3c.runtime.errors import RuntimeFault
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
@@ -18,9 +18,9 @@ TICKS = 5
 Line = tuple[str, list[Result]]
 
 
-class PlotNeedsMatplotlib(Dsv3cError):
+class PlotNeedsMatplotlib(RuntimeFault):
     message = "cannot draw {path}: PNG needs the package matplotlib"
-    hint = "name the file .svg, which needs nothing, or: pip install 'dsv3c[plot]'"
+    hint = "name the file .svg, which needs nothing, or: pip install matplotlib"
 
 
 def require_renderer(path: Path) -> None:

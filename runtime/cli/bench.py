@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import PATH
+from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.params import PATH
 
 if TYPE_CHECKING:
-    from dsv3c.compiler.cli.bench_report import Report
     from dsv3c.runtime.bench import Bench, Progress, Settings
+    from dsv3c.runtime.cli.bench_report import Report
 
 PLOT_SUFFIXES = (".svg", ".png")
 
@@ -41,7 +42,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("artifact", type=PATH)
 @click.option(
     "-p",
@@ -120,15 +121,15 @@ def bench_command(
 
     \b
     Examples:
-      dsv3c bench OUT
-      dsv3c bench OUT -p 512 -n 128 -d 0,4096 -r 5 -t 2
-      dsv3c bench OUT -p 0 -n 64 -d 0,1024,4096 --plot depth.svg
-      dsv3c bench OUT --per-op -o json > bench.json
+      PROGRAM bench OUT
+      PROGRAM bench OUT -p 512 -n 128 -d 0,4096 -r 5 -t 2
+      PROGRAM bench OUT -p 0 -n 64 -d 0,1024,4096 --plot depth.svg
+      PROGRAM bench OUT --per-op -o json > bench.json
     """
-    from dsv3c.compiler.cli.bench_plot import require_renderer, write_plot
-    from dsv3c.compiler.cli.bench_report import render
-    from dsv3c.compiler.cli.progress import terminal_progress
     from dsv3c.runtime.bench import Bench, Quiet, Settings
+    from dsv3c.runtime.cli.bench_plot import require_renderer, write_plot
+    from dsv3c.runtime.cli.bench_report import render
+    from dsv3c.runtime.cli.progress import terminal_progress
 
     settings = Settings(**options)
     if not settings.prompts and not settings.generated:
@@ -143,7 +144,7 @@ def bench_command(
 
 
 def _measure(bench: Bench, settings: Settings, per_op: bool, progress: Progress) -> Report:
-    from dsv3c.compiler.cli.bench_report import Report
+    from dsv3c.runtime.cli.bench_report import Report
 
     # Before and after, as other programs may run now and then.
     limits = bench.limits(progress)

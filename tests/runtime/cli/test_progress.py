@@ -1,0 +1,72 @@
+"""The live line on a terminal, read back as a terminal shows it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+
+from dsv3c.runtime.cli import progress
+from dsv3c.runtime.cli.progress import TerminalProgress, terminal_progress
+
+
+def shown(stream: io.StringIO) -> list[str]:
+    """The lines that a terminal would show: a carriage return goes back to the start and text overwrites."""
+    lines = []
+    for line in stream.getvalue().split("\n"):
+        cells: list[str] = []
+        for part in line.split("\r"):
+            cells[: len(part)] = part
+        lines.append("".join(cells).rstrip())
+    return lines
+
+
+def test_finished_stages_stay_with_their_time() -> None:
+    stream = io.StringIO()
+    with TerminalProgress(stream) as display:
+        display.stage("a stage with a long name", 4)
+        display.advance(2)
+        display.stage("short")
+        display.tell("found something")
+    first, told, last, rest = shown(stream)
+    assert first.startswith("a stage with a long name  0.") and first.endswith(" s")
+    assert (told, last[:9], rest) == ("found something", "short  0.", "")
+    assert "%" not in first
+
+
+def test_the_running_stage_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.01)
+    stream = io.StringIO()
+    with TerminalProgress(stream) as display:
+        display.stage("writing", 8)
+        display.advance(2)
+        deadline = time.monotonic() + 10
+        while "writing  25%" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "writing  25%" in stream.getvalue()
+
+
+def test_a_failing_command_leaves_no_half_line() -> None:
+    stream = io.StringIO()
+    with pytest.raises(ValueError), TerminalProgress(stream) as display:
+        display.stage("writing")
+        raise ValueError
+    assert shown(stream) == [""]
+
+
+def test_a_long_name_fits_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), TerminalProgress(stream) as display:
+        display.stage("n" * 50)
+        raise KeyboardInterrupt
+    assert max(map(len, stream.getvalue().split("\r"))) == 19
+
+
+def test_without_a_terminal_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert terminal_progress() is None
+    monkeypatch.setattr(sys, "stderr", None)
+    assert terminal_progress() is None
