@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dsv3c import targets
 from dsv3c.runtime import cpu_features
+from dsv3c.targets.cpu.platforms import ARM_LINUX, NoCCompiler, NoCrossCompiler, find_compiler_for
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
 
@@ -157,6 +158,15 @@ def _compiler() -> str | None:
     return f"ziglang {zig}" if zig else None
 
 
+def _arm_linker() -> str | None:
+    """What links for ARM on Linux: a native compiler on such a machine, else ziglang, else a cross compiler."""
+    try:
+        prefix = find_compiler_for(ARM_LINUX)
+    except (NoCCompiler, NoCrossCompiler):
+        return None
+    return " ".join(prefix) if "ziglang" not in prefix else f"ziglang {package_version('ziglang')}"
+
+
 def _nvidia() -> str | None:
     path = shutil.which("nvidia-smi")
     return _first_line(path, "-L").strip(" ()") or None if path else None
@@ -188,6 +198,12 @@ NEEDS: Mapping[str, Need] = {
         Need("apache-tvm-ffi", _package("apache-tvm-ffi"), "calls kernels", "pip install 'apache-tvm-ffi<0.1.15'"),
         Need("c-compiler", _compiler, "links kernel libraries", "install gcc or clang, or pip install ziglang"),
         Need("ziglang", _package("ziglang"), "links for other systems", "pip install ziglang"),
+        Need(
+            "arm-linker",
+            _arm_linker,
+            "links kernel libraries for ARM",
+            "pip install 'dsv3c[arm]', or install gcc-aarch64-linux-gnu",
+        ),
         Need("nvcc", _program("nvcc"), "compiles CUDA kernels", "install the CUDA toolkit"),
         Need("nvidia-gpu", _nvidia, "runs CUDA kernels", "install the NVIDIA driver"),
         Need("glslc", _program("glslc"), "compiles Vulkan kernels", "install glslc (Debian package glslc)"),

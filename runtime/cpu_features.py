@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -25,6 +26,17 @@ _APPLE_ARM = {
     "hw.optional.arm.FEAT_FP16": "asimdhp",
     "hw.optional.AdvSIMD": "asimd",
 }
+# Bits of the kernel's auxiliary vector on AArch64 (arch/arm64/include/uapi/asm/hwcap.h): entry, bit, flag.
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+_HWCAPS = (
+    (_AT_HWCAP, 1, "asimd"),
+    (_AT_HWCAP, 10, "asimdhp"),
+    (_AT_HWCAP, 20, "asimddp"),
+    (_AT_HWCAP, 22, "sve"),
+    (_AT_HWCAP2, 1, "sve2"),
+    (_AT_HWCAP2, 13, "i8mm"),
+    (_AT_HWCAP2, 14, "bf16"),
+)
 _APPLE_X86 = {"avx1.0": "avx", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "avx512vnni": "avx512_vnni", "lzcnt": "abm"}
 
 
@@ -49,11 +61,27 @@ def cpu_flags() -> frozenset[str]:
     """Feature flags of the CPU by their Linux names; empty when the system does not tell."""
     if sys.platform == "darwin":
         return _apple_flags()
+    if sys.platform == "linux" and machine() == "aarch64" and (flags := parse_hwcaps(_auxiliary())):
+        return flags  # not from /proc/cpuinfo, which under an emulator tells of the machine it runs on
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
     return parse_cpuinfo(text)
+
+
+def parse_hwcaps(entries: Mapping[int, int]) -> frozenset[str]:
+    """Flags from entries of the auxiliary vector, AT_HWCAP and AT_HWCAP2 of AArch64."""
+    return frozenset(flag for entry, bit, flag in _HWCAPS if entries.get(entry, 0) >> bit & 1)
+
+
+def _auxiliary() -> dict[int, int]:
+    try:
+        getauxval = ctypes.CDLL(None).getauxval
+    except (OSError, AttributeError):  # a C library without it
+        return {}
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return {entry: getauxval(entry) for entry in (_AT_HWCAP, _AT_HWCAP2)}
 
 
 def parse_cpuinfo(text: str) -> frozenset[str]:

@@ -47,6 +47,16 @@ TABLE: Mapping[str, Entry] = {
         options={"cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]"},
         needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
     ),
+    "arm": Entry(
+        module="dsv3c.targets.arm",
+        summary="AArch64 CPUs: NEON, dot product and matrix product kernels, chosen when the artifact is loaded",
+        options={
+            "cpu": "leave out what this CPU cannot run, e.g. cortex-a72, cortex-a76, neoverse-n1, apple-m1  "
+            "[default: generic, for any]",
+            "os": "linux or macos  [default: linux; macos for CPUs of Apple]",
+        },
+        needs=("apache-tvm", "apache-tvm-ffi", "arm-linker"),
+    ),
 }
 
 

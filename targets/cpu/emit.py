@@ -149,7 +149,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         {
             "name": level.name,
             "requires": list(level.requires),
-            "file": f"kernels/{level.name}.so",
+            "file": f"kernels/{level.library}",
             "tuning": level.tuning.to_json(),
             **_prefill_from(level, entries),
         }
@@ -162,7 +162,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
 
         def library(level: IsaLevel, functions: Mapping[str, Any]) -> None:
-            build_library(functions, level, folder / f"{level.name}.so")
+            build_library(functions, level, folder / level.library)
             advance(1)
 
         # LLVM runs outside of Python's lock, so levels compile side by side.

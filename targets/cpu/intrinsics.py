@@ -1,7 +1,8 @@
 """Instructions kernels name themselves, each declared beside its meaning in numpy.
 
-dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with unsigned 8-bit codes, signed 8-bit x
-and no saturation. All implementations return the same integers.
+dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with 8-bit codes, signed 8-bit x above -128
+and no saturation. Codes are unsigned or, for instructions that want two signed operands, signed: all implementations of
+one kind return the same integers.
 
 dot2: for each 32-bit lane r, acc[r] += sum over j < 2 of a[r, j] * b[r, j], with bfloat16 a and b and float32 acc.
 """
@@ -22,18 +23,25 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Intrinsic:
-    """`emit` builds the expression; `meaning` computes the same on numpy arrays. `llvm`: IR its kernel must import."""
+    """`emit` builds the expression; `meaning` computes the same on numpy arrays. `llvm`: IR its kernel must import.
+    `signed`: codes are, so 8-bit ones come less 128."""
 
     name: str
     lanes: int
     emit: Callable[..., Expr]
     meaning: Callable[..., Array]
     llvm: str = ""
+    signed: bool = False
 
 
 def dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
     """acc i32 [lanes], codes u8 [lanes, 4], x i8 [4] -> i32 [lanes]."""
     return acc + codes.astype(np.int32) @ x.astype(np.int32)
+
+
+def signed_dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
+    """The same with codes i8 [lanes, 4]."""
+    return dot4_meaning(acc, codes.view(np.int8), x)
 
 
 def _vnni512(acc: Expr, codes: Expr, x: Expr) -> Expr:
@@ -66,10 +74,35 @@ def _madd(lanes: int, instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
     return emit
 
 
+def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
+    """dot4 in one instruction of AArch64."""
+
+    def emit(acc: Expr, codes: Expr, x: Expr) -> Expr:
+        factors = T.reinterpret("int8x16", T.broadcast(x, 4))
+        return T.call_llvm_pure_intrin("int32x4", instruction, acc, T.reinterpret("int8x16", codes), factors)
+
+    return emit
+
+
+def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """dot4 by widening products of the two halves, added in pairs: 2 * 128 * 127 fits in 16 bits, hence x above -128."""
+    factors = T.reinterpret("int8x8", T.broadcast(x, 2))
+    signed = T.reinterpret("int8x16", codes)
+    halves = (T.Shuffle([signed], list(range(start, start + 8))) for start in (0, 8))
+    products = [T.call_llvm_pure_intrin("int16x8", f"{_NEON}smull.v8i16", half, factors) for half in halves]
+    pairs = T.call_llvm_pure_intrin("int16x8", f"{_NEON}addp.v8i16", *products)
+    return acc + T.call_llvm_pure_intrin("int32x4", f"{_NEON}saddlp.v4i32.v8i16", pairs)
+
+
+_NEON = "llvm.aarch64.neon."
+
 DOT4 = {
     "vnni512": Intrinsic("vnni512", 16, _vnni512, dot4_meaning),
     "madd512": Intrinsic("madd512", 16, _madd(16, "llvm.x86.avx512.pmaddw.d.512"), dot4_meaning),
     "madd256": Intrinsic("madd256", 8, _madd(8, "llvm.x86.avx2.pmadd.wd"), dot4_meaning),
+    "usdot": Intrinsic("usdot", 4, _arm_dot(f"{_NEON}usdot.v4i32.v16i8"), dot4_meaning),
+    "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),
+    "smull": Intrinsic("smull", 4, _smull, signed_dot4_meaning, signed=True),
 }
 
 

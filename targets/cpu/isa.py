@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dsv3c.targets.cpu.platforms import Platform
 from dsv3c.targets.cpu.tuning import RECORDS, Tuning, read_record, tuning_of
 
 
@@ -18,7 +19,8 @@ class IsaLevel:
     dot2: name of the bfloat16 dot product in `intrinsics.DOT2`, if the level has one.
     cflags: what a C compiler is told, for the routines that measure the level's limits. tuning: the measured numbers of
     its kernels. absorbed_rate: operations a second of absorbed attention over a bfloat16 cache, as a multiple of
-    materialised attention's; it decides from how many tokens on a step takes the latter.
+    materialised attention's; it decides from how many tokens on a step takes the latter. platform: the system it is
+    built for; None is this machine.
     """
 
     name: str
@@ -31,6 +33,12 @@ class IsaLevel:
     cflags: tuple[str, ...] = ()
     absorbed_rate: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)
+    platform: Platform | None = None
+
+    @property
+    def library(self) -> str:
+        """File name of the level's kernel library."""
+        return self.name + (self.platform.suffix if self.platform else ".so")
 
     def tuned(self, tuning: Tuning) -> IsaLevel:
         """The same level with other numbers."""

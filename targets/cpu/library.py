@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,16 +15,11 @@ from tvm import s_tir, tirx
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.platforms import find_compiler_for
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
 PROBE = Path(__file__).with_name("probe.c")
-_COMPILERS = ("cc", "gcc", "clang")
 _PIPELINE = "dsv3c_cpu"
-
-
-class NoCCompiler(Dsv3cError):
-    message = "no C compiler found: tried $CC, {tried} and the Python package ziglang"
-    hint = "install one (Debian: apt-get install gcc; anywhere: pip install ziglang) or set CC to its path"
 
 
 class LinkFailed(Dsv3cError):
@@ -35,22 +27,11 @@ class LinkFailed(Dsv3cError):
     hint = "check that the C compiler works and has its C library headers (Debian: apt-get install libc6-dev)"
 
 
-def find_c_compiler() -> list[str]:
-    """The command line prefix of a C compiler: $CC, cc, gcc, clang, then `python -m ziglang cc`."""
-    chosen = os.environ.get("CC", "").split()
-    if chosen and shutil.which(chosen[0]):
-        return chosen
-    for name in _COMPILERS:
-        if path := shutil.which(name):
-            return [path]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    raise NoCCompiler(tried=", ".join(_COMPILERS))
-
-
 def tvm_target(level: IsaLevel) -> Any:
     """TVM's name for `level`."""
     config: dict[str, Any] = {"kind": "llvm", "mcpu": level.mcpu}
+    if level.platform:
+        config["mtriple"] = level.platform.triple
     if level.mattr:
         config["mattr"] = list(level.mattr)
     return tvm.target.Target(config)
@@ -83,9 +64,10 @@ def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> 
     `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and libc. DSV3C_DEBUG=4 prints the kernels as
     TVMScript on stderr.
 
-    Raises NoCCompiler or LinkFailed.
+    Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
-    compiler = find_c_compiler()
+    compiler = find_compiler_for(level.platform)
+    shared = level.platform.shared if level.platform else ()
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     if debug_level() >= 4:
         print(f"# {path.name}\n{module.script()}", file=sys.stderr)
@@ -96,7 +78,7 @@ def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> 
         probe = Path(folder, "probe.o")
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, ["-shared", "-pthread", str(THREADPOOL), str(probe), str(kernels), "-lm"], path)
+        _compile(compiler, ["-shared", *shared, "-pthread", str(THREADPOOL), str(probe), str(kernels), "-lm"], path)
     return path
 
 

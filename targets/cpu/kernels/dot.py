@@ -22,6 +22,8 @@ from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
 Expr = Any
 
+SIGN = 128  # what an unsigned 8-bit code loses when it becomes a signed one
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -206,7 +208,7 @@ def _integer_dot(
             total = T.bind(x.sum[scale + g])
             for block in range(len(starts)):
                 for part in parts:
-                    store(sums[block][row], part, _offset(w, scale_starts[block], g, part, lanes, total), lanes)
+                    store(sums[block][row], part, _offset(level, w, scale_starts[block], g, part, total), lanes)
         words = group * spec.bits // 32
         unroll = min(level.tuning.word_unroll, words)
         with T.serial(0, words // unroll) as chunk:
@@ -231,10 +233,12 @@ def _integer_dot(
                 store(buffer, part, load(buffer, part, lanes) * scale, lanes)
 
 
-def _offset(w: Weight, scale_start: Expr, g: Expr, part: int, lanes: int, total: Expr) -> Expr:
+def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, total: Expr) -> Expr:
     """-zero point * total of one part of a block as int32 lanes: what an integer sum of group g starts from."""
+    lanes = level.lanes
     if w.zero is None:
-        return T.broadcast(total * (-w.spec.zero_point), lanes)
+        taken = SIGN if _is_signed(level, w.spec) else 0
+        return T.broadcast(total * (taken - w.spec.zero_point), lanes)
     at = scale_start + T.Cast("int64", g) * LANES + part
     return T.Cast(f"int32x{lanes}", load(w.zero, at, lanes)) * T.broadcast(0 - total, lanes)
 
@@ -259,14 +263,22 @@ def _dot_word(
         for part in range(0, LANES, lanes):
             at = start + T.Cast("int64", word) * (LANES * 4) + part * 4
             codes = T.bind(T.reinterpret(f"uint32x{lanes}", load(w.data, at, 4 * lanes)))
-            for half, operand in enumerate(_unpacked(codes, w.spec, lanes)):
+            for half, operand in enumerate(_unpacked(level, codes, w.spec)):
                 for row, row_words in enumerate(x_words):
                     acc = load(sums[block][row], part, lanes)
                     store(sums[block][row], part, dot4(acc, operand, row_words[half]), lanes)
 
 
-def _unpacked(codes: Expr, spec: QuantSpec, lanes: int) -> list[Expr]:
+def _is_signed(level: IsaLevel, spec: QuantSpec) -> bool:
+    """Whether the level's products want codes less SIGN. Those of four bits are the same either way."""
+    return spec.bits == 8 and DOT4[level.dot].signed
+
+
+def _unpacked(level: IsaLevel, codes: Expr, spec: QuantSpec) -> list[Expr]:
     """uint32 lanes of four 8-bit codes each: one vector for int8, low then high nibbles for int4."""
+    lanes = level.lanes
+    if _is_signed(level, spec):
+        return [T.bind(T.bitwise_xor(codes, T.broadcast(T.uint32(SIGN * 0x01010101), lanes)))]
     if spec.bits == 8:
         return [codes]
     nibbles = T.broadcast(T.uint32(0x0F0F0F0F), lanes)

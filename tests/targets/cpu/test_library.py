@@ -15,12 +15,13 @@ import tvm_ffi
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.limits import measure_limits
-from dsv3c.targets.cpu import library as library_module
+from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.elementwise import Add
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, NoCCompiler, build_library, find_c_compiler
+from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, build_library
+from dsv3c.targets.cpu.platforms import NoCCompiler, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 
 # Calls the pool directly: task i adds i+1 to slot[i]; every slot is written once a launch, by any number of threads.
@@ -190,19 +191,19 @@ def test_kernels_may_be_called_from_several_threads(path):
 
 def test_missing_compiler_is_named(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(library_module.shutil, "which", lambda _: None)
-    monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(platforms.shutil, "which", lambda _: None)
+    monkeypatch.setattr(platforms.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(NoCCompiler, match=re.escape("pip install ziglang")):
         find_c_compiler()
 
 
 def test_cc_comes_first_and_ziglang_last(monkeypatch):
     monkeypatch.setenv("CC", "mycc -m64")
-    monkeypatch.setattr(library_module.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(platforms.shutil, "which", lambda name: f"/bin/{name}")
     assert find_c_compiler() == ["mycc", "-m64"]
     monkeypatch.delenv("CC")
-    monkeypatch.setattr(library_module.shutil, "which", lambda _: None)
-    monkeypatch.setattr(library_module.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(platforms.shutil, "which", lambda _: None)
+    monkeypatch.setattr(platforms.importlib.util, "find_spec", lambda _: object())
     assert find_c_compiler()[1:] == ["-m", "ziglang", "cc"]
 
 

@@ -1,0 +1,65 @@
+"""AArch64 CPUs on Linux and macOS: NEON, dot product and matrix product levels; the runtime picks by CPU features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.ir import Value
+from dsv3c.compiler.target import Emission, Entry
+from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS
+
+_SYSTEMS = {"linux": ARM_LINUX, "macos": ARM_MACOS}
+
+
+class UnknownArmCpu(Dsv3cError):
+    message = "target arm knows no CPU {cpu!r}"
+    hint = "the known ones are {known}; generic is right for all of them"
+
+
+class UnknownArmSystem(Dsv3cError):
+    message = "target arm has no kernels for the system {system!r}"
+    hint = "the known ones are {known}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The ARM target. TVM is imported when the first graph is lowered.
+
+    cpu: decides which levels the artifact has and whose tuning record the kernels follow. system: linux or macos.
+    """
+
+    cpu: str = "generic"
+    system: str = "linux"
+    name: str = "arm"
+    layout: str = "rows16"
+    integer_activations: bool = True
+
+    def configured(self, options: Mapping[str, str]) -> Arm:
+        """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""
+        from dsv3c.targets.arm.levels import CPUS
+
+        cpu = options.get("cpu", "generic")
+        if cpu not in CPUS:
+            raise UnknownArmCpu(cpu=cpu, known=", ".join(CPUS))
+        system = options.get("os", "macos" if cpu.startswith("apple-") else "linux")
+        if system not in _SYSTEMS:
+            raise UnknownArmSystem(system=system, known=", ".join(_SYSTEMS))
+        return replace(self, cpu=cpu, system=system)
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        from dsv3c.targets.cpu.emit import scratch_bytes
+
+        return scratch_bytes(value, bounds)
+
+    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        from dsv3c.targets.arm.levels import levels_of
+        from dsv3c.targets.cpu.emit import emit
+        from dsv3c.targets.cpu.isa import tuned_levels
+
+        levels = (replace(level, platform=_SYSTEMS[self.system]) for level in levels_of(self.cpu))
+        return emit(entries, bounds, tuned_levels(levels, self.cpu))
+
+
+TARGET = Arm()

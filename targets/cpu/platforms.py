@@ -1,0 +1,97 @@
+"""Systems that kernel libraries are built for, and the compiler driver that links for each on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform as host
+import shutil
+import sys
+from dataclasses import dataclass
+
+from dsv3c.compiler.errors import Dsv3cError
+
+_COMPILERS = ("cc", "gcc", "clang")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """triple: what LLVM is told. system: as `sys.platform` names it; machines: names that `platform.machine` gives.
+    zig: its `-target`. gcc: the cross compiler of Debian and others, "" where there is none. shared: what the linker is
+    told besides `-shared`. suffix: of a library's file name."""
+
+    triple: str
+    system: str
+    machines: tuple[str, ...]
+    zig: str
+    gcc: str = ""
+    shared: tuple[str, ...] = ()
+    suffix: str = ".so"
+
+    @property
+    def is_this(self) -> bool:
+        """Whether this machine can run what is built for it."""
+        return sys.platform == self.system and host.machine().lower() in self.machines
+
+
+# The runtime's packages need glibc 2.28 on ARM themselves.
+ARM_LINUX = Platform(
+    triple="aarch64-linux-gnu",
+    system="linux",
+    machines=("aarch64", "arm64"),
+    zig="aarch64-linux-gnu.2.28",
+    gcc="aarch64-linux-gnu-gcc",
+)
+# Symbols of TVM are found when the library is loaded, as in ELF.
+ARM_MACOS = Platform(
+    triple="arm64-apple-macos",
+    system="darwin",
+    machines=("arm64", "aarch64"),
+    zig="aarch64-macos",
+    shared=("-undefined", "dynamic_lookup"),
+    suffix=".dylib",
+)
+
+
+class NoCCompiler(Dsv3cError):
+    message = "no C compiler found: tried $CC, {tried} and the Python package ziglang"
+    hint = "install one (Debian: apt-get install gcc; anywhere: pip install ziglang) or set CC to its path"
+
+
+class NoCrossCompiler(Dsv3cError):
+    message = "nothing on this machine links for {triple}: tried {tried}"
+    hint = "pip install 'dsv3c[arm]', which brings ziglang{or_gcc}"
+
+
+def find_c_compiler() -> list[str]:
+    """The command line prefix of a C compiler: $CC, cc, gcc, clang, then `python -m ziglang cc`. Raises NoCCompiler."""
+    chosen = os.environ.get("CC", "").split()
+    if chosen and shutil.which(chosen[0]):
+        return chosen
+    for name in _COMPILERS:
+        if path := shutil.which(name):
+            return [path]
+    if importlib.util.find_spec("ziglang"):
+        return _zig()
+    raise NoCCompiler(tried=", ".join(_COMPILERS))
+
+
+def find_compiler_for(platform: Platform | None) -> list[str]:
+    """As find_c_compiler, for `platform`; None is this machine. Raises NoCCompiler, NoCrossCompiler.
+
+    Where it cannot be native, ziglang comes first: its libraries need the C library that `zig` names, whereas those of
+    a distribution's cross compiler need the distribution's.
+    """
+    if platform is None or platform.is_this:
+        return find_c_compiler()
+    if importlib.util.find_spec("ziglang"):
+        return [*_zig(), "-target", platform.zig]
+    if platform.gcc and (path := shutil.which(platform.gcc)):
+        return [path]
+    tried = " and ".join(["the Python package ziglang", *([platform.gcc] if platform.gcc else [])])
+    or_gcc = f" (Debian also has the package gcc-{platform.triple})" if platform.gcc else ""
+    raise NoCrossCompiler(triple=platform.triple, tried=tried, or_gcc=or_gcc)
+
+
+def _zig() -> list[str]:
+    return [sys.executable, "-m", "ziglang", "cc"]
