@@ -80,8 +80,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
-    """sha256 and size of every file below `folder`, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """sha256 and size of every file below `folder` but the manifest, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = list(pool.map(_sha256, files))
     return {

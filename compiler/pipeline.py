@@ -137,12 +137,14 @@ def compile_checkpoint(
         plan = _plan(source.config, options, lowered.bounds, emission)
         artifact.write_json(folder / "plan.json", plan)
         artifact.copy_side_files(checkpoint, folder)
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
+        artifact.write_json(folder / artifact.MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
-            emission.extras[name](folder)
-        manifest = _manifest(source, options, emission, file, plan, lowered)
+            notes += emission.extras[name](folder) or ()
+        manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
-    return CompileReport(destination, manifest, source.notes, time.monotonic() - started, peak_rss())
+    return CompileReport(destination, manifest, tuple(notes), time.monotonic() - started, peak_rss())
 
 
 def check_formats(options: CompileOptions) -> None:

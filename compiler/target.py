@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,14 +25,15 @@ class Emission:
     plan: content of plan.json but for what the compiler knows itself (see pipeline). recipes: the weights by their name
     in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
     libraries into `folder`, calling `advance(1)` for each. extras: what `--emit` may ask for besides; each writes its
-    files into the artifact's folder, where everything but the manifest is already written.
+    files into the artifact's folder, where everything but the manifest's `files` is already written, and may return
+    notes for the user.
     """
 
     plan: Mapping[str, Any]
     recipes: Mapping[str, Value]
     levels: tuple[Mapping[str, Any], ...]
     write_kernels: Callable[[Path, Callable[[int], None]], None]
-    extras: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
 
 
 class Target(Protocol):
