@@ -44,7 +44,6 @@ def _lowering() -> tuple[Any, Any, Any]:
     """
     passes = [
         s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.FlattenBuffer(),
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
