@@ -16,7 +16,7 @@ from dsv3c.runtime.errors import IsaNotSupported, ThreadsInvalid, UnknownIsaLeve
 ISA_VARIABLE = "DSV3C_ISA"
 THREADS_LIMIT = 256  # of the thread pool in a kernel library
 
-_MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
+MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
 _ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 # Apple reports features under its own names; kernels are labelled with those of Linux.
 _APPLE_ARM = {
@@ -49,11 +49,11 @@ def machine() -> str:
 def require_machine(target: Target) -> None:
     """Raises WrongMachine when the target's family runs on another architecture."""
     family = target.name.split(":", 1)[0]
-    wanted = _MACHINES.get(family)
+    wanted = MACHINES.get(family)
     found = machine()
     if wanted is None or wanted == found:
         return
-    suggestion = next((name for name, known in _MACHINES.items() if known == found), "<target>")
+    suggestion = next((name for name, known in MACHINES.items() if known == found), "<target>")
     raise WrongMachine(wanted=wanted, found=found, suggestion=suggestion)
 
 

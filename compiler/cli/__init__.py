@@ -15,6 +15,7 @@ import click
 from dsv3c.compiler.cli.compile import compile_command
 from dsv3c.compiler.cli.doctor import doctor_command
 from dsv3c.compiler.cli.inspect import inspect_command
+from dsv3c.compiler.cli.package import package_command
 from dsv3c.compiler.cli.plan import plan_command
 from dsv3c.compiler.cli.targets import targets_command
 from dsv3c.compiler.cli.tune import tune_command
@@ -52,6 +53,7 @@ for command in (
     tune_command,
     inspect_command,
     verify_command,
+    package_command,
     plan_command,
     doctor_command,
     targets_command,

@@ -1,0 +1,96 @@
+"""A tar archive whose bytes depend on its files alone: entries sorted, no times, no owners.
+
+GNU's format, not pax: sizes above 8 GB are then understood by the tar of BusyBox too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dsv3c.runtime.artifact import FileEntry
+from dsv3c.runtime.errors import FileSizeWrong, HashMismatch
+from dsv3c.runtime.jsonfile import open_regular
+
+TIME = 315_532_800  # 1980: tools that also know zip accept nothing older
+# Text becomes a fifth at the lowest level already, and weights do not get smaller at the highest.
+LEVEL = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of `size` bytes under `name`, from a path or from memory. expected: what its hash must be, where known."""
+
+    name: str
+    source: Path | bytes
+    size: int
+    expected: FileEntry | None = None
+    executable: bool = False
+
+    @staticmethod
+    def of_text(name: str, text: str) -> Entry:
+        content = text.encode()
+        return Entry(name, content, len(content))
+
+
+def write(
+    file: BinaryIO, root: str, entries: Iterable[Entry], compressed: bool, advance: Callable[[int], None]
+) -> None:
+    """Write all entries below one folder `root`; `advance` is told the bytes read.
+
+    Raises FileSizeWrong or HashMismatch for a file that is not what its entry says.
+    """
+    with ExitStack() as stack:
+        stream: BinaryIO = file
+        if compressed:
+            packed = gzip.GzipFile(filename="", mode="wb", compresslevel=LEVEL, fileobj=file, mtime=0)
+            stream = stack.enter_context(packed)  # type: ignore[assignment]
+        tar = stack.enter_context(
+            tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK, copybufsize=_CHUNK)
+        )
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            info = tarfile.TarInfo(f"{root}/{entry.name}")
+            info.size, info.mtime, info.mode = entry.size, TIME, 0o755 if entry.executable else 0o644
+            with _Source(entry, advance) as source:
+                tar.addfile(info, source)
+                source.check()
+
+
+class _Source(io.RawIOBase):
+    """The content of an entry as it goes by, hashed."""
+
+    def __init__(self, entry: Entry, advance: Callable[[int], None]) -> None:
+        self._entry = entry
+        self._advance = advance
+        self._digest = hashlib.sha256()
+        self._done = 0
+        source = entry.source
+        self._file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(open_regular(source), "rb", 0)
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self._file.read(size) or b""
+        self._digest.update(chunk)
+        self._done += len(chunk)
+        self._advance(len(chunk))
+        if not chunk and self._done < self._entry.size:
+            raise FileSizeWrong(path=self._entry.source, actual=self._done, expected=self._entry.size)
+        return chunk
+
+    def check(self) -> None:
+        """Raises HashMismatch unless what went by is what the entry expects."""
+        expected, actual = self._entry.expected, self._digest.hexdigest()
+        if expected is not None and actual != expected.sha256:
+            raise HashMismatch(path=self._entry.source, actual=actual, expected=expected.sha256)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

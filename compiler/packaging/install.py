@@ -1,0 +1,82 @@
+"""Puts the packages of an archive into a folder that PYTHONPATH can name: `python install.py SITE`.
+
+Runs on the device with nothing but the standard library. Wheels that the archive holds are unpacked, which takes
+neither pip nor a network; those that it does not hold are installed by pip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FACTS = "package.json"
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def main(site: Path) -> None:
+    facts = json.loads((HERE / FACTS).read_text(encoding="utf-8"))
+    require(facts)
+    if site.is_dir() and any(site.iterdir()) and not (site / FACTS).is_file():
+        sys.exit(f"{site} holds something else; set SITE to another folder")
+    print(f"installing the runtime into {site}", file=sys.stderr)
+    try:
+        site.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{site.name}.", dir=site.parent))
+    except OSError as error:
+        sys.exit(f"cannot write to {site.parent}: {error.strerror}; set SITE to another folder")
+    try:
+        fill(partial, facts)
+        shutil.copyfile(HERE / FACTS, partial / FACTS)
+        partial.chmod(0o755)
+        shutil.rmtree(site, ignore_errors=True)
+        partial.rename(site)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require(facts: dict) -> None:
+    """Leaves with a message unless this is what the wheels are for."""
+    machine = platform.machine().lower()
+    found = f"{sys.platform} on {MACHINES.get(machine, machine)}"
+    wanted = f"{facts['system']} on {facts['machine']}"
+    if found != wanted:
+        sys.exit(f"this archive is for {wanted}, this machine is {found}")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python != facts["python"]:
+        hint = f"set PYTHON to another interpreter, or make an archive with: dsv3c package --python {python}"
+        sys.exit(f"this archive is for Python {facts['python']}, {sys.executable or 'this'} is Python {python}; {hint}")
+    if not facts["glibc"]:
+        return
+    name, version = platform.libc_ver()
+    if name != "glibc" or numbers(version) < numbers(facts["glibc"]):
+        found = f"{name or 'another C library'} {version}".strip()
+        sys.exit(f"this archive needs glibc {facts['glibc']} or newer, this system has {found}")
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def fill(folder: Path, facts: dict) -> None:
+    for wheel in [*facts["runtime"], *(facts["packages"] if facts["bundled"] else ())]:
+        with zipfile.ZipFile(HERE / "wheels" / wheel) as file:
+            file.extractall(folder)
+    if facts["bundled"]:
+        return
+    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder)]
+    if subprocess.run([*command, "--requirement", str(HERE / "requirements.txt")]).returncode:
+        sys.exit("pip could not install requirements.txt; make an archive that has the wheels: dsv3c package --wheels")
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    main(Path(sys.argv[1]).absolute())

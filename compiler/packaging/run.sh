@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs the model beside this file:
+#
+#   ./run.sh -p "Once upon a time"      generates text; --help lists the options
+#   ./run.sh bench -p 128               or another command: bench, inspect, verify
+#
+# PYTHON is the interpreter (python3), which may be a command with arguments. SITE is the folder for the packages (site,
+# beside this file); they are put there when it is not yet there.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+python=${PYTHON:-python3}
+site=${SITE:-$here/site}
+
+# shellcheck disable=SC2086 # $python may have arguments
+[ "$(cat "$here/package.json")" = "$(cat "$site/package.json" 2>/dev/null)" ] || $python "$here/install.py" "$site"
+
+command=generate
+case ${1-} in
+generate | bench | inspect | verify)
+    command=$1
+    shift
+    ;;
+esac
+PYTHONPATH=$site PYTHONSAFEPATH=1
+export PYTHONPATH PYTHONSAFEPATH
+# shellcheck disable=SC2086
+exec $python -s -m dsv3c.runtime "$command" "$here/model" "$@"
