@@ -13,11 +13,11 @@ TEST_ARGS   ?=
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types conformance bench clean
+.PHONY: help venv demo test test-arm lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make .venv and install dsv3c with its development tools
 
@@ -34,6 +34,11 @@ demo: $(STAMP)  ## compile the bundled model for this CPU and tell a story
 
 test: $(STAMP)  ## run the test suite (TEST_ARGS="-k name" for a part)
 	$(BIN)/pytest $(TEST_ARGS)
+
+test-arm: $(STAMP)  ## run ARM kernels and the bundled model under qemu (Debian; fetches an arm64 Python)
+	@$(PIP) install --editable '.[dev,arm]'
+	$(BIN)/python -m tests.targets.arm.make_root build/arm-root
+	$(BIN)/pytest tests/targets/arm $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .
