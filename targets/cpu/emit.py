@@ -20,6 +20,7 @@ from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.frame import Operand
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.cpu.lower import KernelCall, lower
+from dsv3c.targets.cpu.relax_module import write_modules
 
 STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")
 Buffer = dict[str, Any]
@@ -169,7 +170,10 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(library, levels, built))
 
-    return Emission(content, plan.recipes, described, write_kernels)
+    def write_tvm(folder: Path) -> None:
+        write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)
+
+    return Emission(content, plan.recipes, described, write_kernels, {"tvm": write_tvm})
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:

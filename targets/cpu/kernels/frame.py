@@ -91,8 +91,10 @@ def weight_operands(role: str, weight: QuantSpec, leading: tuple[int, ...], n: i
 def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], None], llvm: str = "") -> PrimFunc:
     """The function over `operands`, in order, whose statements `body` emits given the buffers by role.
 
-    llvm: LLVM IR of functions that the body calls.
+    llvm: LLVM IR of functions that the body calls, without comments. It goes in as one line: TVMScript does not read
+    back a string with line breaks.
     """
+    llvm = " ".join(llvm.split())
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")
