@@ -1,4 +1,4 @@
-"""The packed weight layout "rows16": sixteen output rows side by side in the vector lanes.
+"""The packed weight layouts by name, and "rows16" itself: sixteen output rows side by side in the vector lanes.
 
 A weight [..., N, K] is cut into N16/16 blocks of sixteen rows (N padded to N16; padding rows decode to 0). Inside a
 block K runs slowest, so that a kernel streams a block from start to end. Components, each a plain array:
@@ -13,11 +13,13 @@ block K runs slowest, so that a kernel streams a block from start to end. Compon
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler import nbits
 from dsv3c.compiler.quant import NUMPY_DTYPES, QTensor, QuantSpec
 
 Array = NDArray[Any]
@@ -25,6 +27,14 @@ LANES = 16
 WORD = np.dtype("<u4")  # four codes of one row, moved as one
 
 ComponentTypes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Layout(NamedTuple):
+    """How a weight is stored: the types of its components, packing, and its exact inverse (see those of rows16)."""
+
+    component_types: Callable[[QuantSpec, tuple[int, ...], int, int], ComponentTypes]
+    pack: Callable[[QTensor | Array, QuantSpec], dict[str, Array]]
+    unpack: Callable[[dict[str, Array], QuantSpec, int, int], QTensor | Array]
 
 
 def padded_rows(n: int) -> int:
@@ -129,3 +139,9 @@ def _lanes_to_rows(x: Array) -> Array:
 def _bytes(words: Array) -> Array:
     """u32 [..., 16] as u8 [..., 16, 4]."""
     return words.view(np.uint8).reshape(*words.shape, 4)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "rows16": Layout(component_types, pack, unpack),
+    "nbits": Layout(nbits.component_types, nbits.pack, nbits.unpack),
+}

@@ -196,6 +196,7 @@ NEEDS: Mapping[str, Need] = {
     for need in (
         Need("apache-tvm", _package("apache-tvm"), "compiles kernels", "pip install apache-tvm==0.27.0.post1"),
         Need("apache-tvm-ffi", _package("apache-tvm-ffi"), "calls kernels", "pip install 'apache-tvm-ffi<0.1.15'"),
+        Need("onnx", _package("onnx"), "writes ONNX graphs", "pip install 'onnx>=1.18'"),
         Need("c-compiler", _compiler, "links kernel libraries", "install gcc or clang, or pip install ziglang"),
         Need("ziglang", _package("ziglang"), "links for other systems", "pip install ziglang"),
         Need(

@@ -26,9 +26,9 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see quant.QuantSpec) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32 or bf16. max_tokens, max_rows, max_sequences: bounds of one step. stop_after: name of the pass to
-    stop at; dump_to: folder for the graph after each pass. overwrite: replace an existing artifact. emit: further forms
-    of the artifact to write beside it, by the names that the target gives them.
+    cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
+    stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
+    existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
     """
 
     target: str = "x86"
@@ -49,8 +49,8 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
-        if self.cache_dtype not in (None, "f32", "bf16"):
-            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32 or bf16")
+        if self.cache_dtype not in (None, "f32", "f16", "bf16"):
+            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
 
     @property
     def resolved_head_quant(self) -> str:

@@ -21,7 +21,7 @@ from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.compiler.rewrite import Pass
 from dsv3c.compiler.sizes import model_parts
-from dsv3c.compiler.target import Emission, Entry, Target
+from dsv3c.compiler.target import Emission, Entry, Place, Target
 from dsv3c.compiler.verifier import verify
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -37,8 +37,8 @@ from dsv3c.passes.simplify import Simplify
 
 PLAN_VERSION = 1
 EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
-CACHE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
-CACHE_BYTES = {"f32": 4, "bf16": 2}
+CACHE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 class Progress(Protocol):
@@ -75,11 +75,12 @@ class CompileReport:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The entries after all passes, what the passes did, and the bounds of one step."""
+    """The entries after all passes, what the passes did, the bounds of one step, the cache's element type."""
 
     entries: Mapping[str, Entry]
     rewrites: Mapping[str, Mapping[str, int]]
     bounds: Mapping[str, int]
+    cache_dtype: str
 
 
 def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
@@ -88,6 +89,8 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     def scratch(value: Value) -> int:
         return target.scratch_bytes(value, bounds)
 
+    # A target without a layout of its own hands the graph on to a compiler that packs and plans.
+    lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)] if target.layout else []
     return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
         FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
@@ -99,8 +102,7 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
         FuseSwiglu(),
         Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
-        Pack(target.layout, target.integer_activations),
-        PlanMemory(bounds, scratch),
+        *lay_out,
     ]
 
 
@@ -133,8 +135,11 @@ def compile_checkpoint(
         file = weights.lay_out(emission.recipes)
         progress.stage("writing weights", file.tensor_bytes)
         weights.write(file, folder / "weights.safetensors", _reader(source), progress.advance)
+        if emission.write_graphs is not None:
+            progress.stage("writing graphs")
+            emission.write_graphs(folder, _places(file))
         progress.stage("hashing")
-        plan = _plan(source.config, options, lowered.bounds, emission)
+        plan = _plan(source.config, lowered, emission)
         artifact.write_json(folder / "plan.json", plan)
         artifact.copy_side_files(checkpoint, folder)
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
@@ -179,7 +184,7 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    cache_dtype = options.resolved_cache_dtype
+    cache_dtype = choose_cache_dtype(options, target)
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
@@ -191,7 +196,18 @@ def lower(
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
         entries[name], rewrites[name] = Entry(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds)
+    return Lowered(entries, rewrites, bounds, cache_dtype)
+
+
+def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
+    """The element type of the cache. Raises BadOptionError for one asked for that the target does not have."""
+    wanted = options.resolved_cache_dtype
+    if wanted in target.cache_dtypes:
+        return wanted
+    if options.cache_dtype is None:
+        return target.cache_dtypes[0]
+    expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
+    raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
 
 
 def n_caches(config: ModelConfig) -> int:
@@ -199,8 +215,8 @@ def n_caches(config: ModelConfig) -> int:
     return config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
 
 
-def cache_bytes_per_token(config: ModelConfig, options: CompileOptions) -> int:
-    return n_caches(config) * config.latent_dim * CACHE_BYTES[options.resolved_cache_dtype]
+def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
+    return n_caches(config) * config.latent_dim * CACHE_BYTES[cache_dtype]
 
 
 def materialize_from(config: ModelConfig) -> int:
@@ -256,15 +272,18 @@ def _reader(source: Checkpoint) -> weights.Read:
     return read
 
 
-def _plan(
-    config: ModelConfig, options: CompileOptions, bounds: Mapping[str, int], emission: Emission
-) -> dict[str, Any]:
+def _places(file: weights.WeightFile) -> dict[str, Place]:
+    stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
+    return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
+
+
+def _plan(config: ModelConfig, lowered: Lowered, emission: Emission) -> dict[str, Any]:
     common = {
         "version": PLAN_VERSION,
-        "bounds": dict(bounds),
+        "bounds": dict(lowered.bounds),
         "page_size": PAGE_SIZE,
         "latent_dim": config.latent_dim,
-        "cache_dtype": CACHE_DTYPES[options.resolved_cache_dtype],
+        "cache_dtype": CACHE_DTYPES[lowered.cache_dtype],
         "n_caches": n_caches(config),
     }
     return common | dict(emission.plan)
@@ -283,7 +302,7 @@ def _manifest(
         "dsv3c_version": version("dsv3c"),
         "model": {"name": source.path.resolve().name, **source.config.to_dict()},
         "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
-        "target": {"name": options.target, "levels": [dict(level) for level in emission.levels]},
+        "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {
             "weights": options.quant,
             "head": options.resolved_head_quant,
@@ -294,7 +313,7 @@ def _manifest(
         "memory": {
             "weights_bytes": file.nbytes,
             "arena_bytes": plan["arena_bytes"],
-            "cache_bytes_per_token": cache_bytes_per_token(source.config, options),
+            "cache_bytes_per_token": cache_bytes_per_token(source.config, lowered.cache_dtype),
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),
@@ -306,5 +325,3 @@ def peak_rss() -> int:
     """Largest resident set of this process so far, in bytes (ru_maxrss counts kB on Linux, bytes on macOS)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-

@@ -67,7 +67,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     return PlanReport(
         parts=model_parts(config, file),
         weight_bytes=file.nbytes,
-        cache_bytes=slots * pipeline.cache_bytes_per_token(config, options),
+        cache_bytes=slots * pipeline.cache_bytes_per_token(config, lowered.cache_dtype),
         arena_bytes=int(emission.plan["arena_bytes"]),
         context=tokens,
         available_bytes=machine.memory().available,

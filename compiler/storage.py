@@ -50,7 +50,7 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
         return tuple(Component(role, dtype, (*rows, width)) for role, dtype, width in parts)
     if type.layout:
         *leading, n, k = shape
-        packed = layouts.component_types(spec_of(type), tuple(leading), n, k)
+        packed = layouts.LAYOUTS[type.layout].component_types(spec_of(type), tuple(leading), n, k)
         return tuple(Component(role, dtype, dims) for role, (dtype, dims) in packed.items())
     if type.dtype in NUMPY_DTYPES:
         return (Component("data", type.dtype, shape),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dsv3c.compiler.ir import Graph, Value
 
@@ -18,6 +18,13 @@ class Entry:
     min_tokens: int = 1
 
 
+class Place(NamedTuple):
+    """Where a tensor lies in the weights file, in bytes."""
+
+    offset: int
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class Emission:
     """What a target made of the entries.
@@ -26,7 +33,8 @@ class Emission:
     in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
     libraries into `folder`, calling `advance(1)` for each. extras: what `--emit` may ask for besides; each writes its
     files into the artifact's folder, where everything but the manifest's `files` is already written, and may return
-    notes for the user.
+    notes for the user. write_graphs(folder, places) writes into the artifact's folder what refers to the weights file
+    by place, given by tensor name. facts: further entries of the manifest's `target`.
     """
 
     plan: Mapping[str, Any]
@@ -34,10 +42,16 @@ class Emission:
     levels: tuple[Mapping[str, Any], ...]
     write_kernels: Callable[[Path, Callable[[int], None]], None]
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
+    write_graphs: Callable[[Path, Mapping[str, Place]], None] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Target(Protocol):
-    """layout: the packed weight layout; integer_activations: int8 activations meet integer weights."""
+    """layout: the packed weight layout; integer_activations: int8 activations meet integer weights.
+
+    An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
+    not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
+    """
 
     @property
     def name(self) -> str: ...
@@ -47,6 +61,9 @@ class Target(Protocol):
 
     @property
     def integer_activations(self) -> bool: ...
+
+    @property
+    def cache_dtypes(self) -> tuple[str, ...]: ...
 
     def configured(self, options: Mapping[str, str]) -> Target:
         """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""

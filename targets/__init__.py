@@ -57,6 +57,15 @@ TABLE: Mapping[str, Entry] = {
         },
         needs=("apache-tvm", "apache-tvm-ffi", "arm-linker"),
     ),
+    "onnx": Entry(
+        module="dsv3c.targets.onnx",
+        summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",
+        options={
+            "provider": "the execution provider the graph is meant for: cpu, cuda or webgpu  [default: cpu]",
+            "accuracy_level": "of MatMulNBits and QMoE: 4 rounds activations to int8, 0 does not  [default: 4]",
+        },
+        needs=("onnx",),
+    ),
 }
 
 

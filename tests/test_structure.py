@@ -18,7 +18,7 @@ MAX_LINES = 500
 # The compiler from the bottom up. A module may import what stands on its own line and on the lines above it.
 COMPILER_LAYERS = (
     (
-        *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "quant", "layouts", "storage"),
+        *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "quant", "nbits", "layouts", "storage"),
         *("target", "crossing"),
     ),
     ("checkpoint",),

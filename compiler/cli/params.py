@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What people call the formats, beside the full names.
 SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-CACHE_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
+CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 FORMAT_HELP = "float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym, with groups of G = 32, 64 or 128"
 
 

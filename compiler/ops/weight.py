@@ -23,6 +23,7 @@ class Packed:
     spec: QuantSpec
     n: int
     k: int
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def activation_group(type: TensorType) -> int:
 def decoded(x: Any) -> Array:
     """The float32 array that a stored form stands for."""
     if isinstance(x, Packed):
-        x = layouts.unpack(x.components, x.spec, x.n, x.k)
+        x = layouts.LAYOUTS[x.layout].unpack(x.components, x.spec, x.n, x.k)
     if isinstance(x, QTensor):
         return x.dequantize()
     if isinstance(x, QRows):
@@ -70,6 +71,7 @@ def evaluate_quantize(weight: Array, format: str) -> Any:
 
 def infer_pack(weight: TensorType, layout: str) -> TensorType:
     require(not weight.layout, "the weight is packed already")
+    require(layout in layouts.LAYOUTS, f"the layout {layout!r} is unknown")
     return TensorType(weight.dtype, weight.shape, layout)
 
 
@@ -78,7 +80,7 @@ def evaluate_pack(weight: Any, layout: str) -> Packed:
         n, k, spec = weight.codes.shape[-2], weight.k, weight.spec
     else:
         n, k, spec = weight.shape[-2], weight.shape[-1], QuantSpec.floating(_float_name(weight))
-    return Packed(layouts.pack(weight, spec), spec, n, k)
+    return Packed(layouts.LAYOUTS[layout].pack(weight, spec), spec, n, k, layout)
 
 
 def _float_name(weight: Array) -> str:

@@ -35,6 +35,7 @@ class Arm:
     name: str = "arm"
     layout: str = "rows16"
     integer_activations: bool = True
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
 
     def configured(self, options: Mapping[str, str]) -> Arm:
         """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""

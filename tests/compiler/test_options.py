@@ -40,9 +40,9 @@ def test_bounds_of_a_step_have_bounds(name: str, value: int) -> None:
         CompileOptions(**{name: value})  # type: ignore[arg-type]
 
 
-def test_the_cache_dtype_is_one_of_two() -> None:
-    with pytest.raises(BadOptionError, match="cache_dtype is 'f16'; expected f32 or bf16"):
-        CompileOptions(cache_dtype="f16")
+def test_the_cache_dtype_is_one_of_three() -> None:
+    with pytest.raises(BadOptionError, match="cache_dtype is 'f64'; expected f32, f16 or bf16"):
+        CompileOptions(cache_dtype="f64")
 
 
 def test_options_are_equal_and_hash_by_value() -> None:

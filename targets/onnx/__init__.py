@@ -1,0 +1,64 @@
+"""ONNX graphs for ONNX Runtime: one model.onnx whose initialisers lie in weights.safetensors, and genai_config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.ir import Value
+from dsv3c.compiler.target import Emission, Entry
+
+# Execution provider -> element types that activations and cache can have, the usual one first. ONNX Runtime's CPU
+# kernels compute in float32; float16 there costs casts around every node.
+PROVIDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("f32",), "cuda": ("f16", "f32"), "webgpu": ("f16", "f32")}
+ACCURACY_LEVELS = ("0", "1", "2", "3", "4")
+
+
+class UnknownOnnxProvider(Dsv3cError):
+    message = "target onnx knows no provider {provider!r}"
+    hint = "the known ones are {known}"
+
+
+class UnknownAccuracyLevel(Dsv3cError):
+    message = "accuracy_level is {level!r}, it must be one of {known}"
+    hint = "4 rounds activations to int8 and is the fastest; 0 leaves the choice to ONNX Runtime, which keeps float32"
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """The ONNX target. `onnx` is imported when the first graph is emitted.
+
+    provider: the execution provider the graph is meant for. accuracy_level: of MatMulNBits and QMoE.
+    """
+
+    provider: str = "cpu"
+    accuracy_level: int = 4
+    name: str = "onnx"
+    layout: str = ""
+    integer_activations: bool = False
+
+    @property
+    def cache_dtypes(self) -> tuple[str, ...]:
+        return PROVIDERS[self.provider]
+
+    def configured(self, options: Mapping[str, str]) -> Onnx:
+        """Raises UnknownOnnxProvider, UnknownAccuracyLevel."""
+        provider = options.get("provider", self.provider)
+        if provider not in PROVIDERS:
+            raise UnknownOnnxProvider(provider=provider, known=", ".join(PROVIDERS))
+        level = options.get("accuracy_level", str(self.accuracy_level))
+        if level not in ACCURACY_LEVELS:
+            raise UnknownAccuracyLevel(level=level, known=", ".join(ACCURACY_LEVELS))
+        return replace(self, provider=provider, accuracy_level=int(level))
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        return 0  # ONNX Runtime plans its own memory
+
+    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        from dsv3c.targets.onnx.emit import emit
+
+        return emit(entries, bounds, self.provider, self.accuracy_level)
+
+
+TARGET = Onnx()

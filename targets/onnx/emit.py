@@ -1,0 +1,205 @@
+"""From fused graphs to ONNX models over one weights file, and the plan of what a step reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+
+from dsv3c.compiler.ir import Value, is_weight
+from dsv3c.compiler.storage import aligned
+from dsv3c.compiler.target import Emission, Entry, Place
+from dsv3c.targets.onnx import attention, experts
+from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Recipes, Reference
+from dsv3c.targets.onnx.lower import RULES, Lowering, Rule, linear
+
+WEIGHTS = "weights.safetensors"
+FILES = {"decode": "model.onnx", "mtp": "mtp.onnx"}
+IR_VERSION = 11  # the last one before opset 24; ONNX Runtime 1.23 reads it
+CHECKED_WITH = "1.31.1"  # the version of ONNX Runtime that the tests ran with
+ROUTING: Mapping[str, Rule] = {"router": experts.router, "router_weights": experts.router_weights}
+ALL_RULES: Mapping[str, Rule] = {**RULES, **ROUTING, "mla_write": attention.write, "moe_down": experts.experts}
+# Emitted with the operations that read them.
+READ_BY_OTHERS = ("const", "mla_absorbed", "moe_gate_up", "expert_order")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One ONNX model whose initialisers are references into the weights file."""
+
+    proto: onnx.ModelProto
+    references: Mapping[str, Reference]
+
+    def write(self, path: Path, places: Mapping[str, Place]) -> None:
+        """Adds the references and writes the model; raises what `onnx.checker` does."""
+        graph = self.proto.graph
+        graph.initializer.extend(_external(item, places[item.tensor]) for item in self.references.values())
+        path.write_bytes(self.proto.SerializeToString())
+        onnx.checker.check_model(str(path), full_check=True)
+
+
+def _external(reference: Reference, place: Place) -> TensorProto:
+    tensor = TensorProto(name=reference.name, data_type=ELEMENTS[reference.dtype], dims=reference.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    where = {"location": WEIGHTS, "offset": place.offset + reference.offset, "length": reference.nbytes}
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], provider: str, accuracy_level: int) -> Emission:
+    """One model for the main graph, both forms of attention in it, and one for the MTP layer if there is one."""
+    recipes = Recipes()
+    models = {
+        name: _model(name, entry, entries.get("prefill") if name == "decode" else None, recipes, accuracy_level)
+        for name, entry in entries.items()
+        if name in FILES
+    }
+
+    def write_graphs(folder: Path, places: Mapping[str, Place]) -> None:
+        for name, model in models.items():
+            model.write(folder / FILES[name], places)
+
+    facts = {
+        "provider": provider,
+        "onnxruntime": CHECKED_WITH,
+        "opset": {"ai.onnx": OPSET, CONTRIB: 1},
+        "graphs": {name: FILES[name] for name in models},
+    }
+    plan = _plan({name: entries[name] for name in models}, bounds)
+    return Emission(plan, recipes.by_name, (), _no_kernels, write_graphs=write_graphs, facts=facts)
+
+
+def _no_kernels(folder: Path, advance: Callable[[int], None]) -> None:
+    pass
+
+
+def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, accuracy_level: int) -> Model:
+    graph = entry.graph
+    caches = {str(value.attrs["name"]): value for value in graph.values() if _is_cache(value)}
+    dtype = next(iter(caches.values())).dtype
+    lowering = Lowering(Builder(dtype, recipes), accuracy_level)
+    b = lowering.b
+    inputs = _inputs(lowering, graph.values(), caches)
+    # An input with an initialiser may be left out.
+    b.initializers["num_logits_to_keep"] = numpy_helper.from_array(np.array([0], np.int64), "num_logits_to_keep")
+    _lower(lowering, entry, prefill)
+    outputs = _outputs(lowering, dict(graph.results), caches)
+    proto = helper.make_model(
+        helper.make_graph(b.nodes, "model" if name == "decode" else name, inputs, outputs, [*b.initializers.values()]),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
+        ir_version=IR_VERSION,
+        producer_name="dsv3c",
+    )
+    return Model(proto, b.references)
+
+
+def _is_cache(value: Value) -> bool:
+    return value.op == "input" and str(value.attrs["name"]).startswith("cache.")
+
+
+def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:
+    """The inputs of the model, under the names that loops over exported models know."""
+    b = lowering.b
+    ids, activations = TensorProto.INT64, ELEMENTS[b.dtype]
+    found = [
+        helper.make_tensor_value_info("input_ids", ids, ["batch", "sequence"]),
+        helper.make_tensor_value_info("attention_mask", ids, ["batch", "total"]),
+        helper.make_tensor_value_info("position_ids", ids, ["batch", "sequence"]),
+        helper.make_tensor_value_info("num_logits_to_keep", ids, [1]),
+    ]
+    for value in values:
+        if value.op != "input":
+            continue
+        name = str(value.attrs["name"])
+        if name == "tokens":
+            lowering.names[value] = b.reshape("input_ids", -1)
+        if name == "positions":
+            lowering.names[value] = b.reshape("position_ids", -1)
+        if name == "hidden":
+            width = int(value.shape[1])
+            found.append(helper.make_tensor_value_info("hidden_states", activations, ["batch", "sequence", width]))
+            lowering.names[value] = b.reshape("hidden_states", -1, width)
+        if name == "rows":
+            lowering.names[value] = "num_logits_to_keep"
+    for index, value in enumerate(caches.values()):
+        past = lowering.names[value] = f"past_key_values.{index}.key"
+        shape = ["batch", 1, "past", int(value.shape[1])]
+        found.append(helper.make_tensor_value_info(past, activations, shape))
+    return found
+
+
+def _lower(lowering: Lowering, entry: Entry, prefill: Entry | None) -> None:
+    values, memo = entry.graph.values(), dict[Value, bool]()
+    materialized = [value for value in prefill.graph.values() if value.op == "mla_materialized"] if prefill else []
+    layers: dict[Value, attention.Layer] = {}
+    for value in values:
+        if value.op == "head_linear" and value.inputs[0].op == "mla_absorbed":
+            # Both graphs list their layers in order.
+            other = materialized[len(layers)] if materialized else None
+            layers[value] = attention.Layer(value, other, prefill.min_tokens if prefill else None)
+    inside = {layer.absorbed.inputs[0].inputs[0] for layer in layers.values()}
+    routed = {value.inputs[0] for value in values if value.op == "router"}
+    for value in values:
+        if is_weight(value, memo) or value.op in (*READ_BY_OTHERS, "input") or value in inside:
+            continue
+        if value in layers:
+            lowering.names[value] = attention.attend(lowering, layers[value])
+        elif value in routed:
+            x = lowering.b.cast(lowering[value.inputs[0]], lowering.b.dtype, "f32")
+            lowering.names[value] = linear(lowering, x, value.inputs[1], "f32")
+        else:
+            lowering.names[value] = ALL_RULES[value.op](lowering, value)
+
+
+def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:
+    b = lowering.b
+    logits, hidden = results["logits"], results["hidden"]
+    apart = lowering.shaped(lowering[logits], lowering.batch(), -1, int(logits.shape[1]))
+    b.node("Cast", apart, out="logits", to=TensorProto.FLOAT)
+    states = lowering.shaped(lowering[hidden], lowering.batch(), lowering.length(), int(hidden.shape[1]))
+    b.node("Cast", states, out="hidden_states_out", to=TensorProto.FLOAT)
+    found = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "kept", int(logits.shape[1])]),
+        helper.make_tensor_value_info(
+            "hidden_states_out", TensorProto.FLOAT, ["batch", "sequence", int(hidden.shape[1])]
+        ),
+    ]
+    for index, value in enumerate(caches.values()):
+        shape = ["batch", 1, "total", int(value.shape[1])]
+        found.append(helper.make_tensor_value_info(f"present.{index}.key", ELEMENTS[b.dtype], shape))
+    return found
+
+
+def _plan(entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> dict[str, Any]:
+    """What a step of the runtime reads and writes; what happens between is in the models."""
+    tokens, sequences = bounds["T"], bounds["S"] * bounds["P"]
+    sizes = {"tokens": tokens, "positions": tokens, "sequence": tokens, "page_table": sequences, "rows": bounds["R"]}
+    sizes["control"] = 16
+    buffers: list[dict[str, Any]] = [
+        {"name": name, "kind": "input", "dtype": "int32", "size": size} for name, size in sizes.items()
+    ]
+    widths = {name: int(dict(entries["decode"].graph.results)[name].shape[1]) for name in ("logits", "hidden")}
+    rows = {"logits": bounds["R"], "hidden": tokens}
+    outputs, at = {}, 0
+    for name, width in widths.items():
+        outputs[name] = len(buffers)
+        size = rows[name] * width
+        buffers.append({"name": name, "kind": "arena", "dtype": "float32", "size": size, "offset": at})
+        at += aligned(4 * size)
+    described: dict[str, Any] = {}
+    for name, entry in entries.items():
+        described[name] = {"calls": [], "outputs": outputs, "min_tokens": entry.min_tokens, "max_tokens": tokens}
+        inputs = {str(value.attrs["name"]) for value in entry.graph.values() if value.op == "input"}
+        if "hidden" in inputs:
+            described[name]["inputs"] = {"hidden": len(buffers)}
+            size = tokens * widths["hidden"]
+            buffers.append({"name": "hidden_in", "kind": "input", "dtype": "float32", "size": size})
+        caches = sorted(input for input in inputs if input.startswith("cache."))
+        buffers += [{"name": cache, "kind": "cache"} for cache in caches]
+    return {"arena_bytes": at, "buffers": buffers, "entries": described}
