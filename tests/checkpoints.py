@@ -257,3 +257,17 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})
     return stored
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Write a tokenizer.json of `vocab_size` ids: one for the beginning, one for the end, then one a character."""
+    special = ("<b>", "<e>")
+    characters = [chr(32 + i) for i in range(vocab_size - len(special))]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": name, **flags} for i, name in enumerate(special)],
+        "model": {"type": "BPE", "vocab": {name: i for i, name in enumerate((*special, *characters))}, "merges": []},
+        "decoder": {"type": "Fuse"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))

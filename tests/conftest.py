@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def bundled_model() -> Path:
     """The folder of the bundled checkpoint."""
     return BUNDLED_MODEL
+
+
+@pytest.fixture(scope="session")
+def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips tests that install packages where pip reaches no index."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    folder = str(tmp_path_factory.mktemp("index"))
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "click"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"pip reaches no index of packages: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

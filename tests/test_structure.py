@@ -25,7 +25,7 @@ COMPILER_LAYERS = (
     ("frontend",),
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for name in COMPILER_LAYERS[0])
-RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
+RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "onnxruntime", "tokenizers", "jinja2", "click"}
 # Packages that one module of the runtime may import, inside the function that needs them.
 RUNTIME_OPTIONAL = {"dsv3c.runtime.cli.bench_plot": {"matplotlib"}}
 
@@ -103,9 +103,10 @@ def test_runtime_imports_only_its_few_packages() -> None:
 
 def test_packages_are_the_folders() -> None:
     """An unlisted package works in an editable install and is missing from the wheel."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    folders = {module_of(path) for path in sources(*FOLDERS) if path.name == "__init__.py"}
-    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(folders)
+    for root, folders in ((ROOT, FOLDERS), (ROOT / "runtime", ("runtime",))):
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        packages = {module_of(path) for path in sources(*folders) if path.name == "__init__.py"}
+        assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(packages)
     without_init = {path.parent for path in sources(*FOLDERS) if not (path.parent / "__init__.py").exists()}
     assert not without_init
 

@@ -74,14 +74,14 @@ class _Source(io.RawIOBase):
         self._digest = hashlib.sha256()
         self._done = 0
         source = entry.source
-        self._file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(open_regular(source), "rb", 0)
+        self._file = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(open_regular(source), "rb")
 
     def read(self, size: int = -1) -> bytes:
-        chunk = self._file.read(size) or b""
+        chunk = self._file.read(size)
         self._digest.update(chunk)
         self._done += len(chunk)
         self._advance(len(chunk))
-        if not chunk and self._done < self._entry.size:
+        if len(chunk) < size:
             raise FileSizeWrong(path=self._entry.source, actual=self._done, expected=self._entry.size)
         return chunk
 
