@@ -20,6 +20,7 @@ from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.frame import Operand
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.cpu.lower import KernelCall, lower
+from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.cpu.relax_module import write_modules
 
 STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")
@@ -173,7 +174,10 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     def write_tvm(folder: Path) -> None:
         write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)
 
-    return Emission(content, plan.recipes, described, write_kernels, {"tvm": write_tvm})
+    def write_c(folder: Path) -> tuple[str, ...]:
+        return write_native(folder, levels[0].platform)
+
+    return Emission(content, plan.recipes, described, write_kernels, {"native": write_c, "tvm": write_tvm})
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:

@@ -1,0 +1,77 @@
+"""The artifact without Python: a C library that runs the plan over the artifact's own kernel libraries, and a program.
+
+    native/dsv3c.h              the interface (the contract of every function is there)
+    native/libdsv3c_model.so    the C files of this folder and the tables of plan.c; needs the C library alone
+    native/dsv3c-run            text or token ids from the command line
+    native/tokenizer.bin        tokenizer.json as tables, where its kind is known
+    native/src/                 what the two were built from
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from dsv3c.targets.cpu.library import LinkFailed
+from dsv3c.targets.cpu.native.regex import Unsupported
+from dsv3c.targets.cpu.native.tables import plan_source
+from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
+from dsv3c.targets.cpu.platforms import Platform, find_compiler_for
+
+SOURCES = Path(__file__).parent
+PROGRAM = "main.c"
+TABLE = "tokenizer.bin"
+# Contraction would give sampling other bits than the compiler of another machine does.
+FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
+
+
+def write_native(folder: Path, platform: Platform | None = None) -> tuple[str, ...]:
+    """Write `native/` into an artifact folder that has all but the manifest's file table, built for `platform` (None:
+    this machine). Returns notes for the user. Raises NoCCompiler, NoCrossCompiler, LinkFailed."""
+    native = folder / "native"
+    source = native / "src"
+    source.mkdir(parents=True)
+    for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
+        shutil.copyfile(path, source / path.name)
+    shutil.copyfile(SOURCES / "dsv3c.h", native / "dsv3c.h")
+    notes = _write_table(folder / "tokenizer.json", native / TABLE)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (source / "plan.c").write_text(plan_source(folder, manifest), encoding="utf-8")
+    build(source, native, platform)
+    return notes
+
+
+def build(source: Path, native: Path, platform: Platform | None = None, flags: tuple[str, ...] = ()) -> None:
+    """Compile the library and the program of `source` into `native`, for `platform`.
+
+    Raises NoCCompiler, NoCrossCompiler, LinkFailed.
+    """
+    compiler = [*find_compiler_for(platform), *FLAGS, *flags]
+    library = native / f"libdsv3c_model{platform.suffix if platform else '.so'}"
+    macos = platform is not None and platform.system == "darwin"
+    named = [f"-Wl,-install_name,@rpath/{library.name}"] if macos else []
+    files = [str(path) for path in sorted(source.glob("*.c")) if path.name != PROGRAM]
+    hidden = ["-shared", "-fPIC", "-fvisibility=hidden"]
+    _compile([*compiler, *hidden, *named, "-o", str(library), *files, "-lm", "-ldl"], library)
+    program = native / "dsv3c-run"
+    beside = "-Wl,-rpath," + ("@loader_path" if macos else "$ORIGIN")
+    linked = [str(source / PROGRAM), "-L", str(native), "-ldsv3c_model", beside]
+    _compile([*compiler, "-o", str(program), *linked], program)
+
+
+def _write_table(tokenizer: Path, table: Path) -> tuple[str, ...]:
+    if not tokenizer.exists():
+        return ()
+    try:
+        table.write_bytes(tokenizer_table(tokenizer))
+    except Unsupported as error:
+        return (f"native: takes and prints token ids only, since tokenizer.json has {error}",)
+    return ()
+
+
+def _compile(command: list[str], path: Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

@@ -1,0 +1,123 @@
+// What this CPU can do, by the names that Linux gives its features, and which level of the artifact fits it.
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+enum { EAX, EBX, ECX, EDX };
+enum { XMM_YMM = 0x6, ZMM = 0xe6, TILES = 0x60000 };  // state that the system must save: bits of XCR0
+
+static const struct {
+  const char *name;
+  unsigned leaf, subleaf, place, bit, state;
+} FEATURES[] = {
+  {"sse4_2", 1, 0, ECX, 20, 0},           {"fma", 1, 0, ECX, 12, XMM_YMM},
+  {"f16c", 1, 0, ECX, 29, XMM_YMM},       {"avx", 1, 0, ECX, 28, XMM_YMM},
+  {"avx2", 7, 0, EBX, 5, XMM_YMM},        {"bmi1", 7, 0, EBX, 3, 0},
+  {"bmi2", 7, 0, EBX, 8, 0},              {"avx512f", 7, 0, EBX, 16, ZMM},
+  {"avx512dq", 7, 0, EBX, 17, ZMM},       {"avx512cd", 7, 0, EBX, 28, ZMM},
+  {"avx512bw", 7, 0, EBX, 30, ZMM},       {"avx512vl", 7, 0, EBX, 31, ZMM},
+  {"avx512_vnni", 7, 0, ECX, 11, ZMM},    {"avx512vbmi", 7, 0, ECX, 1, ZMM},
+  {"avx512_vbmi2", 7, 0, ECX, 6, ZMM},    {"avx512_fp16", 7, 0, EDX, 23, ZMM},
+  {"avx512_bf16", 7, 1, EAX, 5, ZMM},     {"avx_vnni", 7, 1, EAX, 4, XMM_YMM},
+  {"amx_bf16", 7, 0, EDX, 22, TILES},     {"amx_tile", 7, 0, EDX, 24, TILES},
+  {"amx_int8", 7, 0, EDX, 25, TILES},
+};
+
+static unsigned saved_state(void) {
+  unsigned registers[4], low, high;
+  if (!__get_cpuid(1, &registers[EAX], &registers[EBX], &registers[ECX], &registers[EDX])) return 0;
+  if (!(registers[ECX] >> 27 & 1)) return 0;  // OSXSAVE
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+bool cpu_has(const char *feature) {
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++) {
+    if (strcmp(FEATURES[i].name, feature) != 0) continue;
+    unsigned r[4] = {0}, state = FEATURES[i].state;
+    if (!__get_cpuid_count(FEATURES[i].leaf, FEATURES[i].subleaf, &r[EAX], &r[EBX], &r[ECX], &r[EDX])) return false;
+    return (r[FEATURES[i].place] >> FEATURES[i].bit & 1) && (saved_state() & state) == state;
+  }
+  return false;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static const struct {
+  const char *name;
+  unsigned long word, bit;
+} FEATURES[] = {
+  {"fp", AT_HWCAP, 0},       {"asimd", AT_HWCAP, 1},   {"atomics", AT_HWCAP, 8}, {"fphp", AT_HWCAP, 9},
+  {"asimdhp", AT_HWCAP, 10}, {"asimddp", AT_HWCAP, 20}, {"asimdfhm", AT_HWCAP, 23}, {"sve", AT_HWCAP, 22},
+  {"sve2", AT_HWCAP2, 1},    {"i8mm", AT_HWCAP2, 13},  {"bf16", AT_HWCAP2, 14},
+};
+
+bool cpu_has(const char *feature) {
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
+    if (strcmp(FEATURES[i].name, feature) == 0) return getauxval(FEATURES[i].word) >> FEATURES[i].bit & 1;
+  return false;
+}
+
+#else
+#error "the native library knows the features of x86-64 and, on Linux, of aarch64"
+#endif
+
+static const char *lacks(const plan_level *level) {
+  for (const char *const *feature = level->requires; *feature; feature++)
+    if (!cpu_has(*feature)) return *feature;
+  return 0;
+}
+
+dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level **chosen) {
+  const char *forced = getenv("DSV3C_ISA"), *missing = "";
+  bool known = false;
+  for (size_t i = count; i-- > 0;) {
+    if (forced && *forced && strcmp(levels[i].name, forced) != 0) continue;
+    known = true;
+    if (!(missing = lacks(&levels[i]))) {
+      *chosen = &levels[i];
+      return DSV3C_OK;
+    }
+  }
+  if (known)
+    return dsv3c_fail(DSV3C_ISA_UNSUPPORTED, "the CPU lacks %s, which the level %s needs", missing,
+                      forced && *forced ? forced : levels[0].name);
+  return dsv3c_fail(DSV3C_ISA_UNKNOWN, "DSV3C_ISA names the level %s, which the artifact does not have", forced);
+}
+
+#ifdef __linux__
+// The first CPU of the core that `cpu` belongs to; the CPU itself where the system does not tell.
+static int core_of(int cpu) {
+  char path[96];
+  snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+  FILE *file = fopen(path, "r");
+  int first = cpu;
+  if (!file) return cpu;
+  if (fscanf(file, "%d", &first) != 1 || first < 0 || first >= CPU_SETSIZE) first = cpu;
+  fclose(file);
+  return first;
+}
+
+int cpu_cores(void) {
+  cpu_set_t usable, cores;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return 1;
+  CPU_ZERO(&cores);
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+    if (CPU_ISSET(cpu, &usable)) CPU_SET(core_of(cpu), &cores);
+  return CPU_COUNT(&cores) > 0 ? CPU_COUNT(&cores) : 1;
+}
+#else
+int cpu_cores(void) {
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (int)n : 1;
+}
+#endif

@@ -1,0 +1,89 @@
+// What the files of the runtime share. Nothing here is visible outside of the library.
+#ifndef DSV3C_INTERNAL_H
+#define DSV3C_INTERNAL_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+
+#include "dsv3c.h"
+#include "plan.h"
+
+#define TRY(call) \
+  do { \
+    dsv3c_status status_ = (call); \
+    if (status_ != DSV3C_OK) return status_; \
+  } while (0)
+
+// ---- error.c
+
+// Note the message for dsv3c_error(); returns `status`.
+__attribute__((format(printf, 2, 3))) dsv3c_status dsv3c_fail(dsv3c_status status, const char *format, ...);
+
+// ---- memory.c
+
+// `data` lies inside a mapping of `mapped` bytes at `base`. A zeroed block is empty.
+typedef struct {
+  unsigned char *data;
+  size_t size;
+  void *base;
+  size_t mapped;
+} memory_block;
+
+// Zeroed memory on a 64-byte boundary; huge pages are asked for where it is large. what: for the message.
+dsv3c_status memory_allocate(uint64_t size, const char *what, memory_block *block);
+// A file of the artifact, mapped for reading after its size and checksum were compared.
+dsv3c_status memory_map(const char *artifact, const plan_file *file, memory_block *block);
+void memory_free(memory_block *block);
+// malloc'ed "artifact/path"; NULL without memory.
+char *memory_path(const char *artifact, const char *path);
+
+// ---- cpu.c
+
+// The level to run: the one DSV3C_ISA names, or the strongest that this CPU can run.
+dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level **chosen);
+bool cpu_has(const char *feature);
+// Physical cores that this process may use.
+int cpu_cores(void);
+
+// ---- kernels.c
+
+typedef struct kernel_table kernel_table;
+
+// Load the library of `level` and bind the calls of both entries to the buffers at `data`, one address a buffer.
+dsv3c_status kernels_load(const char *artifact, const plan_level *level, void *const *data, const int64_t *sizes,
+                          int32_t *threads, kernel_table **table);
+dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry);
+void kernels_free(kernel_table *table);
+
+// ---- tokenizer.c
+
+typedef struct tokenizer tokenizer;
+
+dsv3c_status tokenizer_open(const unsigned char *data, size_t size, int32_t vocab_size, tokenizer **out);
+void tokenizer_close(tokenizer *t);
+
+// ---- model.c
+
+typedef struct {
+  dsv3c_sequence *sequence;
+  const dsv3c_request *request;
+  int32_t start, count, rows;
+} step_piece;
+
+struct dsv3c_model {
+  const plan_level *level;
+  int32_t threads, context;
+  memory_block weights, arena, caches, inputs, table;
+  kernel_table *kernels;
+  uint64_t cache_stride;
+  int32_t *tokens, *positions, *sequence, *page_table, *rows, *control;
+  const float *logits_of_decode, *logits_of_prefill;
+  uint32_t *references;  // of each page
+  int32_t *free_pages;   // a stack
+  int32_t page_count, free_count;
+  step_piece *pieces;
+  uint64_t runs;
+  tokenizer *tokenizer;
+};
+
+#endif

@@ -1,0 +1,169 @@
+// The kernel libraries of the artifact, as the Python runtime loads them: the same files, so the same numbers.
+//
+// Kernels follow the calling convention of TVM FFI (tvm/ffi/c_api.h, dlpack.h): arguments are DLTensors, an error is
+// left with TVMFFIErrorSetRaisedFromCStrParts, which this library provides in place of libtvm_ffi.
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+
+typedef struct {
+  void *data;
+  struct { int32_t type, id; } device;
+  int32_t ndim;
+  struct { uint8_t code, bits; uint16_t lanes; } dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct {
+  int32_t type_index;
+  uint32_t padding;
+  union { int64_t integer; void *pointer; } value;
+} ffi_any;
+
+typedef int (*ffi_function)(void *self, const ffi_any *arguments, int32_t count, ffi_any *result);
+
+enum { DL_CPU = 1, FFI_NONE = 0, FFI_DL_TENSOR = 7 };
+
+typedef struct {
+  ffi_function function;
+  const ffi_any *arguments;
+  int32_t count;
+  uint32_t kernel;
+} kernel_call;
+
+struct kernel_table {
+  void *library;
+  ffi_function *functions;  // by kernel
+  dl_tensor *tensors;       // by buffer
+  int64_t *shapes;
+  ffi_any *arguments;
+  kernel_call *calls;  // of decode, then of prefill
+};
+
+static int64_t one = 1;  // the stride of every tensor: all are flat
+static _Thread_local char raised[256];
+
+// ---- what kernels call
+
+DSV3C_API void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
+DSV3C_API void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message);
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
+  size_t used = (size_t)snprintf(raised, sizeof raised, "%s: ", kind);
+  for (int32_t i = 0; i < count && used < sizeof raised; i++)
+    used += (size_t)snprintf(raised + used, sizeof raised - used, "%s", parts[i] ? parts[i] : "");
+}
+
+void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message) {
+  TVMFFIErrorSetRaisedFromCStrParts(kind, &message, 1);
+}
+
+// Kernel libraries look for these symbols in the program and in what it loaded globally; this library may have been
+// loaded otherwise.
+static void offer_symbols(void) {
+  Dl_info self;
+  if (dladdr((void *)&one, &self) && self.dli_fname) dlopen(self.dli_fname, RTLD_LAZY | RTLD_GLOBAL | RTLD_NOLOAD);
+}
+
+// ---- loading
+
+static dsv3c_status load_library(const char *artifact, const plan_file *file, void **library) {
+  memory_block content = {0};
+  TRY(memory_map(artifact, file, &content));  // compares it with the file this library was built with
+  memory_free(&content);
+  char *path = memory_path(artifact, file->path), *absolute = path ? realpath(path, 0) : 0;
+  free(path);
+  if (!absolute) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for a path");
+  offer_symbols();
+  *library = dlopen(absolute, RTLD_LAZY | RTLD_LOCAL);
+  free(absolute);
+  return *library ? DSV3C_OK : dsv3c_fail(DSV3C_FILE_DAMAGED, "%s cannot be loaded: %s", file->path, dlerror());
+}
+
+static dsv3c_status find_functions(kernel_table *table) {
+  char name[256];
+  for (size_t i = 0; i < dsv3c_plan.kernel_count; i++) {
+    snprintf(name, sizeof name, "__tvm_ffi_%s", dsv3c_plan.kernels[i]);
+    void *found = dlsym(table->library, name);
+    if (!found) return dsv3c_fail(DSV3C_FILE_DAMAGED, "the kernel library has no kernel %s", dsv3c_plan.kernels[i]);
+    memcpy(&table->functions[i], &found, sizeof found);
+  }
+  return DSV3C_OK;
+}
+
+static dsv3c_status set_threads(void *library, int32_t *threads) {
+  int (*set)(int) = 0;
+  void *found = dlsym(library, "dsv3c_threads");
+  if (!found) return dsv3c_fail(DSV3C_FILE_DAMAGED, "the kernel library has no thread pool");
+  memcpy(&set, &found, sizeof found);
+  *threads = set(*threads);
+  return DSV3C_OK;
+}
+
+static void fill_tensors(kernel_table *table, void *const *data, const int64_t *sizes) {
+  for (size_t i = 0; i < dsv3c_plan.buffer_count; i++) {
+    const plan_buffer *buffer = &dsv3c_plan.buffers[i];
+    table->shapes[i] = sizes[i];
+    table->tensors[i] = (dl_tensor){.data = data[i], .device = {DL_CPU, 0}, .ndim = 1,
+                                    .dtype = {buffer->code, buffer->bits, 1},
+                                    .shape = &table->shapes[i], .strides = &one};
+  }
+}
+
+// Calls of `entry` into `calls`, their arguments into `arguments`; both have room for them.
+static void bind(kernel_table *table, const plan_entry *entry, kernel_call *calls, ffi_any *arguments) {
+  for (const uint32_t *at = entry->steps, *end = at + entry->words; at < end; calls++) {
+    uint32_t kernel = *at++, count = *at++;
+    *calls = (kernel_call){table->functions[kernel], arguments, (int32_t)count, kernel};
+    for (uint32_t i = 0; i < count; i++)
+      *arguments++ = (ffi_any){.type_index = FFI_DL_TENSOR, .value.pointer = &table->tensors[*at++]};
+  }
+}
+
+dsv3c_status kernels_load(const char *artifact, const plan_level *level, void *const *data, const int64_t *sizes,
+                          int32_t *threads, kernel_table **out) {
+  const plan_entry *decode = &dsv3c_plan.decode, *prefill = &dsv3c_plan.prefill;
+  kernel_table *table = calloc(1, sizeof *table);
+  if (!table) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
+  *out = table;
+  table->functions = calloc(dsv3c_plan.kernel_count, sizeof *table->functions);
+  table->tensors = calloc(dsv3c_plan.buffer_count, sizeof *table->tensors);
+  table->shapes = calloc(dsv3c_plan.buffer_count, sizeof *table->shapes);
+  table->arguments = calloc(decode->arguments + prefill->arguments, sizeof *table->arguments);
+  table->calls = calloc(decode->calls + prefill->calls, sizeof *table->calls);
+  if (!table->functions || !table->tensors || !table->shapes || !table->arguments || !table->calls)
+    return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
+  TRY(load_library(artifact, &level->library, &table->library));
+  TRY(find_functions(table));
+  TRY(set_threads(table->library, threads));
+  fill_tensors(table, data, sizes);
+  bind(table, decode, table->calls, table->arguments);
+  bind(table, prefill, table->calls + decode->calls, table->arguments + decode->arguments);
+  return DSV3C_OK;
+}
+
+dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry) {
+  const kernel_call *call = table->calls + (entry == &dsv3c_plan.decode ? 0 : dsv3c_plan.decode.calls);
+  for (const kernel_call *end = call + entry->calls; call < end; call++) {
+    ffi_any result = {.type_index = FFI_NONE};
+    if (call->function(0, call->arguments, call->count, &result) == 0) continue;
+    return dsv3c_fail(DSV3C_KERNEL_FAILED, "the kernel %s failed: %s", dsv3c_plan.kernels[call->kernel], raised);
+  }
+  return DSV3C_OK;
+}
+
+void kernels_free(kernel_table *table) {
+  if (!table) return;
+  if (table->library) dlclose(table->library);
+  free(table->functions);
+  free(table->tensors);
+  free(table->shapes);
+  free(table->arguments);
+  free(table->calls);
+  free(table);
+}

@@ -1,0 +1,127 @@
+// Requests cut into steps, as runtime/session.py cuts them: the same steps, so the same numbers.
+
+#include <string.h>
+
+#include "sequence.h"
+
+static const plan_table *const plan = &dsv3c_plan;
+
+static dsv3c_status check_tokens(const dsv3c_request *request) {
+  for (size_t i = 0; i < request->count; i++)
+    if (request->tokens[i] < 0 || request->tokens[i] >= plan->vocab_size)
+      return dsv3c_fail(DSV3C_BAD_TOKEN, "token id %d at position %zu is not in 0..%d", request->tokens[i], i,
+                        plan->vocab_size - 1);
+  return DSV3C_OK;
+}
+
+static dsv3c_status check_request(const dsv3c_model *model, const dsv3c_request *request) {
+  const dsv3c_sequence *s = request->sequence;
+  if (!s || s->model != model) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a request's sequence is of another model");
+  if (s->run == model->runs) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "two requests append to the same sequence");
+  if (request->want > DSV3C_ALL) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a request's `want` is %d", (int)request->want);
+  if (request->count && (!request->tokens || (request->want != DSV3C_NONE && !request->logits)))
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a request lacks its tokens, or a place for its logits");
+  TRY(check_tokens(request));
+  if (request->count <= (size_t)(model->context - s->length)) return DSV3C_OK;
+  return dsv3c_fail(DSV3C_CONTEXT_EXCEEDED, "%zu tokens behind %d do not fit the context of %d", request->count,
+                    s->length, model->context);
+}
+
+// Pages of all requests are taken before the first step, so that a step never lacks one.
+static dsv3c_status reserve(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  int64_t needed = 0;
+  model->runs++;
+  for (size_t i = 0; i < count; i++) {
+    TRY(check_request(model, &requests[i]));
+    dsv3c_sequence *s = requests[i].sequence;
+    s->run = model->runs;
+    s->before = s->length;
+    needed += sequence_pages_needed(s, s->length + (int32_t)requests[i].count);
+  }
+  if (needed > model->free_count)
+    return dsv3c_fail(DSV3C_OUT_OF_PAGES, "the cache has %d free pages of %d tokens, %lld are needed",
+                      model->free_count, plan->page_size, (long long)needed);
+  for (size_t i = 0; i < count; i++) {
+    dsv3c_sequence *s = requests[i].sequence;
+    sequence_reserve(s, s->length + (int32_t)requests[i].count);
+  }
+  return DSV3C_OK;
+}
+
+static const plan_entry *entry_for(const dsv3c_model *model, int64_t tokens) {
+  if (!plan->prefill.steps) return &plan->decode;
+  if (!plan->decode.steps) return &plan->prefill;
+  int32_t pays_from = model->level->prefill_min_tokens ? model->level->prefill_min_tokens : plan->prefill.min_tokens;
+  return tokens < pays_from && tokens <= plan->decode.max_tokens ? &plan->decode : &plan->prefill;
+}
+
+static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
+
+// The pieces of the next step: requests in order, as long as tokens, rows and sequences fit. Returns their number.
+static int32_t next_step(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  int64_t total = 0;
+  for (size_t i = 0; i < count; i++)
+    total += (int64_t)requests[i].count - (requests[i].sequence->length - requests[i].sequence->before);
+  if (total == 0) return 0;
+  int32_t room = entry_for(model, least(total, plan->tokens))->max_tokens, rows = plan->rows, pieces = 0;
+  for (size_t i = 0; i < count && pieces < plan->sequences; i++) {
+    dsv3c_sequence *s = requests[i].sequence;
+    int32_t done = s->length - s->before, left = (int32_t)requests[i].count - done, n = least(left, room), wanted = 0;
+    if (requests[i].want == DSV3C_ALL) wanted = n = least(n, rows);
+    if (requests[i].want == DSV3C_LAST) wanted = n == left && n > 0;
+    if (wanted > rows) n--, wanted = 0;  // no row left for the last token: it goes into the next step
+    if (n == 0) continue;
+    model->pieces[pieces++] = (step_piece){s, &requests[i], done, n, wanted};
+    room -= n;
+    rows -= wanted;
+  }
+  return pieces;
+}
+
+// Write the inputs of a step; returns its tokens.
+static int32_t fill_inputs(dsv3c_model *model, int32_t pieces) {
+  int32_t total = 0, rows = 0;
+  for (int32_t i = 0; i < pieces; i++) {
+    const step_piece *piece = &model->pieces[i];
+    const dsv3c_sequence *s = piece->sequence;
+    memcpy(model->tokens + total, piece->request->tokens + piece->start, (size_t)piece->count * sizeof *model->tokens);
+    memcpy(model->page_table + (size_t)i * (size_t)plan->pages, s->pages, (size_t)s->count * sizeof *s->pages);
+    for (int32_t t = 0; t < piece->count; t++, total++) {
+      model->positions[total] = s->length + t;
+      model->sequence[total] = i;
+    }
+    for (int32_t r = piece->rows; r > 0; r--) model->rows[rows++] = total - r;
+  }
+  model->control[0] = total;
+  model->control[1] = rows;
+  return total;
+}
+
+static void hand_out_logits(const float *logits, const step_piece *pieces, int32_t count) {
+  size_t width = (size_t)plan->vocab_size;
+  for (const step_piece *piece = pieces; piece < pieces + count; piece++) {
+    size_t first = piece->request->want == DSV3C_ALL ? (size_t)piece->start : 0;
+    size_t values = (size_t)piece->rows * width;
+    if (values) memcpy(piece->request->logits + first * width, logits, values * sizeof *logits);
+    logits += values;
+  }
+}
+
+static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  for (int32_t pieces; (pieces = next_step(model, requests, count)) > 0;) {
+    const plan_entry *entry = entry_for(model, fill_inputs(model, pieces));
+    TRY(kernels_run(model->kernels, entry));
+    hand_out_logits(entry == &plan->decode ? model->logits_of_decode : model->logits_of_prefill, model->pieces, pieces);
+    for (int32_t i = 0; i < pieces; i++) model->pieces[i].sequence->length += model->pieces[i].count;
+  }
+  return DSV3C_OK;
+}
+
+dsv3c_status dsv3c_run(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  if (!model || (count && !requests)) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_run needs a model and requests");
+  TRY(reserve(model, requests, count));
+  dsv3c_status status = run_steps(model, requests, count);
+  for (size_t i = 0; status != DSV3C_OK && i < count; i++)
+    sequence_cut(requests[i].sequence, requests[i].sequence->before);
+  return status;
+}

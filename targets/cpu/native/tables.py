@@ -1,0 +1,192 @@
+"""plan.c: the plan, the levels and the defaults of one artifact as C constants."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_ALIGNMENT = 64
+_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "control")
+_PLACES = {"input": "IN_INPUTS", "arena": "IN_ARENA", "cache": "IN_CACHE", "weight": "IN_WEIGHTS"}
+# DLPack's code and bits. bfloat16 goes as uint16, as the Python runtime hands it over.
+_DTYPES = {
+    "float32": (2, 32),
+    "float16": (2, 16),
+    "bfloat16": (1, 16),
+    "int64": (0, 64),
+    "int32": (0, 32),
+    "uint16": (1, 16),
+    "int8": (0, 8),
+    "uint8": (1, 8),
+}
+_CHUNK = 1 << 22
+
+
+def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The C file for the artifact in `folder`; `manifest` needs no table of files."""
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    header, starts = _tensor_offsets(folder / "weights.safetensors")
+    inputs, input_bytes = _input_offsets(plan["buffers"])
+    entries = {name: plan["entries"][name] for name in ("decode", "prefill") if name in plan["entries"]}
+    kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry["calls"]})
+    parts = [
+        "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
+        '#include "plan.h"',
+        _buffers(plan["buffers"], inputs | starts, plan["cache_dtype"]),
+        _kernels(kernels),
+        *(_steps(name, entry["calls"]) for name, entry in entries.items()),
+        _levels(folder, manifest["target"]["levels"]),
+        _end_tokens(folder, manifest["model"]),
+        _table(folder, plan, manifest["model"], entries, header, input_bytes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _buffers(buffers: Iterable[Mapping[str, Any]], starts: Mapping[str, int], cache_dtype: str) -> str:
+    rows = (f"  {_buffer(b, starts, cache_dtype)},  // {i} {_comment(b['name'])}" for i, b in enumerate(buffers))
+    return "static const plan_buffer buffers[] = {\n" + "\n".join(rows) + "\n};"
+
+
+def _buffer(buffer: Mapping[str, Any], starts: Mapping[str, int], cache_dtype: str) -> str:
+    kind = buffer["kind"]
+    code, bits = _DTYPES[cache_dtype if kind == "cache" else buffer["dtype"]]
+    if kind == "cache":
+        return f"{{{_PLACES[kind]}, {code}, {bits}, 0, {buffer['name'].removeprefix('cache.')}}}"
+    at = buffer["offset"] if kind == "arena" else starts[buffer["tensor" if kind == "weight" else "name"]]
+    return f"{{{_PLACES[kind]}, {code}, {bits}, {buffer['size']}, {at}}}"
+
+
+def _kernels(kernels: Iterable[str]) -> str:
+    numbers = ", ".join(f"K_{kernel}" for kernel in kernels)
+    names = "\n".join(f"  {_string(kernel)}," for kernel in kernels)
+    return f"enum {{ {numbers} }};\n\nstatic const char *const kernels[] = {{\n{names}\n}};"
+
+
+def _steps(name: str, calls: Iterable[tuple[str, list[int]]]) -> str:
+    rows = [f"  K_{kernel}, {len(indices)}, {', '.join(map(str, indices))}," for kernel, indices in calls]
+    return f"static const uint32_t {name}_steps[] = {{\n" + "\n".join(rows) + "\n};"
+
+
+def _levels(folder: Path, levels: Iterable[Mapping[str, Any]]) -> str:
+    lists, rows = [], []
+    for i, level in enumerate(levels):
+        flags = "".join(f"{_string(flag)}, " for flag in level["requires"])
+        lists.append(f"static const char *const requires_{i}[] = {{{flags}0}};")
+        prefill = level.get("prefill_min_tokens", 0)
+        rows.append(f"  {{{_string(level['name'])}, requires_{i}, {prefill}, {file_row(folder, level['file'])}}},")
+    return "\n".join([*lists, "", "static const plan_level levels[] = {", *rows, "};"])
+
+
+def _end_tokens(folder: Path, model: Mapping[str, Any]) -> str:
+    sources = (_generation_config(folder).get("eos_token_id"), model.get("eos_token_id"))
+    found = [token for value in sources for token in (value if isinstance(value, list) else [value])]
+    tokens = list(dict.fromkeys(token for token in found if type(token) is int))
+    return f"static const int32_t end_tokens[] = {{{', '.join(map(str, [*tokens, -1]))}}};"
+
+
+def _table(
+    folder: Path,
+    plan: Mapping[str, Any],
+    model: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    header: int,
+    input_bytes: int,
+) -> str:
+    bounds, buffers = plan["bounds"], plan["buffers"]
+    numbers = {buffer["name"]: i for i, buffer in enumerate(buffers) if buffer["kind"] == "input"}
+    longest = bounds["P"] * plan["page_size"]
+    tokenizer = "native/tokenizer.bin"
+    fields = {
+        "tokens": bounds["T"],
+        "rows": bounds["R"],
+        "sequences": bounds["S"],
+        "pages": bounds["P"],
+        "page_size": plan["page_size"],
+        "vocab_size": model["vocab_size"],
+        "context": min(longest, model.get("max_position_embeddings", longest)),
+        "cache_count": plan["n_caches"],
+        "cache_bytes": plan["latent_dim"] * _DTYPES[plan["cache_dtype"]][1] // 8,
+        "arena_bytes": plan["arena_bytes"],
+        "input_bytes": input_bytes,
+        "inputs": f"{{{', '.join(str(numbers[name]) for name in _INPUTS)}}}",
+        "buffers": "buffers",
+        "buffer_count": len(buffers),
+        "kernels": "kernels",
+        "kernel_count": "sizeof kernels / sizeof *kernels",
+        **{name: _entry(name, entry) for name, entry in entries.items()},
+        "levels": "levels",
+        "level_count": "sizeof levels / sizeof *levels",
+        "weights": file_row(folder, "weights.safetensors", header),
+        "tokenizer": file_row(folder, tokenizer) if (folder / tokenizer).exists() else "{0}",
+        "end_tokens": "end_tokens",
+        "end_token_count": "sizeof end_tokens / sizeof *end_tokens - 1",
+        "sampling": _sampling(_generation_config(folder)),
+    }
+    rows = "\n".join(f"  .{name} = {value}," for name, value in fields.items())
+    return f"const plan_table dsv3c_plan = {{\n{rows}\n}};"
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> str:
+    calls = entry["calls"]
+    arguments = sum(len(indices) for _, indices in calls)
+    words = f"sizeof {name}_steps / sizeof *{name}_steps"
+    sizes = f"{len(calls)}, {arguments}, {entry['outputs']['logits']}, {entry['min_tokens']}, {entry['max_tokens']}"
+    return f"{{{name}_steps, {words}, {sizes}}}"
+
+
+def _sampling(config: Mapping[str, Any]) -> str:
+    """As SamplingParams.from_generation_config of the runtime: greedy unless the config says `do_sample`."""
+    values = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "top_k": 0}
+    values |= {name: config[name] for name in values if config.get(name) is not None}
+    values["temperature"] = values["temperature"] if config.get("do_sample") else 0.0
+    return "{" + ", ".join(f".{name} = {value!r}" for name, value in values.items()) + "}"
+
+
+def file_row(folder: Path, name: str, checked: int | None = None) -> str:
+    """A plan_file: the CRC is of the first `checked` bytes, None of all."""
+    size = (folder / name).stat().st_size
+    checked = size if checked is None else checked
+    crc, left = 0, checked
+    with (folder / name).open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+            crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    return f"{{{_string(name)}, {size}, {checked}, {crc:#x}}}"
+
+
+def _tensor_offsets(path: Path) -> tuple[int, dict[str, int]]:
+    """Bytes up to the data of a safetensors file, and where each tensor starts in the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    tensors = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+    return 8 + length, tensors
+
+
+def _input_offsets(buffers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
+    """Where each input begins in their common block, and its size."""
+    offsets, end = {}, 0
+    for buffer in buffers:
+        if buffer["kind"] == "input":
+            offsets[buffer["name"]] = end
+            size = buffer["size"] * _DTYPES[buffer["dtype"]][1] // 8
+            end += size + -size % _ALIGNMENT
+    return offsets, end
+
+
+def _generation_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "generation_config.json"
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def _string(text: str) -> str:
+    """A C string literal. Octal escapes end by themselves, hexadecimal ones would take in what follows."""
+    plain = "".join(chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode())
+    return f'"{plain}"'
+
+
+def _comment(text: str) -> str:
+    return "".join(c if " " <= c <= "~" and c != "\\" else "." for c in text)
