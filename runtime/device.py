@@ -58,4 +58,8 @@ def open_device(artifact: Artifact, slots: int, threads: int | None) -> Device:
         from dsv3c.runtime.cpu import CpuDevice
 
         return CpuDevice(artifact, slots, threads)
-    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm")
+    if family == "onnx":
+        from dsv3c.runtime.ort import OrtDevice
+
+        return OrtDevice(artifact, slots, threads)
+    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, onnx")

@@ -132,6 +132,26 @@ class NoDevice(RuntimeFault):
     hint = "update dsv3c, or compile for one of the known targets"
 
 
+class OnnxRuntimeMissing(RuntimeFault):
+    message = "the package onnxruntime cannot be imported: {reason}"
+    hint = "pip install onnxruntime, or onnxruntime-gpu for the CUDA provider"
+
+
+class ProviderMissing(RuntimeFault):
+    message = "this build of ONNX Runtime ({version}) has no provider {provider}; it has {known}"
+    hint = "pip install onnxruntime-gpu for cuda, onnxruntime-webgpu for webgpu, or compile with provider=cpu"
+
+
+class GraphInvalid(RuntimeFault):
+    message = "ONNX Runtime refuses {path}: {reason}"
+    hint = "manifest.json names the version it was checked with (target.onnxruntime); update, or compile again"
+
+
+class NoCallTimes(RuntimeFault):
+    message = "an ONNX artifact has no kernel calls of ours that could be timed one by one"
+    hint = "leave out --per-op; ONNX Runtime has a profiler of its own (SessionOptions.enable_profiling)"
+
+
 class MemoryRefused(RuntimeFault):
     message = "the system refused {bytes} bytes for {what}"
     hint = "lower context or max_batch when loading, or free memory"

@@ -103,6 +103,10 @@ def _is_cache(value: Value) -> bool:
     return value.op == "input" and str(value.attrs["name"]).startswith("cache.")
 
 
+def _layer(cache: str) -> str:
+    return cache.removeprefix("cache.")
+
+
 def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:
     """The inputs of the model, under the names that loops over exported models know."""
     b = lowering.b
@@ -127,8 +131,8 @@ def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Va
             lowering.names[value] = b.reshape("hidden_states", -1, width)
         if name == "rows":
             lowering.names[value] = "num_logits_to_keep"
-    for index, value in enumerate(caches.values()):
-        past = lowering.names[value] = f"past_key_values.{index}.key"
+    for name, value in caches.items():
+        past = lowering.names[value] = f"past_key_values.{_layer(name)}.key"
         shape = ["batch", 1, "past", int(value.shape[1])]
         found.append(helper.make_tensor_value_info(past, activations, shape))
     return found
@@ -163,16 +167,16 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
     apart = lowering.shaped(lowering[logits], lowering.batch(), -1, int(logits.shape[1]))
     b.node("Cast", apart, out="logits", to=TensorProto.FLOAT)
     states = lowering.shaped(lowering[hidden], lowering.batch(), lowering.length(), int(hidden.shape[1]))
-    b.node("Cast", states, out="hidden_states_out", to=TensorProto.FLOAT)
+    b.node("Cast", states, out="last_hidden_state", to=TensorProto.FLOAT)
     found = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "kept", int(logits.shape[1])]),
         helper.make_tensor_value_info(
-            "hidden_states_out", TensorProto.FLOAT, ["batch", "sequence", int(hidden.shape[1])]
+            "last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", int(hidden.shape[1])]
         ),
     ]
-    for index, value in enumerate(caches.values()):
+    for name, value in caches.items():
         shape = ["batch", 1, "total", int(value.shape[1])]
-        found.append(helper.make_tensor_value_info(f"present.{index}.key", ELEMENTS[b.dtype], shape))
+        found.append(helper.make_tensor_value_info(f"present.{_layer(name)}.key", ELEMENTS[b.dtype], shape))
     return found
 
 
