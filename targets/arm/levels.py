@@ -34,6 +34,7 @@ LEVELS = (
         lanes=4,
         mattr=("+neon", "+dotprod", "+i8mm", "+bf16"),
         cflags=("-mcpu=generic+dotprod+i8mm+bf16",),
+        dot2="bfdot",
     ),
 )
 

@@ -112,22 +112,24 @@ def dot2_meaning(acc: Array, a: Array, b: Array) -> Array:
     return np.asarray(acc + products.sum(-1))
 
 
-# TVM has no LLVM type for vectors of bfloat16, so this one comes as LLVM IR, which kernels import and LLVM inlines.
-_BF16_512_IR = """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
-define linkonce_odr hidden <16 x float> @dsv3c_bf16_512(<16 x float> %acc, <16 x float> %a, <16 x float> %b)
-    alwaysinline nounwind {
-  %x = bitcast <16 x float> %a to <32 x bfloat>
-  %y = bitcast <16 x float> %b to <32 x bfloat>
-  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %acc, <32 x bfloat> %x, <32 x bfloat> %y)
-  ret <16 x float> %sum
-}
+# TVM has no LLVM type for vectors of bfloat16, so dot2 comes as LLVM IR, which kernels import and LLVM inlines.
+def _dot2(name: str, lanes: int, instruction: str) -> Intrinsic:
+    """dot2 of acc float32x`lanes` with a and b of that type too, which hold pairs of bfloat16."""
+    sums, pairs, symbol = f"<{lanes} x float>", f"<{2 * lanes} x bfloat>", f"dsv3c_{name}"
+    llvm = f"""
+declare {sums} @{instruction}({sums}, {pairs}, {pairs})
+define linkonce_odr hidden {sums} @{symbol}({sums} %acc, {sums} %a, {sums} %b) alwaysinline nounwind {{
+  %x = bitcast {sums} %a to {pairs}
+  %y = bitcast {sums} %b to {pairs}
+  %sum = call {sums} @{instruction}({sums} %acc, {pairs} %x, {pairs} %y)
+  ret {sums} %sum
+}}
 """
 
+    def emit(acc: Expr, a: Expr, b: Expr) -> Expr:
+        return T.call_extern(f"float32x{lanes}", symbol, acc, a, b)
 
-def _bf16_512(acc: Expr, a: Expr, b: Expr) -> Expr:
-    """acc float32x16, a and b float32x16 that hold pairs of bfloat16."""
-    return T.call_extern("float32x16", "dsv3c_bf16_512", acc, a, b)
+    return Intrinsic(name, lanes, emit, dot2_meaning, llvm)
 
 
 # What a kernel that calls `prefetch` must import.
@@ -145,7 +147,10 @@ def prefetch(buffer: Any, at: Expr) -> None:
     T.evaluate(T.call_extern("int32", "dsv3c_prefetch", T.address_of(buffer[at])))
 
 
-DOT2 = {"bf16_512": Intrinsic("bf16_512", 16, _bf16_512, dot2_meaning, llvm=_BF16_512_IR)}
+DOT2 = {
+    "bf16_512": _dot2("bf16_512", 16, "llvm.x86.avx512bf16.dpbf16ps.512"),
+    "bfdot": _dot2("bfdot", 4, "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),
+}
 
 
 def typed(element: str, lanes: int) -> str:

@@ -273,11 +273,13 @@ def _score_page(unit: _Unit, base: Expr, following: Expr, out: Expr) -> None:
         with T.serial(0, width // 2 if pairs else width) as i:
             at = [T.bind(rows + (slot * width + i * (2 if pairs else 1))) for slot in range(together)]
             if unit.paired:
-                q = T.bind(unit.get(query + i * LANES))
-                prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
-                for total, where in zip(sums, at, strict=True):
-                    word = T.reinterpret("float32", load(unit.buffers["cache"], where, 2))
-                    store(total, 0, _dot2(unit, load(total, 0, LANES), q, word), LANES)
+                if together == PAGE:
+                    prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
+                words = [T.bind(T.reinterpret("float32", load(unit.buffers["cache"], where, 2))) for where in at]
+                for part in range(0, LANES, lanes):
+                    q = T.bind(load(unit.scratch, query + i * LANES + part, lanes))
+                    for total, word in zip(sums, words, strict=True):
+                        store(total, part, _dot2(unit, load(total, part, lanes), q, word), lanes)
             elif pairs:
                 words = [T.reinterpret("uint32", load(unit.buffers["cache"], where, 2)) for where in at]
                 halves = [bf16_pair_to_f32(T.bind(splat(word, lanes)), lanes) for word in words]
@@ -293,9 +295,9 @@ def _score_page(unit: _Unit, base: Expr, following: Expr, out: Expr) -> None:
 
 
 def _dot2(unit: _Unit, acc: Expr, vector: Expr, word: Expr) -> Expr:
-    """acc + vector . word: sixteen pairs of bfloat16 with one pair, which comes as a float32."""
+    """acc + vector . word: a vector of pairs of bfloat16 with one pair, which comes as a float32."""
     assert unit.level.dot2 is not None
-    return DOT2[unit.level.dot2].emit(acc, vector, splat(word, LANES))
+    return DOT2[unit.level.dot2].emit(acc, vector, splat(word, unit.level.lanes))
 
 
 def _soften(unit: _Unit, valid: Expr) -> None:
@@ -386,7 +388,7 @@ def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Exp
     out = []
     for v in range(vectors):
         order = [index for i in range(v * lanes, (v + 1) * lanes) for index in (i, 2 * lanes + i)]
-        out.append(T.bind(T.reinterpret("float32x16", T.bind(T.Shuffle(both, order)))))
+        out.append(T.bind(T.reinterpret(f"float32x{lanes}", T.bind(T.Shuffle(both, order)))))
     return out
 
 
