@@ -188,6 +188,10 @@ class UnknownPassError(Dsv3cError):
     message = "no pass is called {name!r}; the passes are {known}"
 
 
+class UnknownFormError(Dsv3cError):
+    message = "the target {target} has no form called {name!r}; its forms are {known}"
+
+
 class NotAViewError(Dsv3cError):
     message = "{value!r} cannot be read in place"
     hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from dsv3c import targets
 from dsv3c.compiler import artifact, crossing, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
-from dsv3c.compiler.errors import BadOptionError, UnknownPassError
+from dsv3c.compiler.errors import BadOptionError, UnknownFormError, UnknownPassError
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
@@ -164,9 +164,8 @@ def check_formats(options: CompileOptions) -> None:
 def _check_extras(options: CompileOptions, emission: Emission) -> None:
     for name in options.emit:
         if name not in emission.extras:
-            known = ", ".join(emission.extras)
-            expected = f"one of {known}" if known else f"nothing: the target {options.target} has no further forms"
-            raise BadOptionError(option="emit", value=name, expected=expected)
+            known = ", ".join(emission.extras) or "none"
+            raise UnknownFormError(name=name, target=options.target, known=known)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:

@@ -45,7 +45,7 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
       dsv3c compile ~/models/Moonlight-16B-A3B --quant int4 -o moonlight-int4
       dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
     """
-    from dsv3c.compiler.errors import UnknownPassError
+    from dsv3c.compiler.errors import UnknownFormError, UnknownPassError
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.pipeline import compile_checkpoint
     from dsv3c.runtime.cli.progress import terminal_progress
@@ -56,6 +56,8 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
             report = compile_checkpoint(checkpoint, out, chosen, progress)
         except UnknownPassError as error:
             raise click.BadParameter(str(error), param_hint="'--to'") from error
+        except UnknownFormError as error:
+            raise click.BadParameter(str(error), param_hint="'--emit'") from error
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

@@ -148,24 +148,26 @@ class _Function:
     def _call(self, value: Value, call: KernelCall) -> None:
         listed = operands(call.spec)
         written = [item for item in listed if item.role == "scratch" or call.roles.get(_role(item)[0]) is value]
-        read = [item for item in listed if item not in written]
-        arguments = [self._argument(call, item) for item in read]
+        arguments = [self._argument(call, item) for item in listed if item not in written]
+        roles = [_role(item)[1] for item in written]
         types = [relax.TensorType((item.size,), _dtype(item)) for item in written]
-        results = [_role(item)[1] for item in written]
-        kernel = self._kernels[call.spec]
+        kernel, packed = self._kernels[call.spec], relax.Tuple(arguments)
         if ops.lookup(value.op).in_place:
-            at = next(i for i, item in enumerate(read) if call.roles.get(_role(item)[0]) is value.inputs[0])
-            places, types = [at, *[-1] * len(written)], [arguments[at].ty, *types]
-            results = ["data", *results]
-            expression = relax.call_tir_inplace(kernel, relax.Tuple(arguments), places, types)
+            updated = self._stored[_owner(value.inputs[0])]["data"]
+            place = next(i for i, argument in enumerate(arguments) if argument.same_as(updated))
+            places = [place, *[-1] * len(written)]
+            roles, types = ["data", *roles], [updated.ty, *types]
+            result = self._builder.emit(relax.call_tir_inplace(kernel, packed, places, types), value.op)
         else:
-            expression = relax.call_tir(kernel, relax.Tuple(arguments), types)
-        variable = self._builder.emit(expression, value.op)
-        parts = [variable] if len(types) == 1 else [relax.TupleGetItem(variable, i) for i in range(len(types))]
-        kept = {role: part for role, part in zip(results, parts, strict=True) if role != "scratch"}
-        self._stored[value] = {
-            role: part if part is variable else self._builder.emit(part, value.op) for role, part in kept.items()
-        }
+            result = self._builder.emit(relax.call_tir(kernel, packed, types), value.op)
+        self._stored[value] = self._components(result, roles, value.op)
+
+    def _components(self, result: Any, roles: list[str], name: str) -> dict[str, Any]:
+        """The variable of each component of a call's result, by role. One result is no tuple."""
+        if len(roles) == 1:
+            return {roles[0]: result}
+        kept = [(i, role) for i, role in enumerate(roles) if role != "scratch"]
+        return {role: self._builder.emit(relax.TupleGetItem(result, i), name) for i, role in kept}
 
     def _argument(self, call: KernelCall, operand: Operand) -> Any:
         role, part = _role(operand)

@@ -181,6 +181,12 @@ def test_dump_writes_each_graph(bundled_model: Path, tmp_path: Path) -> None:
     assert "fuse-mla" in dsv3c("compile", bundled_model, "--to", "no-such-pass", code=2).stderr
 
 
+def test_emit_names_the_known_forms_and_leaves_nothing(bundled_model: Path, tmp_path: Path) -> None:
+    done = dsv3c("compile", bundled_model, "-o", tmp_path / "out", "--emit", "no-such-form", code=2)
+    assert "--emit" in done.stderr and "no-such-form" in done.stderr and "tvm" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_compile_leaves_nothing(bundled_model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "compile", str(bundled_model), "-o", str(tmp_path / "out")],

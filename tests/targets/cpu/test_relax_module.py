@@ -20,7 +20,6 @@ from tvm import relax
 from dsv3c import runtime, targets
 from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.target import Emission
 from dsv3c.runtime.cpu_features import cpu_flags
@@ -43,6 +42,8 @@ MODEL_TYPES = {
     "glm4_moe_lite": {},
     "youtu": {"q_lora_rank": None, "intermediate_size": 90},
 }
+# Nearly every kernel, and LLVM IR in it; odd widths in narrow vectors, in a step too short for a second entry.
+SCRIPTS = {"deepseek_v3": (LEVELS[BEST], 512), "youtu": (LEVELS[LOWEST], 8)}
 
 
 class Batch(NamedTuple):
@@ -182,11 +183,12 @@ def test_threads_of_tvm_change_no_bit(compiled: Callable[[str], Compiled]) -> No
         configure(1, 0)
 
 
-def emitted(folder: Path, model_type: str, level: Any) -> Emission:
+def emitted(folder: Path, model_type: str, level: Any, max_tokens: int = 512) -> Emission:
     """What the CPU target makes of a tiny model at one level; the TVM form is written into `folder`."""
     write_checkpoint(folder, tiny_config(model_type, **MODEL_TYPES[model_type]))
     source = Checkpoint.open(folder)
-    lowered = pipeline.lower(source.config, source.shapes, CompileOptions(quant="int8"), targets.get("x86"))
+    options = CompileOptions(quant="int8", max_tokens=max_tokens)
+    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
     found = emit(lowered.entries, lowered.bounds, (level,))
     found.extras["tvm"](folder)
     return found
@@ -219,11 +221,10 @@ def called_kernels(function: Any) -> list[str]:
     return [call.args[0].name_hint for call in calls]
 
 
-@pytest.mark.parametrize(("model_type", "index"), [("deepseek_v3", BEST), ("youtu", LOWEST)])
-def test_script_parses_back_to_the_module(model_type: str, index: int, tmp_path: Path) -> None:
-    """Odd widths and LLVM IR among the kernels."""
-    level = LEVELS[index]
-    emitted(tmp_path, model_type, level)
+@pytest.mark.parametrize("model_type", SCRIPTS)
+def test_script_parses_back_to_the_module(model_type: str, tmp_path: Path) -> None:
+    level, max_tokens = SCRIPTS[model_type]
+    emitted(tmp_path, model_type, level, max_tokens)
     folder = tmp_path / "tvm" / level.name
     stored = tvm.ir.load_json((folder / "module.json").read_text(encoding="utf-8"))
     parsed = tvm.script.from_source((folder / "module.py").read_text(encoding="utf-8"))
@@ -245,10 +246,3 @@ def test_example_of_the_docs_gives_the_logits_of_the_runtime(
         expected = model.logits([17])
     found = example["logits"].numpy()[: expected.size]
     np.testing.assert_array_equal(found.view(np.uint32), expected.reshape(-1).view(np.uint32))
-
-
-def test_unknown_form_names_the_known_ones(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "tiny", tiny_config("youtu"))
-    with pytest.raises(BadOptionError, match=r"\btvm\b"):
-        pipeline.compile_checkpoint(tmp_path / "tiny", tmp_path / "out", CompileOptions(emit=("relax",)))
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
