@@ -25,9 +25,9 @@ COMPILER_LAYERS = (
     ("frontend",),
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for name in COMPILER_LAYERS[0])
-RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "onnxruntime", "tokenizers", "jinja2", "click"}
+RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
 # Packages that one module of the runtime may import, inside the function that needs them.
-RUNTIME_OPTIONAL = {"dsv3c.runtime.cli.bench_plot": {"matplotlib"}}
+RUNTIME_OPTIONAL = {"dsv3c.runtime.cli.bench_plot": {"matplotlib"}, "dsv3c.runtime.ort": {"onnxruntime"}}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -96,8 +96,7 @@ def package(
         progress.stage("building the runtime's wheel")
         runtime = wheels.build_runtime(Path(scratch) / "runtime")
         progress.stage(f"downloading wheels for {goal.name}, Python {python}")
-        extra = artifact.manifest.target.name.partition(":")[0]
-        needed = wheels.download(Path(scratch) / "wheels", wheels.requirements(extra), goal.tags, python)
+        needed = wheels.download(Path(scratch) / "wheels", _requirements(artifact), goal.tags, python)
         bundled = (runtime, *needed) if with_wheels else (runtime,)
         entries = [*_fixed(goal, python, runtime, needed, with_wheels), *_wheels(bundled), *_model(artifact)]
         total = sum(entry.size for entry in entries)
@@ -113,6 +112,11 @@ def package(
             platform=goal.name,
             python=python,
         )
+
+
+def _requirements(artifact: Artifact) -> list[str]:
+    target = artifact.manifest.target.name.partition(":")[0]
+    return wheels.requirements(target, artifact.manifest.content["target"].get("provider"))
 
 
 def _platform(artifact: Artifact, wanted: str | None) -> Platform:

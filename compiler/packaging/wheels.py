@@ -56,10 +56,11 @@ def build_runtime(into: Path) -> Path:
     return into / done.stdout.splitlines()[-1]
 
 
-def requirements(extra: str) -> list[str]:
-    """What the runtime needs, with what its extra of that name adds, if it has one."""
+def requirements(target: str, provider: str | None = None) -> list[str]:
+    """What the runtime needs, with what its extra for a target, or for this provider of it, adds; most add nothing."""
     project = tomllib.loads((source() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras.get(f"{target}-{provider}", extras.get(target, []))]
 
 
 def download(into: Path, wanted: Sequence[str], tags: Sequence[str], python: str) -> list[Path]:

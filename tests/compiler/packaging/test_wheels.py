@@ -30,7 +30,17 @@ def test_requirements_are_those_of_the_runtime() -> None:
     assert {wheels._project(line) for line in wheels.requirements("x86")} == {
         *("apache-tvm-ffi", "click", "jinja2", "numpy", "tokenizers")
     }
-    assert "matplotlib" in {wheels._project(line) for line in wheels.requirements("plot")}
+    assert wheels.requirements("plan9") == wheels.requirements("x86")
+
+
+def test_a_target_may_need_more() -> None:
+    base = set(wheels.requirements("x86"))
+    added = [set(wheels.requirements("onnx", provider)) - base for provider in ("cpu", "cuda", None)]
+    assert [[wheels._project(line) for line in lines] for lines in added] == [
+        ["onnxruntime"],
+        ["onnxruntime-gpu"],
+        ["onnxruntime"],
+    ]
 
 
 class Pip:
