@@ -26,7 +26,6 @@ from dsv3c.runtime.errors import (
 )
 from dsv3c.runtime.fields import Fields
 from dsv3c.runtime.memory import Block, typed
-from dsv3c.runtime.plan import ELEMENT_BYTES
 
 PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in ONNX Runtime, its kind of memory)
     "cpu": ("CPUExecutionProvider", "cpu"),
@@ -121,7 +120,7 @@ class OrtDevice:
             tokens = np.flatnonzero(sequence == index)
             past, end = int(positions[tokens[0]]), int(positions[tokens[0]]) + tokens.size
             if not np.array_equal(positions[tokens], np.arange(past, end)):
-                raise StepInvalid(where="positions", reason="those of a sequence must follow one another on this device")
+                raise StepInvalid(where="positions", reason="those of one sequence must follow one another")
             pieces.append(_Piece(tokens, past, self._slots(index, end)))
         return pieces
 
@@ -139,7 +138,8 @@ class OrtDevice:
         kept = count - int(local[mine].min()) if mine.size else 1
         end = piece.past + count
         ids = {"input_ids": self.inputs["tokens"], "position_ids": self.inputs["positions"]}
-        feeds: dict[str, NDArray[Any]] = {name: array[piece.tokens][None].astype(np.int64) for name, array in ids.items()}
+        feeds: dict[str, NDArray[Any]]
+        feeds = {name: array[piece.tokens][None].astype(np.int64) for name, array in ids.items()}
         feeds["attention_mask"] = np.ones((1, end), np.int64)
         feeds["num_logits_to_keep"] = np.array([kept], np.int64)
         hidden = self.output(entry, "hidden")

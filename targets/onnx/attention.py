@@ -95,9 +95,16 @@ def _absorbed(lowering: Lowering, value: Value) -> str:
     q_nope, w_uk = q_latent.inputs
     b, heads, rank = lowering.b, int(q_latent.shape[1]), int(q_latent.shape[2])
     query = b.node("Concat", head_linear(lowering, lowering[q_nope], w_uk), lowering[q_pe], axis=-1)
-    rows = lowering[cache]
-    found = b.slice(_attention(lowering, query, heads, rank + int(q_pe.shape[2]), rows, rows, attention), 0, rank)
-    return head_linear(lowering, b.reshape(b.transpose(found, 0, 2, 1, 3), -1, heads, rank), w_uv)
+    # The one key head serves all heads, so they are further rows of one product: [batch, S * H, latent] by the cache.
+    width = rank + int(q_pe.shape[2])
+    query = lowering.shaped(b.node("Mul", query, b.const(attention.attrs["scale"])), lowering.batch(), -1, width)
+    rows = lowering.shaped(lowering[cache], lowering.batch(), -1, width)
+    scores = b.node("MatMul", query, b.transpose(rows, 0, 2, 1))
+    scores = lowering.shaped(scores, lowering.batch(), lowering.length(), heads, context(lowering))
+    masked = b.node("Add", scores, lowering.shaped(mask(lowering), lowering.batch(), lowering.length(), 1, -1))
+    weights = lowering.shaped(b.node("Softmax", masked, axis=-1), lowering.batch(), -1, context(lowering))
+    found = b.slice(b.node("MatMul", weights, rows), 0, rank)
+    return head_linear(lowering, b.reshape(found, -1, heads, rank), w_uv)
 
 
 def _materialized(lowering: Lowering, value: Value, absorbed: Value) -> str:
