@@ -37,6 +37,7 @@ class _Plan:
     recipes: dict[str, Value] = field(default_factory=dict)
     _indices: dict[str, int] = field(default_factory=dict)
     _recipe_names: dict[Value, str] = field(default_factory=dict)
+    _weights: dict[Value, bool] = field(default_factory=dict)  # answers of is_weight
 
     def call(self, value: Value) -> list[Any]:
         """[kernel name, [buffer indices]] for a value of the graph."""
@@ -66,7 +67,7 @@ class _Plan:
             return self._input_buffer(owner, operand)
         stored = components(source.type, {**self.bounds, "N": 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
-        if is_weight(source):
+        if is_weight(source, self._weights):
             return self._weight(source, component, operand)
         return self.arena(source, operand, component)
 
