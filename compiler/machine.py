@@ -1,60 +1,25 @@
-"""What this machine has, and what it lacks to compile for a target. Looks; imports and starts nothing heavy."""
+"""What this machine lacks to compile for a target. Looks; imports and starts nothing heavy."""
 
 from __future__ import annotations
 
 import ctypes.util
 import os
-import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from dsv3c import targets
-from dsv3c.runtime import cpu_features
+from dsv3c.runtime.machine import package_version
 from dsv3c.targets.cpu.platforms import ARM_LINUX, NoCCompiler, NoCrossCompiler, find_compiler_for
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
 
-# Features that decide how fast a model runs, in the order in which they are shown (names as in /proc/cpuinfo).
-FEATURES = (
-    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile",
-    "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
-
 PACKAGES = (
     "dsv3c", "apache-tvm", "apache-tvm-ffi", "numpy", "ml_dtypes", "safetensors", "tokenizers", "jinja2", "onnx",
-    "onnxruntime-gpu", "onnxruntime", "click", "rich", "ziglang", "torch", "transformers",
+    "onnxruntime-gpu", "onnxruntime", "click", "ziglang", "torch", "transformers",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cpu:
-    """physical_cores: those that this process may use."""
-
-    model: str
-    architecture: str
-    physical_cores: int
-    logical_cores: int
-    features: frozenset[str]
-
-    @property
-    def notable(self) -> list[str]:
-        """The features that matter here, in a fixed order."""
-        return [name for name in FEATURES if name in self.features]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Sizes in bytes; 0 where the system does not tell. huge_pages: the mode of transparent huge pages, or ""."""
-
-    total: int
-    available: int
-    page_size: int
-    huge_pages: str
 
 
 @dataclass(frozen=True)
@@ -78,45 +43,11 @@ class Readiness:
     missing: tuple[Need, ...]
 
 
-def cpu() -> Cpu:
-    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return Cpu(
-        model=name[1] if name else platform.processor() or "unknown",
-        architecture=cpu_features.machine(),
-        physical_cores=cpu_features.default_threads(),
-        logical_cores=os.cpu_count() or 1,
-        features=cpu_features.cpu_flags(),
-    )
-
-
 def levels(features: frozenset[str]) -> list[str]:
     """The kernel levels of ours that a CPU with these features runs, the best first."""
     from dsv3c.targets.x86.levels import LEVELS
 
     return [level.name for level in reversed(LEVELS) if not level.missing(features)]
-
-
-def memory() -> Memory:
-    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE))
-    mode = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled"))
-    return Memory(
-        total=int(sizes.get("MemTotal", 0)) * 1024,
-        available=int(sizes.get("MemAvailable", 0)) * 1024,
-        page_size=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0,
-        huge_pages=mode[1] if mode else "",
-    )
-
-
-def packages() -> dict[str, str | None]:
-    """Versions of the packages that play a part; None for one that is not installed."""
-    return {name: package_version(name) for name in PACKAGES}
-
-
-def package_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def tools() -> list[Need]:
@@ -129,14 +60,6 @@ def readiness() -> Iterator[Readiness]:
     for name, entry in targets.available().items():
         needs = (NEEDS[need] for need in entry.needs)
         yield Readiness(name, tuple(need for need in needs if need.find() is None))
-
-
-def _read(path: str) -> str:
-    """A file of the system, or "" where there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _program(*names: str) -> Callable[[], str | None]:

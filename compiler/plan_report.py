@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c import targets
-from dsv3c.compiler import machine, pipeline, weights
+from dsv3c.compiler import pipeline, weights
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.sizes import Part, model_parts
 from dsv3c.compiler.target import Target
+from dsv3c.runtime import machine
 
 
 @dataclass(frozen=True)

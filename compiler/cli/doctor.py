@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.doctor import describe_machine, show_machine, show_packages
+from dsv3c.runtime.cli.output import print_json, section
 from dsv3c.runtime.cli.params import json_option
 
 
@@ -22,50 +23,20 @@ def doctor_command(as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    cpu, memory = report["cpu"], report["memory"]
-    section(
-        "cpu",
-        [
-            ("model", f"{cpu['model']} ({cpu['architecture']})"),
-            ("cores", f"{cpu['physical_cores']} physical, {cpu['logical_cores']} logical"),
-            ("features", " ".join(cpu["features"]) or "unknown"),
-            ("levels", _levels(cpu["levels"])),
-        ],
-    )
-    section(
-        "memory",
-        [
-            ("total", size(memory["total"]) if memory["total"] else "unknown"),
-            ("available", size(memory["available"]) if memory["available"] else "unknown"),
-            ("pages", f"{memory['page_size']} bytes, transparent huge pages: {memory['huge_pages'] or 'unknown'}"),
-        ],
-    )
+    show_machine(report, [("levels", _levels(report["cpu"]["levels"]))])
     section("tools", [(name, tool["found"] or f"not found ({tool['use']})") for name, tool in report["tools"].items()])
-    section("packages", [(name, version or "not installed") for name, version in report["packages"].items()])
+    show_packages(report)
     section("targets", [(name, _state(missing)) for name, missing in report["targets"].items()])
 
 
 def _gather() -> dict[str, Any]:
     from dsv3c.compiler import machine
+    from dsv3c.runtime.cpu_features import cpu_flags
 
-    cpu, memory = machine.cpu(), machine.memory()
-    return {
-        "cpu": {
-            "model": cpu.model,
-            "architecture": cpu.architecture,
-            "physical_cores": cpu.physical_cores,
-            "logical_cores": cpu.logical_cores,
-            "features": cpu.notable,
-            "levels": machine.levels(cpu.features),
-        },
-        "memory": {
-            "total": memory.total,
-            "available": memory.available,
-            "page_size": memory.page_size,
-            "huge_pages": memory.huge_pages,
-        },
+    report = describe_machine(machine.PACKAGES)
+    report["cpu"]["levels"] = machine.levels(cpu_flags())
+    return report | {
         "tools": {need.name: {"found": need.find(), "use": need.use, "get": need.get} for need in machine.tools()},
-        "packages": machine.packages(),
         "targets": {
             state.target: [{"need": need.name, "use": need.use, "get": need.get} for need in state.missing]
             for state in machine.readiness()

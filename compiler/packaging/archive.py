@@ -21,7 +21,7 @@ from dsv3c.runtime.errors import FileSizeWrong, HashMismatch
 from dsv3c.runtime.jsonfile import open_regular
 
 TIME = 315_532_800  # 1980: tools that also know zip accept nothing older
-# Text becomes a fifth at the lowest level already, and weights do not get smaller at the highest.
+# Of the bundled model in int8 it leaves 85 % of the weights and 10 % of the plan; the highest level 85 % and 7 %.
 LEVEL = 1
 _CHUNK = 1 << 20
 
@@ -50,13 +50,11 @@ def write(
     Raises FileSizeWrong or HashMismatch for a file that is not what its entry says.
     """
     with ExitStack() as stack:
-        stream: BinaryIO = file
+        stream: BinaryIO | gzip.GzipFile = file
         if compressed:
-            packed = gzip.GzipFile(filename="", mode="wb", compresslevel=LEVEL, fileobj=file, mtime=0)
-            stream = stack.enter_context(packed)  # type: ignore[assignment]
-        tar = stack.enter_context(
-            tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK, copybufsize=_CHUNK)
-        )
+            stream = stack.enter_context(gzip.GzipFile("", "wb", LEVEL, file, mtime=0))
+        packed = tarfile.TarFile(mode="w", fileobj=stream, format=tarfile.GNU_FORMAT, copybufsize=_CHUNK)
+        tar = stack.enter_context(packed)
         for entry in sorted(entries, key=lambda entry: entry.name):
             info = tarfile.TarInfo(f"{root}/{entry.name}")
             info.size, info.mtime, info.mode = entry.size, TIME, 0o755 if entry.executable else 0o644

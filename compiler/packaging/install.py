@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 FACTS = "package.json"
@@ -42,7 +43,7 @@ def main(site: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def require(facts: dict) -> None:
+def require(facts: dict[str, Any]) -> None:
     """Leaves with a message unless this is what the wheels are for."""
     machine = platform.machine().lower()
     found = f"{sys.platform} on {MACHINES.get(machine, machine)}"
@@ -65,7 +66,7 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def fill(folder: Path, facts: dict) -> None:
+def fill(folder: Path, facts: dict[str, Any]) -> None:
     for wheel in [*facts["runtime"], *(facts["packages"] if facts["bundled"] else ())]:
         with zipfile.ZipFile(HERE / "wheels" / wheel) as file:
             file.extractall(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(run(capsys, "doctor", "--json")[0])
     assert report["cpu"]["physical_cores"] >= 1
     assert report["packages"]["numpy"]
-    assert set(report["targets"]) == {"x86"}
+    assert set(report["targets"]) == set(targets.available())
     text, _ = run(capsys, "doctor")
     assert all(f"\n{title}\n" in "\n" + text for title in ("cpu", "memory", "tools", "packages", "targets"))
 
@@ -125,7 +126,7 @@ def test_doctor_says_what_a_target_needs(monkeypatch: pytest.MonkeyPatch, capsys
     need = machine.Need("c-compiler", lambda: None, "links kernel libraries", "install gcc")
     monkeypatch.setattr(machine, "NEEDS", {**machine.NEEDS, "c-compiler": need})
     text, _ = run(capsys, "doctor")
-    assert "x86  needs c-compiler (install gcc)" in text
+    assert re.search(r"\n  x86 +needs c-compiler \(install gcc\)\n", text)
 
 
 def test_every_need_of_a_target_is_known() -> None:

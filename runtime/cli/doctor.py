@@ -1,0 +1,81 @@
+"""`doctor`: what this machine has that decides how a model runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.params import json_option
+
+TWICE = (
+    "dsv3c and dsv3c-runtime are both installed and hold the same files, so that removing one breaks the other; "
+    "uninstall both, then install one"
+)
+
+
+@click.command("doctor", cls=Command)
+@json_option
+def doctor_command(as_json: bool) -> None:
+    """Show what this machine has.
+
+    CPU features, memory, versions of packages. Give the output with a report of a problem.
+    """
+    from dsv3c.runtime import machine
+
+    report = describe_machine(machine.PACKAGES)
+    if as_json:
+        print_json(report)
+        return
+    show_machine(report)
+    show_packages(report)
+
+
+def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
+    """CPU, memory, versions of `packages`, notes."""
+    from dsv3c.runtime import machine
+
+    cpu, memory = machine.cpu(), machine.memory()
+    return {
+        "cpu": {
+            "model": cpu.model,
+            "architecture": cpu.architecture,
+            "physical_cores": cpu.physical_cores,
+            "logical_cores": cpu.logical_cores,
+            "features": cpu.notable,
+        },
+        "memory": vars(memory),
+        "packages": machine.packages(packages),
+        "notes": [TWICE] if machine.installed_twice() else [],
+    }
+
+
+def show_machine(report: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -> None:
+    """Print CPU and memory; `more` are further rows of the CPU."""
+    cpu, memory = report["cpu"], report["memory"]
+    section(
+        "cpu",
+        [
+            ("model", f"{cpu['model']} ({cpu['architecture']})"),
+            ("cores", f"{cpu['physical_cores']} physical, {cpu['logical_cores']} logical"),
+            ("features", " ".join(cpu["features"]) or "unknown"),
+            *more,
+        ],
+    )
+    section(
+        "memory",
+        [
+            ("total", size(memory["total"]) if memory["total"] else "unknown"),
+            ("available", size(memory["available"]) if memory["available"] else "unknown"),
+            ("pages", f"{memory['page_size']} bytes, transparent huge pages: {memory['huge_pages'] or 'unknown'}"),
+        ],
+    )
+
+
+def show_packages(report: dict[str, Any]) -> None:
+    section("packages", [(name, version or "not installed") for name, version in report["packages"].items()])
+    for note in report["notes"]:
+        click.echo(f"note: {note}")
