@@ -135,13 +135,13 @@ def compile_checkpoint(
         file = weights.lay_out(emission.recipes)
         progress.stage("writing weights", file.tensor_bytes)
         weights.write(file, folder / "weights.safetensors", _reader(source), progress.advance)
+        artifact.copy_side_files(checkpoint, folder)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
-            emission.write_graphs(folder, _places(file))
+            emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
         plan = _plan(source.config, lowered, emission)
         artifact.write_json(folder / "plan.json", plan)
-        artifact.copy_side_files(checkpoint, folder)
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
         artifact.write_json(folder / artifact.MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:

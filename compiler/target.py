@@ -33,8 +33,9 @@ class Emission:
     in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
     libraries into `folder`, calling `advance(1)` for each. extras: what `--emit` may ask for besides; each writes its
     files into the artifact's folder, where everything but the manifest's `files` is already written, and may return
-    notes for the user. write_graphs(folder, places) writes into the artifact's folder what refers to the weights file
-    by place, given by tensor name. facts: further entries of the manifest's `target`.
+    notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the weights
+    file by place, given by tensor name; model: the fields of the config. facts: further entries of the manifest's
+    `target`.
     """
 
     plan: Mapping[str, Any]
@@ -42,7 +43,7 @@ class Emission:
     levels: tuple[Mapping[str, Any], ...]
     write_kernels: Callable[[Path, Callable[[int], None]], None]
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
-    write_graphs: Callable[[Path, Mapping[str, Place]], None] | None = None
+    write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

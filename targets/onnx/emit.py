@@ -16,6 +16,7 @@ from dsv3c.compiler.storage import aligned
 from dsv3c.compiler.target import Emission, Entry, Place
 from dsv3c.targets.onnx import attention, experts
 from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Recipes, Reference
+from dsv3c.targets.onnx.genai import write_config
 from dsv3c.targets.onnx.lower import RULES, Lowering, Rule, linear
 
 WEIGHTS = "weights.safetensors"
@@ -61,9 +62,10 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], provider: str,
         if name in FILES
     }
 
-    def write_graphs(folder: Path, places: Mapping[str, Place]) -> None:
+    def write_graphs(folder: Path, places: Mapping[str, Place], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
             model.write(folder / FILES[name], places)
+        write_config(folder, FILES["decode"], provider, config)
 
     facts = {
         "provider": provider,
