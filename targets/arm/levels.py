@@ -10,13 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.tuning import Tuning
+
+# A block of sixteen rows takes four registers: two blocks by four tokens would take all there are.
+_TILE = Tuning(token_tile=4, row_blocks=1)
 
 _NEON = ("asimd",)
 _DOTPROD = (*_NEON, "asimddp")
 _MATMUL = (*_DOTPROD, "i8mm", "bf16")
 
 LEVELS = (
-    IsaLevel("armv8.0", "generic", _NEON, dot="smull", lanes=4, mattr=("+neon",), cflags=("-mcpu=generic",)),
+    IsaLevel(
+        "armv8.0",
+        "generic",
+        _NEON,
+        dot="smull",
+        lanes=4,
+        mattr=("+neon",),
+        cflags=("-mcpu=generic",),
+        tuning=_TILE,
+    ),
     IsaLevel(
         "armv8.2-dotprod",
         "generic",
@@ -25,6 +38,7 @@ LEVELS = (
         lanes=4,
         mattr=("+neon", "+dotprod"),
         cflags=("-mcpu=generic+dotprod",),
+        tuning=_TILE,
     ),
     IsaLevel(
         "armv8.6",
@@ -35,6 +49,7 @@ LEVELS = (
         mattr=("+neon", "+dotprod", "+i8mm", "+bf16"),
         cflags=("-mcpu=generic+dotprod+i8mm+bf16",),
         dot2="bfdot",
+        tuning=_TILE,
     ),
 )
 

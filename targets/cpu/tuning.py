@@ -32,12 +32,14 @@ class UnknownTuningRecord(Dsv3cError):
 class Tuning:
     """Parameters of the CPU kernels; the defaults are good on two cores with AVX-512 and VNNI.
 
-    token_tile: activation rows that share one pass over a weight block. word_unroll, float_unroll: 64-byte words of
-    integer weights, or columns of float weights, per iteration of the inner loop. down_blocks: row blocks that a task
-    of moe_down takes together: an expert's activations stay in its cache for all of them.
+    token_tile, row_blocks: activation rows by weight blocks of a tile, whose sums are kept in registers. word_unroll,
+    float_unroll: 64-byte words of integer weights, or columns of float weights, per iteration of the inner loop.
+    down_blocks: row blocks that a task of moe_down takes together: an expert's activations stay in its cache for all of
+    them.
     """
 
     token_tile: int = 4
+    row_blocks: int = 2
     word_unroll: int = 4
     float_unroll: int = 4
     down_blocks: int = 8
@@ -56,7 +58,8 @@ class Tuning:
 
 # What a search may choose from.
 SPACE: Mapping[str, tuple[int, ...]] = {
-    "token_tile": (2, 3, 4, 6, 8),
+    "token_tile": (2, 4, 6, 8),
+    "row_blocks": (1, 2),
     "word_unroll": (1, 2, 4, 8),
     "float_unroll": (1, 2, 4, 8),
     "down_blocks": (1, 2, 4, 8, 16),

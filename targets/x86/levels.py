@@ -6,6 +6,7 @@ v3 and v4 are the micro-architecture levels of the x86-64 psABI.
 from __future__ import annotations
 
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.tuning import Tuning
 
 _V3 = ("avx2", "fma", "f16c", "bmi2")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
@@ -15,7 +16,15 @@ _V4_C = (*_V3_C, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx51
 
 # LLVM holds v4 at 256-bit registers unless told otherwise.
 LEVELS = (
-    IsaLevel("x86-64-v3", "x86-64-v3", _V3, dot="madd256", lanes=8, cflags=_V3_C),
+    IsaLevel(
+        "x86-64-v3",
+        "x86-64-v3",
+        _V3,
+        dot="madd256",
+        lanes=8,
+        cflags=_V3_C,
+        tuning=Tuning(token_tile=4, row_blocks=1),  # sixteen registers of half the size
+    ),
     IsaLevel("x86-64-v4", "x86-64-v4", _V4, dot="madd512", lanes=16, mattr=("-prefer-256-bit",), cflags=_V4_C),
     IsaLevel(
         "x86-64-v4-vnni",

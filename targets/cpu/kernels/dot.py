@@ -15,12 +15,14 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES, padded_rows
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32
+from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer, View, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
 Expr = Any
+
+LINE = 64  # bytes of a cache line
 
 SIGN = 128  # what an unsigned 8-bit code loses when it becomes a signed one
 
@@ -45,6 +47,14 @@ class Weight:
     def blocks(self) -> int:
         """Blocks of one [n, k] matrix."""
         return padded_rows(self.n) // LANES
+
+    def together(self, level: IsaLevel) -> int:
+        """Blocks that share a tile: what the level has registers for, if it divides the number of blocks.
+
+        One of floats, which take several times the cache.
+        """
+        wanted = 1 if self.spec.is_float else level.tuning.row_blocks
+        return wanted if self.blocks % wanted == 0 else 1
 
     @property
     def block_size(self) -> int:
@@ -78,6 +88,19 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """The weights `blocks` further on, fetched line by line while the tiles 0, 1, … of these blocks are computed."""
+
+    blocks: int
+    tile: Expr
+
+
+def fetched(blocks: int, indices: list[Expr]) -> Ahead | None:
+    """Fetch `blocks` further on during the tile of rows `indices`, unless a single row streams by too fast for that."""
+    return Ahead(blocks, T.bind(T.floordiv(indices[0], len(indices)))) if len(indices) > 1 else None
+
+
+@dataclass(frozen=True)
 class Tile:
     """Sums of a finished tile; vectors of `lanes` rows of a block start at 0, lanes, … below 16."""
 
@@ -88,8 +111,18 @@ class Tile:
         return load(self.sums[block][row], at, self.lanes)
 
 
-def dot_tile(level: IsaLevel, w: Weight, x: Activation, blocks: list[Expr], rows: list[tuple[Expr, Expr]]) -> Tile:
-    """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0)."""
+def dot_tile(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    blocks: list[Expr],
+    rows: list[tuple[Expr, Expr]],
+    ahead: Ahead | None = None,
+) -> Tile:
+    """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0).
+
+    ahead: what to fetch meanwhile; the kernel must import PREFETCH_IR. Integer formats only.
+    """
     sums = [[local("f32", LANES) for _ in rows] for _ in blocks]
     tile = Tile(sums, level.lanes)
     parts = range(0, LANES, level.lanes)
@@ -102,7 +135,7 @@ def dot_tile(level: IsaLevel, w: Weight, x: Activation, blocks: list[Expr], rows
         _float_dot(level, w, x, starts, x_starts, tile)
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
-    _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile)
+    _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, ahead)
     return tile
 
 
@@ -196,6 +229,7 @@ def _integer_dot(
     x_starts: list[Expr],
     rows: list[Expr],
     tile: Tile,
+    ahead: Ahead | None,
 ) -> None:
     spec, lanes = w.spec, level.lanes
     group = spec.act_group
@@ -204,6 +238,8 @@ def _integer_dot(
     sums = [[local("i32", LANES) for _ in rows] for _ in starts]
     scales = [T.bind(row * groups) for row in rows]
     with T.serial(0, groups) as g:
+        if ahead is not None:
+            _fetch(w, ahead, starts, groups, g)
         for row, scale in enumerate(scales):
             total = T.bind(x.sum[scale + g])
             for block in range(len(starts)):
@@ -231,6 +267,15 @@ def _integer_dot(
             for part in parts:
                 scale = load(w.scale, scale_starts[block] + part, lanes)
                 store(buffer, part, load(buffer, part, lanes) * scale, lanes)
+
+
+def _fetch(w: Weight, ahead: Ahead, starts: list[Expr], groups: int, g: Expr) -> None:
+    """One line for each block in each group: few enough for the loads of the tile itself never to wait behind them."""
+    line = T.bind((ahead.tile * groups + g) * LINE)
+    with T.If(line < w.block_size):
+        with T.Then():
+            for start in starts:
+                prefetch(w.data, start + T.int64(ahead.blocks * w.block_size) + T.Cast("int64", line))
 
 
 def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, total: Expr) -> Expr:

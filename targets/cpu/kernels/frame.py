@@ -135,17 +135,27 @@ def rows_loop(control: Buffer, rows: Rows, work_per_row: int, body: Callable[[Ex
 
 
 def tiles(count: Expr, tile: int, body: Callable[[list[Expr]], None]) -> None:
-    """body(indices) over 0..count: `tile` at a time, the tail clamped to the last index; one by one below `tile`.
+    """body(indices) over 0..count: `tile` at a time, a rest of up to half of that in one go of half a tile.
 
-    A clamped index repeats work of the same task, so bodies must store, not accumulate, into memory.
+    Indices past the end are clamped to the last one. A clamped index repeats work of the same task, so bodies must
+    store, not accumulate, into memory.
     """
-    with T.If(count >= tile):
+    half = tile // 2
+
+    def at(start: Expr, width: int) -> None:
+        body([T.bind(T.min(start + i, count - 1)) for i in range(width)])
+
+    whole = T.bind(T.floordiv(count + (tile - 1 - half), tile))
+    with T.serial(0, whole) as step:
+        at(T.bind(step * tile), tile)
+    rest = T.bind(count - whole * tile)
+    if half > 1:
+        with T.If(rest > 1):
+            with T.Then():
+                at(T.bind(whole * tile), half)
+    with T.If(rest == 1):
         with T.Then():
-            with T.serial(0, T.floordiv(count + (tile - 1), tile)) as step:
-                body([T.bind(T.min(step * tile + i, count - 1)) for i in range(tile)])
-        with T.Else():
-            with T.serial(0, count) as step:
-                body([step])
+            body([T.bind(count - 1)])
 
 
 def local(element: str, size: int) -> Buffer:

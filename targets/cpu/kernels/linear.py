@@ -8,8 +8,9 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, fetched, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -56,23 +57,27 @@ def operands(spec: Linear) -> tuple[Operand, ...]:
 
 
 def build(spec: Linear, level: IsaLevel) -> PrimFunc:
-    """Parallel over heads and row blocks; each streams its weights once per tile of activation rows."""
+    """Parallel over heads and runs of row blocks; each streams its weights once per tile of activation rows."""
 
     def body(buffers: dict[str, Buffer]) -> None:
         w = Weight.of(buffers, "w", spec.weight, spec.n, spec.k)
         x = Activation.of(buffers, "x", spec.weight, spec.k, _view(spec))
         count = T.bind(buffers["control"][spec.rows.index] * spec.rows.multiplier)
         work = spec.heads * spec.n * spec.k
-        with loop(spec.heads * w.blocks, work >= PARALLEL_WORK) as item:
-            head = T.bind(T.floordiv(item, w.blocks))
-            block = T.bind(T.floormod(item, w.blocks))
+        together = w.together(level)
+        with loop(spec.heads * w.blocks // together, work >= PARALLEL_WORK) as item:
+            first = T.bind(item * together)
+            head = T.bind(T.floordiv(first, w.blocks))
+            block = T.bind(T.floormod(first, w.blocks))
 
             def tile(rows: list[Expr]) -> None:
                 flat = [row * spec.heads + head for row in rows]
                 where = [(row, head) for row in rows] if spec.weight.is_float else [(row, 0) for row in flat]
-                sums = dot_tile(level, w, x, [item], where)
-                store_tile(sums, buffers["y"], block, spec.n, [T.bind(row * spec.n) for row in flat])
+                sums = dot_tile(level, w, x, [first + i for i in range(together)], where, fetched(together, rows))
+                offsets = [T.bind(row * spec.n) for row in flat]
+                for i in range(together):
+                    store_tile(sums, buffers["y"], block + i, spec.n, offsets, which=i)
 
             tiles(count, level.tuning.token_tile, tile)
 
-    return prim_func(operands(spec), body)
+    return prim_func(operands(spec), body, PREFETCH_IR)

@@ -9,9 +9,9 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.intrinsics import splat
+from dsv3c.targets.cpu.intrinsics import PREFETCH_IR, splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, store_block, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, fetched, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -96,22 +96,26 @@ def _pair(order: Buffer, spec: ExpertOrder, expert: _Expert, index: Expr) -> Exp
 
 
 def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
-    """Parallel over active experts and row blocks."""
+    """Parallel over active experts and row blocks.
+
+    The last experts come first: the shared ones, which have every token, would keep one thread busy at the end.
+    """
     order_spec = spec.order
 
     def body(buffers: dict[str, Buffer]) -> None:
         w = Weight.of(buffers, "w", spec.weight, spec.i, spec.d)
         x = Activation.of(buffers, "x", spec.weight, spec.d, View(spec.d))
         order, y = buffers["order"], buffers["y"]
-        with loop(T.bind(order[0] * w.blocks), order_spec.per_token * 2 * spec.i * spec.d >= PARALLEL_WORK) as item:
-            expert = _expert(order, order_spec, T.floordiv(item, w.blocks))
+        active = T.bind(order[0])
+        with loop(T.bind(active * w.blocks), order_spec.per_token * 2 * spec.i * spec.d >= PARALLEL_WORK) as item:
+            expert = _expert(order, order_spec, active - 1 - T.floordiv(item, w.blocks))
             block = T.bind(T.floormod(item, w.blocks))
             gate = T.bind(expert.id * (2 * w.blocks) + block)
 
             def tile(indices: list[Expr]) -> None:
                 pairs = [_pair(order, order_spec, expert, index) for index in indices]
                 tokens = [(T.bind(T.floordiv(pair, order_spec.per_token)), 0) for pair in pairs]
-                sums = dot_tile(level, w, x, [gate, gate + w.blocks], tokens)
+                sums = dot_tile(level, w, x, [gate, gate + w.blocks], tokens, fetched(1, indices))
                 for row, gate_sums in enumerate(sums.sums[0]):
                     for part in range(0, LANES, level.lanes):
                         value = silu(sums.part(0, row, part), level.lanes) * sums.part(1, row, part)
@@ -120,7 +124,7 @@ def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
 
             tiles(expert.count, level.tuning.token_tile, tile)
 
-    return prim_func(gate_up_operands(spec), body)
+    return prim_func(gate_up_operands(spec), body, PREFETCH_IR)
 
 
 def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
@@ -132,7 +136,8 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
         x = Activation.of(buffers, "x", spec.weight, spec.i, View(spec.i))
         order, y = buffers["order"], buffers["y"]
         tokens = T.bind(buffers["control"][order_spec.rows.index])
-        run = max(1, min(level.tuning.down_blocks, w.blocks // DOWN_TASKS))
+        together = w.together(level)
+        run = max(1, min(level.tuning.down_blocks, w.blocks // DOWN_TASKS)) // together * together or together
 
         def clear(block: Expr) -> None:
             def zero(_: int, offset: Expr, at: int, lanes: int) -> None:
@@ -141,21 +146,28 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
             with T.serial(0, tokens) as t:
                 store_block(level.lanes, block, spec.d, [T.bind(t * spec.d)], zero)
 
-        def add_expert(expert: _Expert, block: Expr) -> None:
+        def accumulate(block: Expr, sums: list[Buffer], factors: list[Expr], offsets: list[Expr]) -> None:
+            def add(row: int, offset: Expr, at: int, lanes: int) -> None:
+                where = T.bind(offset + block * LANES + at)
+                value = load(sums[row], at, lanes) * splat(factors[row], lanes)
+                store(y, where, load(y, where, lanes) + value, lanes)
+
+            store_block(level.lanes, block, spec.d, offsets, add)
+
+        def add_expert(expert: _Expert, first: Expr) -> None:
             def tile(indices: list[Expr]) -> None:
                 pairs = [_pair(order, order_spec, expert, index) for index in indices]
-                sums = dot_tile(level, w, x, [expert.id * w.blocks + block], [(pair, 0) for pair in pairs])
+                blocks = [first + i for i in range(together)]
+                where = [expert.id * w.blocks + block for block in blocks]
                 rows = [T.bind(T.floordiv(pair, order_spec.per_token)) for pair in pairs]
+                sums = dot_tile(level, w, x, where, [(pair, 0) for pair in pairs], fetched(together, indices))
                 factors = [_factor(buffers["weights"], order_spec, pair) for pair in pairs]
                 for i in range(1, len(indices)):  # a clamped index repeats the one before it: count it once
                     factors[i] = T.bind(T.Select(indices[i] > indices[i - 1], factors[i], f32(0)))
 
-                def accumulate(row: int, offset: Expr, at: int, lanes: int) -> None:
-                    where = T.bind(offset + block * LANES + at)
-                    value = load(sums.sums[0][row], at, lanes) * splat(factors[row], lanes)
-                    store(y, where, load(y, where, lanes) + value, lanes)
-
-                store_block(level.lanes, block, spec.d, [T.bind(row * spec.d) for row in rows], accumulate)
+                offsets = [T.bind(row * spec.d) for row in rows]
+                for block, block_sums in zip(blocks, sums.sums, strict=True):
+                    accumulate(block, block_sums, factors, offsets)
 
             tiles(expert.count, level.tuning.token_tile, tile)
 
@@ -166,10 +178,10 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
                 clear(T.bind(item * run + i))
             with T.serial(0, order[0]) as active:
                 expert = _expert(order, order_spec, active)
-                with T.serial(0, count) as i:
-                    add_expert(expert, T.bind(item * run + i))
+                with T.serial(0, T.floordiv(count, together)) as i:
+                    add_expert(expert, T.bind(item * run + i * together))
 
-    return prim_func(down_operands(spec), body)
+    return prim_func(down_operands(spec), body, PREFETCH_IR)
 
 
 def _factor(weights: Buffer, spec: ExpertOrder, pair: Expr) -> Expr:
