@@ -63,8 +63,6 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.c = ctypes.CDLL(str(path))
         self.c.dsv3c_error.restype = ctypes.c_char_p
-        self.c.dsv3c_info_of.restype = Info
-        self.c.dsv3c_sampling_defaults.restype = Sampling
         self.c.dsv3c_text_bytes.restype = ctypes.c_size_t
         self.c.dsv3c_text_flush.restype = ctypes.c_size_t
 
@@ -73,17 +71,45 @@ class Library:
             raise Failure(STATUS[status], self.c.dsv3c_error().decode())
 
 
-class Model:
-    """An open artifact."""
+class TextModel:
+    """What can be done with text. handle: a dsv3c_model."""
 
-    def __init__(self, artifact: Path, **options: int) -> None:
-        self.library = Library(artifact / "native" / "libdsv3c_model.so")
-        self.c, self.handle = self.library.c, ctypes.c_void_p()
-        self.check(self.c.dsv3c_open(bytes(artifact), ctypes.byref(Options(**options)), ctypes.byref(self.handle)))
-        self.info = self.c.dsv3c_info_of(self.handle)
+    def __init__(self, library: Library, handle: ctypes.c_void_p) -> None:
+        self.library, self.c, self.handle = library, library.c, handle
 
     def check(self, status: int) -> None:
         self.library.check(status)
+
+    def encode(self, text: str | bytes, special: bool = True) -> list[int]:
+        data = text if isinstance(text, bytes) else text.encode()
+        tokens, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_size_t()
+        size = ctypes.c_size_t(len(data))
+        self.check(self.c.dsv3c_encode(self.handle, data, size, special, ctypes.byref(tokens), ctypes.byref(count)))
+        ids = tokens[: count.value]
+        ctypes.CDLL(None).free(tokens)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> list[bytes]:
+        """What each token gives, and what is left at the end."""
+        text, size, capacity = Text(), ctypes.c_size_t(), self.c.dsv3c_text_bytes(self.handle)
+        out, pieces = ctypes.create_string_buffer(capacity), []
+        for token in ids:
+            arguments = (ctypes.byref(text), token, out, ctypes.c_size_t(capacity), ctypes.byref(size))
+            self.check(self.c.dsv3c_text_push(self.handle, *arguments))
+            pieces.append(out.raw[: size.value])
+        left = self.c.dsv3c_text_flush(ctypes.byref(text), out)
+        return [*pieces, out.raw[:left]]
+
+
+class Model(TextModel):
+    """An open artifact."""
+
+    def __init__(self, artifact: Path, **options: int) -> None:
+        super().__init__(Library(artifact / "native" / "libdsv3c_model.so"), ctypes.c_void_p())
+        self.c.dsv3c_info_of.restype = Info
+        self.c.dsv3c_sampling_defaults.restype = Sampling
+        self.check(self.c.dsv3c_open(bytes(artifact), ctypes.byref(Options(**options)), ctypes.byref(self.handle)))
+        self.info = self.c.dsv3c_info_of(self.handle)
 
     def sequence(self) -> ctypes.c_void_p:
         found = ctypes.c_void_p()
@@ -127,25 +153,6 @@ class Model:
 
     def sampler(self, **params: Any) -> Sampler:
         return Sampler(self, params)
-
-    def encode(self, text: str | bytes, special: bool = True) -> list[int]:
-        data = text if isinstance(text, bytes) else text.encode()
-        tokens, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_size_t()
-        size = ctypes.c_size_t(len(data))
-        self.check(self.c.dsv3c_encode(self.handle, data, size, special, ctypes.byref(tokens), ctypes.byref(count)))
-        ids = tokens[: count.value]
-        ctypes.CDLL(None).free(tokens)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> list[bytes]:
-        """What each token gives, and what is left at the end."""
-        text, size, capacity = Text(), ctypes.c_size_t(), self.c.dsv3c_text_bytes(self.handle)
-        out, pieces = ctypes.create_string_buffer(capacity), []
-        for token in ids:
-            arguments = (ctypes.byref(text), token, out, ctypes.c_size_t(capacity), ctypes.byref(size))
-            self.check(self.c.dsv3c_text_push(self.handle, *arguments))
-            pieces.append(out.raw[: size.value])
-        return [*pieces, out.raw[: self.c.dsv3c_text_flush(ctypes.byref(text), out)]]
 
     def close(self) -> None:
         self.c.dsv3c_close(self.handle)
