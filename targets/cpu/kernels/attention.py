@@ -324,6 +324,11 @@ def _soften(unit: _Unit, valid: Expr) -> None:
         with T.serial(0, T.floordiv(valid + 1, 2)) as i:
             pair = f32_to_bf16_pair(probability(i * 2), probability(i * 2 + 1), LANES)
             unit.put(at.scores + i * LANES, T.reinterpret("float32x16", pair))
+        with T.If(T.floormod(valid, 2) == 1), T.Then():
+            # exp is never 0, and products that round to odd (bfdot) would show the least addend.
+            last = T.bind(at.scores + T.floordiv(valid, 2) * LANES)
+            first = T.bitwise_and(T.reinterpret("uint32x16", unit.get(last)), splat(T.uint32(0xFFFF), LANES))
+            unit.put(last, T.reinterpret("float32x16", first))
     else:
         with T.serial(0, valid) as slot:
             unit.put(at.scores + slot * LANES, probability(slot))
