@@ -57,5 +57,5 @@ bench: $(STAMP)  ## measure speed on this machine
 	@set -e; for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove what was built, but neither .venv nor artifacts
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build runtime/build *.egg-info runtime/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

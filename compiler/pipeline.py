@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler import artifact, crossing, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
@@ -298,7 +298,7 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "format_version": artifact.FORMAT_VERSION,
-        "dsv3c_version": version("dsv3c"),
+        "dsv3c_version": dsv3c.runtime.__version__,
         "model": {"name": source.path.resolve().name, **source.config.to_dict()},
         "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},

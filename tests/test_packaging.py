@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,9 +17,8 @@ import pytest
 
 import dsv3c.runtime
 from dsv3c.compiler.packaging import wheels
+from tests.test_structure import FOLDERS, ROOT, sources
 
-ROOT = Path(__file__).parent.parent
-FOLDERS = ("compiler", "passes", "runtime", "targets")
 PACKAGE_DATA = ("*.c", "*.h", "*.sh", "py.typed")
 RUNTIME_DATA = tuple(f"dsv3c/runtime/{name}" for name in ("pyproject.toml", "README.md", "LICENSE"))
 RUNTIME_NEEDS = {"apache-tvm-ffi", "click", "jinja2", "numpy", "tokenizers"}
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "build", "*.so"))
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(source / "dist"), str(source)]
     subprocess.run(command, check=True)
@@ -59,21 +59,35 @@ def metadata_of(wheel: zipfile.ZipFile) -> Message:
 def test_wheel_holds_every_module_and_its_data(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for pattern in ("*.py", *PACKAGE_DATA):
-        for folder in FOLDERS:
-            expected = {f"dsv3c/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob(pattern)}
-            assert expected - names == set()
+        expected = {f"dsv3c/{path.relative_to(ROOT)}" for path in sources(*FOLDERS, pattern=pattern)}
+        assert expected - names == set()
     assert set(RUNTIME_DATA) <= names
     assert not [name for name in names if name.startswith("dsv3c/tests") or not name.startswith("dsv3c")]
 
 
 def test_runtime_wheel_holds_the_runtime_and_nothing_else(runtime_wheel: zipfile.ZipFile) -> None:
     found = {name for name in runtime_wheel.namelist() if ".dist-info/" not in name}
-    modules = {f"dsv3c/{path.relative_to(ROOT)}" for path in (ROOT / "runtime").rglob("*.py")}
+    modules = {f"dsv3c/{path.relative_to(ROOT)}" for path in sources("runtime")}
     assert found == modules | {"dsv3c/runtime/py.typed", *RUNTIME_DATA}
 
 
 def test_both_wheels_hold_the_same_runtime(wheel: zipfile.ZipFile, runtime_wheel: zipfile.ZipFile) -> None:
     assert files(wheel, "dsv3c/runtime/") == files(runtime_wheel, "dsv3c/runtime/")
+
+
+def test_an_installed_dsv3c_builds_the_same_runtime(
+    wheel: zipfile.ZipFile, runtime_wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    """`dsv3c package` needs no checkout."""
+    wheel.extractall(tmp_path / "site")
+    script = "from pathlib import Path; from dsv3c.compiler.packaging import wheels\n"
+    script += "print(wheels.source(), wheels.build_runtime(Path('dist')))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    source, built = done.stdout.split()
+    assert Path(source) == tmp_path / "site" / "dsv3c" / "runtime"
+    assert (tmp_path / built).read_bytes() == Path(str(runtime_wheel.filename)).read_bytes()
 
 
 def test_wheels_state_version_licence_and_command(wheel: zipfile.ZipFile, runtime_wheel: zipfile.ZipFile) -> None:

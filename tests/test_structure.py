@@ -30,8 +30,10 @@ RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
 RUNTIME_OPTIONAL = {"dsv3c.runtime.cli.bench_plot": {"matplotlib"}, "dsv3c.runtime.ort": {"onnxruntime"}}
 
 
-def sources(*folders: str) -> list[Path]:
-    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py") if "__pycache__" not in p.parts)
+def sources(*folders: str, pattern: str = "*.py") -> list[Path]:
+    """Files of ours; `pip install ./runtime` leaves copies of them in runtime/build."""
+    found = (path for folder in folders for path in (ROOT / folder).rglob(pattern))
+    return sorted(path for path in found if not {"__pycache__", "build"} & set(path.relative_to(ROOT).parts))
 
 
 def module_of(path: Path) -> str:

@@ -16,7 +16,7 @@ import dsv3c.runtime
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.packaging.archive import TIME
 
-# Installed without their dependencies. tokenizers asks for huggingface_hub, which brings a dozen packages and 35 MB to
+# Installed without their dependencies. tokenizers asks for huggingface_hub, which brings a dozen packages and 24 MB to
 # download tokenizers with; an artifact has its own.
 ALONE = ("tokenizers",)
 _BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
