@@ -191,6 +191,7 @@ static void read_prompt(run *r, const settings *s) {
   if (!s->ids && !s->json && !s->show_ids) fwrite(text, 1, size, stdout);
   free(input);
   if (r->prompt_count == 0) fail(1, "the prompt has no tokens", "");
+  if (r->prompt_count > (size_t)r->info.context) fail(1, "the prompt is longer than the context", "");
 }
 
 // ---- generating
@@ -232,11 +233,11 @@ static void generate(run *r, const settings *s) {
   size_t feed_count = r->prompt_count;
   int32_t token;
   r->reason = "length";
-  check(dsv3c_sampler_observe(r->sampler, r->prompt, r->prompt_count));
   for (long i = 0; i < limit; i++) {
     double begin = now();
     dsv3c_request request = {r->sequence, feed, feed_count, DSV3C_LAST, r->logits};
     check(dsv3c_run(r->model, &request, 1));
+    check(dsv3c_sampler_observe(r->sampler, feed, feed_count));
     check(dsv3c_sample(r->sampler, r->logits, &token));
     *(i ? &r->decode_seconds : &r->prompt_seconds) += now() - begin;
     r->steps = (size_t)i;
@@ -246,7 +247,6 @@ static void generate(run *r, const settings *s) {
       break;
     }
     r->made[r->made_count++] = token;
-    check(dsv3c_sampler_observe(r->sampler, &token, 1));
     show(r, s, &text, token);
     feed = &r->made[r->made_count - 1];
     feed_count = 1;

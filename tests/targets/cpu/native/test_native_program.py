@@ -1,0 +1,232 @@
+"""dsv3c-run, and what the library says of files, CPUs and memory that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv3c import runtime
+from dsv3c.runtime.artifact import verify
+from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.targets.cpu import native
+from tests.targets.cpu.native.binding import Failure, Model
+from tests.targets.cpu.native.conftest import USABLE
+
+PROMPT = "Once upon a time, »Hans« ate 12 apples…"
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    def call(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        program = str(folder / "native" / "dsv3c-run")
+        return subprocess.run([program, *arguments], input=stdin, capture_output=True, check=False)
+
+    return call
+
+
+def test_the_text_is_that_of_the_python_runtime(folder: Path, run: Run) -> None:
+    with runtime.load(folder) as model:
+        expected = model.generate(PROMPT, seed=5, max_new_tokens=80).text
+        greedy = model.generate(PROMPT, temperature=0, max_new_tokens=30)
+    done = run("-p", PROMPT, "--seed", "5", "-n", "80")
+    assert (done.returncode, done.stdout.decode()) == (0, PROMPT + expected + "\n")
+    assert b"80 tokens at" in done.stderr
+    done = run("-p", "-", "--temperature", "0", "-n", "30", "--json", stdin=PROMPT.encode())
+    assert json.loads(done.stdout)["token_ids"] == list(greedy.token_ids)
+
+
+def test_the_program_finds_its_artifact_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder / "native" / "dsv3c-run")
+    done = subprocess.run([str(link), "-p", "A", "-n", "1"], capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+
+
+def test_ids_in_and_out(folder: Path, run: Run) -> None:
+    with runtime.load(folder, threads=1) as model:
+        expected = model.generate([0, 17, 42], temperature=0, max_new_tokens=12)
+    done = run("--ids", "0 17,42", "--show-ids", "--temperature", "0", "-n", "12", "-j", "1")
+    assert done.stdout.decode().split() == [str(token) for token in expected.token_ids]
+    done = run("--ids", "-", "--json", "--temperature", "0", "-n", "12", "-j", "1", stdin=b"0\n17 42\n")
+    report = json.loads(done.stdout)
+    assert (report["token_ids"], report["prompt_ids"]) == (list(expected.token_ids), [0, 17, 42])
+    assert (report["finish_reason"], report["threads"]) == ("length", 1)
+
+
+def test_logits_of_each_drawn_token_are_written(folder: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "logits"
+    done = run("--ids", "0 17 42", "--temperature", "0", "-n", "3", "--json", "-j", "1", "--logits", str(path))
+    tokens = json.loads(done.stdout)["token_ids"]
+    rows = np.fromfile(path, np.float32).reshape(3, -1)
+    with runtime.load(folder, threads=1) as model:
+        assert rows.argmax(axis=1).tolist() == tokens
+        assert np.array_equal(rows[0], model.logits([0, 17, 42])[-1])
+
+
+def test_the_end_of_an_answer_ends_it(folder: Path, run: Run) -> None:
+    anything = {"temperature": 1e6, "top_p": 1.0, "max_new_tokens": 200}  # the model itself hardly ever ends
+    with runtime.load(folder) as model:
+        answers = ((seed, model.generate([0, 1], seed=seed, **anything)) for seed in range(100))
+        seed, expected = next((seed, answer) for seed, answer in answers if answer.finish_reason == "stop")
+    command = ("--ids", "0 1", "--seed", str(seed), "-n", "200", "--temperature", "1e6", "--top-p", "1", "--json")
+    report = json.loads(run(*command).stdout)
+    assert (report["finish_reason"], report["token_ids"]) == ("stop", list(expected.token_ids))
+    report = json.loads(run(*command, "--ignore-eos").stdout)
+    assert (report["finish_reason"], len(report["token_ids"])) == ("length", 200)
+
+
+def test_the_context_ends_an_answer(run: Run) -> None:
+    report = json.loads(run("--ids", "0 1 2", "--context", "10", "-n", "100", "--json", "--ignore-eos").stdout)
+    assert (report["finish_reason"], len(report["token_ids"])) == ("length", 7)
+    done = run("--ids", "0 1 2", "--context", "2")
+    assert (done.returncode, done.stderr) == (1, b"dsv3c-run: the prompt is longer than the context\n")
+
+
+WRONG_USAGE = (
+    (),
+    ("-p", "a", "--ids", "1"),
+    ("--nonsense",),
+    ("-p", "a", "-n", "0"),
+    ("-p", "a", "--temperature", "warm"),
+    ("-p", "a", "--top-p", "0"),
+    ("-p", "a", "--seed", "-1"),
+    ("--ids", "1 two"),
+    ("-p", "a", "-j", "257"),
+    ("-p", "a", "one", "two"),
+)
+
+
+@pytest.mark.parametrize("arguments", WRONG_USAGE, ids=" ".join)
+def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (("--ids", "1 5000"), b"", b"token id 5000 at position 1 is not in 0..2047"),
+        (("--ids", "-"), b"\n", b"the prompt has no tokens"),
+        (("-p", "-"), b"a\xff", b"the text is not UTF-8"),
+        (("-p", "a", "/nonexistent"), b"", b"cannot open /nonexistent/weights.safetensors: No such file or directory"),
+    ],
+)
+def test_faults_of_the_input(run: Run, arguments: tuple[str, ...], stdin: bytes, message: bytes) -> None:
+    done = run(*arguments, stdin=stdin)
+    assert (done.returncode, done.stderr) == (1, b"dsv3c-run: " + message + b"\n")
+
+
+def test_only_the_c_library_is_needed(folder: Path) -> None:
+    for name in ("libdsv3c_model.so", "dsv3c-run"):
+        done = subprocess.run(["ldd", str(folder / "native" / name)], capture_output=True, text=True, check=True)
+        needed = {line.split()[0].rpartition("/")[2].split(".")[0] for line in done.stdout.splitlines()}
+        assert needed <= {"linux-vdso", "libdsv3c_model", "libm", "libc", "libpthread", "libdl", "ld-linux-x86-64"}
+
+
+def test_the_manifest_lists_what_was_added(folder: Path) -> None:
+    verify(folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    names = [name.removeprefix("native/") for name in manifest["files"] if name.startswith("native/")]
+    assert {"dsv3c.h", "libdsv3c_model.so", "dsv3c-run", "tokenizer.bin", "src/plan.c", "src/run.c"} <= set(names)
+
+
+# ---- files and machines that are not as they should be
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+CHECKED = ("weights.safetensors", "native/tokenizer.bin", *(f"kernels/{level}.so" for level in USABLE[-1:]))
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_files_are_checked(copy: Path, name: str) -> None:
+    path = copy / name
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[100] ^= 1
+    for damaged, status in ((content[:-1], "FILE_DAMAGED"), (bytes(changed), "FILE_DAMAGED"), (None, "FILE_MISSING")):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(Failure) as failed:
+            Model(copy)
+        assert failed.value.status == status
+        assert name in failed.value.message
+
+
+def test_a_folder_is_no_file(copy: Path) -> None:
+    (copy / "weights.safetensors").unlink()
+    (copy / "weights.safetensors").mkdir()
+    with pytest.raises(Failure, match=r"FILE_MISSING: weights\.safetensors is not a regular file"):
+        Model(copy)
+
+
+def test_a_level_can_be_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for level in USABLE:
+        monkeypatch.setenv("DSV3C_ISA", level)
+        model = Model(folder)
+        assert model.info.level.decode() == level
+        model.close()
+    monkeypatch.setenv("DSV3C_ISA", "x86-64-v9")
+    with pytest.raises(Failure, match="ISA_UNKNOWN: DSV3C_ISA names the level x86-64-v9"):
+        Model(folder)
+    monkeypatch.delenv("DSV3C_ISA")
+    model = Model(folder)
+    assert model.info.level.decode() == USABLE[-1]
+    model.close()
+
+
+OPTIONS = {
+    "threads": (257, "BAD_ARGUMENT"),
+    "context": (2049, "BAD_ARGUMENT"),
+    "max_batch": (9, "BAD_ARGUMENT"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_out_of_range(folder: Path, name: str) -> None:
+    value, status = OPTIONS[name]
+    for wrong in (value, -1):
+        with pytest.raises(Failure, match=f"{status}: {name} is {wrong}"):
+            Model(folder, **{name: wrong})
+
+
+def test_memory_that_is_refused(folder: Path) -> None:
+    program = str(folder / "native" / "dsv3c-run")
+    limited = ["bash", "-c", 'ulimit -v 20000; exec "$0" -p A', program]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the system refused" in done.stderr or "cannot be mapped" in done.stderr
+
+
+SOURCES_OF_CPU = """
+#include <stdio.h>
+#include "internal.h"
+int main(int argc, char **argv) {
+  for (int i = 1; i < argc; i++) if (cpu_has(argv[i])) puts(argv[i]);
+  return 0;
+}
+"""
+
+
+def test_the_features_of_the_cpu_are_those_that_the_system_reports(tmp_path: Path) -> None:
+    (tmp_path / "main.c").write_text(SOURCES_OF_CPU, encoding="utf-8")
+    files = [str(tmp_path / "main.c"), *(str(native.SOURCES / name) for name in ("cpu.c", "error.c"))]
+    command = ["cc", "-std=c11", "-D_GNU_SOURCE", "-I", str(native.SOURCES), "-o", str(tmp_path / "cpu"), *files]
+    subprocess.run(command, check=True)
+    text = (native.SOURCES / "cpu.c").read_text(encoding="utf-8")
+    known = [name for name in text.split('"') if f'{{"{name}", ' in text.partition("#elif")[0]]
+    done = subprocess.run([str(tmp_path / "cpu"), *known, "nonsense"], capture_output=True, text=True, check=True)
+    assert len(known) > 15
+    assert set(done.stdout.split()) == set(known) & cpu_flags()

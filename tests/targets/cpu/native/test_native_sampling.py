@@ -1,0 +1,84 @@
+"""Sampling in C against runtime/sampling.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dsv3c.runtime.sampling import Sampler, SamplingParams
+from tests.targets.cpu.native.binding import Failure, Model
+
+VOCAB = 2048
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "plain": {"temperature": 1.0},
+    "hot": {"temperature": 3.5},
+    "top-k": {"temperature": 0.8, "top_k": 5},
+    "top-p": {"temperature": 0.8, "top_p": 0.9},
+    "top-k-top-p": {"temperature": 1.3, "top_k": 40, "top_p": 0.7},
+    "min-p": {"temperature": 1.0, "min_p": 0.05},
+    "all": {"temperature": 0.7, "top_k": 100, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.3},
+    "one": {"temperature": 1.0, "top_p": 1e-9},
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**64 - 1])
+def test_the_same_seed_draws_the_same_tokens(model: Model, name: str, seed: int) -> None:
+    params = PARAMS[name]
+    ours, theirs = model.sampler(seed=seed, **params), Sampler(SamplingParams(seed=seed, **params), VOCAB)
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        logits = (random.standard_normal(VOCAB) * 3).astype(np.float32)
+        expected = theirs.sample(logits)
+        assert ours.sample(logits) == expected
+        ours.observe([expected])
+        theirs.observe([expected])
+    ours.free()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    few=st.lists(st.sampled_from([-3.0, 0.0, 1.0, 2.0]), min_size=4, max_size=40),
+    name=st.sampled_from(sorted(PARAMS)),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_ties_are_broken_alike(model: Model, few: list[float], name: str, seed: int) -> None:
+    logits = np.full(VOCAB, -200.0, np.float32)
+    logits[100 : 100 + len(few)] = few
+    ours, theirs = model.sampler(seed=seed, **PARAMS[name]), Sampler(SamplingParams(seed=seed, **PARAMS[name]), VOCAB)
+    assert [ours.sample(logits) for _ in range(4)] == [theirs.sample(logits) for _ in range(4)]
+    ours.free()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(model: Model, value: float) -> None:
+    sampler = model.sampler(temperature=1.0)
+    logits = np.zeros(VOCAB, np.float32)
+    logits[5] = value
+    with pytest.raises(Failure) as failed:
+        sampler.sample(logits)
+    assert failed.value.status == "NOT_FINITE"
+    assert 0 <= sampler.sample(np.zeros(VOCAB, np.float32)) < VOCAB
+    sampler.free()
+
+
+WRONG = {"temperature": -1.0, "top_k": -1, "top_p": 0.0, "min_p": 1.5, "repetition_penalty": 0.0}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_parameters_out_of_range_are_named(model: Model, name: str) -> None:
+    with pytest.raises(Failure, match=f"BAD_ARGUMENT: {name} is out of range"):
+        model.sampler(**{name: WRONG[name]})
+    with pytest.raises(Failure, match="BAD_ARGUMENT"):
+        model.sampler(**{"temperature": float("nan")})
+
+
+def test_the_defaults_are_those_of_the_checkpoint(model: Model) -> None:
+    how = model.c.dsv3c_sampling_defaults(model.handle)
+    assert (how.temperature, how.top_p, how.top_k, how.min_p, how.repetition_penalty) == (0.8, 0.95, 0, 0.0, 1.0)
+    assert model.info.end_tokens[: model.info.end_token_count] == [1]
