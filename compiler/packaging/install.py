@@ -6,6 +6,7 @@ neither pip nor a network; those that it does not hold are installed by pip.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -67,15 +68,27 @@ def numbers(version: str) -> list[int]:
 
 
 def fill(folder: Path, facts: dict[str, Any]) -> None:
-    for wheel in [*facts["runtime"], *(facts["packages"] if facts["bundled"] else ())]:
-        with zipfile.ZipFile(HERE / "wheels" / wheel) as file:
-            file.extractall(folder)
+    bundled = facts["packages"] if facts["bundled"] else {}
+    for wheel, digest in {**facts["runtime"], **bundled}.items():
+        unpack(HERE / "wheels" / wheel, digest, folder)
     if facts["bundled"]:
         return
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder)]
     if subprocess.run([*command, "--requirement", str(HERE / "requirements.txt")]).returncode:
         sys.exit("pip could not install requirements.txt; make an archive that has the wheels: dsv3c package --wheels")
+
+
+def unpack(wheel: Path, digest: str, folder: Path) -> None:
+    try:
+        with wheel.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError as error:
+        sys.exit(f"cannot read {wheel}: {error.strerror}; copy the archive again")
+    if not whole:
+        sys.exit(f"{wheel} is damaged; copy the archive again")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
 # beside this file); they are put there when it is not yet there.
 set -eu
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+file=$(readlink -f -- "$0" 2>/dev/null || echo "$0") # where a link to this file leads
+here=$(CDPATH='' cd -- "$(dirname -- "$file")" && pwd)
 python=${PYTHON:-python3}
 site=${SITE:-$here/site}
 

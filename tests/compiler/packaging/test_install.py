@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from dsv3c.compiler import packaging
 
 WHEEL = "dsv3c_runtime-1.0-py3-none-any.whl"
+LOST = "lost-1.0-py3-none-any.whl"
 SAYS_ITS_ARGUMENTS = "import sys\nprint(*sys.argv[1:], sep='|')\n"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="run.sh needs a POSIX shell")
@@ -27,7 +29,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     machine = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     present = {"system": sys.platform, "machine": machine, "glibc": "", "python": python}
-    return {**present, "runtime": {WHEEL: ""}, "packages": {}, "bundled": True, **changes}
+    return {**present, "packages": {}, "bundled": True, **changes}
 
 
 def unpacked(folder: Path, **changes: Any) -> Path:
@@ -39,7 +41,8 @@ def unpacked(folder: Path, **changes: Any) -> Path:
     for name in packaging.SCRIPTS:
         (folder / name).write_bytes((packaging.FOLDER / name).read_bytes())
     (folder / "run.sh").chmod(0o755)
-    (folder / "package.json").write_text(json.dumps(facts(**changes)))
+    digest = sha256((folder / "wheels" / WHEEL).read_bytes()).hexdigest()
+    (folder / "package.json").write_text(json.dumps(facts(runtime={WHEEL: digest}, **changes)))
     (folder / "requirements.txt").write_text("")
     return folder
 
@@ -81,10 +84,18 @@ def test_the_current_folder_is_not_imported_from(tmp_path: Path) -> None:
     assert done.stdout == f"generate|{folder}/model|-p|a\n"
 
 
+def test_a_link_to_it_runs(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "tiny")
+    (tmp_path / "story").symlink_to(folder / "run.sh")
+    done = subprocess.run([tmp_path / "story"], env=os.environ | {"PYTHON": sys.executable}, capture_output=True)
+    assert done.stdout.decode() == f"generate|{folder}/model\n"
+
+
 def test_a_newer_archive_in_the_same_place_is_installed_anew(tmp_path: Path) -> None:
     folder = unpacked(tmp_path / "tiny")
     run(folder)
-    (folder / "package.json").write_text(json.dumps(facts(packages={}, note="newer")))
+    newer = json.loads((folder / "package.json").read_text()) | {"note": "newer"}
+    (folder / "package.json").write_text(json.dumps(newer))
     assert "installing" in run(folder).stderr
     assert run(folder).stderr == ""
 
@@ -104,11 +115,17 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in site.iterdir()] == ["letter"]
 
 
-def test_a_failed_installation_leaves_nothing(tmp_path: Path) -> None:
-    folder = unpacked(tmp_path / "tiny", packages={"lost-1.0-py3-none-any.whl": ""})
-    command = [sys.executable, str(folder / "install.py"), str(folder / "site")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "lost-1.0-py3-none-any.whl" in done.stderr
+def test_a_missing_wheel_leaves_nothing(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "tiny", packages={LOST: ""})
+    assert f"cannot read {folder}/wheels/{LOST}: No such file" in run(folder, code=1).stderr
+    assert not [path.name for path in folder.iterdir() if "site" in path.name]
+
+
+def test_a_damaged_wheel_leaves_nothing(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "tiny")
+    with (folder / "wheels" / WHEEL).open("r+b") as file:
+        file.write(b"X")
+    assert f"{WHEEL} is damaged; copy the archive again" in run(folder, code=1).stderr
     assert not [path.name for path in folder.iterdir() if "site" in path.name]
 
 
