@@ -49,6 +49,7 @@ LEVELS = (
         mattr=("+neon", "+dotprod", "+i8mm", "+bf16"),
         cflags=("-mcpu=generic+dotprod+i8mm+bf16",),
         dot2="bfdot",
+        mmla="usmmla",
         tuning=_TILE,
     ),
 )

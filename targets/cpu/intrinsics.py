@@ -1,8 +1,10 @@
 """Instructions kernels name themselves, each declared beside its meaning in numpy.
 
-dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with 8-bit codes, signed 8-bit x above -128
-and no saturation. Codes are unsigned or, for instructions that want two signed operands, signed: all implementations of
-one kind return the same integers.
+dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with 8-bit codes, signed 8-bit x that are
+above -128, and no saturation. Codes are unsigned or, for instructions that want two signed operands, signed: all
+implementations of one kind return the same integers.
+
+mmla: acc[r, t] += sum over j < 8 of codes[r, j] * x[t, j] for two rows r and two rows t, as dot4 otherwise.
 
 dot2: for each 32-bit lane r, acc[r] += sum over j < 2 of a[r, j] * b[r, j], with bfloat16 a and b and float32 acc.
 """
@@ -85,7 +87,7 @@ def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
 
 
 def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
-    """dot4 by widening products of the two halves, added in pairs: 2 * 128 * 127 fits in 16 bits, hence x above -128."""
+    """dot4 by widening products of the halves, added in pairs. 2 * 128 * 127 fits in 16 bits, hence x above -128."""
     factors = T.reinterpret("int8x8", T.broadcast(x, 2))
     signed = T.reinterpret("int8x16", codes)
     halves = (T.Shuffle([signed], list(range(start, start + 8))) for start in (0, 8))
@@ -104,6 +106,21 @@ DOT4 = {
     "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),
     "smull": Intrinsic("smull", 4, _smull, signed_dot4_meaning, signed=True),
 }
+
+
+def mmla_meaning(acc: Array, codes: Array, x: Array) -> Array:
+    """acc i32 [2, 2], codes u8 [2, 8], x i8 [2, 8] -> i32 [2, 2]: rows of codes by rows of x."""
+    return acc + codes.astype(np.int32) @ x.astype(np.int32).T
+
+
+def _usmmla(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """acc int32x4, codes uint32x4 (eight codes a row), x int8x16 (eight numbers a row)."""
+    return T.call_llvm_pure_intrin(
+        "int32x4", f"{_NEON}usmmla.v4i32.v16i8", acc, T.reinterpret("int8x16", codes), x
+    )
+
+
+MMLA = {"usmmla": Intrinsic("usmmla", 4, _usmmla, mmla_meaning)}
 
 
 def dot2_meaning(acc: Array, a: Array, b: Array) -> Array:

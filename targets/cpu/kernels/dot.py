@@ -17,6 +17,7 @@ from dsv3c.compiler.layouts import LANES, padded_rows
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import mmla
 from dsv3c.targets.cpu.kernels.frame import Buffer, View, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
@@ -245,11 +246,11 @@ def _integer_dot(
             for block in range(len(starts)):
                 for part in parts:
                     store(sums[block][row], part, _offset(level, w, scale_starts[block], g, part, total), lanes)
-        words = group * spec.bits // 32
-        unroll = min(level.tuning.word_unroll, words)
-        with T.serial(0, words // unroll) as chunk:
-            for i in range(unroll):
-                _dot_word(level, w, x, g * words + chunk * unroll + i, starts, x_starts, sums)
+        if level.mmla and len(rows) % 2 == 0:
+            codes = _columns_of(level, w, starts)
+            mmla.add_products(level.mmla, codes, x.data, g * group, group, x_starts, sums)
+        else:
+            _dot_words(level, w, x, g, starts, x_starts, sums)
         for row, scale in enumerate(scales):
             x_scale = T.bind(T.broadcast(x.scale[scale + g], lanes))
             for block in range(len(starts)):
@@ -288,6 +289,23 @@ def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, t
     return T.Cast(f"int32x{lanes}", load(w.zero, at, lanes)) * T.broadcast(0 - total, lanes)
 
 
+def _dot_words(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    g: Expr,
+    starts: list[Expr],
+    x_starts: list[Expr],
+    sums: list[list[Buffer]],
+) -> None:
+    """Add the products of group g."""
+    words = w.spec.act_group * w.spec.bits // 32
+    unroll = min(level.tuning.word_unroll, words)
+    with T.serial(0, words // unroll) as chunk:
+        for i in range(unroll):
+            _dot_word(level, w, x, g * words + chunk * unroll + i, starts, x_starts, sums)
+
+
 def _dot_word(
     level: IsaLevel,
     w: Weight,
@@ -305,13 +323,33 @@ def _dot_word(
         for start in x_starts
     ]
     for block, start in enumerate(starts):
+        if len(x_starts) == 1:
+            # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
+            prefetch(w.data, start + T.Cast("int64", word) * LINE + T.int64(level.tuning.prefetch_bytes))
         for part in range(0, LANES, lanes):
-            at = start + T.Cast("int64", word) * (LANES * 4) + part * 4
-            codes = T.bind(T.reinterpret(f"uint32x{lanes}", load(w.data, at, 4 * lanes)))
-            for half, operand in enumerate(_unpacked(level, codes, w.spec)):
+            for half, operand in enumerate(_word(level, w, start, word, part)):
                 for row, row_words in enumerate(x_words):
                     acc = load(sums[block][row], part, lanes)
                     store(sums[block][row], part, dot4(acc, operand, row_words[half]), lanes)
+
+
+def _word(level: IsaLevel, w: Weight, start: Expr, word: Expr, part: int) -> list[Expr]:
+    """One part of a 64-byte word of the block at `start`, four columns to an element of the list."""
+    at = start + T.Cast("int64", word) * (LANES * 4) + part * 4
+    codes = T.bind(T.reinterpret(f"uint32x{level.lanes}", load(w.data, at, 4 * level.lanes)))
+    return _unpacked(level, codes, w.spec)
+
+
+def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.Codes:
+    """Eight columns of a block as two groups of four: one word of int4, two of int8."""
+
+    def codes(block: int, column: Expr, part: int) -> tuple[Expr, Expr]:
+        words = range(w.spec.bits // 4)
+        first = T.floordiv(column * w.spec.bits, 32)
+        low, high = (half for i in words for half in _word(level, w, starts[block], first + i, part))
+        return low, high
+
+    return codes
 
 
 def _is_signed(level: IsaLevel, spec: QuantSpec) -> bool:

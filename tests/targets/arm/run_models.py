@@ -8,8 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-import dsv3c.runtime
 import numpy as np
+
+import dsv3c.runtime
 
 reference, folder, *artifacts = sys.argv[1:]
 with np.load(reference) as stored:

@@ -1,4 +1,4 @@
-"""The bundled model compiled for ARM and run on emulated CPUs: the reference's tokens in float32, x86's when quantised."""
+"""The bundled model compiled for ARM, on emulated CPUs: the reference's tokens in float32, x86's when quantised."""
 
 from __future__ import annotations
 
