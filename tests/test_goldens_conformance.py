@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.runtime.model import Model
 from tests.conformance import runs
 from tests.conformance.cases import Array, Case, make_case
 from tests.conformance.configs import CONFIGS
@@ -89,6 +90,19 @@ def test_artifact(name: str, tmp_path: Path) -> None:
         stepper = ArtifactStepper(model, entry)
         for schedule in runs.schedules():
             assert stored.error(stepper, schedule) <= LIMIT, f"{entry}, {schedule}"
+    check_mtp(stored, model)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_onnx_artifact(name: str, tmp_path: Path) -> None:
+    stored = Stored.load(name)
+    model = runs.compiled(stored.case.write(tmp_path / "checkpoint"), tmp_path / "artifact", target="onnx")
+    for schedule in runs.schedules():
+        assert stored.error(ArtifactStepper(model), schedule) <= LIMIT, schedule
+    check_mtp(stored, model)
+
+
+def check_mtp(stored: Stored, model: Model) -> None:
     if stored.mtp is not None:
         tokens = stored.case.sequences[1]
         found = model.mtp_logits(model.hidden(tokens[:-1]), tokens[1:])

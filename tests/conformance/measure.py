@@ -58,6 +58,10 @@ class Subject:
     def model(self) -> Model:
         return runs.compiled(self.folder / "checkpoint", self.folder / "artifact")
 
+    @cached_property
+    def onnx_model(self) -> Model:
+        return runs.compiled(self.folder / "checkpoint", self.folder / "onnx", target="onnx")
+
     def graph_errors(self, graph: str) -> dict[str, float]:
         """The error of each schedule, evaluated in numpy."""
         return self._errors(GraphStepper(self.graphs[graph], self.checkpoint.read))
@@ -65,6 +69,10 @@ class Subject:
     def artifact_errors(self, entry: str | None) -> dict[str, float]:
         """The error of each schedule, run by the compiled artifact."""
         return self._errors(ArtifactStepper(self.model, entry))
+
+    def onnx_errors(self) -> dict[str, float]:
+        """The error of each schedule, run by ONNX Runtime."""
+        return self._errors(ArtifactStepper(self.onnx_model))
 
     @property
     def rebuilding_pays(self) -> bool:
@@ -98,8 +106,8 @@ class Subject:
             found.append(GraphStepper(chosen, self.checkpoint.read).step(batch, hidden))
         return worst(found, self.expected_mtp)
 
-    def mtp_artifact_error(self) -> float:
-        found = [self.model.mtp_logits(self.model.hidden(ids[:-1]), ids[1:]) for ids in self.case.sequences]
+    def mtp_artifact_error(self, model: Model) -> float:
+        found = [model.mtp_logits(model.hidden(ids[:-1]), ids[1:]) for ids in self.case.sequences]
         return worst(found, self.expected_mtp)
 
     def hidden_error(self) -> float:

@@ -30,8 +30,10 @@ def errors(subject: Subject, *, with_artifact: bool) -> dict[str, float]:
     for way, entry in ENTRIES.items():
         if subject.has_entry(entry):
             found[way] = max(subject.artifact_errors(entry).values())
+    found["onnx"] = max(subject.onnx_errors().values())
     if subject.case.has_mtp:
-        found["MTP artifact"] = subject.mtp_artifact_error()
+        found["MTP artifact"] = subject.mtp_artifact_error(subject.model)
+        found["MTP onnx"] = subject.mtp_artifact_error(subject.onnx_model)
     return found
 
 

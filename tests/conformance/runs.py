@@ -201,7 +201,7 @@ class ArtifactStepper:
         return self.model.session.step(batch.tokens, *steps, entry=self.entry).logits.copy()
 
 
-def compiled(folder: Path, out: Path, quant: str = "float32") -> Model:
-    """The checkpoint compiled for this CPU and loaded."""
-    pipeline.compile_checkpoint(folder, out, CompileOptions(quant=quant))
+def compiled(folder: Path, out: Path, quant: str = "float32", target: str = "x86") -> Model:
+    """The checkpoint compiled for a target that this machine runs, and loaded."""
+    pipeline.compile_checkpoint(folder, out, CompileOptions(quant=quant, target=target))
     return runtime.load(out)

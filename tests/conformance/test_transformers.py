@@ -73,6 +73,11 @@ def test_artifact(name: str, way: str, subjects: Subjects, record: Record) -> No
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_onnx_artifact(name: str, subjects: Subjects, record: Record) -> None:
+    check(name, "onnx", subjects(name).onnx_errors(), record)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_runtime_calls(name: str, subjects: Subjects) -> None:
     """The calls that cut sequences into steps themselves."""
     subject = subjects(name)
@@ -87,7 +92,9 @@ def test_runtime_calls(name: str, subjects: Subjects) -> None:
 
 @pytest.mark.parametrize("name", WITH_MTP)
 def test_mtp_layer_of_the_artifact(name: str, subjects: Subjects, record: Record) -> None:
-    check(name, "MTP artifact", {"prefill": subjects(name).mtp_artifact_error()}, record)
+    subject = subjects(name)
+    check(name, "MTP artifact", {"prefill": subject.mtp_artifact_error(subject.model)}, record)
+    check(name, "MTP onnx", {"prefill": subject.mtp_artifact_error(subject.onnx_model)}, record)
 
 
 @pytest.mark.parametrize("original", [True, False], ids=["published-names", "names-in-memory"])
