@@ -35,7 +35,8 @@ class Tuning:
     token_tile, row_blocks: activation rows by weight blocks of a tile, whose sums are kept in registers. word_unroll,
     float_unroll: 64-byte words of integer weights, or columns of float weights, per iteration of the inner loop.
     down_blocks: row blocks that a task of moe_down takes together: an expert's activations stay in its cache for all of
-    them. prefetch_bytes: how far ahead of a single row's products its weights are fetched.
+    them. prefetch_bytes: how far ahead of a single row's products its weights are fetched. context_chunk: tokens of the
+    context that are worth a task of absorbed attention of their own.
     """
 
     token_tile: int = 4
@@ -43,7 +44,9 @@ class Tuning:
     word_unroll: int = 4
     float_unroll: int = 4
     down_blocks: int = 8
+    matrix_min_tokens: int = 16  # counted, not measured: half the rows of a step
     prefetch_bytes: int = 4096
+    context_chunk: int = 128
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], path: Path) -> Tuning:
@@ -64,7 +67,9 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "word_unroll": (1, 2, 4, 8),
     "float_unroll": (1, 2, 4, 8),
     "down_blocks": (1, 2, 4, 8, 16),
+    "matrix_min_tokens": (4, 8, 16, 32),
     "prefetch_bytes": (512, 1024, 2048, 4096, 8192),
+    "context_chunk": (64, 128, 256, 512),
 }
 assert {field.name for field in fields(Tuning)} == SPACE.keys()
 

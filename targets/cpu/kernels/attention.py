@@ -35,7 +35,6 @@ Expr = Any
 
 PAGE = 16  # slots that are contiguous in memory; pages hold a multiple of them
 BLOCK = 64  # slots of one softmax step
-CHUNK = 128  # slots of the context that are worth a task of their own
 PARTS = 16  # partial results at least, so tasks at most
 
 
@@ -153,7 +152,7 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
             with T.serial(0, T.floordiv(units - part + (slices - 1), slices)) as step:
                 one, chunk = unit(T.bind(part + step * slices), part)
                 context = T.bind(positions[one.token] + 1)
-                used, length = _cut(context, chunks)
+                used, length = _cut(context, chunks, level.tuning.context_chunk)
                 start = T.bind(chunk * length)
                 with T.If(start < context), T.Then():
                     _attend(one, start, T.bind(T.min(start + length, context)))
@@ -164,20 +163,20 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
         with T.If(chunks > 1), T.Then():
             with T.serial(0, tokens) as t:
                 store(longest, 0, T.max(longest[0], positions[t] + 1), 1)
-        with T.If(longest[0] > CHUNK), T.Then():
+        with T.If(longest[0] > level.tuning.context_chunk), T.Then():
             with loop(T.bind(items * tile), parallel) as index:
                 first = T.bind(T.floordiv(index, tile) * chunks)
                 one, _ = unit(first, first)
-                used, _ = _cut(T.bind(positions[one.token] + 1), chunks)
+                used, _ = _cut(T.bind(positions[one.token] + 1), chunks, level.tuning.context_chunk)
                 with T.If(used > 1), T.Then():
                     _merge(one, T.bind(T.floormod(index, tile)), used, slices)
 
     return prim_func(operands(spec), body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
 
 
-def _cut(context: Expr, chunks: Expr) -> tuple[Expr, Expr]:
-    """(number of chunks that a context is cut into, at most `chunks`; slots of each, whole pages)."""
-    wanted = T.bind(T.min(chunks, T.floordiv(context + (CHUNK - 1), CHUNK)))
+def _cut(context: Expr, chunks: Expr, worth: int) -> tuple[Expr, Expr]:
+    """(chunks a context is cut into, at most `chunks` and of `worth` slots at least; slots of each, whole pages)."""
+    wanted = T.bind(T.min(chunks, T.floordiv(context + (worth - 1), worth)))
     length = T.bind(T.floordiv(T.floordiv(context + wanted - 1, wanted) + (PAGE - 1), PAGE) * PAGE)
     return T.bind(T.floordiv(context + length - 1, length)), length
 
