@@ -45,9 +45,15 @@ class Readiness:
 
 def levels(features: frozenset[str]) -> list[str]:
     """The kernel levels of ours that a CPU with these features runs, the best first."""
-    from dsv3c.targets.x86.levels import LEVELS
+    from dsv3c.targets.arm.levels import LEVELS as ARM
+    from dsv3c.targets.x86.levels import LEVELS as X86
 
-    return [level.name for level in reversed(LEVELS) if not level.missing(features)]
+    return [
+        level.name
+        for levels in (X86, ARM)
+        for level in reversed(levels)
+        if not level.missing(features)
+    ]
 
 
 def tools() -> list[Need]:

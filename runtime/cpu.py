@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.cpu_features import check_threads, choose_level, cpu_flags, machine, require_machine
+from dsv3c.runtime.cpu_features import MACHINES, check_threads, choose_level, cpu_flags, machine, require_machine
 from dsv3c.runtime.errors import KernelMissing, LibraryInvalid, MemoryRefused, RuntimeFault, WrongMachine
 from dsv3c.runtime.memory import Block, map_file, typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Buffer, Entry, Plan
 
+_SYSTEMS = {"linux": "Linux", "darwin": "macOS"}
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+_MACH_MACHINES = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
 _ALIGNMENT = 64
 
 Call = tuple[Any, tuple[Any, ...]]
@@ -120,18 +122,30 @@ def _allocate_caches(plan: Plan, slots: int) -> Block:
 
 def _require_library_for(path: Path, wanted: str) -> None:
     """Read the header of the library: what dlopen would refuse gets a message of ours, with both machines named."""
-    with path.open("rb") as file:
-        head = file.read(20)
-    if sys.platform != "linux":
+    if sys.platform not in _SYSTEMS:
         return
+    with path.open("rb") as file:
+        system, built_for = _built_for(path, file.read(20))
+    if (system, built_for) == (sys.platform, wanted):
+        return
+    suggestion = next((name for name, known in MACHINES.items() if known == wanted), "<target>")
+    if system == sys.platform:
+        raise WrongMachine(wanted=built_for, found=wanted, suggestion=suggestion)
+    names = [f"{cpu} on {_SYSTEMS[name]}" for name, cpu in ((system, built_for), (sys.platform, wanted))]
+    raise WrongMachine(wanted=names[0], found=names[1], suggestion=f"{suggestion}:os={_SYSTEMS[sys.platform].lower()}")
+
+
+def _built_for(path: Path, head: bytes) -> tuple[str, str]:
+    """System and machine of the library that starts with `head`: ELF, or Mach-O of 64 bits."""
+    if len(head) == 20 and head.startswith(b"\xcf\xfa\xed\xfe"):
+        number = struct.unpack_from("<I", head, 4)[0]
+        return "darwin", _MACH_MACHINES.get(number, f"Mach-O machine {number}")
     if len(head) < 20 or not head.startswith(b"\x7fELF"):
-        raise LibraryInvalid(path=path, reason="it is not an ELF file")
+        raise LibraryInvalid(path=path, reason="it is neither an ELF nor a Mach-O file")
     if head[4] != 2 or head[5] != 1:
         raise LibraryInvalid(path=path, reason="it is not a 64-bit little-endian ELF file")
     number = struct.unpack_from("<H", head, 18)[0]
-    found = _ELF_MACHINES.get(number, f"ELF machine {number}")
-    if found != wanted:
-        raise WrongMachine(wanted=found, found=wanted, suggestion="x86" if wanted == "x86_64" else "arm")
+    return "linux", _ELF_MACHINES.get(number, f"ELF machine {number}")
 
 
 def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Path, threads: int) -> dict[str, list[Call]]:

@@ -56,6 +56,11 @@ def _lowering() -> tuple[Any, Any, Any]:
 tirx.compilation_pipeline.register_tir_pipeline(_PIPELINE, _lowering)
 
 
+def compile_module(module: Any, level: IsaLevel) -> Any:
+    """The kernels of an IRModule as TVM's runtime module, which can write an object and show its assembly."""
+    return tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
+
+
 def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
     """Compile each PrimFunc for `level` under its name and link them with the thread pool into the library `path`.
 
@@ -66,11 +71,11 @@ def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> 
     Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
     compiler = find_compiler_for(level.platform)
-    shared = level.platform.shared if level.platform else ()
+    shared = [option.format(name=path.name) for option in level.platform.shared] if level.platform else []
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
     if debug_level() >= 4:
         print(f"# {path.name}\n{module.script()}", file=sys.stderr)
-    compiled = tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
+    compiled = compile_module(module, level)
     with tempfile.TemporaryDirectory() as folder:
         kernels = Path(folder, "kernels.o")
         compiled.write_to_file(str(kernels))

@@ -18,7 +18,7 @@ _COMPILERS = ("cc", "gcc", "clang")
 class Platform:
     """triple: what LLVM is told. system: as `sys.platform` names it; machines: names that `platform.machine` gives.
     zig: its `-target`. gcc: the cross compiler of Debian and others, "" where there is none. shared: what the linker is
-    told besides `-shared`. suffix: of a library's file name."""
+    told besides `-shared`, with {name} for the library's file name. suffix: of that name."""
 
     triple: str
     system: str
@@ -47,8 +47,8 @@ ARM_MACOS = Platform(
     triple="arm64-apple-macos",
     system="darwin",
     machines=("arm64", "aarch64"),
-    zig="aarch64-macos",
-    shared=("-undefined", "dynamic_lookup"),
+    zig="aarch64-macos.11.0",
+    shared=("-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/{name}"),
     suffix=".dylib",
 )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime import cpu_features, errors
+from dsv3c.runtime import cpu, cpu_features, errors
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cpu import CpuDevice
 from dsv3c.runtime.session import Request, Session
@@ -106,6 +106,26 @@ def test_library_of_another_machine(tmp_path: Path, library: bytes) -> None:
     data = library[:18] + b"\xb7\x00" + library[20:]
     with pytest.raises(errors.WrongMachine, match="aarch64, this machine is x86_64"):
         runtime.load(toy.write_artifact(tmp_path / "toy", library=data))
+
+
+MACH_O = b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01" + bytes(40)
+
+
+def test_library_of_another_system(tmp_path: Path) -> None:
+    with pytest.raises(errors.WrongMachine, match="for aarch64 on macOS, this machine is x86_64 on Linux"):
+        runtime.load(toy.write_artifact(tmp_path / "toy", library=MACH_O))
+
+
+def test_library_of_linux_on_macos(tmp_path: Path, library: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kernels.so"
+    path.write_bytes(library[:18] + b"\xb7\x00" + library[20:])
+    monkeypatch.setattr(cpu.sys, "platform", "darwin")
+    with pytest.raises(errors.WrongMachine, match=r"aarch64 on Linux, .* is aarch64 on macOS\n.*arm:os=macos"):
+        cpu._require_library_for(path, "aarch64")
+    path.write_bytes(MACH_O)
+    cpu._require_library_for(path, "aarch64")
+    with pytest.raises(errors.WrongMachine, match="compiled for aarch64, this machine is x86_64\n"):
+        cpu._require_library_for(path, "x86_64")
 
 
 def test_library_changed_after_compilation(folder: Path) -> None:
