@@ -24,7 +24,7 @@ SOURCES = Path(__file__).parent
 PROGRAM = "main.c"
 TABLE = "tokenizer.bin"
 # Contraction would give sampling other bits than the compiler of another machine does.
-FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
+FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-g0", "-pthread")
 
 
 def write_native(folder: Path, platform: Platform | None = None) -> tuple[str, ...]:
@@ -51,10 +51,11 @@ def build(source: Path, native: Path, platform: Platform | None = None, flags: t
     compiler = [*find_compiler_for(platform), *FLAGS, *flags]
     library = native / f"libdsv3c_model{platform.suffix if platform else '.so'}"
     macos = platform is not None and platform.system == "darwin"
-    named = [f"-Wl,-install_name,@rpath/{library.name}"] if macos else []
+    # Else some linkers note the path at which they found the library, which is not where it will be.
+    named = f"-Wl,-install_name,@rpath/{library.name}" if macos else f"-Wl,-soname,{library.name}"
     files = [str(path) for path in sorted(source.glob("*.c")) if path.name != PROGRAM]
     hidden = ["-shared", "-fPIC", "-fvisibility=hidden"]
-    _compile([*compiler, *hidden, *named, "-o", str(library), *files, "-lm", "-ldl"], library)
+    _compile([*compiler, *hidden, named, "-o", str(library), *files, "-lm", "-ldl"], library)
     program = native / "dsv3c-run"
     beside = "-Wl,-rpath," + ("@loader_path" if macos else "$ORIGIN")
     linked = [str(source / PROGRAM), "-L", str(native), "-ldsv3c_model", beside]

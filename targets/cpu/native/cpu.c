@@ -8,6 +8,10 @@
 
 #include "internal.h"
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -39,12 +43,21 @@ static unsigned saved_state(void) {
   return low;
 }
 
+// Linux gives a process tiles only if it asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+static bool granted(unsigned state) {
+#ifdef __linux__
+  return state != TILES || syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return state != TILES;
+#endif
+}
+
 bool cpu_has(const char *feature) {
   for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++) {
     if (strcmp(FEATURES[i].name, feature) != 0) continue;
     unsigned r[4] = {0}, state = FEATURES[i].state;
     if (!__get_cpuid_count(FEATURES[i].leaf, FEATURES[i].subleaf, &r[EAX], &r[EBX], &r[ECX], &r[EDX])) return false;
-    return (r[FEATURES[i].place] >> FEATURES[i].bit & 1) && (saved_state() & state) == state;
+    return (r[FEATURES[i].place] >> FEATURES[i].bit & 1) && (saved_state() & state) == state && granted(state);
   }
   return false;
 }
@@ -67,8 +80,28 @@ bool cpu_has(const char *feature) {
   return false;
 }
 
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static const struct {
+  const char *name, *key;
+} FEATURES[] = {
+  {"asimd", "hw.optional.AdvSIMD"},           {"asimdhp", "hw.optional.arm.FEAT_FP16"},
+  {"asimddp", "hw.optional.arm.FEAT_DotProd"}, {"i8mm", "hw.optional.arm.FEAT_I8MM"},
+  {"bf16", "hw.optional.arm.FEAT_BF16"},
+};
+
+bool cpu_has(const char *feature) {
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++) {
+    int found = 0;
+    size_t size = sizeof found;
+    if (strcmp(FEATURES[i].name, feature) == 0) return !sysctlbyname(FEATURES[i].key, &found, &size, 0, 0) && found;
+  }
+  return false;
+}
+
 #else
-#error "the native library knows the features of x86-64 and, on Linux, of aarch64"
+#error "the native library knows the features of x86-64 and aarch64"
 #endif
 
 static const char *lacks(const plan_level *level) {

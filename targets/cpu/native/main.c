@@ -9,6 +9,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __APPLE__
+#include <limits.h>
+#include <mach-o/dyld.h>
+#endif
+
 #include "dsv3c.h"
 
 static const char USAGE[] =
@@ -130,12 +135,23 @@ static void set(settings *s, int option, const char *text) {
   }
 }
 
+#ifdef __APPLE__
+static bool own_path(char *path, uint32_t size) {
+  char found[4096];
+  return _NSGetExecutablePath(found, &(uint32_t){sizeof found}) == 0 && size >= PATH_MAX && realpath(found, path);
+}
+#else
+static bool own_path(char *path, size_t size) {
+  ssize_t length = readlink("/proc/self/exe", path, size - 1);
+  if (length > 0) path[length] = 0;
+  return length > 0;
+}
+#endif
+
 // The folder above this program's.
 static char *own_artifact(void) {
   static char path[4096];
-  ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
-  if (size <= 0) return 0;
-  path[size] = 0;
+  if (!own_path(path, sizeof path)) return 0;
   for (int up = 0; up < 2; up++) {
     char *slash = strrchr(path, '/');
     if (!slash) return 0;

@@ -210,6 +210,25 @@ def test_memory_that_is_refused(folder: Path) -> None:
     assert "the system refused" in done.stderr or "cannot be mapped" in done.stderr
 
 
+def test_the_sources_are_clean_under_sanitizers(copy: Path) -> None:
+    """Built from what the artifact brings along, without a warning."""
+    folder = copy / "native"
+    flags = ("-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    native.build(folder / "src", folder, flags=flags)
+    for arguments, status in (
+        (("-p", PROMPT * 40, "-n", "20", "--seed", "1", "--top-k", "50"), 0),
+        (("--ids", "1 2 3", "-n", "20", "--temperature", "0", "--json", "--repetition-penalty", "1.2"), 0),
+        (("--ids", "1 5000"), 1),
+        (("-p", "a", str(copy / "native")), 1),
+        (("-p", "a", "--context", "1", "-n", "1"), 1),
+    ):
+        program = [str(folder / "dsv3c-run"), *arguments]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert "Sanitizer" not in done.stderr
+        assert "runtime error" not in done.stderr
+
+
 SOURCES_OF_CPU = """
 #include <stdio.h>
 #include "internal.h"
