@@ -197,6 +197,11 @@ class NotAViewError(Dsv3cError):
     hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"
 
 
+class NotTunableError(Dsv3cError):
+    message = "{path} cannot be tuned: {reason}"
+    hint = "tune its checkpoint instead: dsv3c tune CHECKPOINT"
+
+
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"

@@ -20,24 +20,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from dsv3c import targets
 from dsv3c.compiler import artifact
-from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import TunerMissingError
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
+from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import Progress, Silent, compile_checkpoint, lower
+from dsv3c.compiler.pipeline import Lowered, Progress, Silent, compile_checkpoint, lower
+from dsv3c.compiler.target import Target
+from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.tuning import RECORDS, SPACE, Tuning, cpu_name
-from dsv3c.targets.x86 import TARGET
-from dsv3c.targets.x86.levels import LEVELS
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 24
 REPETITIONS = 3  # of each measurement in a trial; the median counts
 FINAL_ROUNDS = 5  # default and best in turn, at the end
+
+
+@runtime_checkable
+class TunableTarget(Target, Protocol):
+    """A target whose kernels have the numbers of `Tuning`."""
+
+    def levels(self) -> tuple[IsaLevel, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class TuneReport:
 
 
 def tune(
-    checkpoint: Path,
+    model: Path,
     options: CompileOptions,
     seconds: float,
     trials: int | None,
@@ -76,28 +85,30 @@ def tune(
 ) -> TuneReport:
     """Search for at most `seconds` or `trials` new trials, and write records/<cpu>.json.
 
+    model: a checkpoint, which is compiled with `options` first, or an artifact, whose own options hold.
+
     `tell` gets a line for each better choice. Ctrl-C ends the search and keeps what was found so far.
-    Raises TunerMissingError without Optuna, and what `compile_checkpoint` raises.
+    Raises TunerMissingError without Optuna, NotTunableError, and what `compile_checkpoint` raises.
     """
     progress = progress or Silent()
     cpu = cpu_name()
     records.mkdir(parents=True, exist_ok=True)
-    with _bench(checkpoint, options, progress) as bench:
-        model = checkpoint.resolve().name
-        study = _study(records / f"{cpu}.journal", f"{bench.level.name}/{model}/{options.quant}")
+    with _bench(model, options, progress) as bench:
+        name = model.resolve().name
+        study = _study(records / f"{cpu}.journal", f"{bench.level.name}/{name}/{bench.quant}", bench.level.tuning)
         done, interrupted = _search(study, bench, seconds, trials, progress, tell)
         best = Tuning(**study.best_params)
         progress.stage("measuring the best against the defaults", FINAL_ROUNDS)
-        default_speed, best_speed = _compare(bench, Tuning(), best, progress)
+        default_speed, best_speed = _compare(bench, bench.level.tuning, best, progress)
     if best_speed.score > default_speed.score:
-        best, best_speed = Tuning(), default_speed  # what won a trial by luck does not become a record
+        best, best_speed = bench.level.tuning, default_speed  # what won a trial by luck does not become a record
     content = {
         "cpu": cpu,
         "level": bench.level.name,
         "tuning": best.to_json(),
         "measured": {
-            "model": model,
-            "quant": options.quant,
+            "model": name,
+            "quant": bench.quant,
             "threads": os.cpu_count(),
             "dsv3c": version("dsv3c"),
             "trials": len(study.trials),
@@ -112,7 +123,7 @@ def tune(
     return TuneReport(path, best, done, default_speed, best_speed, interrupted)
 
 
-def _study(journal: Path, name: str) -> Any:
+def _study(journal: Path, name: str, default: Tuning) -> Any:
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -127,7 +138,7 @@ def _study(journal: Path, name: str) -> Any:
         load_if_exists=True,
     )
     if not study.trials:
-        study.enqueue_trial(Tuning().to_json())
+        study.enqueue_trial(default.to_json())
     return study
 
 
@@ -175,6 +186,7 @@ class _Bench:
 
     folder: Path
     level: IsaLevel
+    quant: str
     entries: Any
     bounds: Any
 
@@ -223,12 +235,61 @@ def _set_kernels(folder: Path, levels: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _bench(checkpoint: Path, options: CompileOptions, progress: Progress) -> Iterator[_Bench]:
-    """The checkpoint compiled once in a temporary folder."""
-    level = [level for level in LEVELS if not level.missing(cpu_flags())][-1]
-    with tempfile.TemporaryDirectory(prefix="dsv3c-tune-") as temporary:
+def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator[_Bench]:
+    """An artifact, or a checkpoint compiled once, in a temporary folder."""
+    again = is_artifact(model)
+    options = options_of(model) if again else options
+    target = _tunable(model, options)
+    # Beside an artifact, whose weights are linked to; anywhere for a checkpoint.
+    with tempfile.TemporaryDirectory(prefix="dsv3c-tune-", dir=model.resolve().parent if again else None) as temporary:
         base = Path(temporary, "base")
-        compile_checkpoint(checkpoint, base, options, progress)
-        source = Checkpoint.open(checkpoint)
-        lowered = lower(source.config, source.shapes, options, TARGET)
-        yield _Bench(base, level, lowered.entries, lowered.bounds)
+        if again:
+            lowered = lowered_again(model, options, target)
+            shutil.copytree(model, base, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
+        else:
+            compile_checkpoint(model, base, options, progress)
+            source = Checkpoint.open(model)
+            lowered = lower(source.config, source.shapes, options, target)
+        yield _Bench(base, best_level(target), options.quant, lowered.entries, lowered.bounds)
+
+
+def is_artifact(folder: Path) -> bool:
+    return (folder / artifact.MANIFEST).is_file()
+
+
+def options_of(folder: Path) -> CompileOptions:
+    """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact."""
+    stored = Artifact.open(folder).manifest.content["options"]
+    return CompileOptions(**{**stored, "emit": ()})
+
+
+def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowered:
+    """The graphs that an artifact was made from, made again from its config.
+
+    Raises NotTunableError unless they give the artifact's plan, RuntimeFault for a broken artifact.
+    """
+    opened = Artifact.open(folder)
+    config = ModelConfig.from_stored(opened.manifest.model)
+    own = {name: shape for name, shape in optional_tensors(config).items() if name in opened.tensors}
+    lowered = lower(config, required_tensors(config) | own, options, target)
+    made = json.loads(json.dumps(emit(lowered.entries, lowered.bounds, ()).plan))
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    if any(plan[key] != made[key] for key in ("buffers", "entries")):
+        raise NotTunableError(path=folder, reason="this version of dsv3c makes another plan of its model")
+    return lowered
+
+
+def best_level(target: TunableTarget) -> IsaLevel:
+    """The highest of the target's levels that this CPU has. Raises NotTunableError without one."""
+    levels = [level for level in target.levels() if not level.missing(cpu_flags())]
+    if not levels:
+        raise NotTunableError(path=target.name, reason="this CPU runs none of the target's kernels")
+    return levels[-1]
+
+
+def _tunable(model: Path, options: CompileOptions) -> TunableTarget:
+    chosen = targets.parse(options.target)
+    target = targets.get(chosen.name).configured(chosen.options)
+    if not isinstance(target, TunableTarget):
+        raise NotTunableError(path=model, reason=f"kernels of the target {target.name} have no numbers to search")
+    return target

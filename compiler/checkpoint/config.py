@@ -111,6 +111,14 @@ class ModelConfig:
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; keys that are no fields are left out."""
+        named = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        scaling = named.pop("rope_scaling")
+        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
+        return cls(**lists, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+
     def without_mtp(self) -> ModelConfig:
         main_types = self.mlp_layer_types[: self.num_hidden_layers]
         return dataclasses.replace(self, num_nextn_predict_layers=0, mlp_layer_types=main_types)

@@ -28,16 +28,16 @@ def duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
 
 
 @click.command("tune")
-@click.argument("checkpoint", type=PATH)
+@click.argument("model", metavar="CHECKPOINT|OUT", type=PATH)
 @model_options
 @click.option("--budget", callback=duration, default="10m", show_default=True, help="How long to search: 90s, 10m, 2h.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Stop after this many trials, if sooner.")
 @click.option("--records", type=PATH, metavar="DIR", help="Where records live.  [default: artifacts/tuning]")
 @json_option
 def tune_command(
-    checkpoint: Path, budget: float, trials: int | None, records: Path | None, as_json: bool, **options: Any
+    model: Path, budget: float, trials: int | None, records: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Search the kernels' numbers on this machine, by measuring a model made from CHECKPOINT.
+    """Search the kernels' numbers on this machine, by measuring a model: a CHECKPOINT, or an artifact made from one.
 
     Each trial builds the kernels with other numbers (rows per tile, unrolling, work per task) and measures decode and
     prefill of the whole model. What is found is written to artifacts/tuning/<cpu>.json, and `dsv3c compile` takes it up
@@ -47,7 +47,7 @@ def tune_command(
     \b
     Examples:
       dsv3c tune CHECKPOINT --quant int4 --budget 10m
-      dsv3c tune CHECKPOINT --trials 20
+      dsv3c tune OUT --trials 20      with the format and options of an artifact
     """
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.tune import tune
@@ -56,7 +56,7 @@ def tune_command(
 
     with terminal_progress() or nullcontext() as progress:
         report = tune(
-            checkpoint,
+            model,
             CompileOptions(**options),
             budget,
             trials,

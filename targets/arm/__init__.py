@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
 from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS
+
+if TYPE_CHECKING:
+    from dsv3c.targets.cpu.isa import IsaLevel
 
 _SYSTEMS = {"linux": ARM_LINUX, "macos": ARM_MACOS}
 
@@ -55,12 +59,16 @@ class Arm:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        from dsv3c.targets.arm.levels import levels_of
         from dsv3c.targets.cpu.emit import emit
         from dsv3c.targets.cpu.isa import tuned_levels
 
-        levels = (replace(level, platform=_SYSTEMS[self.system]) for level in levels_of(self.cpu))
-        return emit(entries, bounds, tuned_levels(levels, self.cpu))
+        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu))
+
+    def levels(self) -> tuple[IsaLevel, ...]:
+        """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
+        from dsv3c.targets.arm.levels import levels_of
+
+        return tuple(replace(level, platform=_SYSTEMS[self.system]) for level in levels_of(self.cpu))
 
 
 TARGET = Arm()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
+
+if TYPE_CHECKING:
+    from dsv3c.targets.cpu.isa import IsaLevel
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,14 @@ class X86:
         from dsv3c.targets.cpu.emit import emit
         from dsv3c.targets.cpu.isa import tuned_levels
         from dsv3c.targets.cpu.tuning import cpu_name
+
+        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu or cpu_name()))
+
+    def levels(self) -> tuple[IsaLevel, ...]:
+        """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
         from dsv3c.targets.x86.levels import LEVELS
 
-        return emit(entries, bounds, tuned_levels(LEVELS, self.cpu or cpu_name()))
+        return LEVELS
 
 
 TARGET = X86()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from dsv3c.compiler import tune
+from dsv3c.compiler import artifact, tune
+from dsv3c.compiler.errors import NotTunableError
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.compiler.tune import Speed, TuneReport
 from dsv3c.targets.cpu.tuning import Tuning
 from dsv3c.targets.x86.levels import LEVELS
+from tests.checkpoints import tiny_config, write_checkpoint
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 
@@ -22,7 +26,8 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 class Machine:
     """Stands for the measurement: a model of a machine on which some numbers are faster."""
 
-    level = LEVELS[0]
+    level = LEVELS[-1]
+    quant = "int8"
 
     def __init__(self, speed: Callable[[Tuning], Speed]) -> None:
         self.speed = speed
@@ -58,7 +63,7 @@ def test_the_best_choice_is_recorded_with_both_speeds(monkeypatch: pytest.Monkey
     assert (report.default.prefill, report.best.prefill) == (25.0, 50.0)
     content = json.loads(report.record.read_text())
     assert content["tuning"] == report.tuning.to_json()
-    assert content["level"] == LEVELS[0].name
+    assert content["level"] == LEVELS[-1].name
     assert content["measured"]["tokens_per_second"]["tuned"] == {"prefill": 50.0, "decode": 10.0}
 
 
@@ -104,3 +109,42 @@ def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatc
 
     report = search(monkeypatch, tmp_path, Machine(speed), 5)
     assert report.tuning == Tuning()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with an MTP layer, as an artifact."""
+    folder = tmp_path_factory.mktemp("tune")
+    config = tiny_config(num_nextn_predict_layers=1, vocab_size=256)
+    write_checkpoint(folder / "model", config)
+    out = compile_checkpoint(folder / "model", folder / "out", CompileOptions(quant="int8", max_tokens=64)).out
+    assert out is not None
+    return out
+
+
+def test_an_artifact_is_tuned_without_its_checkpoint(compiled: Path, tmp_path: Path) -> None:
+    before = {path.name for path in compiled.parent.iterdir()}
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(tune, "PROMPT_TOKENS", 16)
+    monkey.setattr(tune, "NEW_TOKENS", 4)
+    monkey.setattr(tune, "FINAL_ROUNDS", 1)
+    with monkey.context():
+        report = tune.tune(compiled, CompileOptions(quant="float32"), 60.0, 2, tmp_path)
+    content = json.loads(report.record.read_text())
+    assert content["measured"]["quant"] == "int8", "the artifact's own format, not the one of the options"
+    assert report.trials == 2
+    assert {path.name for path in compiled.parent.iterdir()} == before, "nothing is left beside the artifact"
+
+
+def test_an_artifact_of_another_plan_is_refused(compiled: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(compiled, other)
+    plan = json.loads((other / "plan.json").read_text())
+    plan["entries"]["decode"]["min_tokens"] = 2
+    (other / "plan.json").write_text(json.dumps(plan))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"] = {name: entry for name, entry in artifact.file_table(other).items() if name in manifest["files"]}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(NotTunableError, match="another plan"):
+        tune.tune(other, CompileOptions(), 60.0, 1, tmp_path / "records")
+    assert not list((tmp_path / "records").glob("*.json"))

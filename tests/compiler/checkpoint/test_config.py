@@ -73,6 +73,13 @@ def test_the_manifest_form_is_json() -> None:
     assert values["rope_scaling"]["factor"] == 4.0
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_manifest_form_gives_the_config_back(model_type: str) -> None:
+    for config in (parse(model_type), parse(model_type, rope_scaling=YARN, quantization_config=FP8)):
+        stored = {"name": "some-model", **json.loads(json.dumps(config.to_dict()))}
+        assert ModelConfig.from_stored(stored) == config
+
+
 def test_defaults_of_what_old_configs_leave_out() -> None:
     config = parse(
         num_key_value_heads=..., tie_word_embeddings=..., attention_bias=..., hidden_act=..., bos_token_id=...,
