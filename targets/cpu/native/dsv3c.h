@@ -66,7 +66,8 @@ typedef struct {
 } dsv3c_info;
 
 // Open the artifact folder that `native/` is part of. options may be NULL. DSV3C_ISA in the environment names the level
-// to use, otherwise it is the best that this CPU can run.
+// to use, otherwise it is the best that this CPU can run. Models of one artifact share the pool of threads, whose number
+// is that of the last one opened.
 DSV3C_API dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3c_model **model);
 // Give everything back. Sequences and samplers are freed before. NULL is fine.
 DSV3C_API void dsv3c_close(dsv3c_model *model);

@@ -1,0 +1,63 @@
+"""Artifacts that lack what the bundled one has: a prefill entry, a tokenizer, quantised weights, a bfloat16 cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv3c import runtime
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.pipeline import compile_checkpoint
+from dsv3c.runtime.session import Request
+from dsv3c.targets.cpu.native import write_native
+from dsv3c.targets.x86 import levels as x86
+from tests.checkpoints import tiny_config, write_checkpoint
+from tests.targets.cpu.native.binding import Failure, Model
+
+SHAPES = {
+    "deepseek_v2": {"topk_method": "group_limited_greedy"},
+    "deepseek_v3": {"num_nextn_predict_layers": 1, "q_lora_rank": None, "max_position_embeddings": 100},
+    "youtu": {},
+}
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_small_steps_and_float32(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x86, "LEVELS", x86.LEVELS[:1])
+    write_checkpoint(tmp_path / "model", tiny_config(model_type, **SHAPES[model_type]))
+    out = tmp_path / "out"
+    bounds = {"max_tokens": 7, "max_rows": 3, "max_sequences": 2}
+    compile_checkpoint(tmp_path / "model", out, CompileOptions(quant="float32", emit=("native",), **bounds))
+    entries = json.loads((out / "plan.json").read_text(encoding="utf-8"))["entries"]
+    assert "prefill" not in entries
+    native = Model(out, max_batch=2, threads=1)
+    random = np.random.default_rng(0)
+    with runtime.load(out, max_batch=2, threads=1) as model:
+        assert (native.info.context, native.info.vocab_size) == (model.context, model.config.vocab_size)
+        batch = [(random.integers(0, 96, count), want) for count, want in ((30, "last"), (9, "all"), (17, "none"))]
+        sequences = [native.sequence() for _ in batch]
+        found = native.run(*[(sequence, ids, want) for sequence, (ids, want) in zip(sequences, batch, strict=True)])
+        expected = model.session.run([Request(model.new_sequence(), ids.astype(np.int32), want) for ids, want in batch])
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    for sequence in sequences:
+        native.free(sequence)
+    with pytest.raises(Failure) as failed:
+        native.encode("text")
+    assert failed.value.status == "NO_TOKENIZER"
+    native.close()
+
+
+def test_another_kind_of_tokenizer_leaves_token_ids(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("native")))
+    content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    (copy / "tokenizer.json").write_text(json.dumps(content | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+    (note,) = write_native(copy)
+    assert note == "native: takes and prints token ids only, since tokenizer.json has a normaliser"
+    model = Model(copy)
+    assert not model.info.has_tokenizer
+    assert model.logits([1, 2, 3]).shape == (3, 2048)
+    model.close()
