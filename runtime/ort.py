@@ -32,6 +32,7 @@ PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in O
     "cuda": ("CUDAExecutionProvider", "cuda"),
     "webgpu": ("WebGpuExecutionProvider", "webgpu"),
 }
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "hidden_states")
 _ELEMENTS: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16}
 Ints = NDArray[np.int32]
 
@@ -211,9 +212,18 @@ class OrtDevice:
         options.enable_mem_pattern = False
         path = artifact.checked_file(file)
         try:
-            return self._ort.InferenceSession(str(path), options, providers=[self._provider])
+            session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
         except Exception as error:
             raise GraphInvalid(path=path, reason=str(error)) from error
+        known = {f"past_key_values.{index}.key" for index in range(self._plan.n_caches)}
+        for value in session.get_inputs():
+            if value.name.startswith("past_key_values."):
+                wrong = value.name not in known or value.shape[1:] != [1, "past", self._plan.latent_dim]
+            else:
+                wrong = value.name not in _INPUTS
+            if wrong:
+                raise GraphInvalid(path=path, reason=f"plan.json has no input {value.name} {value.shape}")
+        return session
 
 
 def _past_names(session: Any) -> list[str]:
