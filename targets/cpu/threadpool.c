@@ -26,7 +26,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_THREADS = 256, TASKS_PER_THREAD = 4, SPINS = 4000, SPINS_BEFORE_YIELD = 20000 };
+enum { MAX_THREADS = 256, TASKS_PER_THREAD = 4, SPINS = 4000, SPINS_PER_YIELD = 128 };
 
 static const uint64_t OPEN = 1ull << 31, INSIDE = OPEN - 1, NEXT_JOB = 1ull << 32;
 
@@ -75,10 +75,16 @@ static bool enter(uint64_t *seen) {
   return false;
 }
 
+// Now and then the core goes to whoever else wants it: the thread that is waited for, or another program's.
+static void wait_a_little(int spin) {
+  if (spin % SPINS_PER_YIELD != SPINS_PER_YIELD - 1) PAUSE();
+  else sched_yield();
+}
+
 static void wait_for_job(uint64_t seen) {
   for (int spin = 0; spin < SPINS; spin++) {
     if (job_for(seen) || atomic_load(&pool.stopping)) return;
-    PAUSE();
+    wait_a_little(spin);
   }
   pthread_mutex_lock(&pool.sleep);
   atomic_fetch_add(&pool.sleepers, 1);  // before the last look: the launcher looks at it after opening the gate
@@ -183,10 +189,7 @@ static int launch(ParallelLambda lambda, void *closure, int num_task) {
   wake_sleepers();
   run_tasks();
   atomic_fetch_and(&pool.gate, ~OPEN);  // a worker that comes now finds no job; those inside finish theirs
-  for (int spin = 0; (atomic_load(&pool.gate) & INSIDE) != 0; spin++) {
-    if (spin < SPINS_BEFORE_YIELD) PAUSE();
-    else sched_yield();
-  }
+  for (int spin = 0; (atomic_load(&pool.gate) & INSIDE) != 0; spin++) wait_a_little(spin);
   int error = atomic_load(&pool.error);
   pthread_mutex_unlock(&pool.launching);
   if (error != 0 && TVMFFIErrorSetRaisedFromCStr)
