@@ -90,7 +90,9 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         return target.scratch_bytes(value, bounds)
 
     # A target without a layout of its own hands the graph on to a compiler that packs and plans.
-    lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)] if target.layout else []
+    lay_out: list[Pass] = []
+    if target.layout:
+        lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
     return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
         FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm

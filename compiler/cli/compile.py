@@ -82,13 +82,19 @@ def _tell(report: CompileReport) -> None:
     manifest = report.manifest
     quantization = manifest["quantization"]
     others = ", ".join(f"{part} {quantization[part]}" for part in ("head", "embedding", "cache"))
-    levels = ", ".join(level["name"] for level in manifest["target"]["levels"])
     section(
         f"built {report.out}",
         [
             ("weights", f"{size(manifest['memory']['weights_bytes'])} in {quantization['weights']} ({others})"),
-            ("kernels", f"{manifest['target']['name']}: {levels}"),
+            _code(manifest["target"]),
             ("took", f"{report.seconds:.1f} s, at most {size(report.peak_rss)} of memory"),
         ],
     )
     click.echo(f'run it: dsv3c generate {report.out} -p "Once upon a time"')
+
+
+def _code(target: dict[str, Any]) -> tuple[str, str]:
+    """The row that says what runs: kernel levels, or the graphs of a target that has those."""
+    if "graphs" in target:
+        return "graphs", f"{target['name']}: {', '.join(target['graphs'].values())}"
+    return "kernels", f"{target['name']}: {', '.join(level['name'] for level in target['levels'])}"

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dsv3c.compiler import ops
@@ -123,7 +123,7 @@ class Builder:
             self._memo[key] = make()
         return self._memo[key]
 
-    def const(self, data: ArrayLike, dtype: str | None = None) -> str:
+    def const(self, data: Any, dtype: str | None = None) -> str:
         """A small constant of the activations' type, or of `dtype`."""
         array = np.asarray(data, _NUMPY[dtype or self.dtype])
         key = ("const", array.dtype.str, array.shape, array.tobytes())

@@ -135,7 +135,7 @@ def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Va
             lowering.names[value] = "num_logits_to_keep"
     for name, value in caches.items():
         past = lowering.names[value] = f"past_key_values.{_layer(name)}.key"
-        shape = ["batch", 1, "past", int(value.shape[1])]
+        shape: list[Any] = ["batch", 1, "past", int(value.shape[1])]
         found.append(helper.make_tensor_value_info(past, activations, shape))
     return found
 
@@ -177,7 +177,7 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
         ),
     ]
     for name, value in caches.items():
-        shape = ["batch", 1, "total", int(value.shape[1])]
+        shape: list[Any] = ["batch", 1, "total", int(value.shape[1])]
         found.append(helper.make_tensor_value_info(f"present.{_layer(name)}.key", ELEMENTS[b.dtype], shape))
     return found
 

@@ -7,29 +7,36 @@ experts are further experts that every token chooses with weight 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dsv3c.compiler import ops
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.onnx.builder import CONTRIB, packed, requantised, sizes, source
 from dsv3c.targets.onnx.lower import Lowering, gated, matmul_nbits, scales
 
-SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+SWIGLU: dict[str, Any] = {
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.0,
+    "activation_beta": 0.0,
+}
 TINY = {"f32": 1e-30, "f16": 6e-8}
 
 
 def router(lowering: Lowering, value: Value) -> str:
     """Expert ids i64 [T, top_k]; see evaluate_router in compiler/ops/fused.py."""
-    b, attrs = lowering.b, value.attrs
-    choice = _scores(lowering, value.inputs[0], str(attrs["scoring"]))
+    b, attrs = lowering.b, dict[str, Any](value.attrs)
+    choice = _scores(lowering, value.inputs[0], attrs["scoring"])
     if len(value.inputs) == 2:
         bias = b.weight(value.inputs[1])
         choice = b.node("Add", choice, b.initializer(bias, "data", sizes(value.inputs[1].type)))
-    experts, groups = int(value.inputs[0].shape[1]), int(attrs["n_group"])  # type: ignore[arg-type]
+    experts, groups = int(value.inputs[0].shape[1]), attrs["n_group"]
     if groups > 1:
         grouped = b.reshape(choice, -1, groups, experts // groups)
-        kept = _kept(lowering, grouped, groups, int(attrs["topk_group"]), str(attrs["group_score"]))  # type: ignore[arg-type]
+        kept = _kept(lowering, grouped, groups, attrs["topk_group"], attrs["group_score"])
         choice = b.reshape(b.node("Where", kept, grouped, b.const(float("-inf"), "f32")), -1, experts)
-    return _top_k(lowering, choice, int(attrs["top_k"]))[1]  # type: ignore[arg-type]
+    return _top_k(lowering, choice, attrs["top_k"])[1]
 
 
 def _scores(lowering: Lowering, logits: Value, scoring: str) -> str:
@@ -121,7 +128,7 @@ def _moe(lowering: Lowering, x: str, mix: str, gate_up: Value, down: Value, k: i
     b, first = lowering.b, _interleaved(gate_up)
     logits = b.node("Log", b.node("Max", mix, b.const(TINY[b.dtype])))
     operands = [b.floats(b.weight(weight), "data", sizes(weight.type)) for weight in (first, down)]
-    attrs = {"k": k, "normalize_routing_weights": 1, **SWIGLU}
+    attrs: dict[str, Any] = {"k": k, "normalize_routing_weights": 1, **SWIGLU}
     mixed = b.node("MoE", x, logits, operands[0], "", operands[1], domain=CONTRIB, **attrs)
     return b.node("Mul", mixed, b.node("ReduceSum", mix, b.ints(-1), keepdims=1))
 
@@ -142,7 +149,7 @@ def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, dow
         operands += [data, scales(lowering, stored, (n_experts, n, groups)), ""]
         packed_groups = -(-groups * spec.bits // 8)
         zeros.append("" if spec.symmetric else b.initializer(stored, "zero", (n_experts, n, packed_groups)))
-    attrs = {
+    attrs: dict[str, Any] = {
         "k": k,
         "expert_weight_bits": spec.bits,
         "block_size": spec.act_group,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dsv3c.compiler import ops
 from dsv3c.compiler.ir import Value
@@ -77,8 +78,8 @@ def matmul_nbits(lowering: Lowering, x: str, stored: Stored, n: int, k: int, par
     ]
     if not spec.symmetric:
         inputs.append(b.initializer(stored, "zero", (n, -(-groups * spec.bits // 8)), part, parts))
-    attrs = {"K": k, "N": n, "bits": spec.bits, "block_size": block, "accuracy_level": lowering.accuracy_level}
-    return b.node("MatMulNBits", x, *inputs, domain=CONTRIB, **attrs)
+    attrs: dict[str, Any] = {"K": k, "N": n, "bits": spec.bits, "block_size": block}
+    return b.node("MatMulNBits", x, *inputs, domain=CONTRIB, accuracy_level=lowering.accuracy_level, **attrs)
 
 
 def scales(lowering: Lowering, stored: Stored, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
@@ -109,7 +110,7 @@ def head_linear(lowering: Lowering, x: str, weight: Value) -> str:
 
 
 def rotated(lowering: Lowering, x: str, heads: int, size: int, table: Value, interleave: bool) -> str:
-    """RotaryEmbedding of x [T, heads * size], in its order of columns; see `Rule rope` for what the IR says."""
+    """RotaryEmbedding of x [T, heads * size], in its order of columns; see `_rope` for what the IR says."""
     b, (cos, sin) = lowering.b, lowering.rotary[table]
     flat = b.reshape(x, 1, -1, heads * size)
     return b.node("RotaryEmbedding", flat, cos, sin, interleaved=int(interleave), num_heads=heads)
