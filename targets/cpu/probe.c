@@ -85,7 +85,7 @@ static int float_part(int task, ParallelGroupEnv *env, void *closure) {
   return 0;
 }
 
-// u8 x i8 summed into i32, by the instructions this level has for it.
+// Products of bytes summed into i32, by the instructions this level has for it.
 #if defined(__AVX512VNNI__)
 typedef __m512i integers;
 static inline integers dot(integers sum, integers a, integers b) { return _mm512_dpbusd_epi32(sum, a, b); }
@@ -99,8 +99,28 @@ typedef __m256i integers;
 static inline integers dot(integers sum, integers a, integers b) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
 }
+#elif defined(__aarch64__)
+typedef int32_t integers __attribute__((vector_size(16)));
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define PRODUCTS 32  // of two by two rows of eight
+#define DOT "usmmla %0.4s, %3.16b, %4.16b"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define DOT "sdot %0.4s, %3.16b, %4.16b"
+#else
+#define DOT \
+  "smull %1.8h, %3.8b, %4.8b\n smull2 %2.8h, %3.16b, %4.16b\n addp %1.8h, %1.8h, %2.8h\n sadalp %0.4s, %1.8h"
+#endif
+static inline integers dot(integers sum, integers a, integers b) {
+  integers low, high;
+  __asm__(DOT : "+w"(sum), "=&w"(low), "=&w"(high) : "w"(a), "w"(b));
+  return sum;
+}
 #else
 #define NO_INTEGERS
+#endif
+
+#ifndef PRODUCTS
+#define PRODUCTS sizeof(integers)  // one a byte
 #endif
 
 #ifndef NO_INTEGERS
@@ -141,6 +161,6 @@ EXPORT double dsv3c_probe_int8(long rounds) {
   (void)rounds;
   return 0;
 #else
-  return burst(integer_part, 2 * sizeof(integers), rounds);
+  return burst(integer_part, 2 * PRODUCTS, rounds);
 #endif
 }

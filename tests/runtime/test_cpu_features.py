@@ -8,7 +8,14 @@ import pytest
 
 from dsv3c.runtime import cpu_features, errors
 from dsv3c.runtime.artifact import Level, Target
-from dsv3c.runtime.cpu_features import check_threads, choose_level, default_threads, parse_cpuinfo, require_machine
+from dsv3c.runtime.cpu_features import (
+    check_threads,
+    choose_level,
+    default_threads,
+    parse_cpuinfo,
+    parse_hwcaps,
+    require_machine,
+)
 from tests.conftest import TESTS
 
 LEVELS = (
@@ -51,6 +58,22 @@ def test_flags_are_those_of_every_core() -> None:
     assert parse_cpuinfo(text) == {"avx2"}
     assert parse_cpuinfo("Features : asimd asimddp\n") == {"asimd", "asimddp"}
     assert parse_cpuinfo("") == frozenset()
+
+
+def test_flags_of_arm_are_bits_of_the_auxiliary_vector() -> None:
+    hwcap, hwcap2 = 16, 26
+    assert parse_hwcaps({hwcap: 1 << 1, hwcap2: 0}) == {"asimd"}
+    assert parse_hwcaps({hwcap: 1 << 1 | 1 << 20, hwcap2: 1 << 13 | 1 << 14}) == {"asimd", "asimddp", "i8mm", "bf16"}
+    assert parse_hwcaps({}) == frozenset()
+
+
+def test_on_arm_the_auxiliary_vector_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_features, "_auxiliary", lambda: {16: 1 << 1 | 1 << 20})
+    assert cpu_features.cpu_flags() == {"asimd", "asimddp"}
+    monkeypatch.setattr(cpu_features, "_auxiliary", dict)
+    monkeypatch.setattr(cpu_features, "parse_cpuinfo", lambda text: frozenset({"of cpuinfo"}))
+    assert cpu_features.cpu_flags() == {"of cpuinfo"}
 
 
 @pytest.mark.parametrize(("target", "machine"), [("x86:cpu=zen4", "aarch64"), ("arm", "x86_64")])
