@@ -1,11 +1,21 @@
 """mla_materialized: attention on keys and values rebuilt from the latent cache, for many tokens at once.
 
-A head goes over its sequence's context in blocks of sixteen slots. It rebuilds the block's keys (transposed: slots in
-the lanes) and values once, in its own slice of the scratch operand, then lets every token of the sequence see them.
+A task takes whole heads, one after the other. It decodes the head's half of kv_b_proj once; then it goes over the
+context in blocks of slots, rebuilds their keys and values, and lets every token of the sequence see them. All products
+are tiles of a few rows by a panel (words.py), in the task's own slice of the scratch operand:
+
+    keys    w_uk panel x latent rows, transposed: the slots come into the lanes of a panel
+    values  w_uv panel x latent rows
+    scores  panel of keys x queries
+    sums    panel of values x probabilities
+
+Heads are the only parallelism: with n threads a step takes as long as ceil(heads / n) heads. Cutting the tokens too
+would rebuild keys and values for each cut, for 512 tokens and 128/64/128 over rank 512 two fifths of the work.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +26,8 @@ from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.decode import decoded_tile, row_tile
-from dsv3c.targets.cpu.kernels.dot import Activation, Weight
+from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
+from dsv3c.targets.cpu.kernels.dot import Weight
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -31,12 +41,15 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
     weight_operands,
 )
-from dsv3c.targets.cpu.kernels.softmax import BLOCK, LOWEST, softmax_step
-from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, f32, load, load_f32, store
+from dsv3c.targets.cpu.kernels.softmax import LOWEST, masked
+from dsv3c.targets.cpu.kernels.vector import add, columns, exp2, f32, horizontal, load, store, transpose
+from dsv3c.targets.cpu.kernels.words import PANEL, Sums, Words
 
 Expr = Any
 
-TOKENS = 8  # tokens that share a pass over a block's keys and values
+BLOCK = 64  # slots whose keys and values exist at a time
+GROUP = PANEL  # slots of a panel of keys; those 16 apart are partners
+SLICES = 32  # tasks at most, as each has a slice of the scratch operand
 
 
 @dataclass(frozen=True)
@@ -55,27 +68,68 @@ class MlaMaterialized:
 
 
 @dataclass(frozen=True)
-class _Scratch:
-    """Offsets of one head's slice of the scratch operand, in float32 elements; every row is whole vectors."""
+class _Sizes:
+    """Words in the rows and panels of one head."""
 
-    latent: Expr  # [BLOCK, latent_stride]
-    keys: Expr  # [nope + d, BLOCK]
-    values: Expr  # [BLOCK, value_stride]
-    turn: Expr  # [BLOCK, LANES]: keys of one weight block before they are transposed
-    largest: Expr  # [T]
-    total: Expr  # [T]
-    latent_stride: int
-    value_stride: int
+    nope_panels: int
+    v_panels: int
+    rank: int  # of a latent
+    decoded: int  # of a weight row: rank, and what its format pads
+    latent: int  # of a latent, whole vectors
+    rope: int  # of a rotated key, whole panels
+    nope: int  # of the other part of a key, whole panels
+
+    @property
+    def key(self) -> int:
+        return self.nope + self.rope
+
+    @classmethod
+    def of(cls, spec: MlaMaterialized, steps: int) -> _Sizes:
+        rank, d = spec.paging.rank, spec.paging.d
+        nope, v, rope = (-(-n // PANEL) for n in (spec.nope, spec.v, d))
+        latent, decoded = -(-rank // steps), decoded_columns(spec.weight, rank) // steps
+        return cls(nope, v, latent, decoded, padded_rows(latent), rope * PANEL // steps, nope * PANEL // steps)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Offsets of one task's slice of the scratch operand, in words."""
+
+    w_uk: Expr  # [nope_panels][decoded, PANEL]
+    w_uv: Expr  # [v_panels][decoded, PANEL]
+    latent: Expr  # [BLOCK, latent + rope]: cache rows
+    turn: Expr  # [1 or 2, 16, 16]: keys before they are transposed
+    keys: Expr  # [BLOCK / GROUP][key, PANEL]
+    values: Expr  # [v_panels][BLOCK / steps, PANEL]
+    queries: Expr  # [tokens, key], scaled to scores whose softmax is a power of 2
+    sums: Expr  # [tokens, v_panels * PANEL], relative to the largest score
+    largest: Expr  # [tokens]
+    total: Expr  # [tokens, 16]: to be added up
+    scores: Expr  # [rows of a tile, BLOCK]
+    probabilities: Expr  # [rows of a tile, BLOCK / steps]
+    factors: Expr  # [rows of a tile]: from the largest score before to the one after the block
     size: int
 
     @classmethod
-    def of(cls, spec: MlaMaterialized, head: Expr) -> _Scratch:
-        latent = padded_rows(spec.weight.padded_k(spec.paging.rank))
-        value, tokens = padded_rows(spec.v), padded_rows(spec.rows.maximum)
-        sizes = (BLOCK * latent, (spec.nope + spec.paging.d) * BLOCK, BLOCK * value, BLOCK * LANES, tokens, tokens)
+    def of(cls, spec: MlaMaterialized, steps: int, index: Expr) -> _Slice:
+        words, tokens = _Sizes.of(spec, steps), padded_rows(spec.rows.maximum)
+        sizes = (
+            words.nope_panels * words.decoded * PANEL,
+            words.v_panels * words.decoded * PANEL,
+            BLOCK * (words.latent + words.rope),
+            2 // steps * LANES * LANES,
+            BLOCK * words.key,
+            words.v_panels * PANEL * BLOCK // steps,
+            tokens * words.key,
+            tokens * words.v_panels * PANEL,
+            tokens,
+            tokens * LANES,
+            LANES * BLOCK,
+            LANES * BLOCK // steps,
+            LANES,
+        )
         size = sum(sizes)
-        at = [head * size + sum(sizes[:i]) for i in range(len(sizes))]
-        return cls(at[0], at[1], at[2], at[3], at[4], at[5], latent, value, size)
+        return cls(*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size)
 
 
 @dataclass(frozen=True)
@@ -83,17 +137,36 @@ class _Head:
     """What the emission of one head needs."""
 
     spec: MlaMaterialized
-    level: IsaLevel
+    form: Words
     buffers: dict[str, Buffer]
     index: Expr
-    at: _Scratch
+    at: _Slice
 
     @property
     def scratch(self) -> Buffer:
         return self.buffers["scratch"]
 
-    def out(self, token: Expr) -> Expr:
-        return (token * self.spec.heads + self.index) * self.spec.v
+    @property
+    def words(self) -> _Sizes:
+        return _Sizes.of(self.spec, self.form.steps)
+
+    @property
+    def sums_stride(self) -> int:
+        return self.words.v_panels * PANEL
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Tokens start … end - 1, all of `sequence`; `last` is their furthest position."""
+
+    start: Expr
+    end: Expr
+    sequence: Expr
+    last: Expr
+
+    def token(self, i: Expr) -> Expr:
+        """The i-th. A tile that passes the end repeats the last one in rows that are never read."""
+        return T.bind(T.min(self.start + i, self.end - 1))
 
 
 def _view(spec: MlaMaterialized) -> View:
@@ -102,6 +175,7 @@ def _view(spec: MlaMaterialized) -> View:
 
 def operands(spec: MlaMaterialized) -> tuple[Operand, ...]:
     m, paging = spec.rows.maximum, spec.paging
+    size = _Slice.of(spec, 1, 0).size  # of float32, whatever the level
     return (
         CONTROL,
         Operand("q_nope", "f32", m * _view(spec).row_stride),
@@ -111,42 +185,43 @@ def operands(spec: MlaMaterialized) -> tuple[Operand, ...]:
         *weight_operands("w_uv", spec.weight, (spec.heads,), spec.v, paging.rank),
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * spec.v),
-        Operand("scratch", "f32", spec.heads * _Scratch.of(spec, 0).size),
+        Operand("scratch", "f32", min(spec.heads, SLICES) * size),
     )
 
 
 def build(spec: MlaMaterialized, level: IsaLevel) -> PrimFunc:
     """Parallel over heads."""
+    form = Words.of(level, spec.paging.element)
+    slices = min(spec.heads, SLICES)
 
     def body(buffers: dict[str, Buffer]) -> None:
         tokens = T.bind(buffers["control"][spec.rows.index])
         work = spec.heads * BLOCK * spec.paging.rank * (spec.nope + spec.v)
-        with loop(spec.heads, work >= PARALLEL_WORK) as index:
-            head = _Head(spec, level, buffers, index, _Scratch.of(spec, index))
-            with T.serial(0, tokens) as t:
-                _start(head, t)
-            _runs(head, tokens)
-            with T.serial(0, tokens) as t:
-                _finish(head, t)
+        with loop(slices, work >= PARALLEL_WORK) as part:
+            with T.serial(0, T.floordiv(spec.heads - part + (slices - 1), slices)) as step:
+                head = _Head(spec, form, buffers, T.bind(part + step * slices), _Slice.of(spec, form.steps, part))
+                _decode(head, "w_uk", head.at.w_uk, spec.nope)
+                _decode(head, "w_uv", head.at.w_uv, spec.v)
+                _runs(head, tokens)
 
-    return prim_func(operands(spec), body)
-
-
-def _start(head: _Head, t: Expr) -> None:
-    store(head.scratch, head.at.largest + t, f32(LOWEST), 1)
-    store(head.scratch, head.at.total + t, f32(0), 1)
-    out = T.bind(head.out(t))
-    columns(head.spec.v, lambda at, lanes: store(head.buffers["y"], out + at, f32(0, lanes), lanes))
+    return prim_func(operands(spec), body, form.llvm)
 
 
-def _finish(head: _Head, t: Expr) -> None:
-    y, out = head.buffers["y"], T.bind(head.out(t))
-    inverse = T.bind(f32(1) / head.scratch[head.at.total + t])
+def _decode(head: _Head, role: str, out: Expr, n: int) -> None:
+    """The head's weight as panels, partners side by side in K; zeros in what a last panel has no rows for."""
+    form, scratch = head.form, head.scratch
+    w = Weight.of(head.buffers, role, head.spec.weight, n, head.spec.paging.rank)
+    size = head.words.decoded * PANEL
+    with T.serial(0, w.blocks) as block:
+        start = T.bind(out + T.floordiv(block, 2) * size + T.floormod(block, 2) * LANES)
 
-    def normalise(at: Expr, lanes: int) -> None:
-        store(y, out + at, load(y, out + at, lanes) * splat(inverse, lanes), lanes)
+        def put(i: Expr, low: Expr, high: Expr) -> None:
+            form.put(scratch, start + i * (form.vectors * PANEL), low, high, PANEL)
 
-    columns(head.spec.v, normalise)
+        decode_block(w, T.bind(head.index * w.blocks + block), put)
+    if w.blocks % 2:
+        with T.serial(0, head.words.decoded) as i:
+            store(scratch, out + w.blocks // 2 * size + i * PANEL + LANES, f32(0, LANES), LANES)
 
 
 def _runs(head: _Head, tokens: Expr) -> None:
@@ -162,120 +237,234 @@ def _runs(head: _Head, tokens: Expr) -> None:
         with T.While(T.And(end[0] < tokens, sequence[T.min(end[0], tokens - 1)] == sequence[start])):
             store(longest, 0, T.max(longest[0], positions[end[0]]), 1)
             store(end, 0, end[0] + 1, 1)
-        last, count = T.bind(longest[0]), T.bind(end[0] - start)
-        with T.serial(0, T.floordiv(last, BLOCK) + 1) as block:
-            base = head.spec.paging.row(head.buffers["page_table"], sequence[start], block * BLOCK)
-            _rebuild(head, base, T.bind(T.min(last - block * BLOCK, BLOCK - 1)))
-            with T.serial(0, T.floordiv(count, TOKENS)) as tile:
-                _see(head, [T.bind(start + tile * TOKENS + i) for i in range(TOKENS)], block)
-            with T.serial(0, T.floormod(count, TOKENS)) as i:
-                _see(head, [T.bind(start + count - 1 - i)], block)
+        run = _Run(start, T.bind(end[0]), T.bind(sequence[start]), T.bind(longest[0]))
+        _attend(head, run)
         store(first, 0, end[0], 1)
 
 
-def _rebuild(head: _Head, base: Expr, last: Expr) -> None:
-    """Keys and values of the block whose cache rows start at `base`; slots past `last` repeat it."""
-    spec, paging, at, scratch = head.spec, head.spec.paging, head.at, head.scratch
+def _attend(head: _Head, run: _Run) -> None:
+    rows = head.form.rows
+    tiles = T.bind(T.floordiv(run.end - run.start + (rows - 1), rows))
+    with T.serial(0, tiles * rows) as i:
+        _start(head, run, i)
+    with T.serial(0, T.floordiv(run.last, BLOCK) + 1) as block:
+        first = T.bind(block * BLOCK)
+        groups = T.bind(T.floordiv(T.min(run.last - first, BLOCK - 1), GROUP) + 1)
+        _stage(head, run, first, groups)
+        _rebuild_keys(head, groups)
+        _rebuild_values(head, groups)
+        with T.serial(0, tiles) as tile:
+            _see(head, run, T.bind(tile * rows), first)
+    with T.serial(0, run.end - run.start) as i:
+        _finish(head, run, i)
+
+
+def _start(head: _Head, run: _Run, i: Expr) -> None:
+    """The query of the run's i-th token as words, and nothing seen yet."""
+    spec, form, at, scratch, words = head.spec, head.form, head.at, head.scratch, head.words
+    t = run.token(i)
+    out = T.bind(at.queries + i * words.key)
+
+    def panel(source: Buffer, start: Expr, n: int, offset: int) -> tuple[Expr, Expr]:
+        """PANEL numbers from `offset` on of the n at `start`, scaled."""
+        scale = f32(spec.scale * math.log2(math.e), LANES)
+        low, high = (_vector(source, start + offset + half, n - offset - half) for half in (0, LANES))
+        return T.bind(low * scale), T.bind(high * scale)
+
+    nope = T.bind(_view(spec).start(t, head.index))
+    for p in range(words.nope_panels):
+        low, high = panel(head.buffers["q_nope"], nope, spec.nope, p * PANEL)
+        form.put(scratch, out + p * (PANEL // form.steps), low, high)
+    pe, d = T.bind((t * spec.heads + head.index) * spec.paging.d), spec.paging.d
+    for p in range(-(-d // PANEL)):
+        low, high = form.neighbours(*panel(head.buffers["q_pe"], pe, d, p * PANEL))
+        form.put(scratch, out + words.nope + p * (PANEL // form.steps), low, high)
+    store(scratch, at.largest + i, f32(LOWEST), 1)
+    store(scratch, at.total + i * LANES, f32(0, LANES), LANES)
+    with T.serial(0, head.sums_stride // LANES) as c:
+        store(scratch, at.sums + i * head.sums_stride + c * LANES, f32(0, LANES), LANES)
+
+
+def _vector(source: Buffer, start: Expr, n: int) -> Expr:
+    """Sixteen numbers from `start` on, zeros from the n-th on."""
+    if n >= LANES:
+        return load(source, start, LANES)
+    out = local("f32", LANES)
+    store(out, 0, f32(0, LANES), LANES)
+    columns(n, lambda at, lanes: store(out, at, load(source, start + at, lanes), lanes))
+    return load(out, 0, LANES)
+
+
+def _stage(head: _Head, run: _Run, first: Expr, groups: Expr) -> None:
+    """The cache rows of `groups` groups of slots from `first` on; those past the run's last position repeat it."""
+    paging, form, at = head.spec.paging, head.form, head.at
     cache = head.buffers["cache"]
-    with T.serial(0, BLOCK) as slot:
-        row = T.bind(base + T.Cast("int64", T.min(slot, last)) * paging.width)
-        latent = T.bind(at.latent + slot * at.latent_stride)
-
-        def copy(column: Expr, lanes: int) -> None:
-            store(scratch, latent + column, load_f32(cache, row + column, lanes, paging.element), lanes)
-
-        columns(paging.rank, copy)
-        padding = spec.weight.padded_k(paging.rank) - paging.rank
-        columns(padding, lambda column, lanes: store(scratch, latent + paging.rank + column, f32(0, lanes), lanes))
-        with T.serial(0, paging.d) as j:
-            key = load_f32(cache, row + paging.rank + j, 1, paging.element)
-            store(scratch, at.keys + (spec.nope + j) * BLOCK + slot, key, 1)
-
-    def keys(block: Expr) -> None:
-        with T.serial(0, T.min(LANES, spec.nope - block * LANES)) as n, T.serial(0, BLOCK) as slot:
-            value = scratch[at.turn + slot * LANES + n]
-            store(scratch, at.keys + (block * LANES + n) * BLOCK + slot, value, 1)
-
-    for role, n in (("w_uk", spec.nope), ("w_uv", spec.v)):
-        w = Weight.of(head.buffers, role, spec.weight, n, paging.rank)
-        with T.serial(0, w.blocks) as block:
-            if role == "w_uk":
-                _project(head, w, block, at.turn, LANES)
-                keys(block)
-            else:
-                _project(head, w, block, T.bind(at.values + block * LANES), at.value_stride)
+    with T.serial(0, groups * GROUP) as slot:
+        row = paging.row(head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
+        out = T.bind(at.latent + slot * (head.words.latent + head.words.rope))
+        form.copy(cache, row, paging.rank, paging.element, head.scratch, out)
+        form.copy(cache, row + paging.rank, paging.d, paging.element, head.scratch, out + head.words.latent)
 
 
-def _project(head: _Head, w: Weight, block: Expr, out: Expr, stride: int) -> None:
-    """scratch[out + slot*stride : + 16] = weight `block` times the latent of each slot."""
-    x = Activation(head.scratch, View(head.at.latent_stride, head.at.latent))
-    tile = row_tile(head.level)
-    lanes = head.level.lanes
-    with T.serial(0, BLOCK // tile) as step:
-        slots = [T.bind(step * tile + i) for i in range(tile)]
-        sums = decoded_tile(head.level, w, x, T.bind(head.index * w.blocks + block), slots)
-        for i, slot in enumerate(slots):
-            for part in range(0, LANES, lanes):
-                store(head.scratch, out + slot * stride + part, sums.part(0, i, part), lanes)
+def _rebuild_keys(head: _Head, groups: Expr) -> None:
+    """Keys of the staged slots: each sixteen as rows of w_uk's panel, then with the slots in the lanes."""
+    form, at, scratch, words = head.form, head.at, head.scratch, head.words
+    row_size = words.latent + words.rope
+
+    def key(sixteen: Expr, k: Expr) -> Expr:
+        """Offset of word k of sixteen slots."""
+        group, half = T.floordiv(sixteen, 2), T.floormod(sixteen, 2)
+        return T.bind(at.keys + (group * words.key + k) * PANEL + half * LANES)
+
+    with T.serial(0, words.nope_panels) as panel, T.serial(0, groups * 2) as sixteen:
+        rows = T.bind(at.latent + sixteen * (LANES * row_size))
+        with T.serial(0, LANES // form.rows) as step:
+            slot = T.bind(step * form.rows)
+
+            def finish(part: int, sums: Sums, slot: Expr = slot) -> None:
+                for i, (low, high) in enumerate(sums):
+                    out, lanes = at.turn + (slot + i) * LANES + part, form.level.lanes
+                    form.put(scratch, out, load(low, 0, lanes), load(high, 0, lanes), LANES * LANES, lanes)
+
+            starts = [T.bind(rows + slot * row_size) + i * row_size for i in range(form.rows)]
+            form.tile(scratch, T.bind(at.w_uk + panel * (words.decoded * PANEL)), words.rank, starts, finish)
+        for i in range(form.vectors):
+            k = T.bind((panel * form.vectors + i) * LANES)
+            _turn(scratch, at.turn + i * (LANES * LANES), LANES, key(sixteen, k))
+    with T.serial(0, words.rope // LANES) as j, T.serial(0, groups * 2) as sixteen:
+        rows = T.bind(at.latent + sixteen * (LANES * row_size) + words.latent + j * LANES)
+        _turn(scratch, rows, row_size, key(sixteen, words.nope + j * LANES))
 
 
-def _see(head: _Head, tokens: list[Expr], block: Expr) -> None:
-    """Fold the block into the running softmax of `tokens`, unless it lies past all of them."""
-    positions = [T.bind(head.buffers["positions"][t]) for t in tokens]
-    furthest = positions[0]
+def _turn(scratch: Buffer, start: Expr, stride: int, out: Expr) -> None:
+    """Sixteen rows of sixteen words, `stride` apart, transposed into rows of a panel."""
+    rows = [T.bind(load(scratch, start + i * stride, LANES)) for i in range(LANES)]
+    for i, column in enumerate(transpose(rows)):
+        store(scratch, out + i * PANEL, column, LANES)
+
+
+def _rebuild_values(head: _Head, groups: Expr) -> None:
+    """Values of the staged slots: partners are the slots 16 apart, so a tile takes some of both."""
+    form, at, scratch, words = head.form, head.at, head.scratch, head.words
+    lanes, pairs = form.level.lanes, form.rows // 2
+    row_size = words.latent + words.rope
+    with T.serial(0, words.v_panels) as panel, T.serial(0, groups) as group, T.serial(0, LANES // pairs) as step:
+        slot = T.bind(step * pairs)
+        out = T.bind(at.values + (panel * (BLOCK // form.steps) + group * (GROUP // form.steps) + slot) * PANEL)
+
+        def finish(part: int, sums: Sums, out: Expr = out) -> None:
+            for i in range(pairs):
+                for half in range(2):
+                    low, high = (load(sums[row][half], 0, lanes) for row in (i, pairs + i))
+                    form.put(scratch, out + i * PANEL + half * LANES + part, low, high, LANES * PANEL, lanes)
+
+        rows = T.bind(at.latent + (group * GROUP + slot) * row_size)
+        starts = [rows + (half * LANES + i) * row_size for half in range(2) for i in range(pairs)]
+        form.tile(scratch, T.bind(at.w_uv + panel * (words.decoded * PANEL)), words.rank, starts, finish)
+
+
+def _see(head: _Head, run: _Run, row: Expr, first: Expr) -> None:
+    """Fold the block from slot `first` on into the softmax of a tile of tokens, unless it lies past all of them."""
+    rows = range(head.form.rows)
+    positions = [T.bind(head.buffers["positions"][run.token(row + i)]) for i in rows]
+    furthest, nearest = positions[0], positions[0]
     for position in positions[1:]:
-        furthest = T.max(furthest, position)
-    with T.If(furthest >= block * BLOCK), T.Then():
-        probabilities, factors = local("f32", len(tokens) * BLOCK), local("f32", len(tokens))
-        scores = _scores(head, tokens)
-        for i, (t, position) in enumerate(zip(tokens, positions, strict=True)):
-            _soften(head, t, i, load(scores[i], 0, BLOCK), position - block * BLOCK, probabilities, factors)
-        _add_values(head, tokens, probabilities, factors)
+        furthest, nearest = T.max(furthest, position), T.min(nearest, position)
+    furthest = T.bind(furthest)
+    with T.If(furthest >= first), T.Then():
+        groups = T.bind(T.floordiv(T.min(furthest - first, BLOCK - 1), GROUP) + 1)
+        _score(head, row, groups)
+        with T.If(nearest < first + groups * GROUP - 1), T.Then():
+            _mask(head, positions, first, groups)
+        with T.serial(0, head.form.rows) as i:
+            _soften(head, T.bind(row + i), i, groups)
+        _add_values(head, row, groups)
 
 
-def _scores(head: _Head, tokens: list[Expr]) -> list[Buffer]:
-    """q . k of each token with the sixteen slots in the lanes."""
-    spec, keys = head.spec, head.at.keys
-    sums = [local("f32", BLOCK) for _ in tokens]
-    for buffer in sums:
-        store(buffer, 0, f32(0, BLOCK), BLOCK)
-    nope = [T.bind(_view(spec).start(t, head.index)) for t in tokens]
-    pe = [T.bind((t * spec.heads + head.index) * spec.paging.d) for t in tokens]
-    for query, starts, offset, n in (("q_nope", nope, 0, spec.nope), ("q_pe", pe, spec.nope, spec.paging.d)):
-        with T.serial(0, n) as j:
-            key = T.bind(load(head.scratch, keys + (offset + j) * BLOCK, BLOCK))
-            for buffer, start in zip(sums, starts, strict=True):
-                q = T.broadcast(head.buffers[query][start + j], BLOCK)
-                store(buffer, 0, key * q + load(buffer, 0, BLOCK), BLOCK)
-    return sums
+def _score(head: _Head, row: Expr, groups: Expr) -> None:
+    """scores of a tile of tokens, whose first is `row`."""
+    form, at, scratch, words = head.form, head.at, head.scratch, head.words
+    lanes, queries = form.level.lanes, T.bind(at.queries + row * words.key)
+    starts = [queries + i * words.key for i in range(form.rows)]
+    with T.serial(0, groups) as group:
+        out = T.bind(at.scores + group * GROUP)
+
+        def finish(part: int, sums: Sums) -> None:
+            for i, halves in enumerate(sums):
+                for half, total in enumerate(halves):
+                    store(scratch, out + i * BLOCK + half * LANES + part, load(total, 0, lanes), lanes)
+
+        count = words.nope + -(-head.spec.paging.d // form.steps)
+        form.tile(scratch, T.bind(at.keys + group * (words.key * PANEL)), count, starts, finish)
 
 
-def _soften(head: _Head, t: Expr, i: int, scores: Expr, last: Expr, probabilities: Buffer, factors: Buffer) -> None:
-    """Softmax step of one token: its probabilities and the factor for its output so far."""
-    scratch, largest, total = head.scratch, head.at.largest + t, head.at.total + t
-    scaled = scores * f32(head.spec.scale, BLOCK)
-    weights, block_total, after, factor = softmax_step(scaled, last, T.bind(scratch[largest]))
-    store(probabilities, i * BLOCK, weights, BLOCK)
-    store(factors, i, factor, 1)
-    store(scratch, total, scratch[total] * factor + block_total, 1)
-    store(scratch, largest, after, 1)
+def _mask(head: _Head, positions: list[Expr], first: Expr, groups: Expr) -> None:
+    """Lower the scores of slots past each token's position."""
+    scratch = head.scratch
+    with T.serial(0, groups * 2) as sixteen:
+        for i, position in enumerate(positions):
+            at = T.bind(head.at.scores + i * BLOCK + sixteen * LANES)
+            last = position - first - sixteen * LANES
+            store(scratch, at, masked(load(scratch, at, LANES), last, LANES), LANES)
 
 
-def _add_values(head: _Head, tokens: list[Expr], probabilities: Buffer, factors: Buffer) -> None:
-    """y = y * factor + probabilities . values, for each token."""
-    y, at = head.buffers["y"], head.at
-    outs = [T.bind(head.out(t)) for t in tokens]
+def _soften(head: _Head, row: Expr, i: Expr, groups: Expr) -> None:
+    """Scores of the tile's i-th token, which is the run's `row`-th, into probabilities relative to its largest one."""
+    form, at, scratch = head.form, head.at, head.scratch
+    degree = 4 if form.paired else 7
+    scores, total = T.bind(at.scores + i * BLOCK), T.bind(at.total + row * LANES)
+    largest, sums = local("f32", LANES), local("f32", LANES)
 
-    def column(offset: Expr, lanes: int) -> None:
-        sums = [local("f32", WIDTH) for _ in tokens]
-        for i, out in enumerate(outs):
-            store(sums[i], 0, load(y, out + offset, lanes) * splat(factors[i], lanes), lanes)
-        for slot in range(BLOCK):
-            value = T.bind(load(head.scratch, at.values + slot * at.value_stride + offset, lanes))
-            for i, total in enumerate(sums):
-                weight = splat(probabilities[i * BLOCK + slot], lanes)
-                store(total, 0, value * weight + load(total, 0, lanes), lanes)
-        for i, out in enumerate(outs):
-            store(y, out + offset, load(sums[i], 0, lanes), lanes)
+    def vectors(group: Expr) -> list[Expr]:
+        return [load(scratch, scores + group * GROUP + half * LANES, LANES) for half in range(2)]
 
-    columns(head.spec.v, column)
+    store(largest, 0, f32(LOWEST, LANES), LANES)
+    with T.serial(0, groups) as group:
+        store(largest, 0, T.max(load(largest, 0, LANES), T.max(*vectors(group))), LANES)
+    before = T.bind(scratch[at.largest + row])
+    after = T.bind(T.max(before, horizontal(load(largest, 0, LANES), LANES, T.max)))
+    factor = T.bind(exp2(before - after, 1, degree))
+    store(scratch, at.largest + row, after, 1)
+    store(scratch, at.factors + i, factor, 1)
+    store(sums, 0, load(scratch, total, LANES) * splat(factor, LANES), LANES)
+    with T.serial(0, groups) as group:
+        low, high = (T.bind(exp2(score - splat(after, LANES), LANES, degree)) for score in vectors(group))
+        store(sums, 0, load(sums, 0, LANES) + (low + high), LANES)
+        out = T.bind(at.probabilities + i * (BLOCK // form.steps) + group * (GROUP // form.steps))
+        form.put(scratch, out, low, high)
+    store(scratch, total, load(sums, 0, LANES), LANES)
+
+
+def _add_values(head: _Head, row: Expr, groups: Expr) -> None:
+    """sums = sums * factor + probabilities . values, for the tile of tokens whose first is `row`."""
+    form, at, scratch, stride = head.form, head.at, head.scratch, head.sums_stride
+    lanes, size = form.level.lanes, BLOCK // form.steps
+    starts = [at.probabilities + i * size for i in range(form.rows)]
+    with T.serial(0, head.words.v_panels) as panel:
+        sums_at = T.bind(at.sums + row * stride + panel * PANEL)
+
+        def start(i: int, half: int, part: int) -> Expr:
+            factor = T.bind(splat(scratch[at.factors + i], lanes))
+            return load(scratch, sums_at + i * stride + half * LANES + part, lanes) * factor
+
+        def finish(part: int, sums: Sums) -> None:
+            for i, halves in enumerate(sums):
+                for half, total in enumerate(halves):
+                    store(scratch, sums_at + i * stride + half * LANES + part, load(total, 0, lanes), lanes)
+
+        count = T.bind(groups * (GROUP // form.steps))
+        form.tile(scratch, T.bind(at.values + panel * (size * PANEL)), count, starts, finish, start)
+
+
+def _finish(head: _Head, run: _Run, i: Expr) -> None:
+    """y of the run's i-th token."""
+    at, scratch = head.at, head.scratch
+    out = T.bind(((run.start + i) * head.spec.heads + head.index) * head.spec.v)
+    total = horizontal(load(scratch, at.total + i * LANES, LANES), LANES, add)
+    inverse = T.bind(f32(1) / total)
+    sums = T.bind(at.sums + i * head.sums_stride)
+
+    def normalise(c: Expr, lanes: int) -> None:
+        store(head.buffers["y"], out + c, load(scratch, sums + c, lanes) * splat(inverse, lanes), lanes)
+
+    columns(head.spec.v, normalise)

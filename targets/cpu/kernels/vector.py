@@ -5,6 +5,7 @@ Lengths that no vector divides are cut into 8, 4, 2 and 1 lanes: no kernel reads
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,7 @@ class Reduction:
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693145751953125, 1.428606765330187e-06
 _EXP_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _EXP_LOWEST, _EXP_HIGHEST = -87.0, 88.0  # results stay normal numbers
+_EXP2_LOWEST = -125.0
 
 
 def exp(x: Expr, lanes: int) -> Expr:
@@ -123,6 +125,21 @@ def exp(x: Expr, lanes: int) -> Expr:
     integer = typed("int32", lanes)
     exponent = T.shift_left(T.Cast(integer, n) + splat(T.int32(127), lanes), splat(T.int32(23), lanes))
     return series * T.reinterpret(typed("float32", lanes), exponent)
+
+
+def exp2(x: Expr, lanes: int, degree: int) -> Expr:
+    """2^x of float32 lanes below 128, at least 2^-125. Relative error below 2e-7 with degree 7, 5e-5 with degree 4."""
+    x = T.bind(T.max(x, f32(_EXP2_LOWEST, lanes)))
+    n = T.bind(T.nearbyint(x))
+    r = T.bind(x - n)
+    coefficients = [math.log(2) ** k / math.factorial(k) for k in range(degree, -1, -1)]
+    series = f32(coefficients[0], lanes)
+    for coefficient in coefficients[1:]:
+        series = series * r + f32(coefficient, lanes)
+    integer = typed("int32", lanes)
+    # n goes into the exponent: the series lies in [0.7, 1.5], so the result stays a normal number.
+    bits = T.reinterpret(integer, series) + T.shift_left(T.Cast(integer, n), splat(T.int32(23), lanes))
+    return T.reinterpret(typed("float32", lanes), bits)
 
 
 def sigmoid(x: Expr, lanes: int) -> Expr:

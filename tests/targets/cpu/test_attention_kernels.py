@@ -11,7 +11,7 @@ from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
 from dsv3c.targets.cpu.kernels.frame import Rows, View
 from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
 
-BOUND = 18
+BOUND, LONG_BOUND = 18, 33
 F32 = 3e-6
 ROUNDED = 2.0**-7  # of queries and probabilities that a level takes as bfloat16
 ELEMENTS = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}
@@ -79,10 +79,26 @@ CONTEXTS = {
 }
 
 
+# Around a block of 64 slots and a tile of 8 tokens, which the materialised form takes at a time; four sequences.
+BLOCKS = {
+    "t1": [(1, 1)],
+    "t8-c15": [(15, 8)],
+    "t9-c16": [(16, 9)],
+    "t17-c17": [(17, 17)],
+    "t7-c63": [(63, 7)],
+    "t33-c64": [(64, 33)],
+    "t2-c65": [(65, 2)],
+    "t33-c1000": [(1000, 33)],
+    "ragged": [(1000, 16), (1, 1), (65, 9), (129, 5)],
+}
+
+
 def layout(context, heads, rank, d, element):
-    pages = 20
-    positions, sequence, table, slots = place(CONTEXTS[context], 16, pages)
-    paging = Paging(2, pages, 16, rank, d, element)
+    long = context in BLOCKS
+    sequences, pages = (4, 64) if long else (2, 20)
+    contexts = BLOCKS[context] if long else CONTEXTS[context]
+    positions, sequence, table, slots = place(contexts, 16, pages)
+    paging = Paging(sequences, pages, 16, rank, d, element)
     cache = filled_cache(positions, sequence, table, slots, paging)
     inputs = {"control": control(len(positions)), "positions": positions, "sequence": sequence, "page_table": table}
     return paging, positions, sequence, table, cache, inputs
@@ -116,7 +132,8 @@ def materialized_case(context, heads, nope, v, rank, d, element, name, view=None
     latent = attend(query, cache, positions, sequence, table, 16, scale, rank)
     y = np.einsum("thc,hvc->thv", latent, weights["w_uv"])
     inputs |= {"cache": cache, "q_nope": wide, "q_pe": q_pe}
-    return MlaMaterialized(Rows(BOUND), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
+    bound = LONG_BOUND if context in BLOCKS else BOUND
+    return MlaMaterialized(Rows(bound), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
 
 
 def write_case(context, rank, d, element, interleave, view=None):
@@ -158,6 +175,13 @@ def all_cases():
             yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
     for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym"):
         yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
+    for context in BLOCKS:
+        yield f"materialized-{context}", materialized_case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")
+    for element in ELEMENTS:
+        yield f"materialized-{element}-h1", materialized_case("ragged", 1, 192, 128, 512, 64, element, "bfloat16")
+        yield f"materialized-{element}-h16", materialized_case("ragged", 16, 64, 192, 64, 64, element, "int8")
+        yield f"materialized-{element}-h2", materialized_case("ragged", 2, 128, 256, 512, 64, element, "float32")
+    yield "materialized-odd", materialized_case("ragged", 34, 31, 33, 51, 17, "bf16", "float16")
     view = View(3 * 50 + 4, offset=14, head_stride=50)
     yield "materialized-view", materialized_case("c17", 3, 33, 16, 64, 10, "bf16", "float16", view)
 
@@ -169,6 +193,7 @@ class TestAttentionKernels:
     @pytest.mark.parametrize("name", CASES)
     def test_matches_numpy(self, kernels, level, name):
         spec, inputs, expected, tolerance = CASES[name]
-        if level.dot2 and isinstance(spec, MlaAbsorbed) and spec.paging.element == "bf16":
+        attends = isinstance(spec, MlaAbsorbed | MlaMaterialized)
+        if level.dot2 and attends and spec.paging.element == "bf16":
             tolerance = ROUNDED
         kernels.check(spec, inputs, expected, tolerance)
