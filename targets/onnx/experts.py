@@ -153,10 +153,11 @@ def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, dow
         "k": k,
         "expert_weight_bits": spec.bits,
         "block_size": spec.act_group,
-        "accuracy_level": lowering.accuracy_level,
         "normalize_routing_weights": 0,
         **SWIGLU,
     }
+    if lowering.accuracy_level:  # an attribute that versions before 1.31 do not know
+        attrs["accuracy_level"] = lowering.accuracy_level
     # Operands: input, router_probs, fc1 and fc2 (weights, scales, bias), fc3, zero points of the three, router_weights.
     operands = [x, chosen, *operands, "", "", "", *zeros, "", mix]
     return b.node("QMoE", *operands, domain=CONTRIB, **attrs)
