@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dsv3c.compiler.ir import Dim, Value
@@ -21,18 +20,10 @@ from dsv3c.targets.cpu.kernels.norm import RmsNorm
 from dsv3c.targets.cpu.kernels.quantize import QuantizeRows
 from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.plan import KernelCall
 
 Bounds = Mapping[str, int]
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """spec: names the kernel (see kernels.operands). roles: the value of each operand role; components of a quantised
-    value share its role ("w" stands for w.data, w.scale, w.zero)."""
-
-    spec: Any
-    roles: Mapping[str, Value]
 
 
 def lower(value: Value, bounds: Bounds) -> KernelCall:

@@ -26,9 +26,10 @@ from dsv3c.compiler.storage import components, tensor_name
 from dsv3c.compiler.target import Entry
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.kernels.frame import CONTROL, CONTROL_SIZE, TVM_DTYPES, Operand
+from dsv3c.targets.cpu.kernels.frame import CONTROL, CONTROL_SIZE, TVM_DTYPES
 from dsv3c.targets.cpu.library import tvm_target
-from dsv3c.targets.cpu.lower import KernelCall, lower
+from dsv3c.targets.cpu.lower import lower
+from dsv3c.targets.plan import KernelCall, Operand
 
 _INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "hidden")
 _CACHE = "cache."

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import component_types
 from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.plan import Operand as Operand  # kernels take it from here
 
 Expr = Any
 Buffer = Any
@@ -32,14 +33,6 @@ TVM_DTYPES = {
     "i8": "int8",
     "u8": "uint8",
 }
-
-
-class Operand(NamedTuple):
-    """One argument of a kernel: its role ("x", "w.scale", "scratch", …), IR dtype, number of elements (None: any)."""
-
-    role: str
-    dtype: str
-    size: int | None
 
 
 @dataclass(frozen=True)
