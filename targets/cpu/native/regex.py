@@ -7,9 +7,10 @@ asked of the package `tokenizers` itself, so both agree on every character, what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -22,8 +23,8 @@ Step = tuple[int, int, int, int]
 
 _REPETITIONS = {"?": (0, 1), "*": (0, UNBOUNDED), "+": (1, UNBOUNDED)}
 # Planes without assigned characters, and those for private use, are uniform: one character stands for each.
-_PROBED = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xF0000)]
-_UNASSIGNED, _PRIVATE = (0x40000, 0xDFFFF), (0xF0000, 0x10FFFF)
+_PROBED = (range(0xD800), range(0xE000, 0x40000), range(0xE0000, 0xF0000))
+_UNIFORM = (range(0x40000, 0xE0000), range(0xF0000, 0x110000))
 
 
 class Unsupported(Exception):
@@ -204,29 +205,47 @@ def _matches_nothing(steps: list[Step]) -> bool:
 
 @cache
 def _of_character(character: str, ignore_case: bool) -> Ranges:
-    same = {ord(character)}
-    if ignore_case:
-        same |= {c for c in _PROBED if chr(c).casefold() == character.casefold()}
-    return tuple((c, c) for c in sorted(same))
+    same = _same_letters().get(character.casefold(), set()) if ignore_case else set()
+    return tuple((c, c) for c in sorted({ord(character), *same}))
+
+
+@cache
+def _same_letters() -> Mapping[str, set[int]]:
+    """Characters by what they are when case is ignored."""
+    found: dict[str, set[int]] = {}
+    for point in chain(*_PROBED):
+        found.setdefault(chr(point).casefold(), set()).add(point)
+    return found
 
 
 @cache
 def _of_class(text: str, ignore_case: bool) -> Ranges:
     """The characters that `tokenizers` matches with a class."""
-    probe = "".join(map(chr, [*_PROBED, _UNASSIGNED[0], _PRIVATE[0]]))
+    probe = "".join(map(chr, [*chain(*_PROBED), *(uniform[0] for uniform in _UNIFORM)]))
     pattern = Regex(f"(?i:{text})+" if ignore_case else f"{text}+")
     left = pre_tokenizers.Split(pattern, "removed").pre_tokenize_str(probe)
-    return tuple(_merged(_found(probe, [span for _, span in left])))
+    return tuple(_merged(_found([span for _, span in left], len(probe))))
 
 
-def _found(probe: str, left: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _found(left: Iterable[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
     """Ranges of characters of the probe outside of the spans that were left."""
     begin = 0
-    for low, high in [*left, (len(probe), len(probe))]:
-        for character in map(ord, probe[begin:low]):
-            uniform = {_UNASSIGNED[0]: _UNASSIGNED, _PRIVATE[0]: _PRIVATE}
-            yield uniform.get(character, (character, character))
+    for low, high in [*left, (end, end)]:
+        yield from _ranges(begin, low)
         begin = high
+
+
+def _ranges(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Ranges of characters at [begin, end) of the probe."""
+    first = 0
+    for points in _PROBED:
+        low, high = max(begin, first), min(end, first + len(points))
+        if low < high:
+            yield points[low - first], points[high - first - 1]
+        first += len(points)
+    for number, points in enumerate(_UNIFORM):
+        if begin <= first + number < end:
+            yield points[0], points[-1]
 
 
 def _merged(ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:

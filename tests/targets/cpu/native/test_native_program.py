@@ -205,6 +205,20 @@ def test_options_out_of_range(folder: Path, name: str) -> None:
             Model(folder, **{name: wrong})
 
 
+def test_a_kernel_says_what_it_refuses(copy: Path) -> None:
+    """A plan that hands over int32 where the kernel was compiled for float32."""
+    plan = copy / "native" / "src" / "plan.c"
+    text = plan.read_text(encoding="utf-8")
+    first = text.index("{IN_ARENA, 2, 32, ")
+    plan.write_text(text[:first] + "{IN_ARENA, 0, " + text[first + len("{IN_ARENA, 2, ") :], encoding="utf-8")
+    native.build(copy / "native" / "src", copy / "native")
+    command = [str(copy / "native" / "dsv3c-run"), "--ids", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dsv3c-run: the kernel take_0 failed: TypeError: ")
+    assert "float32" in done.stderr
+
+
 def test_memory_that_is_refused(folder: Path) -> None:
     program = str(folder / "native" / "dsv3c-run")
     limited = ["bash", "-c", 'ulimit -v 20000; exec "$0" -p A', program]
