@@ -110,14 +110,12 @@ DOT4 = {
 
 def mmla_meaning(acc: Array, codes: Array, x: Array) -> Array:
     """acc i32 [2, 2], codes u8 [2, 8], x i8 [2, 8] -> i32 [2, 2]: rows of codes by rows of x."""
-    return acc + codes.astype(np.int32) @ x.astype(np.int32).T
+    return np.asarray(acc + codes.astype(np.int32) @ x.astype(np.int32).T)
 
 
 def _usmmla(acc: Expr, codes: Expr, x: Expr) -> Expr:
     """acc int32x4, codes uint32x4 (eight codes a row), x int8x16 (eight numbers a row)."""
-    return T.call_llvm_pure_intrin(
-        "int32x4", f"{_NEON}usmmla.v4i32.v16i8", acc, T.reinterpret("int8x16", codes), x
-    )
+    return T.call_llvm_pure_intrin("int32x4", f"{_NEON}usmmla.v4i32.v16i8", acc, T.reinterpret("int8x16", codes), x)
 
 
 MMLA = {"usmmla": Intrinsic("usmmla", 4, _usmmla, mmla_meaning)}
