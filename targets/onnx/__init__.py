@@ -12,6 +12,7 @@ from dsv3c.compiler.target import Emission, Entry
 # Execution provider -> element types that activations and cache can have, the usual one first. ONNX Runtime's CPU
 # kernels compute in float32; float16 there costs casts around every node.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {"cpu": ("f32",), "cuda": ("f16", "f32"), "webgpu": ("f16", "f32")}
+DEFAULT_ACCURACY_LEVEL = {"cpu": 4}  # elsewhere 0: QMoE of the WebGPU builds does not know the attribute yet
 ACCURACY_LEVELS = ("0", "1", "2", "3", "4")
 
 
@@ -47,7 +48,7 @@ class Onnx:
         provider = options.get("provider", self.provider)
         if provider not in PROVIDERS:
             raise UnknownOnnxProvider(provider=provider, known=", ".join(PROVIDERS))
-        level = options.get("accuracy_level", str(self.accuracy_level))
+        level = options.get("accuracy_level", str(DEFAULT_ACCURACY_LEVEL.get(provider, 0)))
         if level not in ACCURACY_LEVELS:
             raise UnknownAccuracyLevel(level=level, known=", ".join(ACCURACY_LEVELS))
         return replace(self, provider=provider, accuracy_level=int(level))

@@ -156,7 +156,7 @@ def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, dow
         "normalize_routing_weights": 0,
         **SWIGLU,
     }
-    if lowering.accuracy_level:  # an attribute that versions before 1.31 do not know
+    if lowering.accuracy_level:  # versions before 1.31 do not know it
         attrs["accuracy_level"] = lowering.accuracy_level
     # Operands: input, router_probs, fc1 and fc2 (weights, scales, bias), fc3, zero points of the three, router_weights.
     operands = [x, chosen, *operands, "", "", "", *zeros, "", mix]
