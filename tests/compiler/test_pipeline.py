@@ -291,6 +291,25 @@ def test_a_compilation_writes_the_whole_artifact(tiny: Path, tmp_path: Path, fak
     assert plan["cache_dtype"] == "bfloat16"
 
 
+def test_a_further_form_is_made_from_the_manifest_and_listed_in_it(
+    tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> tuple[str, ...]:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        (folder / "form").mkdir()
+        (folder / "form" / "model.txt").write_text(manifest["model"]["model_type"], encoding="utf-8")
+        return ("a note",)
+
+    emit = fake_target.emit
+    monkeypatch.setattr(fake_target, "emit", lambda *arguments: dataclasses.replace(emit(*arguments), extras={"form": write}))
+    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(emit=("form",)))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "out" / "form" / "model.txt").read_text(encoding="utf-8") == "deepseek_v3"
+    assert manifest["files"]["form/model.txt"]["size"] == len("deepseek_v3")
+    assert "manifest.json" not in manifest["files"]
+    assert (report.notes[-1], manifest["notes"][-1]) == ("a note", "a note")
+
+
 def test_compiling_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
     for name in "ab":
         pipeline.compile_checkpoint(tiny, tmp_path / name, CompileOptions())
