@@ -13,7 +13,7 @@ TEST_ARGS   ?=
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-arm lint types conformance bench clean
+.PHONY: help venv demo test test-arm test-vulkan lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -39,6 +39,11 @@ test-arm: $(STAMP)  ## run ARM kernels and the bundled model under qemu (Debian;
 	@$(PIP) install --editable '.[dev,arm]'
 	$(BIN)/python -m tests.targets.arm.make_root build/arm-root
 	$(BIN)/pytest tests/targets/arm $(TEST_ARGS)
+
+test-vulkan: $(STAMP)  ## run GPU kernels on Mesa's lavapipe (Debian; installs driver and compiler as root)
+	apt-get install -y --no-install-recommends mesa-vulkan-drivers libvulkan1 glslc spirv-tools
+	@$(PIP) install --editable '.[dev,vulkan]'
+	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" $(BIN)/pytest tests/targets/vulkan $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -1,0 +1,257 @@
+"""linear and head_linear: packed weights, decoded in registers, times float32 rows, summed in float32.
+
+Few rows: a thread has one output row and a slice of K, the slices are added in shared memory, so that weights are read
+once and in whole lines. Many rows: tiles of 64 output rows and 32 activation rows, both staged in shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.kernels.frame import weight_operands
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.gpu.kernels.frame import (
+    CONTROL,
+    THREADS,
+    Buffer,
+    Buffers,
+    Expr,
+    Extent,
+    Variant,
+    barrier,
+    f32,
+    local,
+    prim_func,
+    row_count,
+    shared,
+    store,
+    view_of,
+)
+from dsv3c.targets.gpu.kernels.words import bit_field, f16, high_bf16, low_bf16
+from dsv3c.targets.plan import Operand
+
+SLICES = THREADS // LANES
+FEW = 16  # rows up to which weights are streamed
+FEW_TILE = 4  # of these rows, together
+ROW_BLOCKS, ROW_TILE, K_TILE = 4, 32, 32  # of the tiled form
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight; blocks of sixteen rows count through all heads or experts."""
+
+    data: Buffer
+    scale: Buffer | None
+    zero: Buffer | None
+    spec: QuantSpec
+    n: int
+    k: int
+
+    @classmethod
+    def of(cls, buffers: Buffers, role: str, spec: QuantSpec, n: int, k: int) -> Weight:
+        return cls(buffers[f"{role}.data"], buffers.get(f"{role}.scale"), buffers.get(f"{role}.zero"), spec, n, k)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one head or expert."""
+        return -(-self.n // LANES)
+
+    @property
+    def chunk(self) -> int:
+        """Values of one row that are decoded together: those of a word, or one."""
+        if self.spec.is_float:
+            return 2 if self.spec.element == "bf16" else 1
+        return 32 // self.spec.bits
+
+    @property
+    def chunks(self) -> int:
+        return self.spec.padded_k(self.k) // self.chunk
+
+    def decode(self, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr | None]:
+        """(values, factor of all of them or None) of row `lane`, k from chunk * self.chunk on."""
+        at = T.bind((block * self.chunks + chunk) * LANES + lane)
+        if self.spec.element == "f32":
+            return [T.bind(self.data[at])], None
+        if self.spec.element == "f16":
+            word = self.data[T.shift_right(at, T.int32(1))]
+            return [T.bind(f16(T.bind(bit_field(word, T.bitwise_and(at, T.int32(1)) * 16, 16))))], None
+        word = T.bind(self.data[at])
+        if self.spec.element == "bf16":
+            return [low_bf16(word), high_bf16(word)], None
+        return self._integers(word, block, chunk, lane)
+
+    def _integers(self, word: Expr, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr]:
+        groups = self.spec.scale_groups(self.k)
+        group = T.floordiv(chunk * self.chunk, self.spec.group) if self.spec.group else 0
+        at = T.bind((block * groups + group) * LANES + lane)
+        zero = f32(self.spec.zero_point)
+        if self.zero is not None:
+            byte = bit_field(self.zero[T.shift_right(at, T.int32(2))], T.bitwise_and(at, T.int32(3)) * 8, 8)
+            zero = T.bind(T.Cast("float32", T.Cast("int32", byte)))
+        assert self.scale is not None
+        if self.spec.group:
+            half = bit_field(self.scale[T.shift_right(at, T.int32(1))], T.bitwise_and(at, T.int32(1)) * 16, 16)
+            factor = T.bind(f16(T.bind(half)))
+        else:
+            factor = T.bind(self.scale[at])
+        # Of int4, byte j has k = j in its low and k = 4 + j in its high nibble.
+        starts = [0, 8, 16, 24] if self.spec.bits == 8 else [0, 8, 16, 24, 4, 12, 20, 28]
+        codes = [bit_field(word, start, self.spec.bits) for start in starts]
+        return [T.bind(T.Cast("float32", T.Cast("int32", code)) - zero) for code in codes], factor
+
+
+def stream(
+    weight: Weight, blocks: Sequence[Expr], x: Buffer, starts: Sequence[Expr], thread: Expr
+) -> tuple[Expr, Callable[[int, int], Expr]]:
+    """(lane, sums): sums(i, j) is the product of row `lane` of blocks[i] with x[starts[j]:], for the first sixteen
+    threads. Padding of a weight is zero, so that K may be read past its end at its last element."""
+    lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
+    outs = len(blocks) * len(starts)
+    sums, space = local(outs), shared(outs * THREADS)
+    for i in range(outs):
+        store(sums, i, f32(0))
+    with T.serial(0, -(-weight.chunks // SLICES)) as step:
+        chunk = T.bind(step * SLICES + part)
+        with T.If(chunk < weight.chunks), T.Then():
+            columns = [T.bind(_column(weight, chunk, i)) for i in range(weight.chunk)]
+            rows = [[T.bind(x[start + column]) for column in columns] for start in starts]
+            for i, block in enumerate(blocks):
+                values, factor = weight.decode(block, chunk, lane)
+                for j, row in enumerate(rows):
+                    product = values[0] * row[0]
+                    for value, activation in zip(values[1:], row[1:], strict=True):
+                        product = product + value * activation
+                    at = i * len(starts) + j
+                    store(sums, at, sums[at] + (product if factor is None else product * factor))
+    for i in range(outs):
+        store(space, i * THREADS + thread, sums[i])
+    barrier()
+
+    def total(i: int, j: int) -> Expr:
+        first = (i * len(starts) + j) * THREADS
+        value = space[first + lane]
+        for other in range(1, SLICES):
+            value = value + space[first + other * LANES + lane]
+        return value
+
+    return lane, total
+
+
+def _column(weight: Weight, chunk: Expr, i: int) -> Expr:
+    column = chunk * weight.chunk + i
+    return (
+        column
+        if weight.k % weight.chunk == 0 and weight.chunks * weight.chunk == weight.k
+        else T.min(column, weight.k - 1)
+    )
+
+
+def tile(
+    weight: Weight,
+    blocks: Sequence[Expr],
+    x: Buffer,
+    start: Callable[[Expr], Expr],
+    thread: Expr,
+    finish: Callable[[Expr, int, Expr, Expr], None],
+) -> None:
+    """finish(row, i, lane, value): the product of row `lane` of blocks[i] with x[start(row):], for row < ROW_TILE."""
+    lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
+    per_thread, width = ROW_TILE // SLICES, len(blocks) * LANES
+    weights, rows, sums = shared(K_TILE * width), shared(K_TILE * (ROW_TILE + 1)), local(len(blocks) * per_thread)
+    for i in range(len(blocks) * per_thread):
+        store(sums, i, f32(0))
+    chunks = K_TILE // weight.chunk  # of one step
+    with T.serial(0, -(-weight.chunks // chunks)) as step:
+        with T.serial(0, -(-chunks // SLICES)) as turn:
+            within = T.bind(turn * SLICES + part)
+            with T.If(within < chunks), T.Then():
+                chunk = T.bind(step * chunks + within)
+                inside = T.bind(chunk < weight.chunks)
+                for i, block in enumerate(blocks):
+                    values, factor = weight.decode(block, T.bind(T.min(chunk, weight.chunks - 1)), lane)
+                    for j, value in enumerate(values):
+                        scaled = value if factor is None else value * factor
+                        at = (within * weight.chunk + j) * width + i * LANES + lane
+                        store(weights, at, T.Select(inside, scaled, f32(0)))
+        with T.serial(0, K_TILE * ROW_TILE // THREADS) as turn:
+            item = T.bind(turn * THREADS + thread)
+            row, k = T.bind(T.floordiv(item, K_TILE)), T.bind(T.floormod(item, K_TILE))
+            column = T.min(step * K_TILE + k, weight.k - 1)
+            store(rows, k * (ROW_TILE + 1) + row, x[start(row) + column])
+        barrier()
+        with T.serial(0, K_TILE) as k:
+            left = [T.bind(weights[k * width + i * LANES + lane]) for i in range(len(blocks))]
+            right = [T.bind(rows[k * (ROW_TILE + 1) + part * per_thread + j]) for j in range(per_thread)]
+            for i in range(len(blocks)):
+                for j in range(per_thread):
+                    at = i * per_thread + j
+                    store(sums, at, sums[at] + left[i] * right[j])
+        barrier()
+    for j in range(per_thread):
+        for i in range(len(blocks)):
+            finish(T.bind(part * per_thread + j), i, lane, sums[i * per_thread + j])
+
+
+def linear_operands(spec: Linear) -> tuple[Operand, ...]:
+    m, view = spec.rows.maximum, view_of(spec.view, spec.heads, spec.k)
+    weight = weight_operands("w", spec.weight, (spec.heads,), spec.n, spec.k)
+    return (
+        CONTROL,
+        Operand("x", "f32", m * view.row_stride),
+        *weight,
+        Operand("y", "f32", m * spec.heads * spec.n),
+    )
+
+
+def linear(spec: Linear, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """Three forms: one row, few rows, many rows."""
+    few = [_few(spec, operands, tile, most) for tile, most in ((1, 1), (FEW_TILE, FEW)) if most < spec.rows.bound]
+    return (*few, _many(spec, operands))
+
+
+def _few(spec: Linear, operands: Sequence[Operand], rows: int, most: int) -> Variant:
+    view, blocks = view_of(spec.view, spec.heads, spec.k), -(-spec.n // LANES)
+    grid = (Extent(spec.heads * blocks), Extent(1, spec.rows, rows))
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        weight, count = Weight.of(buffers, "w", spec.weight, spec.n, spec.k), row_count(buffers, spec.rows)
+        head = T.bind(T.floordiv(groups[0], blocks))
+        own = [T.bind(groups[1] * rows + i) for i in range(rows)]
+        starts = [T.bind(view.start(T.min(row, count - 1), head)) for row in own]
+        lane, sums = stream(weight, [groups[0]], buffers["x"], starts, thread)
+        n = T.bind(T.floormod(groups[0], blocks) * LANES + lane)
+        with T.If(T.And(thread < LANES, n < spec.n)), T.Then():
+            for j, row in enumerate(own):
+                with T.If(row < count), T.Then():
+                    store(buffers["y"], (row * spec.heads + head) * spec.n + n, sums(0, j))
+
+    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most)
+
+
+def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
+    view, blocks = view_of(spec.view, spec.heads, spec.k), -(-spec.n // LANES)
+    runs = -(-blocks // ROW_BLOCKS)
+    grid = (Extent(spec.heads * runs), Extent(1, spec.rows, ROW_TILE))
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        weight, count = Weight.of(buffers, "w", spec.weight, spec.n, spec.k), row_count(buffers, spec.rows)
+        head = T.bind(T.floordiv(groups[0], runs))
+        first = T.bind(T.floormod(groups[0], runs) * ROW_BLOCKS)
+        own = [T.bind(head * blocks + T.min(first + i, blocks - 1)) for i in range(ROW_BLOCKS)]
+
+        def start(row: Expr) -> Expr:
+            return T.bind(view.start(T.min(groups[1] * ROW_TILE + row, count - 1), head))
+
+        def finish(row: Expr, i: int, lane: Expr, value: Expr) -> None:
+            m, n = T.bind(groups[1] * ROW_TILE + row), T.bind((first + i) * LANES + lane)
+            with T.If(T.And(m < count, n < spec.n)), T.Then():
+                store(buffers["y"], (m * spec.heads + head) * spec.n + n, value)
+
+        tile(weight, own, buffers["x"], start, thread, finish)
+
+    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows)

@@ -1,0 +1,159 @@
+"""Kernels that treat rows on their own: take, rms_norm, rope_table, rope, add, swiglu, concat.
+
+Their specs are those of dsv3c.targets.cpu.kernels. Elementwise ones have a thread an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.cpu.kernels.embedding import Take
+from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.cpu.kernels.norm import RmsNorm
+from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
+from dsv3c.targets.gpu.kernels.frame import (
+    THREADS,
+    Buffer,
+    Buffers,
+    Expr,
+    Extent,
+    Variant,
+    add,
+    f32,
+    prim_func,
+    reduced,
+    row_count,
+    shared,
+    spread,
+    store,
+    view_of,
+)
+from dsv3c.targets.gpu.kernels.functions import cos_sin, silu
+from dsv3c.targets.gpu.kernels.words import load
+from dsv3c.targets.plan import Operand
+
+
+def elementwise(
+    operands: Sequence[Operand], rows: Rows, d: int, body: Callable[[Buffers, Expr, Expr], None]
+) -> tuple[Variant, ...]:
+    """body(buffers, row, column) for each element of M rows of d."""
+    grid = (Extent(d, rows, THREADS),)
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        i = T.bind(groups[0] * THREADS + thread)
+        with T.If(i < row_count(buffers, rows) * d), T.Then():
+            row = T.bind(T.floordiv(i, d))
+            body(buffers, row, T.bind(i - row * d))
+
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), rows),)
+
+
+def take(spec: Take, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        token = T.bind(buffers["ids"][row])
+        table = buffers["table.data" if spec.element == "i8" else "table"]
+        value = load(table, T.bind(token * spec.d + column), spec.element)
+        scaled = value * buffers["table.scale"][token] if spec.element == "i8" else value
+        store(buffers["y"], row * spec.d + column, scaled)
+
+    return elementwise(operands, spec.rows, spec.d, body)
+
+
+def inverse_rms(x: Buffer, start: Expr, d: int, eps: float, thread: Expr, space: Buffer, total: Buffer) -> Expr:
+    """1 / sqrt(mean of squares + eps) of x[start : start + d]. space: shared [THREADS]; total: local [1]."""
+    store(total, 0, f32(0))
+
+    def square(at: Expr) -> None:
+        value = T.bind(x[start + at])
+        store(total, 0, total[0] + value * value)
+
+    spread(d, thread, square)
+    squares = reduced(total[0], thread, add, space)
+    return T.bind(f32(1) / T.sqrt(squares * f32(1 / d) + f32(eps)))
+
+
+def rms_norm(spec: RmsNorm, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """A workgroup a row."""
+    grid, view = (Extent(1, spec.rows),), view_of(spec.view, 1, spec.d)
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        x, row = buffers["x"], groups[0]
+        space, total = shared(THREADS), T.alloc_buffer((1,), "float32", scope="local")
+        start = T.bind(view.start(row))
+        scale = inverse_rms(x, start, spec.d, spec.eps, thread, space, total)
+
+        def column(at: Expr) -> None:
+            store(buffers["y"], row * spec.d + at, x[start + at] * scale * buffers["weight"][at])
+
+        spread(spec.d, thread, column)
+
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+
+
+def rope_table(spec: RopeTable, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    half = spec.d // 2
+
+    def body(buffers: Buffers, row: Expr, j: Expr) -> None:
+        cos, sin = cos_sin(T.bind(T.Cast("float32", buffers["positions"][row]) * buffers["inv_freq"][j]))
+        at = T.bind(row * spec.d + j)
+        store(buffers["y"], at, cos * f32(spec.scale))
+        store(buffers["y"], at + half, sin * f32(spec.scale))
+
+    return elementwise(operands, spec.rows, half, body)
+
+
+def rotated(x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, j: Expr) -> Any:
+    """The pair (j, j + d/2) of the rotated x[start : start + d]; `angles`: start of the token's row of the table."""
+    half = d // 2
+    first = T.bind(x[start + (j * 2 if interleave else j)])
+    second = T.bind(x[start + (j * 2 + 1 if interleave else j + half)])
+    cos, sin = T.bind(table[angles + j]), T.bind(table[angles + half + j])
+    return T.bind(first * cos - second * sin), T.bind(second * cos + first * sin)
+
+
+def rope(spec: Rope, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    half, view = spec.d // 2, view_of(spec.view, spec.heads, spec.d)
+
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        head = T.bind(T.floordiv(column, half))
+        j = T.bind(column - head * half)
+        start = T.bind(view.start(row, head))
+        pair = rotated(buffers["x"], start, buffers["table"], row * spec.d, spec.d, spec.interleave, j)
+        out = T.bind((row * spec.heads + head) * spec.d + j)
+        store(buffers["y"], out, pair[0])
+        store(buffers["y"], out + half, pair[1])
+
+    return elementwise(operands, spec.rows, spec.heads * half, body)
+
+
+def add_rows(spec: Add, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        at = T.bind(row * spec.d + column)
+        store(buffers["y"], at, buffers["a"][at] + buffers["b"][at])
+
+    return elementwise(operands, spec.rows, spec.d, body)
+
+
+def swiglu(spec: Swiglu, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        gate = T.bind(row * (2 * spec.d) + column)
+        store(buffers["y"], row * spec.d + column, silu(buffers["x"][gate]) * buffers["x"][gate + spec.d])
+
+    return elementwise(operands, spec.rows, spec.d, body)
+
+
+def concat(spec: Concat, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    width = spec.d1 + spec.d2
+
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        with T.If(column < spec.d1):
+            with T.Then():
+                store(buffers["y"], row * width + column, buffers["a"][row * spec.d1 + column])
+            with T.Else():
+                store(buffers["y"], row * width + column, buffers["b"][row * spec.d2 + (column - spec.d1)])
+
+    return elementwise(operands, spec.rows, width, body)

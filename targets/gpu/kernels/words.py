@@ -1,0 +1,64 @@
+"""Elements narrower than a word, as numbers in registers, and rounding to bfloat16.
+
+Widening goes through bits alone, so it is exact on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets.gpu.kernels.frame import f32
+
+Expr = Any
+Buffer = Any
+
+
+def unsigned(x: Expr) -> Expr:
+    return T.Cast("uint32", x)
+
+
+def bit_field(word: Expr, start: Expr, bits: int) -> Expr:
+    """`bits` bits of a u32 word from bit `start` on, as u32."""
+    shifted = word if isinstance(start, int) and start == 0 else T.shift_right(word, _u32(start))
+    return T.bitwise_and(shifted, T.uint32((1 << bits) - 1))
+
+
+def low_bf16(word: Expr) -> Expr:
+    """The first bfloat16 of a word."""
+    return T.reinterpret("float32", T.shift_left(word, T.uint32(16)))
+
+
+def high_bf16(word: Expr) -> Expr:
+    return T.reinterpret("float32", T.bitwise_and(word, T.uint32(0xFFFF0000)))
+
+
+def f16(bits: Expr) -> Expr:
+    """float32 of the float16 in the low half of a u32 whose high half is zero."""
+    return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", bits)))
+
+
+def load(buffer: Buffer, index: Expr, dtype: str) -> Expr:
+    """Element `index` of an operand of IR dtype f32, f16, bf16, i8 or u8, as float32."""
+    if dtype == "f32":
+        return buffer[index]
+    if dtype in ("f16", "bf16"):
+        word = buffer[T.shift_right(index, T.int32(1))]
+        bits = T.bind(bit_field(word, T.bitwise_and(index, T.int32(1)) * 16, 16))
+        return f16(bits) if dtype == "f16" else low_bf16(bits)
+    word = buffer[T.shift_right(index, T.int32(2))]
+    byte = T.bind(bit_field(word, T.bitwise_and(index, T.int32(3)) * 8, 8))
+    number = T.Cast("float32", T.Cast("int32", byte))
+    return T.Select(byte > T.uint32(127), number - f32(256), number) if dtype == "i8" else number
+
+
+def bf16_bits(x: Expr) -> Expr:
+    """The bits of x rounded to bfloat16, to nearest even, in the low half of a u32."""
+    bits = T.bind(T.reinterpret("uint32", x))
+    odd = T.bitwise_and(T.shift_right(bits, T.uint32(16)), T.uint32(1))
+    return T.shift_right(bits + T.uint32(0x7FFF) + odd, T.uint32(16))
+
+
+def _u32(x: Expr) -> Expr:
+    return T.uint32(x) if isinstance(x, int) else unsigned(x)
