@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv3c.targets.cpu.kernels import elementwise, embedding, linear, norm, rope
-from dsv3c.targets.gpu.kernels import products, rows
+from dsv3c.targets.cpu.kernels import router as routers
+from dsv3c.targets.gpu.kernels import products, routing, rows
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -27,6 +28,9 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     norm.RmsNorm: (norm.operands, rows.rms_norm),
     rope.Rope: (rope.rope_operands, rows.rope),
     rope.RopeTable: (rope.rope_table_operands, rows.rope_table),
+    routers.ExpertOrder: (routing.order_operands, routing.expert_order),
+    routers.Router: (routing.router_operands, routing.router),
+    routers.RouterWeights: (routers.router_weights_operands, routing.router_weights),
 }
 
 

@@ -14,8 +14,9 @@ from tests.targets.cpu.harness import aligned, compare
 from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
+from tests.targets.cpu.test_moe_kernels import CASES as MOE
 
-CASES = {name: case for name, case in DENSE.items() if supports(case[0])}
+CASES = {name: case for name, case in (DENSE | MOE).items() if supports(case[0])}
 SUMS = 1e-5  # sums of K products are added in another order than the expected ones
 
 
