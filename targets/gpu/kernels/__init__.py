@@ -1,7 +1,8 @@
 """GPU kernels in TIR, written once for all GPU targets.
 
-A kernel is named by the frozen spec that the CPU kernels have. `operands(spec)` lists its arguments in order;
-`variants(spec)` gives its forms, the first whose `most_rows` suffices is launched. Activations are float32; weights
+Operations are named by the frozen specs that the CPU kernels have; `stages(spec)` says which kernels one takes.
+`operands(stage)` lists its arguments in order;
+`variants(stage)` gives its forms, the first whose `most_rows` suffices is launched. Activations are float32; weights
 are decoded in registers.
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsv3c.targets.cpu.kernels import elementwise, embedding, linear, norm, rope
+from dsv3c.targets.cpu.kernels import elementwise, embedding, linear, moe, norm, rope
 from dsv3c.targets.cpu.kernels import router as routers
-from dsv3c.targets.gpu.kernels import products, routing, rows
+from dsv3c.targets.gpu.kernels import experts, products, routing, rows
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -24,7 +25,10 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     elementwise.Concat: (elementwise.concat_operands, rows.concat),
     elementwise.Swiglu: (elementwise.swiglu_operands, rows.swiglu),
     embedding.Take: (embedding.operands, rows.take),
+    experts.PairDown: (experts.pair_down_operands, experts.pair_down),
+    experts.PairSum: (experts.pair_sum_operands, experts.pair_sum),
     linear.Linear: (products.linear_operands, products.linear),
+    moe.MoeGateUp: (experts.gate_up_operands, experts.gate_up),
     norm.RmsNorm: (norm.operands, rows.rms_norm),
     rope.Rope: (rope.rope_operands, rows.rope),
     rope.RopeTable: (rope.rope_table_operands, rows.rope_table),
@@ -34,9 +38,14 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 }
 
 
+def stages(spec: Any) -> tuple[Any, ...]:
+    """The kernels that `spec` takes, one after the other; they share its scratch."""
+    return (experts.PairDown(spec), experts.PairSum(spec)) if isinstance(spec, moe.MoeDown) else (spec,)
+
+
 def supports(spec: object) -> bool:
-    """Whether there is a kernel for `spec`."""
-    return type(spec) in _KERNELS
+    """Whether there are kernels for `spec`."""
+    return all(type(stage) in _KERNELS for stage in stages(spec))
 
 
 def operands(spec: object) -> tuple[Operand, ...]:

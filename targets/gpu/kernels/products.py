@@ -157,9 +157,9 @@ def tile(
     x: Buffer,
     start: Callable[[Expr], Expr],
     thread: Expr,
-    finish: Callable[[Expr, int, Expr, Expr], None],
+    finish: Callable[[Expr, Expr, Sequence[Expr]], None],
 ) -> None:
-    """finish(row, i, lane, value): the product of row `lane` of blocks[i] with x[start(row):], for row < ROW_TILE."""
+    """finish(row, lane, values) for row < ROW_TILE: values[i] is row `lane` of blocks[i] times x[start(row):]."""
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
     per_thread, width = ROW_TILE // SLICES, len(blocks) * LANES
     weights, rows, sums = shared(K_TILE * width), shared(K_TILE * (ROW_TILE + 1)), local(len(blocks) * per_thread)
@@ -193,8 +193,7 @@ def tile(
                     store(sums, at, sums[at] + left[i] * right[j])
         barrier()
     for j in range(per_thread):
-        for i in range(len(blocks)):
-            finish(T.bind(part * per_thread + j), i, lane, sums[i * per_thread + j])
+        finish(T.bind(part * per_thread + j), lane, [sums[i * per_thread + j] for i in range(len(blocks))])
 
 
 def linear_operands(spec: Linear) -> tuple[Operand, ...]:
@@ -247,10 +246,12 @@ def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
         def start(row: Expr) -> Expr:
             return T.bind(view.start(T.min(groups[1] * ROW_TILE + row, count - 1), head))
 
-        def finish(row: Expr, i: int, lane: Expr, value: Expr) -> None:
-            m, n = T.bind(groups[1] * ROW_TILE + row), T.bind((first + i) * LANES + lane)
-            with T.If(T.And(m < count, n < spec.n)), T.Then():
-                store(buffers["y"], (m * spec.heads + head) * spec.n + n, value)
+        def finish(row: Expr, lane: Expr, values: Sequence[Expr]) -> None:
+            m = T.bind(groups[1] * ROW_TILE + row)
+            for i, value in enumerate(values):
+                n = T.bind((first + i) * LANES + lane)
+                with T.If(T.And(m < count, n < spec.n)), T.Then():
+                    store(buffers["y"], (m * spec.heads + head) * spec.n + n, value)
 
         tile(weight, own, buffers["x"], start, thread, finish)
 

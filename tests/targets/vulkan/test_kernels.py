@@ -5,8 +5,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.rope import RopeTable
-from dsv3c.targets.gpu.kernels import operands, supports, variants
+from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Extent, Rows
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import ENVIRONMENT, compile_glsl
@@ -38,14 +39,15 @@ def with_float_activations(inputs, spec):
     if "x.data" not in inputs:
         return inputs
     x = dequantized(inputs["x.data"], inputs["x.scale"], spec.weight.act_group)
+    width = {MoeGateUp: "d", MoeDown: "i"}.get(type(spec), "k")
     kept = {role: array for role, array in inputs.items() if not role.startswith("x.")}
-    return kept | {"x": np.ascontiguousarray(x[..., : spec.k].astype(np.float32))}
+    return kept | {"x": np.ascontiguousarray(x[..., : getattr(spec, width)].astype(np.float32))}
 
 
-def arguments(spec, inputs):
-    """The operands by role in their own types; what no input fills has values that no kernel writes."""
+def arguments(kernels, inputs):
+    """The operands of all kernels by role in their own types; what no input fills has values that none writes."""
     arrays = {}
-    for operand in operands(spec):
+    for operand in dict.fromkeys(operand for kernel in kernels for operand in operands(kernel)):
         dtype = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}.get(operand.dtype, np.uint8)
         array = aligned(operand.size, dtype)
         given = inputs.get(operand.role)
@@ -71,13 +73,17 @@ def chosen(spec, count):
 def test_matches_numpy(name, glslc, device, tmp_path):
     """Every form that may serve the rows of the case, so that the one for many is tried with few, too."""
     spec, inputs, expected, tolerance = CASES[name]
-    inputs = with_float_activations(inputs, spec)
+    inputs, kernels = with_float_activations(inputs, spec), stages(spec)
     control = inputs["control"]
-    for number, variant in enumerate(chosen(spec, control[variants(spec)[0].rows.index])):
-        arrays = arguments(spec, inputs)
-        spirv = compile_glsl(name, print_kernel(variant.build()), tmp_path / f"{number}.spv").read_bytes()
-        grid = [groups(extent, control) for extent in variant.grid]
-        device.run(spirv, list(arrays.values()), (*grid, *[1] * (3 - len(grid))))
+    forms = [chosen(kernel, control[variants(kernel)[0].rows.index]) for kernel in kernels]
+    for number in range(max(map(len, forms))):
+        arrays = arguments(kernels, inputs)
+        for kernel, possible in zip(kernels, forms, strict=True):
+            variant = possible[min(number, len(possible) - 1)]
+            spirv = compile_glsl(name, print_kernel(variant.build()), tmp_path / "kernel.spv").read_bytes()
+            grid = [groups(extent, control) for extent in variant.grid]
+            used = [arrays[operand.role] for operand in operands(kernel)]
+            device.run(spirv, used, (*grid, *[1] * (3 - len(grid))))
         compare(arrays, inputs, expected, max(tolerance, SUMS) if "x" in inputs else tolerance)
 
 

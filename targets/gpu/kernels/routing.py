@@ -1,0 +1,225 @@
+"""Routing: router (which experts), router_weights (with what weights), expert_order (the pairs sorted by expert)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights, order_size
+from dsv3c.targets.gpu.kernels.frame import (
+    CONTROL,
+    LOWEST,
+    THREADS,
+    Buffer,
+    Buffers,
+    Expr,
+    Extent,
+    Variant,
+    add,
+    barrier,
+    f32,
+    local,
+    prim_func,
+    reduced,
+    row_count,
+    shared,
+    spread,
+    store,
+)
+from dsv3c.targets.gpu.kernels.functions import exp, sigmoid
+from dsv3c.targets.plan import Operand
+
+
+def router_operands(spec: Router) -> tuple[Operand, ...]:
+    m = spec.rows.maximum
+    bias = (Operand("bias", "f32", spec.experts),) if spec.has_bias else ()
+    logits, y = Operand("logits", "f32", m * spec.experts), Operand("y", "i32", m * spec.top_k)
+    return (CONTROL, logits, *bias, y)
+
+
+def order_operands(spec: ExpertOrder) -> tuple[Operand, ...]:
+    ids = Operand("ids", "i32", spec.rows.maximum * spec.top_k)
+    return (CONTROL, ids, Operand("y", "i32", order_size(spec)))
+
+
+def router(spec: Router, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """A workgroup a token, scores in shared memory."""
+    grid, width = (Extent(1, spec.rows),), spec.experts // spec.n_group
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        logits, first = buffers["logits"], T.bind(groups[0] * spec.experts)
+        space, scores, best = shared(THREADS), shared(spec.experts), shared(spec.n_group)
+        index, kept = shared(THREADS, "int32"), local(2)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, space, kept)
+
+        def score(e: Expr) -> None:
+            value = _score(spec.scoring, logits[first + e], top, total)
+            store(scores, e, value + buffers["bias"][e] if spec.has_bias else value)
+
+        def rate(g: Expr) -> None:
+            store(best, g, _group_score(scores, g * width, width, spec.group_score))
+
+        def leave(e: Expr) -> None:
+            # A group that was picked holds LOWEST now; the others lose their experts.
+            with T.If(best[T.floordiv(e, width)] > f32(LOWEST)), T.Then():
+                store(scores, e, f32(LOWEST))
+
+        spread(spec.experts, thread, score)
+        barrier()
+        if spec.n_group > 1:
+            spread(spec.n_group, thread, rate)
+            barrier()
+            with T.serial(0, spec.topk_group):
+                _pick(best, spec.n_group, thread, space, index)
+            spread(spec.experts, thread, leave)
+            barrier()
+        with T.serial(0, spec.top_k) as j:
+            picked = _pick(scores, spec.experts, thread, space, index)
+            with T.If(thread == 0), T.Then():
+                store(buffers["y"], groups[0] * spec.top_k + j, picked)
+
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+
+
+def router_weights(spec: RouterWeights, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """A workgroup a token."""
+    grid = (Extent(1, spec.rows),)
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        logits, ids, first = buffers["logits"], buffers["ids"], T.bind(groups[0] * spec.experts)
+        chosen, space, kept, sums = T.bind(groups[0] * spec.top_k), shared(THREADS), local(2), local(1)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, space, kept)
+        store(sums, 0, f32(0))
+
+        def score(j: Expr) -> Expr:
+            return T.bind(_score(spec.scoring, logits[first + ids[chosen + j]], top, total))
+
+        def count(j: Expr) -> None:
+            store(sums, 0, sums[0] + score(j))
+
+        spread(spec.top_k, thread, count)
+        divisor = reduced(sums[0], thread, add, space) + f32(1e-20) if spec.norm_topk_prob else f32(1)
+        factor = T.bind(f32(spec.scale) / divisor)
+        spread(spec.top_k, thread, lambda j: store(buffers["y"], chosen + j, score(j) * factor))
+
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+
+
+def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """A counting sort in one workgroup: a thread counts, then lists the pairs of an expert, which keeps their order."""
+    grid, starts, pairs = (Extent(),), 1 + spec.total, 2 + 2 * spec.total
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        ids, y, m = buffers["ids"], buffers["y"], row_count(buffers, spec.rows)
+        place, counter = shared(spec.total, "int32"), local(2, "int32")
+        picks = T.bind(m * spec.top_k)
+
+        def count(e: Expr) -> None:
+            store(counter, 0, T.if_then_else(e < spec.experts, 0, m))
+            with T.serial(0, picks) as i, T.If(ids[i] == e), T.Then():
+                store(counter, 0, counter[0] + 1)
+            store(place, e, counter[0])
+
+        def head() -> None:
+            store(counter, 0, T.int32(0))
+            store(counter, 1, T.int32(0))
+            with T.serial(0, spec.total) as e:
+                size = T.bind(place[e])
+                with T.If(size > 0), T.Then():
+                    store(y, 1 + counter[0], e)
+                    store(y, starts + counter[0], counter[1])
+                    store(place, e, counter[1])
+                    store(counter, 0, counter[0] + 1)
+                    store(counter, 1, counter[1] + size)
+            store(y, 0, counter[0])
+            store(y, starts + counter[0], counter[1])
+
+        def fill(e: Expr) -> None:
+            store(counter, 0, place[e])
+
+            def append(pair: Expr) -> None:
+                store(y, pairs + counter[0], pair)
+                store(counter, 0, counter[0] + 1)
+
+            with T.If(e < spec.experts):
+                with T.Then():
+                    with T.serial(0, picks) as i, T.If(ids[i] == e), T.Then():
+                        row = T.bind(T.floordiv(i, spec.top_k))
+                        append(row * spec.per_token + (i - row * spec.top_k))
+                with T.Else():
+                    with T.serial(0, m) as row:
+                        append(row * spec.per_token + spec.top_k + (e - spec.experts))
+
+        spread(spec.total, thread, count)
+        barrier()
+        with T.If(thread == 0), T.Then():
+            head()
+        barrier()
+        spread(spec.total, thread, fill)
+
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+
+
+def _softmax(
+    scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, space: Buffer, kept: Buffer
+) -> tuple[Expr, Expr]:
+    """The largest of n logits and the sum of exp of their distances to it; nothing for another scoring."""
+    if scoring != "softmax":
+        return f32(0), f32(1)
+    store(kept, 0, f32(LOWEST))
+    store(kept, 1, f32(0))
+    spread(n, thread, lambda e: store(kept, 0, T.max(kept[0], logits[first + e])))
+    top = reduced(kept[0], thread, T.max, space)
+    spread(n, thread, lambda e: store(kept, 1, kept[1] + exp(logits[first + e] - top)))
+    return top, reduced(kept[1], thread, add, space)
+
+
+def _score(scoring: str, logit: Expr, top: Expr, total: Expr) -> Expr:
+    return exp(logit - top) / total if scoring == "softmax" else sigmoid(logit)
+
+
+def _group_score(x: Buffer, start: Expr, width: int, kind: str) -> Expr:
+    """Sum of the two largest ("top2") or the largest of x[start : start + width]."""
+    best = local(2)
+    store(best, 0, f32(LOWEST))
+    store(best, 1, f32(LOWEST))
+    with T.serial(0, width) as i:
+        value = T.bind(x[start + i])
+        store(best, 1, T.max(best[1], T.min(best[0], value)))
+        store(best, 0, T.max(best[0], value))
+    return T.bind(best[0] + best[1] if kind == "top2" else best[0])
+
+
+def _pick(x: Buffer, n: int, thread: Expr, space: Buffer, index: Buffer) -> Expr:
+    """Index of the largest of shared x[0 : n], the lower one of equals; it is taken out. Every thread gets it."""
+    best, at = local(1), local(1, "int32")
+    store(best, 0, f32(LOWEST))
+    store(at, 0, T.int32(n))
+
+    def look(i: Expr) -> None:
+        value = T.bind(x[i])
+        with T.If(value > best[0]), T.Then():
+            store(best, 0, value)
+            store(at, 0, i)
+
+    spread(n, thread, look)
+    store(space, thread, best[0])
+    store(index, thread, at[0])
+    half = THREADS // 2
+    while half:
+        barrier()
+        with T.If(thread < half), T.Then():
+            mine, other = T.bind(space[thread]), T.bind(space[thread + half])
+            earlier = T.And(other == mine, index[thread + half] < index[thread])
+            with T.If(T.Or(other > mine, earlier)), T.Then():
+                store(space, thread, other)
+                store(index, thread, index[thread + half])
+        half //= 2
+    barrier()
+    found = T.bind(T.min(index[0], n - 1))
+    barrier()
+    with T.If(thread == 0), T.Then():
+        store(x, found, f32(LOWEST))
+    barrier()
+    return found
