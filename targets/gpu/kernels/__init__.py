@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsv3c.targets.cpu.kernels import elementwise, embedding, linear, moe, norm, rope
+from dsv3c.targets.cpu.kernels import attention as attentions
+from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
 from dsv3c.targets.cpu.kernels import router as routers
-from dsv3c.targets.gpu.kernels import experts, products, routing, rows
+from dsv3c.targets.gpu.kernels import attention, experts, products, routing, rows
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -21,6 +22,9 @@ _Operands = Callable[[Any], tuple[Operand, ...]]
 _Variants = Callable[[Any, Sequence[Operand]], tuple[Variant, ...]]
 
 _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
+    attention.Merge: (attention.merge_operands, attention.merge),
+    attention.Partial: (attention.partial_operands, attention.partial),
+    cache.MlaWrite: (cache.operands, attention.write),
     elementwise.Add: (elementwise.add_operands, rows.add_rows),
     elementwise.Concat: (elementwise.concat_operands, rows.concat),
     elementwise.Swiglu: (elementwise.swiglu_operands, rows.swiglu),
@@ -40,7 +44,11 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 
 def stages(spec: Any) -> tuple[Any, ...]:
     """The kernels that `spec` takes, one after the other; they share its scratch."""
-    return (experts.PairDown(spec), experts.PairSum(spec)) if isinstance(spec, moe.MoeDown) else (spec,)
+    if isinstance(spec, moe.MoeDown):
+        return (experts.PairDown(spec), experts.PairSum(spec))
+    if isinstance(spec, attentions.MlaAbsorbed):
+        return (attention.Partial(spec), attention.Merge(spec))
+    return (spec,)
 
 
 def supports(spec: object) -> bool:

@@ -12,12 +12,14 @@ from dsv3c.targets.gpu.kernels.frame import Extent, Rows
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import ENVIRONMENT, compile_glsl
 from tests.targets.cpu.harness import aligned, compare
+from tests.targets.cpu.test_attention_kernels import CASES as ATTENTION
 from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
 from tests.targets.cpu.test_moe_kernels import CASES as MOE
 
-CASES = {name: case for name, case in (DENSE | MOE).items() if supports(case[0])}
+CASES = {name: case for name, case in (DENSE | MOE | ATTENTION).items() if supports(case[0])}
+SUMMED = {"x", "q_latent"}
 SUMS = 1e-5  # sums of K products are added in another order than the expected ones
 
 
@@ -49,8 +51,8 @@ def arguments(kernels, inputs):
     arrays = {}
     for operand in dict.fromkeys(operand for kernel in kernels for operand in operands(kernel)):
         dtype = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}.get(operand.dtype, np.uint8)
-        array = aligned(operand.size, dtype)
         given = inputs.get(operand.role)
+        array = aligned(given.size if operand.size is None else operand.size, dtype)
         if given is not None:
             array[: given.size] = np.ascontiguousarray(given).reshape(-1).view(dtype)
         arrays[operand.role] = array
@@ -84,7 +86,7 @@ def test_matches_numpy(name, glslc, device, tmp_path):
             grid = [groups(extent, control) for extent in variant.grid]
             used = [arrays[operand.role] for operand in operands(kernel)]
             device.run(spirv, used, (*grid, *[1] * (3 - len(grid))))
-        compare(arrays, inputs, expected, max(tolerance, SUMS) if "x" in inputs else tolerance)
+        compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
 
 
 @pytest.mark.parametrize("name", ["linear-int4-g32-asym-t5-n15-k31", "linear-float16-t17-n272-k160", "rope-table"])
