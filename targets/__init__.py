@@ -62,7 +62,7 @@ TABLE: Mapping[str, Entry] = {
         summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",
         options={
             "provider": "the execution provider the graph is meant for: cpu, cuda or webgpu  [default: cpu]",
-            "accuracy_level": "of MatMulNBits and QMoE: 4 rounds activations to int8, 0 keeps them  [default: cpu 4, else 0]",
+            "accuracy_level": "4 rounds what meets MatMulNBits and QMoE to int8, 0 does not  [default: cpu 4, else 0]",
         },
         needs=("onnx",),
     ),

@@ -114,10 +114,12 @@ class ModelConfig:
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; keys that are no fields are left out."""
-        named = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        stored = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        named: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+        }
         scaling = named.pop("rope_scaling")
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
-        return cls(**lists, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+        return cls(**named, rope_scaling=None if scaling is None else RopeScaling(**scaling))
 
     def without_mtp(self) -> ModelConfig:
         main_types = self.mlp_layer_types[: self.num_hidden_layers]

@@ -41,6 +41,7 @@ ARM_LINUX = Platform(
     machines=("aarch64", "arm64"),
     zig="aarch64-linux-gnu.2.28",
     gcc="aarch64-linux-gnu-gcc",
+    shared=("-Wl,--strip-debug",),  # ziglang writes tables with this machine's paths
 )
 # Symbols of TVM are found when the library is loaded, as in ELF.
 ARM_MACOS = Platform(

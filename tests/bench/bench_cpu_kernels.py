@@ -117,7 +117,8 @@ def moe(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
     ]
 
 
-def attention(shape: Shape, fmt: QuantSpec, tokens: int, context: int) -> Bench:
+def attention(shape: Shape, fmt: QuantSpec, tokens: int, context: int) -> list[Bench]:
+    """Absorbed, and materialised where that may pay."""
     pages, width = -(-context // PAGE), shape.rank + shape.rope
     paging = Paging(1, pages, PAGE, shape.rank, shape.rope, "bf16")
     inputs = {
@@ -125,15 +126,15 @@ def attention(shape: Shape, fmt: QuantSpec, tokens: int, context: int) -> Bench:
         "page_table": np.arange(pages, dtype=np.int32),
         "cache": np.full(pages * PAGE * width, 0x3C00, np.uint16),
     }
-    read = tokens * context * width * 2.0
+    pairs, read = tokens * (context - (tokens - 1) / 2), tokens * context * width * 2.0
+    work = pairs * shape.heads * (shape.rank + width)
+    absorbed = Bench(f"absorbed {context}", MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
     if tokens < 32:
-        work = tokens * shape.heads * context * (shape.rank + width)
-        return Bench(f"absorbed {context}", MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
+        return [absorbed]
     spec = MlaMaterialized(Rows(tokens), shape.heads, shape.nope, shape.value, paging, 0.1, fmt)
     rebuild = shape.heads * context * shape.rank * (shape.nope + shape.value)
-    pair = shape.nope + shape.rope + shape.value
-    work = rebuild + tokens * shape.heads * (context - tokens / 2) * pair
-    return Bench(f"materialized {context}", spec, inputs, read, work)
+    work = rebuild + pairs * shape.heads * (shape.nope + shape.rope + shape.value)
+    return [absorbed, Bench(f"materialized {context}", spec, inputs, read, work)]
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
@@ -220,8 +221,10 @@ def cases(args: argparse.Namespace) -> list[Case]:
         for tokens in args.tokens:
             for text in args.formats:
                 for bench in benches(args, SHAPES[name], text, tokens):
+                    # Absorbed attention has no weights: it is the same kernel for all formats.
                     case = found.setdefault(bench.spec, Case([], text, tokens, bench))
-                    case.shapes.append(name)
+                    if name not in case.shapes:
+                        case.shapes.append(name)
     return list(found.values())
 
 
@@ -229,9 +232,9 @@ def benches(args: argparse.Namespace, shape: Shape, text: str, tokens: int) -> l
     fmt = QuantSpec.parse(text)
     found = linears(shape, fmt, tokens) if "linear" in args.kernels else []
     found += moe(shape, fmt, tokens) if "moe" in args.kernels else []
-    # Absorbed attention has no weights: one format is all.
-    if "attention" in args.kernels and (tokens >= 32 or text == args.formats[0]):
-        found += [attention(shape, fmt, tokens, context) for context in args.contexts if context >= tokens]
+    if "attention" in args.kernels:
+        contexts = [context for context in args.contexts if context >= tokens]
+        found += [bench for context in contexts for bench in attention(shape, fmt, tokens, context)]
     return found
 
 
@@ -245,8 +248,8 @@ def run(args: argparse.Namespace, level: IsaLevel, folder: Path) -> None:
     chosen = [case for case in asked if weight_bytes(case.bench) <= WEIGHT_LIMIT]
     functions = {f"k{i}": build(case.bench.spec, level) for i, case in enumerate(chosen)}
     path = build_library(functions, level, folder / "bench.so")
-    threads = ctypes.CDLL(str(path)).dsv3c_threads(args.threads)
     kernels = tvm_ffi.load_module(str(path))
+    threads = ctypes.CDLL(str(path)).dsv3c_threads(args.threads)  # after loading, which puts TVM's own pool in
     limit = measure_limits(path).read_bandwidth or float("nan")
     print(f"{level.name}, {threads} threads, memory reads {limit / 1e9:.1f} GB/s")
     for i, case in enumerate(chosen):

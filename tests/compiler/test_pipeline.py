@@ -301,7 +301,11 @@ def test_a_further_form_is_made_from_the_manifest_and_listed_in_it(
         return ("a note",)
 
     emit = fake_target.emit
-    monkeypatch.setattr(fake_target, "emit", lambda *arguments: dataclasses.replace(emit(*arguments), extras={"form": write}))
+
+    def emit_with_form(*arguments: Any) -> Emission:
+        return dataclasses.replace(emit(*arguments), extras={"form": write})
+
+    monkeypatch.setattr(fake_target, "emit", emit_with_form)
     report = pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(emit=("form",)))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert (tmp_path / "out" / "form" / "model.txt").read_text(encoding="utf-8") == "deepseek_v3"

@@ -129,7 +129,8 @@ class _Slice:
             LANES,
         )
         size = sum(sizes)
-        return cls(*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size)
+        at: list[Expr] = [index * size + sum(sizes[:i]) for i in range(len(sizes))]
+        return cls(*at, size=size)
 
 
 @dataclass(frozen=True)
