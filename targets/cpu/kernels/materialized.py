@@ -129,8 +129,7 @@ class _Slice:
             LANES,
         )
         size = sum(sizes)
-        at: list[Expr] = [index * size + sum(sizes[:i]) for i in range(len(sizes))]
-        return cls(*at, size=size)
+        return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
 
 
 @dataclass(frozen=True)
