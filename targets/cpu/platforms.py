@@ -49,7 +49,7 @@ ARM_MACOS = Platform(
     system="darwin",
     machines=("arm64", "aarch64"),
     zig="aarch64-macos.11.0",
-    shared=("-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/{name}"),
+    shared=("-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/{name}", "-Wl,-S"),
     suffix=".dylib",
 )
 
