@@ -123,7 +123,7 @@ class Model:
     @property
     def end_tokens(self) -> frozenset[int]:
         """Ids that end an answer, from generation_config.json and the model's config."""
-        sources = (self._generation_config.get("eos_token_id"), self.config.get("eos_token_id"))
+        sources = (self._generation_config.get("eos_token_id"), self.config.get("eos_token_ids"))
         found = [token for value in sources for token in (value if isinstance(value, list | tuple) else [value])]
         return frozenset(token for token in found if type(token) is int)
 

@@ -32,7 +32,7 @@ MODEL: dict[str, Any] = {
     "name": "toy",
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
-    "eos_token_id": 1,
+    "eos_token_ids": [1],
     "max_position_embeddings": 64,
 }
 FLAGS: tuple[str, ...] = ()

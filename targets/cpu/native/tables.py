@@ -81,7 +81,7 @@ def _levels(folder: Path, levels: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _end_tokens(folder: Path, model: Mapping[str, Any]) -> str:
-    sources = (_generation_config(folder).get("eos_token_id"), model.get("eos_token_id"))
+    sources = (_generation_config(folder).get("eos_token_id"), model.get("eos_token_ids"))
     found = [token for value in sources for token in (value if isinstance(value, list) else [value])]
     tokens = list(dict.fromkeys(token for token in found if type(token) is int))
     return f"static const int32_t end_tokens[] = {{{', '.join(map(str, [*tokens, -1]))}}};"
