@@ -13,7 +13,7 @@ TEST_ARGS   ?=
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-arm test-vulkan lint types conformance bench clean
+.PHONY: help venv demo test arm-root test-arm test-vulkan lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -35,9 +35,11 @@ demo: $(STAMP)  ## compile the bundled model for this CPU and tell a story
 test: $(STAMP)  ## run the test suite (TEST_ARGS="-k name" for a part)
 	$(BIN)/pytest $(TEST_ARGS)
 
-test-arm: $(STAMP)  ## run ARM kernels and the bundled model under qemu (Debian; fetches an arm64 Python)
+arm-root: $(STAMP)  ## install qemu and an arm64 Python for test-arm (Debian)
 	@$(PIP) install --editable '.[dev,arm]'
 	$(BIN)/python -m tests.targets.arm.make_root build/arm-root
+
+test-arm: arm-root  ## run ARM kernels and the bundled model under qemu
 	$(BIN)/pytest tests/targets/arm $(TEST_ARGS)
 
 test-vulkan: $(STAMP)  ## run GPU kernels on Mesa's lavapipe (Debian; installs driver and compiler as root)
