@@ -31,7 +31,7 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import Lowered, Progress, Silent, compile_checkpoint, lower
 from dsv3c.compiler.target import Target
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.cpu_features import cpu_flags, permitted
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.tuning import RECORDS, SPACE, Tuning, cpu_name
@@ -281,7 +281,8 @@ def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowe
 
 def best_level(target: TunableTarget) -> IsaLevel:
     """The highest of the target's levels that this CPU has. Raises NotTunableError without one."""
-    levels = [level for level in target.levels() if not level.missing(cpu_flags())]
+    flags = cpu_flags()
+    levels = [level for level in target.levels() if not level.missing(flags) and permitted(level.requires)]
     if not levels:
         raise NotTunableError(path=target.name, reason="this CPU runs none of the target's kernels")
     return levels[-1]

@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.artifact import Level, Target
@@ -38,6 +39,10 @@ _HWCAPS = (
     (_AT_HWCAP2, 14, "bf16"),
 )
 _APPLE_X86 = {"avx1.0": "avx", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "avx512vnni": "avx512_vnni", "lzcnt": "abm"}
+
+TILES = "amx_tile"  # the one feature that Linux gives a process only if asked
+# Of asm/unistd_64.h, asm/prctl.h and the tile data's number among the extended states of the CPU.
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 
 def machine() -> str:
@@ -107,7 +112,8 @@ def _apple_flags() -> frozenset[str]:
 def choose_level(levels: Sequence[Level], flags: frozenset[str], environment: Mapping[str, str]) -> Level:
     """Strongest level (levels rise in strength) whose flags are all present, or the one that DSV3C_ISA names.
 
-    Raises UnknownIsaLevel, or IsaNotSupported with the missing flags.
+    A level that the system does not permit counts as one whose flags are missing. Raises UnknownIsaLevel, or
+    IsaNotSupported with the missing flags.
     """
     known = ", ".join(level.name for level in levels) or "none"
     forced = environment.get(ISA_VARIABLE, "")
@@ -115,11 +121,28 @@ def choose_level(levels: Sequence[Level], flags: frozenset[str], environment: Ma
     if not candidates:
         raise UnknownIsaLevel(level=forced, known=known)
     for level in reversed(candidates):
-        if flags.issuperset(level.requires):
+        if flags.issuperset(level.requires) and permitted(level.requires):
             return level
     weakest = candidates[0]
-    missing = " ".join(flag for flag in weakest.requires if flag not in flags)
+    missing = " ".join(flag for flag in weakest.requires if flag not in flags) or f"{TILES} (the system refuses it)"
     raise IsaNotSupported(level=weakest.name, missing=missing, known=known)
+
+
+def permitted(requires: Collection[str]) -> bool:
+    """Whether the system lets this process use these features of its CPU, which is asked if they need leave."""
+    return TILES not in requires or _tiles_permitted()
+
+
+@cache
+def _tiles_permitted() -> bool:
+    """Ask Linux for the tile registers of AMX: for all threads of this process and of those it forks, for good.
+
+    A thread that touches a tile without that leave is killed by SIGILL.
+    """
+    if sys.platform != "linux" or machine() != "x86_64":
+        return False
+    numbers = (ctypes.c_long(n) for n in (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA))
+    return bool(ctypes.CDLL(None).syscall(*numbers) == 0)
 
 
 def default_threads() -> int:

@@ -30,7 +30,7 @@ Ids = NDArray[np.int32]
 
 PERPLEXITY = 19.0675  # of eval.txt, in windows of 512 tokens
 WINDOW = 512
-LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-bf16")
+LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-bf16", "x86-64-v4-amx")
 CONTEXTS = (1, 15, 16, 17, 300)
 # What rounding costs, at most, as a share of the perplexity.
 BOUNDS = {"float32": 0.001, "int8": 0.005, "int4-g32": 0.07}

@@ -18,6 +18,7 @@ class IsaLevel:
     product in `intrinsics.DOT4`. lanes: 32-bit lanes of a vector register; 16 rows of a weight take 16/lanes registers.
     dot2, mmla: names of the bfloat16 dot product in `intrinsics.DOT2` and of the product of int8 matrices in
     `intrinsics.MMLA`, if the level has them.
+    matrix: name of the tile registers in `tiles.TILES` that take many rows of integers, if the level has them.
     cflags: what a C compiler is told, for the routines that measure the level's limits. tuning: the measured numbers of
     its kernels. absorbed_rate: operations a second of absorbed attention over a bfloat16 cache, as a multiple of
     materialised attention's; it decides from how many tokens on a step takes the latter. platform: the system it is
@@ -32,6 +33,7 @@ class IsaLevel:
     mattr: tuple[str, ...] = ()
     dot2: str | None = None
     mmla: str | None = None
+    matrix: str | None = None
     cflags: tuple[str, ...] = ()
     absorbed_rate: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)

@@ -86,7 +86,9 @@ static int float_part(int task, ParallelGroupEnv *env, void *closure) {
 }
 
 // Products of bytes summed into i32, by the instructions this level has for it.
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__)
+#define NO_INTEGERS  // but tiles
+#elif defined(__AVX512VNNI__)
 typedef __m512i integers;
 static inline integers dot(integers sum, integers a, integers b) { return _mm512_dpbusd_epi32(sum, a, b); }
 #elif defined(__AVX512BW__)
@@ -141,6 +143,32 @@ static int integer_part(int task, ParallelGroupEnv *env, void *closure) {
 }
 #endif
 
+#if defined(__AMX_INT8__)
+enum { TILE_PRODUCTS = 16 * 16 * 64 };
+
+// Tiles of sixteen rows of 64 bytes. Four sums in turn are about what hides the latency of a product.
+static int tile_part(int task, ParallelGroupEnv *env, void *closure) {
+  (void)task, (void)env;
+  // Constant, as GCC does not know that the instruction reads more than eight bytes.
+  static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  _tile_loadconfig(&config);  // clears the tiles too
+  for (long round = ((const Burst *)closure)->rounds; round > 0; round--) {
+    for (int i = 0; i < CHAINS; i += 4) {
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 5, 6);
+      _tile_dpbsud(2, 4, 7);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  _tile_release();
+  return 0;
+}
+#endif
+
 static int count_tasks(int task, ParallelGroupEnv *env, void *closure) {
   Burst *burst = closure;
   if (task == 0) burst->operations *= env->num_task;
@@ -157,7 +185,9 @@ static double burst(ParallelLambda part, int operations, long rounds) {
 EXPORT double dsv3c_probe_float(long rounds) { return burst(float_part, 2 * sizeof(floats) / sizeof(float), rounds); }
 
 EXPORT double dsv3c_probe_int8(long rounds) {
-#ifdef NO_INTEGERS
+#if defined(__AMX_INT8__)
+  return burst(tile_part, 2 * TILE_PRODUCTS, rounds);
+#elif defined(NO_INTEGERS)
   (void)rounds;
   return 0;
 #else

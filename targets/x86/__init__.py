@@ -1,4 +1,4 @@
-"""x86-64 CPUs: AVX2, AVX-512, VNNI and bfloat16 levels in one artifact; the runtime picks by CPU features."""
+"""x86-64 CPUs: AVX2, AVX-512, VNNI, bfloat16 and AMX levels in one artifact; the runtime picks by CPU features."""
 
 from __future__ import annotations
 

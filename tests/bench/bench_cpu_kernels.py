@@ -20,7 +20,7 @@ import numpy as np
 import tvm_ffi
 
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.cpu_features import cpu_flags, permitted
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=["linear", "moe", "attention"])
     parser.add_argument("--seconds", type=float, default=0.3, help="time a line")
     args = parser.parse_args()
-    usable = [level for level in LEVELS if not level.missing(cpu_flags())]
+    usable = [level for level in LEVELS if not level.missing(cpu_flags()) and permitted(level.requires)]
     level = next(level for level in usable if level.name == (args.level or usable[-1].name))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,7 +1,8 @@
 """The frame of a kernel: its operands, its loops, and the PrimFunc around them.
 
 Kernels are built with TVM's IR builder from plain Python: Python loops unroll, `T.serial` and `items` loop at run time.
-Every operand is a flat buffer. Local buffers stay below 1024 bytes, or TVM would move them from registers to the heap.
+Every operand is a flat buffer. Local buffers stay below 1024 bytes, or TVM would move them from registers to the heap;
+`stack` is for larger ones.
 """
 
 from __future__ import annotations
@@ -154,6 +155,15 @@ def tiles(count: Expr, tile: int, body: Callable[[list[Expr]], None]) -> None:
 def local(element: str, size: int) -> Buffer:
     """A buffer in registers or on the stack."""
     return T.alloc_buffer((size,), TVM_DTYPES[element], scope="global")
+
+
+def stack(element: str, lanes: int, size: int) -> Buffer:
+    """`size` vectors of `lanes` elements on the stack, aligned to their length: TVM aligns a buffer of scalars to 16.
+
+    Of any size, as TVM is told not to move it to the heap.
+    """
+    annotations = {"disable_lower_builtin": True}
+    return T.alloc_buffer((size,), f"{TVM_DTYPES[element]}x{lanes}", scope="global", annotations=annotations)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -8,9 +8,8 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, fetched, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -22,9 +21,9 @@ from dsv3c.targets.cpu.kernels.frame import (
     activation_operands,
     loop,
     prim_func,
-    tiles,
     weight_operands,
 )
+from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
 
 Expr = Any
 
@@ -70,14 +69,15 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
             head = T.bind(T.floordiv(first, w.blocks))
             block = T.bind(T.floormod(first, w.blocks))
 
-            def tile(rows: list[Expr]) -> None:
-                flat = [row * spec.heads + head for row in rows]
-                where = [(row, head) for row in rows] if spec.weight.is_float else [(row, 0) for row in flat]
-                sums = dot_tile(level, w, x, [first + i for i in range(together)], where, fetched(together, rows))
-                offsets = [T.bind(row * spec.n) for row in flat]
+            def place(row: Expr) -> tuple[Expr, Expr]:
+                return (row, head) if spec.weight.is_float else (row * spec.heads + head, 0)
+
+            def use(sums: Tile, rows: list[Expr]) -> None:
+                offsets = [T.bind((row * spec.heads + head) * spec.n) for row in rows]
                 for i in range(together):
                     store_tile(sums, buffers["y"], block + i, spec.n, offsets, which=i)
 
-            tiles(count, level.tuning.token_tile, tile)
+            blocks = [first + i for i in range(together)]
+            dot_rows(level, w, x, blocks, together, Indexed(count, place, stride=spec.heads), use)
 
-    return prim_func(operands(spec), body, PREFETCH_IR)
+    return prim_func(operands(spec), body, imports(level, spec.weight))

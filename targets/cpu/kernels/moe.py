@@ -9,9 +9,9 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.intrinsics import PREFETCH_IR, splat
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Weight, dot_tile, fetched, store_block, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     CONTROL,
     PARALLEL_WORK,
@@ -22,9 +22,9 @@ from dsv3c.targets.cpu.kernels.frame import (
     activation_operands,
     loop,
     prim_func,
-    tiles,
     weight_operands,
 )
+from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size
 from dsv3c.targets.cpu.kernels.vector import f32, load, silu, store
 
@@ -112,19 +112,20 @@ def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
             block = T.bind(T.floormod(item, w.blocks))
             gate = T.bind(expert.id * (2 * w.blocks) + block)
 
-            def tile(indices: list[Expr]) -> None:
+            def place(index: Expr) -> tuple[Expr, Expr]:
+                return T.bind(T.floordiv(_pair(order, order_spec, expert, index), order_spec.per_token)), 0
+
+            def use(sums: Tile, indices: list[Expr]) -> None:
                 pairs = [_pair(order, order_spec, expert, index) for index in indices]
-                tokens = [(T.bind(T.floordiv(pair, order_spec.per_token)), 0) for pair in pairs]
-                sums = dot_tile(level, w, x, [gate, gate + w.blocks], tokens, fetched(1, indices))
                 for row, gate_sums in enumerate(sums.sums[0]):
                     for part in range(0, LANES, level.lanes):
                         value = silu(sums.part(0, row, part), level.lanes) * sums.part(1, row, part)
                         store(gate_sums, part, value, level.lanes)
                 store_tile(sums, y, block, spec.i, [T.bind(pair * spec.i) for pair in pairs])
 
-            tiles(expert.count, level.tuning.token_tile, tile)
+            dot_rows(level, w, x, [gate, gate + w.blocks], 1, Indexed(expert.count, place), use)
 
-    return prim_func(gate_up_operands(spec), body, PREFETCH_IR)
+    return prim_func(gate_up_operands(spec), body, imports(level, spec.weight))
 
 
 def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
@@ -155,12 +156,14 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
             store_block(level.lanes, block, spec.d, offsets, add)
 
         def add_expert(expert: _Expert, first: Expr) -> None:
-            def tile(indices: list[Expr]) -> None:
+            blocks = [first + i for i in range(together)]
+
+            def place(index: Expr) -> tuple[Expr, Expr]:
+                return _pair(order, order_spec, expert, index), 0
+
+            def use(sums: Tile, indices: list[Expr]) -> None:
                 pairs = [_pair(order, order_spec, expert, index) for index in indices]
-                blocks = [first + i for i in range(together)]
-                where = [expert.id * w.blocks + block for block in blocks]
                 rows = [T.bind(T.floordiv(pair, order_spec.per_token)) for pair in pairs]
-                sums = dot_tile(level, w, x, where, [(pair, 0) for pair in pairs], fetched(together, indices))
                 factors = [_factor(buffers["weights"], order_spec, pair) for pair in pairs]
                 for i in range(1, len(indices)):  # a clamped index repeats the one before it: count it once
                     factors[i] = T.bind(T.Select(indices[i] > indices[i - 1], factors[i], f32(0)))
@@ -169,7 +172,8 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
                 for block, block_sums in zip(blocks, sums.sums, strict=True):
                     accumulate(block, block_sums, factors, offsets)
 
-            tiles(expert.count, level.tuning.token_tile, tile)
+            where = [expert.id * w.blocks + block for block in blocks]
+            dot_rows(level, w, x, where, together, Indexed(expert.count, place), use)
 
         runs = -(-w.blocks // run)
         with loop(runs, order_spec.per_token * spec.i * spec.d >= PARALLEL_WORK) as item:
@@ -181,7 +185,7 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
                 with T.serial(0, T.floordiv(count, together)) as i:
                     add_expert(expert, T.bind(item * run + i * together))
 
-    return prim_func(down_operands(spec), body, PREFETCH_IR)
+    return prim_func(down_operands(spec), body, imports(level, spec.weight))
 
 
 def _factor(weights: Buffer, spec: ExpertOrder, pair: Expr) -> Expr:

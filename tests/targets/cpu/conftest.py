@@ -4,16 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.x86.levels import LEVELS
-from tests.targets.cpu.harness import Kernels
+from tests.targets.cpu.emulation import EMULATED, emulation
+from tests.targets.cpu.harness import Kernels, lacking
 
 
-@pytest.fixture(scope="session", params=LEVELS, ids=lambda level: level.name)
+def prepared(level):
+    if level.matrix == EMULATED.matrix:
+        emulation()
+    return level
+
+
+@pytest.fixture(scope="session", params=[*LEVELS, EMULATED], ids=lambda level: level.name)
 def level(request):
-    if missing := request.param.missing(cpu_flags()):
+    if missing := lacking(request.param):
         pytest.skip(f"this CPU lacks {', '.join(missing)}")
-    return request.param
+    return prepared(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +31,13 @@ def kernels(request, level, tmp_path_factory):
 @pytest.fixture
 def kernels_of_all_levels(tmp_path):
     """A function from cases to their Kernels at every level this CPU runs."""
-    usable = [level for level in LEVELS if not level.missing(cpu_flags())]
+    usable = [prepared(level) for level in (*LEVELS, EMULATED) if not lacking(level)]
     return lambda cases: [Kernels(cases, level, tmp_path / level.name) for level in usable]
+
+
+@pytest.fixture(autouse=True)
+def no_fault():
+    """No test may do what the tiles of a CPU would refuse."""
+    yield
+    if emulation.cache_info().currsize:
+        assert emulation().amx_fault() is None

@@ -6,10 +6,17 @@ import numpy as np
 import tvm_ffi
 
 from dsv3c.compiler.quant import NUMPY_DTYPES
+from dsv3c.runtime.cpu_features import cpu_flags, permitted
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.library import build_library
 
 UNTOUCHED = {"f": np.nan, "i": -77, "u": 177}
+
+
+def lacking(level):
+    """What this CPU, or its system, lacks of a level."""
+    missing = level.missing(cpu_flags())
+    return missing or (() if permitted(level.requires) else ("leave to use its tiles",))
 
 
 def aligned(size, dtype):
@@ -38,13 +45,13 @@ def arguments(spec, inputs):
 class Kernels:
     """All kernels of one test module at one level. A case is (spec, inputs, expected, tolerance): arrays by role."""
 
-    def __init__(self, cases, level, folder):
+    def __init__(self, cases, level, folder, threads=3):
         specs = dict.fromkeys(case[0] for case in cases.values())
         self._names = {spec: f"kernel_{i}" for i, spec in enumerate(specs)}
         functions = {name: build(spec, level) for spec, name in self._names.items()}
         path = build_library(functions, level, folder / "kernels.so")
         self._library = tvm_ffi.load_module(str(path))
-        ctypes.CDLL(str(path)).dsv3c_threads(3)
+        ctypes.CDLL(str(path)).dsv3c_threads(threads)
 
     def run(self, spec, inputs):
         """The operands after the call, by role."""

@@ -33,7 +33,7 @@ def dequantized(data, scale, group):
     return (data.reshape(*scale.shape, group) * scale[..., None]).reshape(data.shape)
 
 
-def linear_case(name, t, n, k, heads=1, view=None, multiplier=1):
+def linear_case(name, t, n, k, heads=1, view=None, multiplier=1, bound=BOUND):
     """A case of Linear. Integer formats multiply the rounded activations, so only float addition differs."""
     spec = QuantSpec.parse(name)
     w = normal(heads, n, k)
@@ -54,7 +54,7 @@ def linear_case(name, t, n, k, heads=1, view=None, multiplier=1):
         x, inputs["x"] = np.array(rows).reshape(m, heads, k), wide
     inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
     expected = np.einsum("mhk,hnk->mhn", x.astype(np.float64), weight.astype(np.float64))
-    op = Linear(Rows(BOUND, multiplier=multiplier), n, k, spec, heads, view)
+    op = Linear(Rows(bound, multiplier=multiplier), n, k, spec, heads, view)
     return op, inputs, {"y": expected}, F32
 
 

@@ -13,7 +13,6 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.kernels import build
@@ -23,6 +22,7 @@ from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, build_library
 from dsv3c.targets.cpu.platforms import NoCCompiler, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
+from tests.targets.cpu.harness import lacking
 
 # Calls the pool directly: task i adds i+1 to slot[i]; every slot is written once a launch, by any number of threads.
 POOL_TEST = r"""
@@ -88,8 +88,7 @@ int main(void) {
 
 @pytest.fixture(scope="module")
 def best_level():
-    flags = cpu_flags()
-    usable = [level for level in LEVELS if not level.missing(flags)]
+    usable = [level for level in LEVELS if not lacking(level)]
     if not usable:
         pytest.skip("this CPU is below every x86 level")
     return usable[-1]

@@ -104,9 +104,9 @@ def activation(x, spec):
     return {"x.data": data, "x.scale": scale, "x.sum": total}, values.reshape(data.shape)[:, : x.shape[1]]
 
 
-def moe_case(op, name, t, d, i, experts, k, shared):
-    spec, order_spec = QuantSpec.parse(name), ExpertOrder(Rows(BOUND), experts, k, shared)
-    order, pair_experts = order_of(some_ids(t, experts, k), experts, shared)
+def moe_case(op, name, t, d, i, experts, k, shared, bound=BOUND, ids=None):
+    spec, order_spec = QuantSpec.parse(name), ExpertOrder(Rows(bound), experts, k, shared)
+    order, pair_experts = order_of(some_ids(t, experts, k) if ids is None else ids, experts, shared)
     tokens = np.arange(len(pair_experts)) // (k + shared)
     total = experts + shared
     inputs = {"control": control(t), "order": order}

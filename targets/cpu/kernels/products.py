@@ -1,0 +1,99 @@
+"""Products of any number of activation rows with weight blocks: which tiles they are cut into at a level.
+
+Rows go through registers, a few at a time (`dot`). At a level with tile registers, rows of integers go through these 32
+at a time (`amx`), and a rest only if it is large enough. Both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from dsv3c.compiler.quant import QuantSpec
+from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import amx
+from dsv3c.targets.cpu.kernels.dot import Activation, Ahead, Tile, Weight, dot_tile, fetched
+from dsv3c.targets.cpu.kernels.frame import local, tiles
+from dsv3c.targets.cpu.kernels.vector import store
+from dsv3c.targets.cpu.tiles import TILES, release
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The activation rows of a product: `count` of them, the i-th at (row, head) = place(i) of the view (q8: head 0).
+
+    stride: q8 rows between the i-th and the next, where that is constant.
+    """
+
+    count: Expr
+    place: Callable[[Expr], tuple[Expr, Expr]]
+    stride: int | None = None
+
+
+def imports(level: IsaLevel, weight: QuantSpec) -> str:
+    """LLVM IR that a kernel which calls `dot_rows` must import."""
+    return PREFETCH_IR + (TILES[level.matrix] if level.matrix and not weight.is_float else "")
+
+
+def dot_rows(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    blocks: list[Expr],
+    ahead: int,
+    rows: Indexed,
+    use: Callable[[Tile, list[Expr]], None],
+) -> None:
+    """use(sums, indices) for tiles of the products of `blocks` with all rows; sums.sums[block][i] is of indices[i].
+
+    An index may come twice in a tile, see `tiles`. ahead: how many blocks further on the weights lie that are fetched
+    meanwhile.
+    """
+
+    def tile(indices: list[Expr]) -> None:
+        places = [rows.place(index) for index in indices]
+        use(dot_tile(level, w, x, blocks, places, fetched(ahead, indices)), indices)
+
+    if level.matrix is None or w.spec.is_float:
+        tiles(rows.count, level.tuning.token_tile, tile)
+        return
+    done = _matrix_rows(level, w, x, blocks, ahead, rows, use)
+    rest = T.bind(rows.count - done)
+    tiles(rest, level.tuning.token_tile, lambda indices: tile([T.bind(done + index) for index in indices]))
+
+
+def _matrix_rows(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    blocks: list[Expr],
+    ahead: int,
+    rows: Indexed,
+    use: Callable[[Tile, list[Expr]], None],
+) -> Expr:
+    """The same for the first rows, in steps of the tile registers; returns how many these are."""
+    spare = amx.STEP_ROWS - level.tuning.matrix_min_tokens
+    steps = T.bind(T.floordiv(rows.count + spare, amx.STEP_ROWS))
+    memory, index = amx.Memory.of(w.spec, len(blocks)), local("i32", amx.STEP_ROWS)
+
+    def step(number: Expr) -> None:
+        first = T.bind(number * amx.STEP_ROWS)
+        count = T.bind(T.min(rows.count - first, amx.STEP_ROWS))
+        with T.serial(0, count) as i:
+            store(index, i, rows.place(first + i)[0], 1)
+        amx.dot_step(w, x, blocks, amx.Rows(index, count, rows.stride), memory, Ahead(ahead, number))
+        with T.serial(0, count) as i:
+            use(amx.row_tile(w, memory, blocks, i), [T.bind(first + i)])
+
+    with T.serial(0, steps) as number:
+        step(number)
+    with T.If(steps > 0):
+        with T.Then():
+            release()
+    return T.bind(T.min(steps * amx.STEP_ROWS, rows.count))
