@@ -136,7 +136,12 @@ NEEDS: Mapping[str, Need] = {
         ),
         Need("nvcc", _program("nvcc"), "compiles CUDA kernels", "install the CUDA toolkit"),
         Need("nvidia-gpu", _nvidia, "runs CUDA kernels", "install the NVIDIA driver"),
-        Need("glslc", _program("glslc"), "compiles Vulkan kernels", "install glslc (Debian package glslc)"),
+        Need(
+            "glslc",
+            _program("glslc", "glslangValidator"),
+            "compiles Vulkan kernels",
+            "install glslc, or glslang-tools (Debian packages)",
+        ),
         Need("spirv-val", _program("spirv-val"), "checks Vulkan kernels", "install spirv-tools"),
         Need(
             "vulkan-loader",

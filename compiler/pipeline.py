@@ -132,7 +132,7 @@ def compile_checkpoint(
     emission = target.emit(lowered.entries, lowered.bounds)
     _check_extras(options, emission)
     with artifact.writing(destination, options.overwrite) as folder:
-        progress.stage("building kernels", len(emission.levels))
+        progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
         file = weights.lay_out(emission.recipes)
         progress.stage("writing weights", file.tensor_bytes)
@@ -189,7 +189,7 @@ def lower(
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
-    if pays_from <= options.max_tokens:
+    if target.materialized_attention and pays_from <= options.max_tokens:
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)

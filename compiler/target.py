@@ -35,7 +35,7 @@ class Emission:
     files into the artifact's folder, where everything but the manifest's `files` is already written, and may return
     notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the weights
     file by place, given by tensor name; model: the fields of the config. facts: further entries of the manifest's
-    `target`.
+    `target`. kernel_files: how often write_kernels calls `advance(1)`, where that is not once a level.
     """
 
     plan: Mapping[str, Any]
@@ -45,6 +45,7 @@ class Emission:
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
     write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kernel_files: int = 0
 
 
 class Target(Protocol):
@@ -52,6 +53,7 @@ class Target(Protocol):
 
     An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
     not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
+    materialized_attention: there is a kernel that rebuilds keys and values, so that an entry `prefill` can use it.
     """
 
     @property
@@ -65,6 +67,9 @@ class Target(Protocol):
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]: ...
+
+    @property
+    def materialized_attention(self) -> bool: ...
 
     def configured(self, options: Mapping[str, str]) -> Target:
         """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""

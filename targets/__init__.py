@@ -57,6 +57,11 @@ TABLE: Mapping[str, Entry] = {
         },
         needs=("apache-tvm", "apache-tvm-ffi", "arm-linker"),
     ),
+    "vulkan": Entry(
+        module="dsv3c.targets.vulkan",
+        summary="GPUs, and CPUs, with a Vulkan 1.2 driver: SPIR-V modules that ask for no optional feature",
+        needs=("apache-tvm", "apache-tvm-ffi", "glslc"),
+    ),
     "onnx": Entry(
         module="dsv3c.targets.onnx",
         summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",

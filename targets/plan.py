@@ -29,13 +29,21 @@ class Operand(NamedTuple):
     size: int | None
 
 
+class Part(NamedTuple):
+    """An operand that is a run of a weight, from unit `first` on; all components of the weight have `units` units."""
+
+    first: int
+    units: int
+
+
 @dataclass(frozen=True)
 class KernelCall:
     """spec: names the kernel. roles: the value of each operand role; components of a quantised value share its role
-    ("w" stands for w.data, w.scale, w.zero)."""
+    ("w" stands for w.data, w.scale, w.zero). parts: the roles whose operands are a part of their weight."""
 
     spec: Any
     roles: Mapping[str, Value]
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Plan:
         stored = components(source.type, {**self.bounds, "N": 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
         if is_weight(source, self._weights):
-            return self._weight(source, component, operand)
+            return self._weight(source, component, operand, lowered.parts.get(role, Part(0, 1)))
         return self.arena(source, operand, component)
 
     def _input_buffer(self, owner: Value, operand: Operand) -> int:
@@ -147,11 +155,14 @@ class Plan:
             return self._add({"name": name, "kind": "cache"})
         return self.input(name, _dtype_name(operand.dtype), operand.size)
 
-    def _weight(self, recipe: Value, component: int, operand: Operand) -> int:
-        name = self._recipe_name(recipe)
-        tensor = tensor_name(name, components(recipe.type, {})[component])
-        dtype = _dtype_name(operand.dtype)
-        return self._add({"name": tensor, "kind": "weight", "dtype": dtype, "size": operand.size, "tensor": tensor})
+    def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
+        stored = components(recipe.type, {})[component]
+        tensor = tensor_name(self._recipe_name(recipe), stored)
+        described = {"kind": "weight", "dtype": _dtype_name(operand.dtype), "size": operand.size, "tensor": tensor}
+        offset = stored.nbytes // part.units * part.first
+        if operand.size == stored.size:
+            return self._add({"name": tensor, **described})
+        return self._add({"name": f"{tensor}+{offset}", **described, "offset": offset})
 
     def _recipe_name(self, recipe: Value) -> str:
         """The checkpoint names in the recipe, brought together; a number behind it when another recipe has the same."""

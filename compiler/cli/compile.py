@@ -94,7 +94,8 @@ def _tell(report: CompileReport) -> None:
 
 
 def _code(target: dict[str, Any]) -> tuple[str, str]:
-    """The row that says what runs: kernel levels, or the graphs of a target that has those."""
+    """The row that says what runs: kernel levels, or the graphs or modules of a target that has those."""
     if "graphs" in target:
         return "graphs", f"{target['name']}: {', '.join(target['graphs'].values())}"
-    return "kernels", f"{target['name']}: {', '.join(level['name'] for level in target['levels'])}"
+    levels = ", ".join(level["name"] for level in target["levels"])
+    return "kernels", f"{target['name']}: {levels or target['modules']}"

@@ -38,6 +38,7 @@ class Onnx:
     name: str = "onnx"
     layout: str = ""
     integer_activations: bool = False
+    materialized_attention: bool = True
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]:

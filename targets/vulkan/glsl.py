@@ -27,6 +27,7 @@ _BITCASTS = {
     ("float32", "uint32"): "uintBitsToFloat",
     ("float32", "int32"): "intBitsToFloat",
     ("uint32", "float32"): "floatBitsToUint",
+    ("int32", "float32"): "floatBitsToInt",
     ("int32", "uint32"): "int",
     ("uint32", "int32"): "uint",
 }

@@ -1,33 +1,71 @@
-"""From GLSL to SPIR-V: the program glslc (Google's shaderc), run when an artifact is made."""
+"""From GLSL to SPIR-V when an artifact is made: by glslc (Google's shaderc), else by Khronos' glslangValidator."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.options import debug_level
+from dsv3c.targets.vulkan.glsl import print_kernel
 
-ENVIRONMENT = "vulkan1.2"  # SPIR-V 1.5; 1.3 would ask devices for maintenance4
+ENVIRONMENT = "vulkan1.2"  # 1.3 would ask devices for maintenance4
+SPIRV = "spirv-1.5"  # what this environment has
+SUFFIX = ".spv"
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "glslc": (f"--target-env={ENVIRONMENT}", "-fshader-stage=compute", "-O", "-"),
+    "glslangValidator": ("-V", "--target-env", ENVIRONMENT, "-S", "comp", "--stdin"),
+}
 
 
-class NoGlslc(Dsv3cError):
-    message = "glslc was not found, it compiles Vulkan kernels"
-    hint = "install glslc (Debian package glslc, or the Vulkan SDK)"
+class NoShaderCompiler(Dsv3cError):
+    message = "neither {known} was found; one of them compiles Vulkan kernels"
+    hint = "install glslc or glslang-tools (Debian packages), or the Vulkan SDK"
 
 
 class ShaderInvalid(Dsv3cError):
-    message = "glslc refuses the kernel {name}:\n{output}"
+    message = "{program} refuses the kernel {name}:\n{output}"
     hint = "this is a mistake in dsv3c; DSV3C_DEBUG=4 prints the source"
 
 
+def find_compiler() -> str:
+    """The path of the program. Raises NoShaderCompiler."""
+    for name in _OPTIONS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise NoShaderCompiler(known=" nor ".join(_OPTIONS))
+
+
 def compile_glsl(name: str, source: str, path: Path) -> Path:
-    """Compile to the file `path`. Raises NoGlslc, ShaderInvalid."""
-    program = shutil.which("glslc")
-    if program is None:
-        raise NoGlslc()
-    command = [program, f"--target-env={ENVIRONMENT}", "-fshader-stage=compute", "-O", "-", "-o", str(path)]
+    """Compile to the file `path`. Raises NoShaderCompiler, ShaderInvalid."""
+    program = find_compiler()
+    command = [program, *_OPTIONS[Path(program).stem], "-o", str(path)]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ShaderInvalid(name=name, output=done.stderr.strip())
+        output = (done.stderr + done.stdout).strip()  # one of them writes here, the other there
+        raise ShaderInvalid(program=Path(program).name, name=name, output=output)
     return path
+
+
+def compile_modules(functions: Mapping[str, Callable[[], Any]], folder: Path, advance: Callable[[int], None]) -> None:
+    """A module `<function>.spv` for each PrimFunc, its entry point `main`. Raises as `compile_glsl`."""
+
+    def compile_one(item: tuple[str, str]) -> None:
+        name, source = item
+        if debug_level() >= 4:
+            print(f"// {name}\n{source}", file=sys.stderr)
+        compile_glsl(name, source, folder / f"{name}{SUFFIX}")
+        advance(1)
+
+    # Printing keeps Python's lock; the compilers are processes of their own, so they run side by side.
+    sources = ((name, print_kernel(build())) for name, build in functions.items())
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources))

@@ -1,0 +1,109 @@
+"""From planned graphs to a plan of GPU kernel calls, the table of dispatches, and the kernels to compile.
+
+plan.json has, besides what plans of CPU targets have:
+
+    "threads": 128                     threads of every workgroup
+    "dispatches": {"linear_0": [       by kernel, its forms; the first that serves the rows of the step is launched
+        {"function": "linear_0_0",     the kernel's name in the binary
+         "rows": 0, "most_rows": 1,    it serves control[rows] <= most_rows, any number if null
+         "grid": [[32, null, 1, null], [1, 0, 4, null]],
+         "writes": [4]}, …], …}        the operands it writes; all others it reads at most
+
+An axis [times, index, tile, most] of a grid has ceil(times * control[index] / tile) workgroups (control[null] is 1), at
+least one and at most `most`; axes that are not there have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dsv3c.compiler.ir import Value
+from dsv3c.compiler.target import Emission, Entry
+from dsv3c.targets.cpu.costs import cost
+from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
+from dsv3c.targets.gpu.lower import lower
+from dsv3c.targets.plan import Calls, Plan
+
+Builder = Callable[[], Any]
+CALLS = Calls(lower, operands)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a GPU target makes binaries.
+
+    compile(functions, folder, advance): PrimFuncs by name, each to be built by a call without arguments, become files
+    in the new `folder`; advance(1) after each function. levels: the manifest's rows of binaries. facts: further entries
+    of the manifest's `target`.
+    """
+
+    compile: Callable[[Mapping[str, Builder], Path, Callable[[int], None]], None]
+    levels: tuple[Mapping[str, Any], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backend) -> Emission:
+    """The plan of all entries over one arena, with the table of dispatches, and the kernels they share."""
+    plan = Plan(bounds, CALLS)
+    content = plan.content(entries)
+    functions: dict[str, Builder] = {}
+    dispatches: dict[str, list[dict[str, Any]]] = {}
+    for spec, name in plan.kernels.items():
+        forms = {f"{name}_{number}": form for number, form in enumerate(variants(spec))}
+        builders = {function: cache(form.build) for function, form in forms.items()}
+        dispatches[name] = [_dispatch(function, form, builders[function]) for function, form in forms.items()]
+        functions |= builders
+    costs = {name: stated for spec, name in plan.kernels.items() if (stated := _cost(spec)) is not None}
+    content |= {"costs": costs, "threads": THREADS, "dispatches": dispatches}
+
+    def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
+        folder.mkdir()
+        backend.compile(functions, folder, advance)
+
+    return Emission(
+        content, plan.recipes, backend.levels, write_kernels, facts=backend.facts, kernel_files=len(functions)
+    )
+
+
+def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
+    """Bytes of the scratch operand that the kernels of a value share, 0 without one."""
+    return CALLS.scratch_bytes(value, bounds)
+
+
+def _dispatch(function: str, form: Variant, build: Builder) -> dict[str, Any]:
+    return {
+        "function": function,
+        "rows": form.rows.index,
+        "most_rows": form.most_rows,
+        "grid": [extent.to_json() for extent in form.grid],
+        "writes": written(build()),
+    }
+
+
+def written(function: Any) -> list[int]:
+    """Positions of the parameters that a PrimFunc stores to."""
+    stored = set(_stores(function.body))
+    return [position for position, param in enumerate(function.params) if param in stored]
+
+
+def _stores(node: Any) -> Iterator[Any]:
+    """The buffer of every store below a statement."""
+    if type(node).__name__ == "BufferStore":
+        yield node.buffer
+    for part in getattr(node, "seq", ()):
+        yield from _stores(part)
+    for name in ("block", "body", "then_case", "else_case"):
+        part = getattr(node, name, None)
+        if part is not None:
+            yield from _stores(part)
+
+
+def _cost(spec: Any) -> dict[str, Any] | None:
+    """What a kernel costs; the first of the stages of an operation bears all of it, since it does the products."""
+    operation = getattr(spec, "spec", spec)
+    return cost(operation) if stages(operation)[0] == spec else None
