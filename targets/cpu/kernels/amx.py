@@ -23,7 +23,7 @@ from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
-from dsv3c.targets.cpu.kernels.dot import LINE, Activation, Ahead, Tile, Weight
+from dsv3c.targets.cpu.kernels.dot import LINE, Activation, Tile, Weight
 from dsv3c.targets.cpu.kernels.frame import Buffer, local, stack
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
@@ -71,10 +71,10 @@ def _depth(spec: QuantSpec) -> int:
     return min(spec.act_group, tiles.BYTES)
 
 
-def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: Memory, ahead: Ahead) -> None:
+def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: Memory, number: Expr) -> None:
     """memory.sums = products of weight `blocks` with `rows`, but for the scale of a whole weight row.
 
-    ahead: what the first step fetches meanwhile; the kernel must import PREFETCH_IR.
+    number: which step it is; the first fetches each block's next meanwhile, so the kernel must import PREFETCH_IR.
     """
     spec = w.spec
     group, depth = spec.act_group, _depth(spec)
@@ -84,7 +84,7 @@ def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: M
     with T.serial(0, len(blocks) * STEP_ROWS) as i:
         store(memory.sums, i, f32(0, LANES), 1)
     with T.serial(0, spec.padded_k(w.k) // group) as g:
-        _fetch(w, ahead, starts, g)
+        _fetch(w, number, starts, g)
         for column in range(0, group, depth):
             _multiply(w, x, starts, rows, memory, g * group + column, depth, column == 0, column + depth == group)
         _scale(w, x, scale_starts, rows, memory, g)
@@ -208,10 +208,10 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: Rows, memor
             store(memory.sums, place, exact * factor + memory.sums[place], 1)
 
 
-def _fetch(w: Weight, ahead: Ahead, starts: list[Expr], g: Expr) -> None:
-    """The lines of group g of the blocks ahead."""
+def _fetch(w: Weight, number: Expr, starts: list[Expr], g: Expr) -> None:
+    """The lines of group g of the next blocks, in the first step."""
     size = w.spec.act_group * LANES * w.spec.bits // 8
-    with _when(ahead.tile == 0), T.serial(0, size // LINE) as line:
-        at = T.bind(T.Cast("int64", g * size + line * LINE) + T.int64(ahead.blocks * w.block_size))
+    with _when(number == 0), T.serial(0, size // LINE) as line:
+        at = T.bind(T.Cast("int64", g * size + line * LINE) + T.int64(w.block_size))
         for start in starts:
             prefetch(w.data, start + at)

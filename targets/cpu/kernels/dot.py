@@ -88,17 +88,9 @@ class Activation:
         return cls(buffers[f"{role}.data"], contiguous, buffers[f"{role}.scale"], buffers[f"{role}.sum"])
 
 
-@dataclass(frozen=True)
-class Ahead:
-    """The weights `blocks` further on, fetched line by line while the tiles 0, 1, … of these blocks are computed."""
-
-    blocks: int
-    tile: Expr
-
-
-def fetched(blocks: int, indices: list[Expr]) -> Ahead | None:
-    """Fetch `blocks` further on during the tile of rows `indices`, unless a single row streams by too fast for that."""
-    return Ahead(blocks, T.bind(T.floordiv(indices[0], len(indices)))) if len(indices) > 1 else None
+def tile_number(indices: list[Expr]) -> Expr | None:
+    """Which tile has the rows `indices`; None for a single row, which streams by too fast to fetch more meanwhile."""
+    return T.bind(T.floordiv(indices[0], len(indices))) if len(indices) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -118,11 +110,12 @@ def dot_tile(
     x: Activation,
     blocks: list[Expr],
     rows: list[tuple[Expr, Expr]],
-    ahead: Ahead | None = None,
+    number: Expr | None = None,
 ) -> Tile:
     """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0).
 
-    ahead: what to fetch meanwhile; the kernel must import PREFETCH_IR. Integer formats only.
+    number: which tile of these blocks it is; if given, the tiles fetch the next of each block line by line meanwhile,
+    integer formats only. The kernel must import PREFETCH_IR.
     """
     sums = [[local("f32", LANES) for _ in rows] for _ in blocks]
     tile = Tile(sums, level.lanes)
@@ -136,7 +129,7 @@ def dot_tile(
         _float_dot(level, w, x, starts, x_starts, tile)
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
-    _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, ahead)
+    _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
     return tile
 
 
@@ -230,7 +223,7 @@ def _integer_dot(
     x_starts: list[Expr],
     rows: list[Expr],
     tile: Tile,
-    ahead: Ahead | None,
+    number: Expr | None,
 ) -> None:
     spec, lanes = w.spec, level.lanes
     group = spec.act_group
@@ -239,8 +232,8 @@ def _integer_dot(
     sums = [[local("i32", LANES) for _ in rows] for _ in starts]
     scales = [T.bind(row * groups) for row in rows]
     with T.serial(0, groups) as g:
-        if ahead is not None:
-            _fetch(w, ahead, starts, groups, g)
+        if number is not None:
+            _fetch(w, number, starts, groups, g)
         for row, scale in enumerate(scales):
             total = T.bind(x.sum[scale + g])
             for block in range(len(starts)):
@@ -270,13 +263,13 @@ def _integer_dot(
                 store(buffer, part, load(buffer, part, lanes) * scale, lanes)
 
 
-def _fetch(w: Weight, ahead: Ahead, starts: list[Expr], groups: int, g: Expr) -> None:
+def _fetch(w: Weight, number: Expr, starts: list[Expr], groups: int, g: Expr) -> None:
     """One line for each block in each group: few enough for the loads of the tile itself never to wait behind them."""
-    line = T.bind((ahead.tile * groups + g) * LINE)
+    line = T.bind((number * groups + g) * LINE)
     with T.If(line < w.block_size):
         with T.Then():
             for start in starts:
-                prefetch(w.data, start + T.int64(ahead.blocks * w.block_size) + T.Cast("int64", line))
+                prefetch(w.data, start + T.int64(w.block_size) + T.Cast("int64", line))
 
 
 def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, total: Expr) -> Expr:

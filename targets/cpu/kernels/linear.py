@@ -64,10 +64,10 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
         count = T.bind(buffers["control"][spec.rows.index] * spec.rows.multiplier)
         work = spec.heads * spec.n * spec.k
         together = w.together(level)
-        with loop(spec.heads * w.blocks // together, work >= PARALLEL_WORK) as item:
-            first = T.bind(item * together)
-            head = T.bind(T.floordiv(first, w.blocks))
-            block = T.bind(T.floormod(first, w.blocks))
+        run = w.blocks // together  # each block of a tile has a run of its own: what is fetched ahead is its next
+        with loop(spec.heads * run, work >= PARALLEL_WORK) as item:
+            head = T.bind(T.floordiv(item, run))
+            block = T.bind(T.floormod(item, run))
 
             def place(row: Expr) -> tuple[Expr, Expr]:
                 return (row, head) if spec.weight.is_float else (row * spec.heads + head, 0)
@@ -75,9 +75,9 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
             def use(sums: Tile, rows: list[Expr]) -> None:
                 offsets = [T.bind((row * spec.heads + head) * spec.n) for row in rows]
                 for i in range(together):
-                    store_tile(sums, buffers["y"], block + i, spec.n, offsets, which=i)
+                    store_tile(sums, buffers["y"], block + i * run, spec.n, offsets, which=i)
 
-            blocks = [first + i for i in range(together)]
-            dot_rows(level, w, x, blocks, together, Indexed(count, place, stride=spec.heads), use)
+            blocks = [T.bind(head * w.blocks + block + i * run) for i in range(together)]
+            dot_rows(level, w, x, blocks, Indexed(count, place, stride=spec.heads), use)
 
     return prim_func(operands(spec), body, imports(level, spec.weight))

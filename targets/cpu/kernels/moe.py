@@ -123,7 +123,7 @@ def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
                         store(gate_sums, part, value, level.lanes)
                 store_tile(sums, y, block, spec.i, [T.bind(pair * spec.i) for pair in pairs])
 
-            dot_rows(level, w, x, [gate, gate + w.blocks], 1, Indexed(expert.count, place), use)
+            dot_rows(level, w, x, [gate, gate + w.blocks], Indexed(expert.count, place), use)
 
     return prim_func(gate_up_operands(spec), body, imports(level, spec.weight))
 
@@ -155,8 +155,7 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
 
             store_block(level.lanes, block, spec.d, offsets, add)
 
-        def add_expert(expert: _Expert, first: Expr) -> None:
-            blocks = [first + i for i in range(together)]
+        def add_expert(expert: _Expert, blocks: list[Expr]) -> None:
 
             def place(index: Expr) -> tuple[Expr, Expr]:
                 return _pair(order, order_spec, expert, index), 0
@@ -173,17 +172,18 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
                     accumulate(block, block_sums, factors, offsets)
 
             where = [expert.id * w.blocks + block for block in blocks]
-            dot_rows(level, w, x, where, together, Indexed(expert.count, place), use)
+            dot_rows(level, w, x, where, Indexed(expert.count, place), use)
 
         runs = -(-w.blocks // run)
         with loop(runs, order_spec.per_token * spec.i * spec.d >= PARALLEL_WORK) as item:
             count = T.bind(T.min(w.blocks - item * run, run))
+            part = T.bind(T.floordiv(count, together))  # each block of a tile has its own: what is fetched is its next
             with T.serial(0, count) as i:
                 clear(T.bind(item * run + i))
             with T.serial(0, order[0]) as active:
                 expert = _expert(order, order_spec, active)
-                with T.serial(0, T.floordiv(count, together)) as i:
-                    add_expert(expert, T.bind(item * run + i * together))
+                with T.serial(0, part) as i:
+                    add_expert(expert, [T.bind(item * run + j * part + i) for j in range(together)])
 
     return prim_func(down_operands(spec), body, imports(level, spec.weight))
 

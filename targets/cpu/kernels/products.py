@@ -16,7 +16,7 @@ from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx
-from dsv3c.targets.cpu.kernels.dot import Activation, Ahead, Tile, Weight, dot_tile, fetched
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, dot_tile, tile_number
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
 from dsv3c.targets.cpu.tiles import TILES, release
@@ -46,24 +46,22 @@ def dot_rows(
     w: Weight,
     x: Activation,
     blocks: list[Expr],
-    ahead: int,
     rows: Indexed,
     use: Callable[[Tile, list[Expr]], None],
 ) -> None:
     """use(sums, indices) for tiles of the products of `blocks` with all rows; sums.sums[block][i] is of indices[i].
 
-    An index may come twice in a tile, see `tiles`. ahead: how many blocks further on the weights lie that are fetched
-    meanwhile.
+    An index may come twice in a tile, see `tiles`. Each block's next is fetched meanwhile: callers go on with that.
     """
 
     def tile(indices: list[Expr]) -> None:
         places = [rows.place(index) for index in indices]
-        use(dot_tile(level, w, x, blocks, places, fetched(ahead, indices)), indices)
+        use(dot_tile(level, w, x, blocks, places, tile_number(indices)), indices)
 
     if level.matrix is None or w.spec.is_float:
         tiles(rows.count, level.tuning.token_tile, tile)
         return
-    done = _matrix_rows(level, w, x, blocks, ahead, rows, use)
+    done = _matrix_rows(level, w, x, blocks, rows, use)
     rest = T.bind(rows.count - done)
     tiles(rest, level.tuning.token_tile, lambda indices: tile([T.bind(done + index) for index in indices]))
 
@@ -73,7 +71,6 @@ def _matrix_rows(
     w: Weight,
     x: Activation,
     blocks: list[Expr],
-    ahead: int,
     rows: Indexed,
     use: Callable[[Tile, list[Expr]], None],
 ) -> Expr:
@@ -87,7 +84,7 @@ def _matrix_rows(
         count = T.bind(T.min(rows.count - first, amx.STEP_ROWS))
         with T.serial(0, count) as i:
             store(index, i, rows.place(first + i)[0], 1)
-        amx.dot_step(w, x, blocks, amx.Rows(index, count, rows.stride), memory, Ahead(ahead, number))
+        amx.dot_step(w, x, blocks, amx.Rows(index, count, rows.stride), memory, number)
         with T.serial(0, count) as i:
             use(amx.row_tile(w, memory, blocks, i), [T.bind(first + i)])
 
