@@ -98,7 +98,8 @@ class CpuDevice:
 
     def _array(self, artifact: Artifact, buffer: Buffer) -> NDArray[Any]:
         if buffer.kind == "weight":
-            return typed(self._weights, artifact.tensors[buffer.tensor].offset, buffer.dtype, buffer.size)
+            offset = artifact.tensors[buffer.tensor].offset + buffer.offset
+            return typed(self._weights, offset, buffer.dtype, buffer.size)
         if buffer.kind == "arena":
             return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
         if buffer.kind == "cache":

@@ -152,6 +152,53 @@ class NoCallTimes(RuntimeFault):
     hint = "leave out --per-op; ONNX Runtime has a profiler of its own (SessionOptions.enable_profiling)"
 
 
+class DeviceApiMissing(RuntimeFault):
+    message = "{api} cannot be used: {reason}"
+    hint = "{get}"
+
+
+class NoDeviceFound(RuntimeFault):
+    message = "{api} finds no device: {reason}"
+    hint = "{get}"
+
+
+class UnknownDevice(RuntimeFault):
+    message = "no {api} device is {name!r}; there are {known}"
+    hint = "--device takes a number, a part of one name, or a type; `dsv3c doctor` lists the devices"
+
+
+class DeviceNotChosen(RuntimeFault):
+    message = (
+        "--device is {name!r}, but artifacts for {target} leave no choice of a device"
+    )
+    hint = "leave it out"
+
+
+class DeviceLacks(RuntimeFault):
+    message = "{device} cannot run this artifact: {lacks}"
+    hint = "{hint_text}"
+
+
+class DeviceMemoryShort(RuntimeFault):
+    message = "{device} has {available} bytes of memory, {needed} are needed: {parts}"
+    hint = "lower context or max_batch when loading, take another --device, or compile with fewer bits (--quant)"
+
+
+class DeviceMemoryRefused(RuntimeFault):
+    message = "{device} refused {bytes} bytes for {what}"
+    hint = "close other programs that use the device, lower context or max_batch, or take another --device"
+
+
+class DeviceLost(RuntimeFault):
+    message = "{device} was lost while it ran {what}"
+    hint = "load the model again; if it happens again, look into the system's log for the driver's reason"
+
+
+class ModuleInvalid(RuntimeFault):
+    message = "{path} is no SPIR-V module: {reason}"
+    hint = "compile the model again"
+
+
 class MemoryRefused(RuntimeFault):
     message = "the system refused {bytes} bytes for {what}"
     hint = "lower context or max_batch when loading, or free memory"

@@ -6,7 +6,7 @@ Kernels trust the plan blindly, so nothing may be mapped, allocated or run befor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -45,7 +45,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Buffer:
-    """One flat buffer. `size` counts elements (0 for a cache, whose size is chosen at load)."""
+    """One flat buffer. `size` counts elements (0 for a cache, whose size is chosen at load).
+
+    offset: bytes from the start of the arena, or of the tensor of which a weight is a part.
+    """
 
     name: str
     kind: str
@@ -82,6 +85,7 @@ class Plan:
     buffers: tuple[Buffer, ...]
     entries: Mapping[str, Entry]
     costs: Mapping[str, Cost] | None = None  # by kernel; None in artifacts that do not state them
+    content: Mapping[str, Any] = field(default_factory=dict)  # all of plan.json, for device modules with tables in it
 
     @property
     def context(self) -> int:
@@ -127,7 +131,8 @@ def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, pat
     latent_dim = fields.integer("latent_dim", 1, 2**20)
     frozen = MappingProxyType(parsed)
     costs = _costs(fields.object("costs")) if "costs" in fields.value else None
-    return Plan(bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches, buffers, frozen, costs)
+    sizes = (bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches)
+    return Plan(*sizes, buffers, frozen, costs, MappingProxyType(dict(fields.value)))
 
 
 def _costs(fields: Fields) -> Mapping[str, Cost]:
@@ -154,7 +159,8 @@ def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping
     if kind == "input":
         return Buffer(name, kind, dtype, size)
     if kind == "weight":
-        return _weight(fields, Buffer(name, kind, dtype, size, tensor=fields.string("tensor")), tensors)
+        offset = fields.integer("offset", 0, 2**44) if "offset" in fields.value else None
+        return _weight(fields, Buffer(name, kind, dtype, size, offset or 0, fields.string("tensor")), tensors, offset)
     buffer = Buffer(name, kind, dtype, size, offset=fields.integer("offset", 0, 2**44))
     if buffer.offset % ALIGNMENT:
         raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
@@ -163,14 +169,19 @@ def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping
     return buffer
 
 
-def _weight(fields: Fields, buffer: Buffer, tensors: Mapping[str, Tensor]) -> Buffer:
+def _weight(fields: Fields, buffer: Buffer, tensors: Mapping[str, Tensor], offset: int | None) -> Buffer:
+    """offset: where the part of the tensor begins, None for a whole tensor."""
     tensor = tensors.get(buffer.tensor)
     if tensor is None:
         raise fields.fail("tensor", f"{buffer.tensor!r} is not in weights.safetensors")
     if _STORAGE.get(tensor.dtype, tensor.dtype) != _STORAGE.get(buffer.dtype, buffer.dtype):
         raise fields.fail("dtype", f"is {buffer.dtype}, weights.safetensors has {tensor.dtype}")
-    if tensor.elements != buffer.size:
+    if offset is None and tensor.elements != buffer.size:
         raise fields.fail("size", f"is {buffer.size}, weights.safetensors has {tensor.elements} elements")
+    if buffer.offset % ALIGNMENT:
+        raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
+    if buffer.offset + buffer.bytes > tensor.bytes:
+        raise fields.fail("offset", f"{buffer.offset} + {buffer.bytes} bytes pass the tensor's {tensor.bytes}")
     if tensor.offset % ALIGNMENT:
         raise fields.fail("tensor", f"{buffer.tensor!r} does not start on a {ALIGNMENT}-byte boundary of the file")
     return buffer

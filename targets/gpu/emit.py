@@ -10,7 +10,8 @@ plan.json has, besides what plans of CPU targets have:
          "writes": [4]}, …], …}        the operands it writes; all others it reads at most
 
 An axis [times, index, tile, most] of a grid has ceil(times * control[index] / tile) workgroups (control[null] is 1), at
-least one and at most `most`; axes that are not there have one.
+most `most`; axes that are not there have one. A call whose grid is empty is not launched. A form may have `requires`:
+names of capabilities without which a device passes it over; see dsv3c.runtime.dispatch, which reads all this.
 """
 
 from __future__ import annotations
