@@ -20,7 +20,7 @@ _TYPES = {"float32": "float", "int32": "int", "uint32": "uint", "bool": "bool"}
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "FloorDiv": "/", "FloorMod": "%", "LT": "<", "LE": "<=",
     "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
-    "BitwiseAnd": "&", "BitwiseOr": "|", "LShift": "<<", "RShift": ">>",
+    "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "LShift": "<<", "RShift": ">>",
 }  # fmt: skip
 _CALLS = {"Min": "min", "Max": "max", "tirx.sqrt": "sqrt", "tirx.floor": "floor"}
 _BITCASTS = {

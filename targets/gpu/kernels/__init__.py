@@ -14,7 +14,7 @@ from typing import Any
 from dsv3c.targets.cpu.kernels import attention as attentions
 from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
 from dsv3c.targets.cpu.kernels import router as routers
-from dsv3c.targets.gpu.kernels import attention, experts, products, routing, rows
+from dsv3c.targets.gpu.kernels import attention, experts, products, routing, rows, sampling
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -39,6 +39,10 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     routers.ExpertOrder: (routing.order_operands, routing.expert_order),
     routers.Router: (routing.router_operands, routing.router),
     routers.RouterWeights: (routers.router_weights_operands, routing.router_weights),
+    sampling.Best: (sampling.sampling_operands, sampling.best),
+    sampling.Finish: (sampling.sampling_operands, sampling.finish),
+    sampling.Start: (sampling.sampling_operands, sampling.start),
+    sampling.Step: (sampling.sampling_operands, sampling.step),
 }
 
 
@@ -48,6 +52,8 @@ def stages(spec: Any) -> tuple[Any, ...]:
         return (experts.PairDown(spec), experts.PairSum(spec))
     if isinstance(spec, attentions.MlaAbsorbed):
         return (attention.Partial(spec), attention.Merge(spec))
+    if isinstance(spec, sampling.Greedy):
+        return sampling.sampling_stages(spec)
     return (spec,)
 
 

@@ -19,6 +19,7 @@ from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
 from tests.targets.cpu.test_moe_kernels import CASES as MOE
+from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 
 SUMMED = {"x", "q_latent"}
 SUMS = 1e-5  # sums of K products are added in another order than the expected ones
@@ -34,7 +35,7 @@ def angles_case():
     return RopeTable(Rows(18), 128, 1.0), inputs, {"y": y}, 3e-7
 
 
-CASES = {name: case for name, case in (DENSE | MOE | ATTENTION).items() if supports(case[0])}
+CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING).items() if supports(case[0])}
 CASES["angles"] = angles_case()
 
 
