@@ -13,6 +13,7 @@ from pathlib import Path
 from dsv3c import targets
 from dsv3c.runtime.machine import package_version
 from dsv3c.targets.cpu.platforms import ARM_LINUX, NoCCompiler, NoCrossCompiler, find_compiler_for
+from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
 
@@ -48,12 +49,7 @@ def levels(features: frozenset[str]) -> list[str]:
     from dsv3c.targets.arm.levels import LEVELS as ARM
     from dsv3c.targets.x86.levels import LEVELS as X86
 
-    return [
-        level.name
-        for levels in (X86, ARM)
-        for level in reversed(levels)
-        if not level.missing(features)
-    ]
+    return [level.name for levels in (X86, ARM) for level in reversed(levels) if not level.missing(features)]
 
 
 def tools() -> list[Need]:
@@ -96,6 +92,14 @@ def _arm_linker() -> str | None:
     return " ".join(prefix) if "ziglang" not in prefix else f"ziglang {package_version('ziglang')}"
 
 
+def _cuda_compiler() -> str | None:
+    """Path of nvcc of a toolkit, else of the NVRTC of PyPI."""
+    try:
+        return str(find_toolchain().path)
+    except NoCudaCompiler:
+        return None
+
+
 def _nvidia() -> str | None:
     path = shutil.which("nvidia-smi")
     return _first_line(path, "-L").strip(" ()") or None if path else None
@@ -134,7 +138,12 @@ NEEDS: Mapping[str, Need] = {
             "links kernel libraries for ARM",
             "pip install 'dsv3c[arm]', or install gcc-aarch64-linux-gnu",
         ),
-        Need("nvcc", _program("nvcc"), "compiles CUDA kernels", "install the CUDA toolkit"),
+        Need(
+            "cuda-compiler",
+            _cuda_compiler,
+            "compiles CUDA kernels",
+            "install the CUDA toolkit, or pip install 'dsv3c[cuda]'",
+        ),
         Need("nvidia-gpu", _nvidia, "runs CUDA kernels", "install the NVIDIA driver"),
         Need(
             "glslc",

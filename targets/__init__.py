@@ -62,6 +62,15 @@ TABLE: Mapping[str, Entry] = {
         summary="GPUs, and CPUs, with a Vulkan 1.2 driver: SPIR-V modules that ask for no optional feature",
         needs=("apache-tvm", "apache-tvm-ffi", "glslc"),
     ),
+    "cuda": Entry(
+        module="dsv3c.targets.cuda",
+        summary="NVIDIA GPUs from compute capability 8.0 on: machine code by architecture, PTX for those to come",
+        options={
+            "arch": "the architectures to compile for, e.g. sm_86, or sm_80+sm_90  "
+            "[default: sm_80, sm_86, sm_89, sm_90, sm_100 and sm_120, as far as the compiler knows them]"
+        },
+        needs=("apache-tvm", "apache-tvm-ffi", "cuda-compiler"),
+    ),
     "onnx": Entry(
         module="dsv3c.targets.onnx",
         summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",

@@ -98,6 +98,13 @@ def _half_call(cast: Node) -> Node:
     return tirx.call_extern("float32", "dsv3c_f16", tirx.Cast("uint32", value.args[0].value))
 
 
+def _rounded_float(number: Node) -> Node:
+    """TVM prints all digits of the double that a constant was written as; nvcc warns of those that float32 drops."""
+    if str(number.ty.dtype) != "float32":
+        return number
+    return tirx.FloatImm("float32", struct.unpack("<f", _float32(float(number.value)))[0])
+
+
 def _exact_float(number: Node) -> Node:
     """TVM prints seven digits in MSL, float32 takes nine: what they do not tell is given by its bits."""
     value = float(number.value)
@@ -110,5 +117,7 @@ def _float32(value: float) -> bytes:
     return struct.pack("<f", value)
 
 
-CUDA = Dialect({"kind": "cuda", "arch": "sm_80"}, ((tirx.Cast, _half_call),), first=_PREFIX)
+CUDA = Dialect(
+    {"kind": "cuda", "arch": "sm_80"}, ((tirx.Cast, _half_call), (tirx.FloatImm, _rounded_float)), first=_PREFIX
+)
 METAL = Dialect({"kind": "metal"}, ((tirx.FloatImm, _exact_float),))

@@ -1,0 +1,51 @@
+"""NVIDIA GPUs: kernels of dsv3c.targets.gpu as CUDA C++, one cubin an architecture and PTX for those to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dsv3c.compiler.ir import Value
+from dsv3c.compiler.target import Emission, Entry
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """The CUDA target. TVM and the compiler are looked for when the first graph is lowered.
+
+    architectures: sm_XX to compile for, in rising order; none takes all that the compiler found knows of the default
+    ones. materialized_attention: no GPU kernel rebuilds keys and values, so steps of any length attend in latent space.
+    """
+
+    architectures: tuple[str, ...] = ()
+    name: str = "cuda"
+    layout: str = "rows16"
+    integer_activations: bool = False
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    materialized_attention: bool = False
+
+    def configured(self, options: Mapping[str, str]) -> Cuda:
+        """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""
+        from dsv3c.targets.cuda.architectures import parse_architectures
+
+        text = options.get("arch")
+        return self if text is None else replace(self, architectures=parse_architectures(text))
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        from dsv3c.targets.gpu.emit import scratch_bytes
+
+        return scratch_bytes(value, bounds)
+
+    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        """Raises NoCudaCompiler or UnknownArchitecture before anything is built."""
+        from dsv3c.targets.cuda.binaries import Binaries, levels
+        from dsv3c.targets.cuda.toolchains import find_toolchain
+        from dsv3c.targets.gpu.emit import Backend, emit
+
+        toolchain = find_toolchain()
+        binaries = Binaries(toolchain, toolchain.choose(self.architectures))
+        facts = {"compiler": toolchain.version}
+        return emit(entries, bounds, Backend(binaries.compile, levels(binaries.architectures), facts))
+
+
+TARGET = Cuda()
