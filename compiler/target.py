@@ -31,11 +31,12 @@ class Emission:
 
     plan: content of plan.json but for what the compiler knows itself (see pipeline). recipes: the weights by their name
     in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
-    libraries into `folder`, calling `advance(1)` for each. extras: what `--emit` may ask for besides; each writes its
-    files into the artifact's folder, where everything but the manifest's `files` is already written, and may return
-    notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the weights
-    file by place, given by tensor name; model: the fields of the config. facts: further entries of the manifest's
-    `target`. kernel_files: how often write_kernels calls `advance(1)`, where that is not once a level.
+    libraries into `folder`, calling `advance(n)` as they are made. extras: what `--emit` may ask for besides; each
+    writes its files into the artifact's folder, where everything but the manifest's `files` is already written, and may
+    return notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the
+    weights file by place, given by tensor name; model: the fields of the config. facts: further entries of the
+    manifest's `target`. kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a
+    level.
     """
 
     plan: Mapping[str, Any]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from dsv3c.compiler.crossing import materialize_from
 from dsv3c.compiler.ir import Value
@@ -14,10 +14,11 @@ from dsv3c.compiler.target import Emission, Entry
 from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.library import build_library
+from dsv3c.targets.cpu.library import compile_object, link_library
 from dsv3c.targets.cpu.lower import lower
 from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.cpu.relax_module import write_modules
+from dsv3c.targets.cpu.units import Unit, compiled_once
 from dsv3c.targets.plan import Calls, Plan
 
 CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
@@ -45,14 +46,21 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         folder.mkdir()
 
         built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
+        units = compiled_once(levels, built)
+        # LLVM runs outside of Python's lock, so units compile side by side.
+        with tempfile.TemporaryDirectory() as objects, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            files = [Path(objects, f"{number}.o") for number in range(len(units))]
 
-        def library(level: IsaLevel, functions: Mapping[str, Any]) -> None:
-            build_library(functions, level, folder / level.library)
-            advance(1)
+            def compile_unit(unit: Unit, file: Path) -> None:
+                compile_object(unit.functions, unit.level, file)
+                advance(len(unit.functions) * len(unit.users))
 
-        # LLVM runs outside of Python's lock, so levels compile side by side.
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(library, levels, built))
+            def link(level: IsaLevel) -> None:
+                own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
+                link_library(own, level, folder / level.library)
+
+            for results in (pool.map(compile_unit, units, files), pool.map(link, levels)):
+                list(results)
 
     def write_tvm(folder: Path) -> None:
         write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)
@@ -60,7 +68,9 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     def write_c(folder: Path) -> tuple[str, ...]:
         return write_native(folder, levels[0].platform)
 
-    return Emission(content, plan.recipes, described, write_kernels, {"native": write_c, "tvm": write_tvm})
+    extras = {"native": write_c, "tvm": write_tvm}
+    kernels = len(plan.kernels) * len(levels)
+    return Emission(content, plan.recipes, described, write_kernels, extras, kernel_files=kernels)
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,27 +62,37 @@ def compile_module(module: Any, level: IsaLevel) -> Any:
 
 
 def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
-    """Compile each PrimFunc for `level` under its name and link them with the thread pool into the library `path`.
+    """Compile each PrimFunc for `level` under its name and link them into the library `path`: `compile_object`, then
+    `link_library`, and what they raise."""
+    with tempfile.TemporaryDirectory() as folder:
+        return link_library([compile_object(functions, level, Path(folder, "kernels.o"))], level, path)
+
+
+def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
+    """The object file of PrimFuncs by name. DSV3C_DEBUG=4 prints them as TVMScript on stderr."""
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+    if debug_level() >= 4:
+        print(f"# {level.name}\n{module.script()}", file=sys.stderr)
+    compile_module(module, level).write_to_file(str(path))
+    return path
+
+
+def link_library(objects: Sequence[Path], level: IsaLevel, path: Path) -> Path:
+    """Link kernels with the thread pool and the routines that measure the machine.
 
     The library exports every kernel under the TVM FFI calling convention, `int dsv3c_threads(int)` and the
-    `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and libc. DSV3C_DEBUG=4 prints the kernels as
-    TVMScript on stderr.
+    `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and libc.
 
     Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
     compiler = find_compiler_for(level.platform)
     shared = [option.format(name=path.name) for option in level.platform.shared] if level.platform else []
-    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
-    if debug_level() >= 4:
-        print(f"# {path.name}\n{module.script()}", file=sys.stderr)
-    compiled = compile_module(module, level)
     with tempfile.TemporaryDirectory() as folder:
-        kernels = Path(folder, "kernels.o")
-        compiled.write_to_file(str(kernels))
         probe = Path(folder, "probe.o")
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, ["-shared", *shared, "-pthread", str(THREADPOOL), str(probe), str(kernels), "-lm"], path)
+        kernels = map(str, objects)
+        _compile(compiler, ["-shared", *shared, "-pthread", str(THREADPOOL), str(probe), *kernels, "-lm"], path)
     return path
 
 
