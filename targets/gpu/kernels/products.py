@@ -221,7 +221,8 @@ def _few(spec: Linear, operands: Sequence[Operand], rows: int, most: int) -> Var
         weight, count = Weight.of(buffers, "w", spec.weight, spec.n, spec.k), row_count(buffers, spec.rows)
         head = T.bind(T.floordiv(groups[0], blocks))
         own = [T.bind(groups[1] * rows + i) for i in range(rows)]
-        starts = [T.bind(view.start(T.min(row, count - 1), head)) for row in own]
+        last = T.bind(T.max(count - 1, 0))  # a step without rows runs one workgroup
+        starts = [T.bind(view.start(T.min(row, last), head)) for row in own]
         lane, sums = stream(weight, [groups[0]], buffers["x"], starts, thread)
         n = T.bind(T.floormod(groups[0], blocks) * LANES + lane)
         with T.If(T.And(thread < LANES, n < spec.n)), T.Then():
@@ -243,8 +244,10 @@ def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
         first = T.bind(T.floormod(groups[0], runs) * ROW_BLOCKS)
         own = [T.bind(head * blocks + T.min(first + i, blocks - 1)) for i in range(ROW_BLOCKS)]
 
+        last = T.bind(T.max(count - 1, 0))
+
         def start(row: Expr) -> Expr:
-            return T.bind(view.start(T.min(groups[1] * ROW_TILE + row, count - 1), head))
+            return T.bind(view.start(T.min(groups[1] * ROW_TILE + row, last), head))
 
         def finish(row: Expr, lane: Expr, values: Sequence[Expr]) -> None:
             m = T.bind(groups[1] * ROW_TILE + row)
