@@ -59,8 +59,8 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
                 own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
                 link_library(own, level, folder / level.library)
 
-            for results in (pool.map(compile_unit, units, files), pool.map(link, levels)):
-                list(results)
+            list(pool.map(compile_unit, units, files))
+            list(pool.map(link, levels))
 
     def write_tvm(folder: Path) -> None:
         write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)
