@@ -43,7 +43,7 @@ class TargetString:
 TABLE: Mapping[str, Entry] = {
     "x86": Entry(
         module="dsv3c.targets.x86",
-        summary="x86-64 CPUs: AVX2, AVX-512, VNNI and bfloat16 kernels, chosen when the artifact is loaded",
+        summary="x86-64 CPUs: AVX2, AVX-512, VNNI, bfloat16 and AMX kernels, chosen when the artifact is loaded",
         options={"cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]"},
         needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
     ),

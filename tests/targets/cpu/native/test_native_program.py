@@ -14,7 +14,10 @@ import pytest
 from dsv3c import runtime
 from dsv3c.runtime.artifact import verify
 from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
+from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.x86.levels import LEVELS as X86
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE
 
@@ -254,6 +257,13 @@ int main(int argc, char **argv) {
   return 0;
 }
 """
+
+
+@pytest.mark.parametrize("level", (*X86, *ARM), ids=lambda level: level.name)
+def test_what_each_level_requires_is_known(level: IsaLevel) -> None:
+    """A feature that cpu.c does not know is one that no CPU has: the level would never be taken, silently."""
+    text = (native.SOURCES / "cpu.c").read_text(encoding="utf-8")
+    assert {name for name in level.requires if f'{{"{name}", ' not in text} == set()
 
 
 def test_the_features_of_the_cpu_are_those_that_the_system_reports(tmp_path: Path) -> None:
