@@ -192,8 +192,8 @@ def _test_cells(report: Report, result: Result) -> list[str]:
     return [
         report.model,
         report.quant,
-        str(row["level"]),
-        str(row["n_threads"]),
+        str(row["level"] or row["device"]),
+        str(row["n_threads"] or "–"),
         result.name,
         f"{row['median_ts']:.2f} ± {row['stddev_ts']:.2f}",
         f"{row['min_ts']:.2f} … {row['max_ts']:.2f}",
@@ -205,6 +205,8 @@ def _test_cells(report: Report, result: Result) -> list[str]:
 def _limits_text(report: Report) -> str:
     limits = report.limits
     if limits.read_bandwidth is None:
+        if report.device.get("library") is None:  # only libraries of CPU kernels have them
+            return f"The limits of this machine are not measured with artifacts for {report.device.get('device')}.\n"
         note = "The limits of this machine are not known: the artifact has no routines that measure them."
         return f"{note} Compile it again with this version of dsv3c.\n"
     integers = f", {_number(limits.int8_rate / 1e9)} GOP/s in int8" if limits.int8_rate else ""

@@ -63,6 +63,20 @@ def test_markdown(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len({len(line) for line in out.splitlines() if line.startswith("|")}) == 1, "columns are aligned"
 
 
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [(None, "not measured with artifacts for toy"), ("toy.so", "Compile it again with this version of dsv3c")],
+)
+def test_limits_that_were_not_measured_are_explained(
+    artifact: str, library: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.Bench, "limits", lambda self, progress: Limits())
+    monkeypatch.setattr(TimedToy, "report", lambda self: {"device": "toy", "library": library})
+    out = run(capsys, artifact, *SIZES)
+    assert said in out
+    assert {row[2] for row in cells(out)[2:]} == {"toy"}, "the device stands where there is no level"
+
+
 def test_markdown_by_kernel(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, artifact, *SIZES, "--per-op")
     titles = [line.removeprefix("### ") for line in out.splitlines() if line.startswith("### ")]
