@@ -1,0 +1,122 @@
+"""Kernels as a library of this CPU: C++ with the header of a dialect, run on numpy arrays by the fibers of fibers.h."""
+
+import ctypes
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+FORWARD, REVERSE, SHUFFLED = range(3)
+_FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
+_KERNELS_A_FILE = 24
+_MESSAGE = 512
+
+
+class ShimFault(Exception):
+    """What a kernel did wrong: a divergent barrier, an access outside of its buffers or arrays."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """How threads of a workgroup, and workgroups, come one after the other; seed: of what is shuffled."""
+
+    threads: int = FORWARD
+    groups: int = FORWARD
+    seed: int = 0
+
+
+ORDERS = {
+    "forward": Order(),
+    "reverse": Order(REVERSE, REVERSE),
+    "shuffled": Order(SHUFFLED, SHUFFLED, seed=1),
+}
+
+
+def allowed_cpus():
+    return len(os.sched_getaffinity(0))
+
+
+class Library:
+    """Kernels compiled for this CPU.
+
+    texts: by name, C++ that defines `static void <name>_entry(void* const* arguments)`, which one thread of a workgroup
+    runs. header: of the dialect, in this folder. Texts are compiled in files of a few, as many at once as there are
+    CPUs.
+    """
+
+    def __init__(self, texts, header, folder, threads=128):
+        self._threads = threads
+        names = list(texts)
+        parts = [names[at : at + _KERNELS_A_FILE] for at in range(0, len(names), _KERNELS_A_FILE)]
+        paths = [folder / f"kernels{number}.so" for number in range(len(parts))]
+        with ThreadPoolExecutor(allowed_cpus()) as pool:
+            jobs = [
+                pool.submit(_compile, [(name, texts[name]) for name in part], header, path)
+                for part, path in zip(parts, paths, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        self._libraries = {
+            name: library
+            for part, library in zip(parts, [ctypes.CDLL(str(path)) for path in paths], strict=True)
+            for name in part
+        }
+        for library in set(self._libraries.values()):
+            library.shim_allocate.restype = ctypes.c_void_p
+            library.shim_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
+            library.shim_free.argtypes = [ctypes.c_void_p]
+
+    def run(self, name, arrays, grid, order=ORDERS["forward"], skipped=0):
+        """Run a kernel on copies of `arrays`, which get their new contents; grid: workgroups (x, y, z).
+
+        skipped: line of the kernel's text whose barrier is left out. In reverse order the copies start where memory
+        starts, else they end where it ends, so that both show what reads or writes outside. Raises ShimFault.
+        """
+        library = self._libraries[name]
+        sizes = [-(-array.nbytes // 4) * 4 for array in arrays]
+        copies = [library.shim_allocate(size, order.threads != REVERSE) for size in sizes]
+        try:
+            for copy, array in zip(copies, arrays, strict=True):
+                ctypes.memmove(copy, array.ctypes.data, array.nbytes)
+            self.launch(name, copies, grid, order, skipped)
+            for copy, array in zip(copies, arrays, strict=True):
+                ctypes.memmove(array.ctypes.data, copy, array.nbytes)
+        finally:
+            for copy in copies:
+                library.shim_free(copy)
+
+    def launch(self, name, addresses, grid, order=ORDERS["forward"], skipped=0):
+        """As `run`, on memory at `addresses`."""
+        library = self._libraries[name]
+        message = ctypes.create_string_buffer(_MESSAGE)
+        failed = library.shim_launch(
+            ctypes.c_void_p.in_dll(library, f"{name}_address"),
+            (ctypes.c_void_p * len(addresses))(*addresses),
+            len(addresses),
+            (ctypes.c_uint * 3)(*grid),
+            self._threads,
+            order.threads,
+            order.groups,
+            order.seed,
+            skipped,
+            message,
+            ctypes.c_size_t(_MESSAGE),
+        )
+        if failed:
+            raise ShimFault(f"{name}: {message.value.decode(errors='replace')}")
+
+
+def _compile(kernels, header, path):
+    lines = [f'#include "{header}"']
+    for name, text in kernels:
+        # A namespace each, since kernels bring types of their own. Lines count from the start of the kernel's text.
+        lines += [f"namespace of_{name} {{", f'#line 1 "{name}"', text, "}"]
+        lines.append(f"SHIM_PUBLIC shim::Entry {name}_address; shim::Entry {name}_address = of_{name}::{name}_entry;")
+    source = path.with_suffix(".cc")
+    source.write_text("\n".join([*lines, ""]))
+    command = ["g++", *_FLAGS, "-I", str(FOLDER), "-o", str(path), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"{' '.join(command)}\n{done.stderr[:4000]}")
