@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.errors import NoDevice
+from dsv3c.runtime.errors import DeviceNotChosen, NoDevice
 
 Floats = NDArray[np.float32]
 
@@ -50,9 +50,18 @@ class Device(Protocol):
         """Give the memory back. Views handed out must not be used afterwards."""
 
 
-def open_device(artifact: Artifact, slots: int, threads: int | None) -> Device:
-    """The device for the artifact's target. Raises NoDevice, or what the device module raises."""
+def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str | None = None) -> Device:
+    """The device for the artifact's target; `chosen` names one of several.
+
+    Raises NoDevice, DeviceNotChosen where there is no choice, or what the device module raises.
+    """
     family = artifact.manifest.target.name.split(":", 1)[0]
+    if family == "vulkan":
+        from dsv3c.runtime.vulkan.device import VulkanDevice
+
+        return VulkanDevice(artifact, slots, chosen)
+    if chosen is not None:
+        raise DeviceNotChosen(name=chosen, target=artifact.manifest.target.name)
     if family in ("x86", "arm"):
         # Imported here so that a runtime for one device never loads another's library.
         from dsv3c.runtime.cpu import CpuDevice
@@ -62,4 +71,4 @@ def open_device(artifact: Artifact, slots: int, threads: int | None) -> Device:
         from dsv3c.runtime.ort import OrtDevice
 
         return OrtDevice(artifact, slots, threads)
-    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, onnx")
+    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, vulkan, onnx")

@@ -95,7 +95,13 @@ class Model:
         self.defaults = SamplingParams.from_generation_config(self._generation_config)
 
     @staticmethod
-    def load(artifact: Artifact, threads: int | None, context: int | None, max_batch: int | None) -> Model:
+    def load(
+        artifact: Artifact,
+        threads: int | None,
+        context: int | None,
+        max_batch: int | None,
+        chosen: str | None = None,
+    ) -> Model:
         """Map and allocate everything. Raises ContextInvalid and whatever the device raises."""
         plan = artifact.plan
         longest = min(plan.context, artifact.manifest.model.get("max_position_embeddings", plan.context))
@@ -105,7 +111,7 @@ class Model:
         # Kernels count slots in 32 bits.
         if pages * plan.page_size > 2**31 - 1:
             raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
-        device = open_device(artifact, pages * plan.page_size, threads)
+        device = open_device(artifact, pages * plan.page_size, threads, chosen)
         return Model(artifact, device, length)
 
     @property

@@ -28,7 +28,11 @@ BOTTOM = tuple(f"dsv3c.compiler.{name}" for name in COMPILER_LAYERS[0])
 SHARED_BY_TARGETS = ("dsv3c.targets.plan", "dsv3c.targets.cpu", "dsv3c.targets.gpu")
 RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
 # Packages that one module of the runtime may import, inside the function that needs them.
-RUNTIME_OPTIONAL = {"dsv3c.runtime.cli.bench_plot": {"matplotlib"}, "dsv3c.runtime.ort": {"onnxruntime"}}
+RUNTIME_OPTIONAL = {
+    "dsv3c.runtime.cli.bench_plot": {"matplotlib"},
+    "dsv3c.runtime.ort": {"onnxruntime"},
+    "dsv3c.runtime.vulkan.binding": {"vulkan"},
+}
 
 
 def sources(*folders: str, pattern: str = "*.py") -> list[Path]:

@@ -1,0 +1,232 @@
+"""The Vulkan device: weights, arena and caches in its memory, one recorded command buffer a step.
+
+Everything is made when the device opens; a choice of launches is recorded when it first occurs. A step writes its
+inputs and grids to memory that the host sees, submits what was recorded, and waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.dispatch import AXES, Key, Steps, parse_dispatches
+from dsv3c.runtime.errors import DeviceLacks
+from dsv3c.runtime.memory import typed
+from dsv3c.runtime.plan import ELEMENT_BYTES
+from dsv3c.runtime.vulkan.binding import check
+from dsv3c.runtime.vulkan.gpu import Buffer, Gpu
+from dsv3c.runtime.vulkan.instance import Instance
+from dsv3c.runtime.vulkan.limits import require
+from dsv3c.runtime.vulkan.memory import Places
+from dsv3c.runtime.vulkan.pipelines import Pipelines
+from dsv3c.runtime.vulkan.recording import GRID_BYTES, Recorder
+
+CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
+
+
+class VulkanDevice:
+    """Implements `Device`. wanted: which device, as `Instance.choose` takes it; direct: as for `Gpu`.
+
+    Raises DeviceApiMissing, NoDeviceFound, UnknownDevice, DeviceLacks, DeviceMemoryShort, DeviceMemoryRefused,
+    DeviceLost, and faults of the artifact.
+    """
+
+    prefill_min_tokens: int | None = None
+
+    def __init__(self, artifact: Artifact, slots: int, wanted: str | None, direct: bool | None = None) -> None:
+        self._plan, self.slots = artifact.plan, slots
+        self._closers: list[Callable[[], None]] = []
+        try:
+            self._open(artifact, wanted, direct)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, artifact: Artifact, wanted: str | None, direct: bool | None) -> None:
+        plan = self._plan
+        table = parse_dispatches(plan).usable(CAPABILITIES)
+        instance = Instance()
+        self._closers.append(instance.close)
+        self._gpu = Gpu(instance, instance.choose(wanted), direct)
+        self._closers.append(self._gpu.close)
+        require(self._gpu, plan, table, self.slots)
+        operands = {name: len(buffers) for entry in plan.entries.values() for name, buffers in entry.calls}
+        functions = [(form.function, operands[name]) for name in operands for form in table.forms[name]]
+        self._pipelines = Pipelines(self._gpu, artifact, functions)
+        self._closers.append(self._pipelines.close)
+        self._places = Places(self._gpu, artifact, self.slots)
+        self.inputs: Mapping[str, NDArray[Any]] = self._places.inputs
+        self._control = self.inputs["control"]
+        self._steps = {name: Steps(plan, table, entry) for name, entry in plan.entries.items()}
+        calls = max(steps.calls for steps in self._steps.values())
+        grids = self._gpu.input_buffer(calls * GRID_BYTES, "the grids")
+        assert grids.mapped is not None
+        self._grids: NDArray[np.uint32] = grids.mapped.view(np.uint32).reshape(-1, AXES)
+        self._recorder = Recorder(self._gpu, plan, self._places, self._pipelines, grids)
+        self._closers.append(self._recorder.close)
+        self._recorded: dict[tuple[str, Key], Any] = {}
+        self._outputs = None if self._gpu.direct else _Outputs(self._gpu, artifact, self._places.arena)
+
+    def run(self, entry: str) -> None:
+        tokens, rows = int(self._control[0]), int(self._control[1])
+        steps = self._steps[entry]
+        steps.grids(tokens, rows, self._grids)
+        key = (entry, steps.key(tokens, rows))
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            commands = [self._recorder.record(steps.launches(tokens, rows))]
+            if self._outputs is not None:
+                commands.append(self._outputs.commands)
+            recorded = self._recorded[key] = self._gpu.submission(*commands)
+        if self._outputs is not None:
+            self._outputs.record(entry, tokens, rows)
+        self._gpu.submit(recorded, f"the entry {entry}")
+
+    def run_timed(self, entry: str) -> NDArray[np.float64]:
+        """As `run`; seconds that each call took, 0 for those that were not launched. Raises DeviceLacks."""
+        vk, gpu = self._gpu.vk, self._gpu
+        if not gpu.timestamp_bits:
+            raise DeviceLacks(device=gpu.name, lacks="its queue has no timestamps", hint_text="leave out --per-op")
+        tokens, rows = int(self._control[0]), int(self._control[1])
+        steps = self._steps[entry]
+        launches = steps.launches(tokens, rows)
+        steps.grids(tokens, rows, self._grids)
+        count = 2 * len(launches)
+        wanted = vk.VkQueryPoolCreateInfo(queryType=vk.VK_QUERY_TYPE_TIMESTAMP, queryCount=count)
+        queries = vk.vkCreateQueryPool(gpu.handle, wanted, None)
+        commands = self._recorder.record_timed(launches, queries)
+        both = [commands]
+        if self._outputs is not None:
+            self._outputs.record(entry, tokens, rows)
+            both.append(self._outputs.commands)
+        try:
+            gpu.submit(gpu.submission(*both), f"the entry {entry}")
+            marks = np.empty(count, np.uint64)
+            target = vk.ffi.cast("void*", marks.ctypes.data)
+            flags = vk.VK_QUERY_RESULT_64_BIT | vk.VK_QUERY_RESULT_WAIT_BIT
+            check(vk, vk.lib.vkGetQueryPoolResults(gpu.handle, queries, 0, count, marks.nbytes, target, 8, flags))
+        finally:
+            gpu.discard(commands)
+            vk.vkDestroyQueryPool(gpu.handle, queries, None)
+        ticks = (marks[1::2] - marks[0::2]) & np.uint64(2**gpu.timestamp_bits - 1)
+        seconds = np.zeros(steps.calls)
+        seconds[[launch.call for launch in launches]] = ticks * (gpu.limits.timestampPeriod * 1e-9)
+        return seconds
+
+    def output(self, entry: str, name: str) -> NDArray[np.float32]:
+        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name]]
+        if self._outputs is not None:
+            return self._outputs.array(entry, name)
+        assert self._places.arena.mapped is not None
+        return typed(self._places.arena.mapped, buffer.offset, buffer.dtype, buffer.size)
+
+    def copy_slots(self, source: int, target: int, count: int) -> None:
+        gpu, vk = self._gpu, self._gpu.vk
+        width = self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
+        commands = gpu.commands()
+        vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
+        for start, size in _disjoint(source, target, count):
+            for cache in self._places.caches:
+                region = vk.VkBufferCopy(
+                    srcOffset=cache.offset + (source + start) * width,
+                    dstOffset=cache.offset + (target + start) * width,
+                    size=size * width,
+                )
+                vk.vkCmdCopyBuffer(commands, cache.buffer.handle, cache.buffer.handle, 1, [region])
+            _order_copies(vk, commands)
+        vk.vkEndCommandBuffer(commands)
+        try:
+            gpu.submit(gpu.submission(commands), "a copy of cache pages")
+        finally:
+            gpu.discard(commands)
+
+    def report(self) -> dict[str, Any]:
+        physical, needs = self._gpu.physical, self._places.needs
+        return {
+            "device": "vulkan",
+            "name": physical.name,
+            "type": physical.type,
+            "api": ".".join(map(str, physical.api)),
+            "driver_version": physical.driver_version,
+            "mapped": self._gpu.direct,
+            "weight_bytes": needs.weights,
+            "arena_bytes": needs.activations,
+            "cache_bytes": needs.cache,
+            "cache_slots": self.slots,
+            "memory_bytes": needs.total,
+            "memory_available": self._gpu.available(),
+        }
+
+    def close(self) -> None:
+        self.inputs = {}
+        self._recorded = {}
+        for close in reversed(self._closers):
+            close()
+        self._closers = []
+
+
+class _Outputs:
+    """Where the host reads results of a device whose own memory it does not see: copied behind every step."""
+
+    def __init__(self, gpu: Gpu, artifact: Artifact, arena: Buffer) -> None:
+        self._gpu, self._arena = gpu, arena
+        plan = artifact.plan
+        bounds = {"logits": plan.bounds.R}
+        self._results: dict[str, list[tuple[int, int, int, int]]] = {}  # device and host offset, bytes a row, count
+        self._arrays: dict[tuple[str, str], tuple[int, int]] = {}
+        size = 0
+        for entry in plan.entries.values():
+            at, results = 0, []
+            for name, index in entry.outputs.items():
+                buffer, counted = plan.buffers[index], 1 if name == "logits" else 0
+                results.append((buffer.offset, at, buffer.bytes // bounds.get(name, plan.bounds.T), counted))
+                self._arrays[entry.name, name] = at, buffer.size
+                at += buffer.bytes
+            self._results[entry.name] = results
+            size = max(size, at)
+        self._buffer = gpu.output_buffer(size, "what a step gives")
+        self.commands = gpu.commands()
+
+    def array(self, entry: str, name: str) -> NDArray[np.float32]:
+        at, size = self._arrays[entry, name]
+        assert self._buffer.mapped is not None
+        return typed(self._buffer.mapped, at, "float32", size)
+
+    def record(self, entry: str, tokens: int, rows: int) -> None:
+        """The copies of this step's rows; recorded anew since their sizes are the host's to give."""
+        vk, commands = self._gpu.vk, self.commands
+        vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
+        for source, target, row, counted in self._results[entry]:
+            size = row * (tokens, rows)[counted]
+            if size:
+                region = vk.VkBufferCopy(srcOffset=source, dstOffset=target, size=size)
+                vk.vkCmdCopyBuffer(commands, self._arena.handle, self._buffer.handle, 1, [region])
+        barrier = vk.VkMemoryBarrier(
+            srcAccessMask=vk.VK_ACCESS_TRANSFER_WRITE_BIT, dstAccessMask=vk.VK_ACCESS_HOST_READ_BIT
+        )
+        stages = vk.VK_PIPELINE_STAGE_TRANSFER_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT
+        vk.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
+        vk.vkEndCommandBuffer(commands)
+
+
+def _disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:
+    """(first, size) of pieces of a run that do not overlap their targets, in an order that copies all of it."""
+    step = abs(target - source)
+    if step == 0:
+        return []
+    pieces = [(first, min(step, count - first)) for first in range(0, count, step)]
+    return pieces[::-1] if target > source else pieces
+
+
+def _order_copies(vk: Any, commands: Any) -> None:
+    """What was copied is seen by the copies and kernels that follow."""
+    read, write = vk.VK_ACCESS_TRANSFER_READ_BIT, vk.VK_ACCESS_TRANSFER_WRITE_BIT
+    barrier = vk.VkMemoryBarrier(
+        srcAccessMask=write, dstAccessMask=read | write | vk.VK_ACCESS_SHADER_READ_BIT | vk.VK_ACCESS_SHADER_WRITE_BIT
+    )
+    after = vk.VK_PIPELINE_STAGE_TRANSFER_BIT | vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT
+    vk.vkCmdPipelineBarrier(commands, vk.VK_PIPELINE_STAGE_TRANSFER_BIT, after, 0, 1, [barrier], 0, None, 0, None)
