@@ -56,10 +56,11 @@ class Speed:
     prefill: float
     decode: float
 
-    @property
-    def score(self) -> float:
-        """What the search minimises: the logarithm of the time of a prefill token times that of a decode token."""
-        return -math.log(self.prefill * self.decode)
+    def score(self, default: Speed) -> float:
+        """What the search minimises: the logarithm of the time of a prefill token times that of a decode token, both
+        as multiples of the times of the defaults, measured just before. The machine's own speed drifts by more than
+        what is searched for."""
+        return math.log(default.prefill * default.decode) - math.log(self.prefill * self.decode)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def tune(
         best = Tuning(**study.best_params)
         progress.stage("measuring the best against the defaults", FINAL_ROUNDS)
         default_speed, best_speed = _compare(bench, bench.level.tuning, best, progress)
-    if best_speed.score > default_speed.score:
+    if best_speed.score(default_speed) > 0:
         best, best_speed = bench.level.tuning, default_speed  # what won a trial by luck does not become a record
     content = {
         "cpu": cpu,
@@ -152,13 +153,15 @@ def _search(
         while (trials is None or done < trials) and (time.monotonic() < deadline or not done):
             trial = study.ask()
             chosen = Tuning(**{name: trial.suggest_categorical(name, values) for name, values in SPACE.items()})
-            speed = bench.measure(chosen)
-            study.tell(trial, speed.score)
+            default, speed = bench.measure(bench.level.tuning), bench.measure(chosen)
+            score = speed.score(default)
+            study.tell(trial, score)
             done += 1
             progress.advance(1)
-            if speed.score < best:
-                best = speed.score
-                tell(f"trial {trial.number}: prefill {speed.prefill:.0f}, decode {speed.decode:.1f} tok/s, {chosen}")
+            if score < best:
+                best = score
+                prefill, decode = speed.prefill / default.prefill - 1, speed.decode / default.decode - 1
+                tell(f"trial {trial.number}: prefill {prefill:+.1%}, decode {decode:+.1%}, {chosen}")
     except KeyboardInterrupt:
         if not any(trial.value is not None for trial in study.trials):
             raise

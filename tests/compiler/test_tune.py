@@ -67,6 +67,19 @@ def test_the_best_choice_is_recorded_with_both_speeds(monkeypatch: pytest.Monkey
     assert content["measured"]["tokens_per_second"]["tuned"] == {"prefill": 50.0, "decode": 10.0}
 
 
+def test_a_machine_that_becomes_faster_does_not_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The last trials are the fastest whatever they choose; what counts is what they gain over the defaults."""
+    calls = 0
+
+    def speed(tuning: Tuning) -> Speed:
+        nonlocal calls
+        calls += 1
+        faster = 1.02**calls
+        return Speed(prefers_small_tiles(tuning).prefill * faster, 10.0 * faster)
+
+    assert search(monkeypatch, tmp_path, Machine(speed), 30).tuning.token_tile == 2
+
+
 def test_a_second_run_goes_on_with_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 3)
     report = search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 2)
@@ -80,7 +93,7 @@ def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def speed(tuning: Tuning) -> Speed:
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == 7:  # each trial measures the defaults and its choice
             raise KeyboardInterrupt
         return prefers_small_tiles(tuning)
 
