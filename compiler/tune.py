@@ -56,10 +56,14 @@ class Speed:
     prefill: float
     decode: float
 
+    def best(self, other: Speed) -> Speed:
+        """The higher of each, so that what disturbed one measurement does not count."""
+        return Speed(max(self.prefill, other.prefill), max(self.decode, other.decode))
+
     def score(self, default: Speed) -> float:
         """What the search minimises: the logarithm of the time of a prefill token times that of a decode token, both
-        as multiples of the times of the defaults, measured just before. The machine's own speed drifts by more than
-        what is searched for."""
+        as multiples of the times of the defaults, measured beside it. The machine's own speed drifts by more than what
+        is searched for."""
         return math.log(default.prefill * default.decode) - math.log(self.prefill * self.decode)
 
 
@@ -153,7 +157,8 @@ def _search(
         while (trials is None or done < trials) and (time.monotonic() < deadline or not done):
             trial = study.ask()
             chosen = Tuning(**{name: trial.suggest_categorical(name, values) for name, values in SPACE.items()})
-            default, speed = bench.measure(bench.level.tuning), bench.measure(chosen)
+            before, speed, after = map(bench.measure, (bench.level.tuning, chosen, bench.level.tuning))
+            default = before.best(after)
             score = speed.score(default)
             study.tell(trial, score)
             done += 1
