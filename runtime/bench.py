@@ -183,7 +183,13 @@ class _Watch:
 class Bench:
     """One artifact on one device, to be measured; a context manager. Raises what loading raises, or BenchTooLong."""
 
-    def __init__(self, path: str | os.PathLike[str], settings: Settings, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Settings,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
         artifact = Artifact.open(path)
         plan = artifact.plan
         if settings.context > plan.context:
@@ -191,7 +197,7 @@ class Bench:
         pages = -(-settings.context // plan.page_size)
         self.artifact = artifact
         self.settings = settings
-        self.device = open_device(artifact, pages * plan.page_size, threads)
+        self.device = open_device(artifact, pages * plan.page_size, threads, device)
         self._watch = _Watch(self.device)
         self._session = Session(plan, self._watch, artifact.manifest.vocab_size)
         self._random = np.random.default_rng(_SEED)

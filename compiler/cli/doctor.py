@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dsv3c.runtime.cli.doctor import describe_machine, show_machine, show_packages
+from dsv3c.runtime.cli.doctor import describe_machine, show_devices, show_machine, show_packages
 from dsv3c.runtime.cli.output import print_json, section
 from dsv3c.runtime.cli.params import json_option
 
@@ -16,8 +16,8 @@ from dsv3c.runtime.cli.params import json_option
 def doctor_command(as_json: bool) -> None:
     """Show what this machine has and what each target still needs.
 
-    CPU features and which kernel level will run, memory, compilers, device libraries, versions of packages. Give the
-    output with a report of a problem.
+    CPU features and which kernel level will run, memory, compilers, device libraries, GPUs, versions of packages.
+    Give the output with a report of a problem.
     """
     report = _gather()
     if as_json:
@@ -25,6 +25,7 @@ def doctor_command(as_json: bool) -> None:
         return
     show_machine(report, [("levels", _levels(report["cpu"]["levels"]))])
     section("tools", [(name, tool["found"] or f"not found ({tool['use']})") for name, tool in report["tools"].items()])
+    show_devices(report)
     show_packages(report)
     section("targets", [(name, _state(missing)) for name, missing in report["targets"].items()])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.params import PATH
+from dsv3c.runtime.cli.params import PATH, device_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.bench import Bench, Progress, Settings
@@ -91,6 +91,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     metavar="N",
     help="Threads to use.  [default: all physical cores]",
 )
+@device_option
 @click.option(
     "-o",
     "--output",
@@ -105,7 +106,13 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     "--plot", type=PATH, callback=plot_file, metavar="FILE", help="Draw speed over depth; FILE ends in .svg or .png."
 )
 def bench_command(
-    artifact: Path, threads: int | None, form: str, per_op: bool, plot: Path | None, **options: Any
+    artifact: Path,
+    threads: int | None,
+    device: str | None,
+    form: str,
+    per_op: bool,
+    plot: Path | None,
+    **options: Any,
 ) -> None:
     """Measure how fast an ARTIFACT runs on this machine.
 
@@ -136,7 +143,7 @@ def bench_command(
         raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
     if plot is not None:
         require_renderer(plot)
-    with Bench(artifact, settings, threads) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
+    with Bench(artifact, settings, threads, device) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
         report = _measure(bench, settings, per_op, progress)
     click.echo(render(report, form), nl=False)
     if plot is not None:

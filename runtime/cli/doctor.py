@@ -22,7 +22,7 @@ TWICE = (
 def doctor_command(as_json: bool) -> None:
     """Show what this machine has.
 
-    CPU features, memory, versions of packages. Give the output with a report of a problem.
+    CPU features, memory, GPUs, versions of packages. Give the output with a report of a problem.
     """
     from dsv3c.runtime import machine
 
@@ -31,12 +31,13 @@ def doctor_command(as_json: bool) -> None:
         print_json(report)
         return
     show_machine(report)
+    show_devices(report)
     show_packages(report)
 
 
 def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
-    """CPU, memory, versions of `packages`, notes."""
-    from dsv3c.runtime import machine
+    """CPU, memory, devices, versions of `packages`, notes."""
+    from dsv3c.runtime import devices, machine
 
     cpu, memory = machine.cpu(), machine.memory()
     return {
@@ -48,6 +49,7 @@ def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
             "features": cpu.notable,
         },
         "memory": vars(memory),
+        "devices": devices.listed(),
         "packages": machine.packages(packages),
         "notes": [TWICE] if machine.installed_twice() else [],
     }
@@ -73,6 +75,18 @@ def show_machine(report: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -
             ("pages", f"{memory['page_size']} bytes, transparent huge pages: {memory['huge_pages'] or 'unknown'}"),
         ],
     )
+
+
+def show_devices(report: dict[str, Any]) -> None:
+    """Print what `--device` chooses from, or why there is nothing."""
+    section("devices", [row for target, found in report["devices"].items() for row in _device_rows(target, found)])
+
+
+def _device_rows(target: str, found: dict[str, Any]) -> list[tuple[str, str]]:
+    if found["missing"]:
+        return [(target, f"none: {found['missing']}")]
+    described = (f"{row['number']}: {row['name']} ({row['type']}, {size(row['memory'])})" for row in found["devices"])
+    return [(target, text) for text in described]
 
 
 def show_packages(report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import print_json
-from dsv3c.runtime.cli.params import PATH, Finite, json_option
+from dsv3c.runtime.cli.params import PATH, Finite, device_option, json_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
@@ -72,6 +72,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 @click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
 )
+@device_option
 @json_option
 def generate_command(
     artifact: Path,
@@ -79,6 +80,7 @@ def generate_command(
     chat: bool,
     context: int | None,
     threads: int | None,
+    device: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -99,7 +101,7 @@ def generate_command(
     text = sys.stdin.read() if prompt == "-" else prompt
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
-    with load(artifact, threads=threads, context=context) as model:
+    with load(artifact, threads=threads, context=context, device=device) as model:
         events = model.stream([{"role": "user", "content": text}] if chat else text, **params)
         if not as_json and not chat:
             click.echo(text, nl=False)
@@ -136,7 +138,8 @@ def _report(model: Model, generation: Generation, params: dict[str, Any]) -> dic
 
 def _speed(report: dict[str, Any]) -> str:
     seed = "" if report["seed"] is None else f", seed {report['seed']}"
+    place = f" on {report['device']['name']}" if "name" in report["device"] else ""
     return (
         f"{report['new_tokens']} tokens at {report['decode_tokens_per_second']:.1f} tok/s, "
-        f"prompt of {report['prompt_tokens']} at {report['prompt_tokens_per_second']:.1f} tok/s{seed}"
+        f"prompt of {report['prompt_tokens']} at {report['prompt_tokens_per_second']:.1f} tok/s{seed}{place}"
     )

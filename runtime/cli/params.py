@@ -21,4 +21,11 @@ class Finite(click.FloatRange):
         return number
 
 
+device_option = click.option(
+    "--device",
+    metavar="D",
+    help="The GPU to run on: a number, a part of its name, or a type, as `PROGRAM doctor` lists them.  [default: "
+    "a discrete one, else an integrated one, else a CPU]",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")

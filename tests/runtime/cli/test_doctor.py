@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from dsv3c.runtime import cli, machine
+from dsv3c.runtime import cli, devices, machine
+from dsv3c.runtime.errors import NoDeviceFound
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -14,12 +15,25 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().out
 
 
-def test_it_tells_cpu_memory_and_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys)
-    assert [line for line in text.splitlines() if not line.startswith((" ", "note"))] == ["cpu", "memory", "packages"]
+def test_it_tells_cpu_memory_devices_and_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    heads = [line for line in run(capsys).splitlines() if not line.startswith((" ", "note"))]
+    assert heads == ["cpu", "memory", "devices", "packages"]
     report = json.loads(run(capsys, "--json"))
     assert report["cpu"]["physical_cores"] >= 1
     assert report["packages"]["numpy"] and set(report["packages"]) == set(machine.PACKAGES)
+
+
+def test_every_device_is_listed_with_its_number_and_a_target_without_one_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> list[dict[str, object]]:
+        raise NoDeviceFound(api="Other", reason="the driver sleeps", get="wake it")
+
+    cards = [{"number": i, "name": f"Card {i}", "type": "discrete", "memory": 8 * 10**9} for i in range(2)]
+    monkeypatch.setattr(devices, "LISTINGS", {"some": lambda: cards, "other": broken})
+    text = run(capsys)
+    assert "  some   0: Card 0 (discrete, 8.00 GB)\n  some   1: Card 1 (discrete, 8.00 GB)\n" in text
+    assert "  other  none: Other finds no device: the driver sleeps\n" in text
 
 
 @pytest.mark.parametrize(

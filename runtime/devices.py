@@ -1,0 +1,38 @@
+"""The devices that artifacts for GPU targets can run on here, as `--device` chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dsv3c.runtime.errors import RuntimeFault
+
+Rows = list[dict[str, Any]]
+
+
+def _vulkan() -> Rows:
+    from dsv3c.runtime.vulkan.instance import Instance
+
+    instance = Instance()
+    try:
+        return [
+            {"number": device.number, "name": device.name, "type": device.type, "memory": device.memory}
+            for device in instance.devices
+        ]
+    finally:
+        instance.close()
+
+
+# By target: what lists its devices, each with its number, name, type and bytes of memory.
+LISTINGS: Mapping[str, Callable[[], Rows]] = {"vulkan": _vulkan}
+
+
+def listed() -> dict[str, dict[str, Any]]:
+    """By target: `devices`, and `missing`, the reason why there are none."""
+    found: dict[str, dict[str, Any]] = {}
+    for target, listing in LISTINGS.items():
+        try:
+            found[target] = {"devices": listing(), "missing": None}
+        except RuntimeFault as fault:
+            found[target] = {"devices": [], "missing": str(fault).partition("\n")[0]}
+    return found
