@@ -1,0 +1,28 @@
+"""The MSL of every kernel, run as C++ by the shim: on the CPU, so nothing here is evidence about Apple's compiler."""
+
+import pytest
+
+from dsv3c.targets.gpu.source import METAL, source
+from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.shim.forms import Forms
+from tests.targets.gpu.shim.library import ORDERS
+from tests.targets.gpu.shim.metal import metal_library
+
+
+@pytest.fixture(scope="module")
+def forms():
+    return Forms()
+
+
+@pytest.fixture(scope="module")
+def library(forms, tmp_path_factory):
+    return metal_library(source(forms.functions, METAL), tmp_path_factory.mktemp("metal"))
+
+
+class TestMetal(OpTests):
+    @pytest.fixture(params=ORDERS)
+    def runner(self, request, forms, library):
+        def run(name, kernel, arrays, grid):
+            library.run(forms.name(kernel), arrays, grid, ORDERS[request.param])
+
+        return run
