@@ -148,8 +148,13 @@ class GraphInvalid(RuntimeFault):
 
 
 class NoCallTimes(RuntimeFault):
-    message = "an ONNX artifact has no kernel calls of ours that could be timed one by one"
-    hint = "leave out --per-op; ONNX Runtime has a profiler of its own (SessionOptions.enable_profiling)"
+    message = "{what} has no kernel calls of ours that could be timed one by one"
+    hint = "{instead}"
+
+
+class CannotSplit(RuntimeFault):
+    message = "{path} cannot run a part of the layers: {reason}"
+    hint = "compile both artifacts from the same checkpoint, with the same --max-tokens and --max-sequences"
 
 
 class DeviceApiMissing(RuntimeFault):
@@ -168,9 +173,7 @@ class UnknownDevice(RuntimeFault):
 
 
 class DeviceNotChosen(RuntimeFault):
-    message = (
-        "--device is {name!r}, but artifacts for {target} leave no choice of a device"
-    )
+    message = "--device is {name!r}, but artifacts for {target} leave no choice of a device"
     hint = "leave it out"
 
 

@@ -83,7 +83,8 @@ class OrtDevice:
             self._run_piece(entry, piece, wanted)
 
     def run_timed(self, entry: str) -> NDArray[np.float64]:
-        raise NoCallTimes()
+        profiler = "ONNX Runtime has a profiler of its own (SessionOptions.enable_profiling)"
+        raise NoCallTimes(what="an ONNX artifact", instead=f"leave out --per-op; {profiler}")
 
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
         buffer = self._plan.buffers[self._plan.entries[entry].outputs[name]]

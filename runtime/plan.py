@@ -5,7 +5,7 @@ Kernels trust the plan blindly, so nothing may be mapped, allocated or run befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -63,8 +63,25 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where two devices can share an entry, before one of its layers.
+
+    The calls from `first` on, with those of `kept` before them, need of all other calls the buffer `residual` alone,
+    float32 with a row per token. readers: (call, operand) of them that read it.
+    """
+
+    first: int
+    kept: tuple[int, ...]
+    residual: int
+    readers: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers."""
+    """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
+
+    cuts: before each layer; empty where the entry cannot be cut.
+    """
 
     name: str
     calls: tuple[tuple[str, tuple[int, ...]], ...]
@@ -72,6 +89,7 @@ class Entry:
     inputs: Mapping[str, int]
     min_tokens: int
     max_tokens: int
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,7 +250,30 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     for key, index in indices.items():
         if buffers[index].kind != "input" or buffers[index].dtype != "float32" or buffers[index].size % bounds.T:
             raise inputs.fail(key, "must be an input buffer of float32 with a row per token")
-    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), min_tokens, max_tokens)
+    found = fields.list("cuts") if "cuts" in fields.value else []
+    cuts = tuple(_cut(Fields(cut, f"{name}.cuts[{i}]", PlanInvalid), calls, buffers) for i, cut in enumerate(found))
+    if any(buffers[cut.residual].size % bounds.T for cut in cuts):
+        raise fields.fail("cuts", f"the residual must have a row for each of {bounds.T} tokens")
+    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), min_tokens, max_tokens, cuts)
+
+
+def _cut(fields: Fields, calls: Sequence[tuple[str, tuple[int, ...]]], buffers: tuple[Buffer, ...]) -> Cut:
+    first = fields.integer("first", 0, len(calls) - 1)
+    kept, readers = fields.list("kept"), fields.list("readers")
+    if not all(type(call) is int and 0 <= call < first for call in kept):
+        raise fields.fail("kept", f"must hold calls before {first}")
+    residual = fields.integer("residual", 0, len(buffers) - 1)
+    if buffers[residual].kind != "arena" or buffers[residual].dtype != "float32":
+        raise fields.fail("residual", "must be a float32 buffer of the arena")
+    for reader in readers:
+        if not isinstance(reader, list) or len(reader) != 2 or not all(type(number) is int for number in reader):
+            raise fields.fail("readers", "must hold pairs of a call and an operand")
+        call, operand = reader
+        if not 0 <= call < len(calls) or not 0 <= operand < len(calls[call][1]):
+            raise fields.fail("readers", f"has operand {operand} of call {call}, which is not there")
+        if calls[call][1][operand] != residual:
+            raise fields.fail("readers", f"operand {operand} of call {call} is not the residual")
+    return Cut(first, tuple(kept), residual, tuple((call, operand) for call, operand in readers))
 
 
 def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dsv3c.compiler.cuts import Cut, cuts
 from dsv3c.compiler.ir import Value, is_weight, topological_order
 from dsv3c.compiler.quant import NUMPY_DTYPES
 from dsv3c.compiler.storage import components, memory_owner, tensor_name
@@ -120,18 +121,40 @@ class Plan:
             for value in entry.graph.values()
             if not is_weight(value, memo) and value.op not in ("input", "reshape", "slice")
         ]
-        calls = [call for value in called for call in self.call(value)]
+        calls: list[list[Any]] = []
+        numbers: dict[Value, list[int]] = {}
+        for value in called:
+            made = self.call(value)
+            numbers[value] = list(range(len(calls), len(calls) + len(made)))
+            calls += made
         outputs = {}
         for name, value in entry.graph.results:
             if not name.startswith("cache."):
                 size = components(value.type, self.bounds)[0].size
                 outputs[name] = self.arena(value, Operand(name, value.dtype, size), 0)
         described = {"calls": calls, "outputs": outputs, "min_tokens": entry.min_tokens, "max_tokens": self.bounds["T"]}
+        if found := cuts(entry.graph, numbers):
+            described |= {"cuts": [self._cut(cut, numbers) for cut in found]}
         hidden = next((value for value in entry.graph.values() if value.attrs.get("name") == "hidden"), None)
         if hidden is None:
             return described
         size = components(hidden.type, self.bounds)[0].size
         return described | {"inputs": {"hidden": self.input("hidden", "float32", size)}}
+
+    def _cut(self, cut: Cut, numbers: Mapping[Value, list[int]]) -> dict[str, Any]:
+        """A cut in plan.json. residual: its buffer. readers: [call, operand] above the cut that read it."""
+        size = components(cut.residual.type, self.bounds)[0].size
+        readers = [
+            [number, position]
+            for value, calls in numbers.items()
+            if cut.residual in map(memory_owner, value.inputs)
+            for number, lowered in zip(calls, self.target.lower(value, self.bounds), strict=True)
+            for position, operand in enumerate(self.target.operands(lowered.spec))
+            if (source := lowered.roles.get(operand.role.partition(".")[0])) is not None
+            and memory_owner(source) == cut.residual
+        ]
+        residual = self.arena(cut.residual, Operand("residual", cut.residual.dtype, size), 0)
+        return {"first": cut.first, "kept": list(cut.kept), "residual": residual, "readers": readers}
 
     def _buffer(self, value: Value, lowered: KernelCall, operand: Operand) -> int:
         role, _, part = operand.role.partition(".")
