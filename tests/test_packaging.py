@@ -34,6 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, source)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "build", "*.so"))
+    shutil.copytree(ROOT / "artifacts" / "tuning", source / "artifacts" / "tuning")
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(source / "dist"), str(source)]
     subprocess.run(command, check=True)
@@ -62,6 +63,8 @@ def test_wheel_holds_every_module_and_its_data(wheel: zipfile.ZipFile) -> None:
         expected = {f"dsv3c/{path.relative_to(ROOT)}" for path in sources(*FOLDERS, pattern=pattern)}
         assert expected - names == set()
     assert set(RUNTIME_DATA) <= names
+    records = {f"dsv3c/artifacts/tuning/{path.name}" for path in (ROOT / "artifacts" / "tuning").glob("*.json")}
+    assert records == {name for name in names if name.startswith("dsv3c/artifacts/")} != set()
     assert not [name for name in names if name.startswith("dsv3c/tests") or not name.startswith("dsv3c")]
 
 
