@@ -143,7 +143,13 @@ class Gpu:
 
     def submission(self, *commands: Any) -> Any:
         """What `submit` takes; may be submitted any number of times."""
-        return self.vk.ffi.new("VkSubmitInfo*", self.vk.VkSubmitInfo(pCommandBuffers=list(commands))), commands
+        vk = self.vk
+        handles = vk.ffi.new("VkCommandBuffer[]", list(commands))
+        kind = vk.VK_STRUCTURE_TYPE_SUBMIT_INFO
+        info = vk.ffi.new(
+            "VkSubmitInfo*", {"sType": kind, "commandBufferCount": len(commands), "pCommandBuffers": handles}
+        )
+        return info, handles  # the struct does not keep the array it points to
 
     def submit(self, submission: Any, what: str) -> None:
         """Run and wait. The library is called without the package's wrappers, which cost more than the driver."""

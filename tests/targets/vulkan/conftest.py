@@ -1,30 +1,55 @@
 """The Vulkan device of this machine; tests that need it skip with the reason where there is none."""
 
-import shutil
-
 import pytest
+
+from dsv3c.compiler import pipeline
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.vulkan.instance import Instance
+from dsv3c.targets.vulkan.spirv import NoShaderCompiler, find_compiler
+from tests.conftest import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="session")
 def glslc():
-    if shutil.which("glslc") is None:
-        pytest.skip("no glslc (Debian package glslc)")
+    """Whatever compiles shaders here."""
+    try:
+        return find_compiler()
+    except NoShaderCompiler as error:
+        pytest.skip(str(error).splitlines()[0])
 
 
 @pytest.fixture(scope="session")
-def device():
-    """A Runner on the first Vulkan device."""
+def vulkan():
+    """The name of the device that is taken for want of a choice."""
     try:
-        import vulkan as vk
-    except ImportError:
-        pytest.skip("no package vulkan (pip install 'dsv3c[vulkan]')")
-    except OSError as error:
-        pytest.skip(f"no Vulkan loader (Debian package libvulkan1): {error}")
+        instance = Instance()
+    except RuntimeFault as fault:
+        pytest.skip(str(fault).splitlines()[0])
+    name = instance.choose(None).name
+    instance.close()
+    return name
+
+
+@pytest.fixture(scope="session")
+def device(vulkan):
+    """A Runner on the first Vulkan device."""
     from tests.targets.vulkan.runner import Runner
 
-    try:
-        runner = Runner()
-    except (vk.VkError, vk.VkException, IndexError) as error:
-        pytest.skip(f"no Vulkan device (Debian package mesa-vulkan-drivers): {type(error).__name__}")
+    runner = Runner()
     yield runner
     runner.close()
+
+
+@pytest.fixture(scope="session")
+def artifacts(glslc, tmp_path_factory):
+    """The bundled model's artifact for Vulkan in a weight format; each format is compiled once a session."""
+    folder = tmp_path_factory.mktemp("vulkan")
+
+    def artifact(quant):
+        if not (folder / quant).exists():
+            options = CompileOptions(target="vulkan", quant=quant)
+            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, options)
+        return folder / quant
+
+    return artifact
