@@ -13,8 +13,9 @@ from typing import Any
 
 from dsv3c.targets.cpu.kernels import attention as attentions
 from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
+from dsv3c.targets.cpu.kernels import materialized as rebuilt
 from dsv3c.targets.cpu.kernels import router as routers
-from dsv3c.targets.gpu.kernels import attention, experts, products, routing, rows, sampling
+from dsv3c.targets.gpu.kernels import attention, experts, materialized, products, routing, rows, sampling
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -32,6 +33,8 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     experts.PairDown: (experts.pair_down_operands, experts.pair_down),
     experts.PairSum: (experts.pair_sum_operands, experts.pair_sum),
     linear.Linear: (products.linear_operands, products.linear),
+    materialized.MergeBlocks: (materialized.merge_operands, materialized.merge),
+    materialized.SeeBlocks: (materialized.see_operands, materialized.see),
     moe.MoeGateUp: (experts.gate_up_operands, experts.gate_up),
     norm.RmsNorm: (norm.operands, rows.rms_norm),
     rope.Rope: (rope.rope_operands, rows.rope),
@@ -52,6 +55,8 @@ def stages(spec: Any) -> tuple[Any, ...]:
         return (experts.PairDown(spec), experts.PairSum(spec))
     if isinstance(spec, attentions.MlaAbsorbed):
         return (attention.Partial(spec), attention.Merge(spec))
+    if isinstance(spec, rebuilt.MlaMaterialized):
+        return (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec))
     if isinstance(spec, sampling.Greedy):
         return sampling.sampling_stages(spec)
     return (spec,)

@@ -29,7 +29,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import silu
-from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, Weight, stream, tile
+from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, Weight, stream, tile, tile_space
 from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.plan import Operand
 
@@ -188,26 +188,23 @@ def _many(product: _Product, operands: Sequence[Operand]) -> Variant:
         first = T.bind(group * width)
         within = [T.bind(T.min(first + i, product.blocks - 1)) for i in range(width)]
         blocks = [T.bind(expert.block(product, part) + block) for part in range(product.parts) for block in within]
+        space = tile_space()
         with T.serial(0, T.floordiv(expert.count + (ROW_TILE - 1), ROW_TILE)) as step:
 
-            def index_of(row: Expr) -> Expr:
-                return T.bind(step * ROW_TILE + row)
+            def x(row: Expr, column: Expr) -> Expr:
+                pair = expert.pair(T.min(step * ROW_TILE + row, expert.count - 1))
+                return buffers["x"][T.bind(product.x_row(pair) * product.k) + column]
 
-            def start(row: Expr) -> Expr:
-                pair = expert.pair(T.min(index_of(row), expert.count - 1))
-                return T.bind(product.x_row(pair) * product.k)
-
-            def finish(row: Expr, lane: Expr, sums: Sequence[Expr]) -> None:
-                index = index_of(row)
+            found = tile(weight, blocks, x, thread, space)
+            for row, sums in found.rows():
+                index = T.bind(step * ROW_TILE + row)
                 with T.If(index < expert.count), T.Then():
                     pair = expert.pair(index)
                     for i in range(width):
                         value = product.combine([sums[part * width + i] for part in range(product.parts)])
-                        n = T.bind((first + i) * LANES + lane)
+                        n = T.bind((first + i) * LANES + found.lane)
                         with T.If(n < product.n), T.Then():
                             store(buffers[product.role], pair * product.n + n, value)
-
-            tile(weight, blocks, buffers["x"], start, thread, finish)
 
     return Variant(grid, lambda: _kernel(product, operands, grid, body), product.order.rows)
 

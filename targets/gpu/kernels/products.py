@@ -6,7 +6,7 @@ once and in whole lines. Many rows: tiles of 64 output rows and 32 activation ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
@@ -39,6 +39,7 @@ SLICES = THREADS // LANES
 FEW = 16  # rows up to which weights are streamed
 FEW_TILE = 4  # of these rows, together
 ROW_BLOCKS, ROW_TILE, K_TILE = 4, 32, 32  # of the tiled form
+PART_ROWS = ROW_TILE // SLICES  # activation rows of a thread in it
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,39 @@ def _column(weight: Weight, chunk: Expr, i: int) -> Expr:
     )
 
 
+@dataclass(frozen=True)
+class Tile:
+    """What a thread has of a product of ROW_TILE activation rows and some blocks of a weight: row `lane` of each block
+    and PART_ROWS activation rows from `part` * PART_ROWS on."""
+
+    lane: Expr
+    part: Expr
+    sums: Buffer
+    blocks: int
+
+    def rows(self) -> Iterator[tuple[Expr, list[Expr]]]:
+        """(activation row, its sum with each block)."""
+        for j in range(PART_ROWS):
+            row = T.bind(self.part * PART_ROWS + j)
+            yield row, [self.sums[i * PART_ROWS + j] for i in range(self.blocks)]
+
+
+def tile_space() -> tuple[Buffer, Buffer]:
+    """Shared memory that `tile` needs, for weights and for rows. Between two tiles it may serve for other things."""
+    return shared(K_TILE * ROW_BLOCKS * LANES), shared(K_TILE * (ROW_TILE + 1))
+
+
 def tile(
     weight: Weight,
     blocks: Sequence[Expr],
-    x: Buffer,
-    start: Callable[[Expr], Expr],
+    x: Callable[[Expr, Expr], Expr],
     thread: Expr,
-    finish: Callable[[Expr, Expr, Sequence[Expr]], None],
-) -> None:
-    """finish(row, lane, values) for row < ROW_TILE: values[i] is row `lane` of blocks[i] times x[start(row):]."""
+    space: tuple[Buffer, Buffer],
+) -> Tile:
+    """Products of the activations x(row < ROW_TILE, column) with at most ROW_BLOCKS blocks."""
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
-    per_thread, width = ROW_TILE // SLICES, len(blocks) * LANES
-    weights, rows, sums = shared(K_TILE * width), shared(K_TILE * (ROW_TILE + 1)), local(len(blocks) * per_thread)
+    per_thread, width = PART_ROWS, len(blocks) * LANES
+    (weights, rows), sums = space, local(len(blocks) * per_thread)
     for i in range(len(blocks) * per_thread):
         store(sums, i, f32(0))
     chunks = K_TILE // weight.chunk  # of one step
@@ -182,7 +204,7 @@ def tile(
             item = T.bind(turn * THREADS + thread)
             row, k = T.bind(T.floordiv(item, K_TILE)), T.bind(T.floormod(item, K_TILE))
             column = T.min(step * K_TILE + k, weight.k - 1)
-            store(rows, k * (ROW_TILE + 1) + row, x[start(row) + column])
+            store(rows, k * (ROW_TILE + 1) + row, x(row, T.bind(column)))
         barrier()
         with T.serial(0, K_TILE) as k:
             left = [T.bind(weights[k * width + i * LANES + lane]) for i in range(len(blocks))]
@@ -192,8 +214,7 @@ def tile(
                     at = i * per_thread + j
                     store(sums, at, sums[at] + left[i] * right[j])
         barrier()
-    for j in range(per_thread):
-        finish(T.bind(part * per_thread + j), lane, [sums[i * per_thread + j] for i in range(len(blocks))])
+    return Tile(lane, part, sums, len(blocks))
 
 
 def linear_operands(spec: Linear) -> tuple[Operand, ...]:
@@ -246,16 +267,16 @@ def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
 
         last = T.bind(T.max(count - 1, 0))
 
-        def start(row: Expr) -> Expr:
-            return T.bind(view.start(T.min(groups[1] * ROW_TILE + row, last), head))
+        def x(row: Expr, column: Expr) -> Expr:
+            start = T.bind(view.start(T.min(groups[1] * ROW_TILE + row, last), head))
+            return buffers["x"][start + column]
 
-        def finish(row: Expr, lane: Expr, values: Sequence[Expr]) -> None:
+        found = tile(weight, own, x, thread, tile_space())
+        for row, values in found.rows():
             m = T.bind(groups[1] * ROW_TILE + row)
             for i, value in enumerate(values):
-                n = T.bind((first + i) * LANES + lane)
+                n = T.bind((first + i) * LANES + found.lane)
                 with T.If(T.And(m < count, n < spec.n)), T.Then():
                     store(buffers["y"], (m * spec.heads + head) * spec.n + n, value)
-
-        tile(weight, own, buffers["x"], start, thread, finish)
 
     return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows)
