@@ -21,16 +21,21 @@ def load(
     context: int | None = None,
     max_batch: int | None = None,
     device: str | None = None,
+    gpu_layers: int | None = None,
+    cpu_artifact: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Check an artifact and load it: weights are mapped, the cache and the activations allocated.
 
     threads: all physical cores this process may use by default. context: tokens one sequence may hold (by default what
     the model was made for). max_batch: how many sequences of that length the cache holds (1).
-    device: of a GPU target, a number, a part of a name or a type (`dsv3c doctor` lists them).
+    device: of a GPU target, a number, a part of a name or a type (`dsv3c doctor` lists them). gpu_layers: how many of
+    the last layers run there (all); the others run on the CPU, with the artifact `cpu_artifact` of the same model.
     Raises dsv3c.runtime.errors.RuntimeFault.
     """
     # Imported here so that `import dsv3c.runtime` stays light.
     from dsv3c.runtime.artifact import Artifact
+    from dsv3c.runtime.device import Placement
     from dsv3c.runtime.model import Model
 
-    return Model.load(Artifact.open(path), threads, context, max_batch, device)
+    placement = Placement(threads, device, gpu_layers, cpu_artifact)
+    return Model.load(Artifact.open(path), placement, context, max_batch)

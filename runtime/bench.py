@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cache import Sequence
 from dsv3c.runtime.costs import Cost, Step, Work, call_work, total
-from dsv3c.runtime.device import Device, Floats, open_device
+from dsv3c.runtime.device import Device, Floats, Placement
 from dsv3c.runtime.errors import BenchTooLong
 from dsv3c.runtime.limits import Limits, measure_limits
 from dsv3c.runtime.plan import Plan
 from dsv3c.runtime.session import Ints, Request, Session
+from dsv3c.runtime.split import place
 
 _SEED = 0
 _LAYER = re.compile(r"^model\.layers\.\d+\.|~\d+")
@@ -187,19 +188,17 @@ class Bench:
         self,
         path: str | os.PathLike[str],
         settings: Settings,
-        threads: int | None = None,
-        device: str | None = None,
+        placement: Placement | None = None,
     ) -> None:
         artifact = Artifact.open(path)
         plan = artifact.plan
         if settings.context > plan.context:
             raise BenchTooLong(needed=settings.context, limit=plan.context)
         pages = -(-settings.context // plan.page_size)
-        self.artifact = artifact
         self.settings = settings
-        self.device = open_device(artifact, pages * plan.page_size, threads, device)
+        self.artifact, self.device = place(artifact, pages * plan.page_size, placement or Placement())
         self._watch = _Watch(self.device)
-        self._session = Session(plan, self._watch, artifact.manifest.vocab_size)
+        self._session = Session(self.artifact.plan, self._watch, artifact.manifest.vocab_size)
         self._random = np.random.default_rng(_SEED)
 
     def __enter__(self) -> Bench:

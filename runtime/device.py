@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,27 @@ from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.errors import DeviceNotChosen, NoDevice
 
 Floats = NDArray[np.float32]
+CPU_FAMILIES = ("x86", "arm")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs.
+
+    threads: of kernels for a CPU, all physical cores by default. device: which GPU, as `open_device` takes it.
+    gpu_layers: how many of the last layers run on the GPU, all by default; the layers before them run on the CPU, with
+    the artifact `cpu_artifact` of the same model.
+    """
+
+    threads: int | None = None
+    device: str | None = None
+    gpu_layers: int | None = None
+    cpu_artifact: str | os.PathLike[str] | None = None
+
+
+def family_of(artifact: Artifact) -> str:
+    """The target's name without its options."""
+    return artifact.manifest.target.name.split(":", 1)[0]
 
 
 class Device(Protocol):
@@ -55,14 +78,14 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
 
     Raises NoDevice, DeviceNotChosen where there is no choice, or what the device module raises.
     """
-    family = artifact.manifest.target.name.split(":", 1)[0]
+    family = family_of(artifact)
     if family == "vulkan":
         from dsv3c.runtime.vulkan.device import VulkanDevice
 
         return VulkanDevice(artifact, slots, chosen)
     if chosen is not None:
         raise DeviceNotChosen(name=chosen, target=artifact.manifest.target.name)
-    if family in ("x86", "arm"):
+    if family in CPU_FAMILIES:
         # Imported here so that a runtime for one device never loads another's library.
         from dsv3c.runtime.cpu import CpuDevice
 

@@ -152,6 +152,11 @@ class NoCallTimes(RuntimeFault):
     hint = "{instead}"
 
 
+class BadPlacement(RuntimeFault):
+    message = "the layers cannot be shared out: {reason}"
+    hint = "{instead}"
+
+
 class CannotSplit(RuntimeFault):
     message = "{path} cannot run a part of the layers: {reason}"
     hint = "compile both artifacts from the same checkpoint, with the same --max-tokens and --max-sequences"
@@ -190,6 +195,11 @@ class DeviceMemoryShort(RuntimeFault):
 class DeviceMemoryRefused(RuntimeFault):
     message = "{device} refused {bytes} bytes for {what}"
     hint = "close other programs that use the device, lower context or max_batch, or take another --device"
+
+
+class DriverFailed(RuntimeFault):
+    message = "the driver of {device} refused {what}: {reason}"
+    hint = "update the driver, or compile the model again; if it happens again, this is a mistake in dsv3c"
 
 
 class DeviceLost(RuntimeFault):

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cache import Sequence
-from dsv3c.runtime.device import Device, Floats, open_device
+from dsv3c.runtime.device import Device, Floats, Placement
 from dsv3c.runtime.errors import (
     ContextInvalid,
     ContextOverflow,
@@ -30,6 +30,7 @@ from dsv3c.runtime.generation import Event, Generation, Task, generate
 from dsv3c.runtime.jsonfile import read_bytes
 from dsv3c.runtime.sampling import SamplingParams
 from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
+from dsv3c.runtime.split import place
 
 if TYPE_CHECKING:
     from dsv3c.runtime.tokenizer import Tokenizer
@@ -95,14 +96,8 @@ class Model:
         self.defaults = SamplingParams.from_generation_config(self._generation_config)
 
     @staticmethod
-    def load(
-        artifact: Artifact,
-        threads: int | None,
-        context: int | None,
-        max_batch: int | None,
-        chosen: str | None = None,
-    ) -> Model:
-        """Map and allocate everything. Raises ContextInvalid and whatever the device raises."""
+    def load(artifact: Artifact, placement: Placement, context: int | None, max_batch: int | None) -> Model:
+        """Map and allocate everything. Raises ContextInvalid and whatever `place` raises."""
         plan = artifact.plan
         longest = min(plan.context, artifact.manifest.model.get("max_position_embeddings", plan.context))
         length = _count("context", context, longest, plan.context)
@@ -111,8 +106,7 @@ class Model:
         # Kernels count slots in 32 bits.
         if pages * plan.page_size > 2**31 - 1:
             raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
-        device = open_device(artifact, pages * plan.page_size, threads, chosen)
-        return Model(artifact, device, length)
+        return Model(*place(artifact, pages * plan.page_size, placement), length)
 
     @property
     def tokenizer(self) -> Tokenizer:

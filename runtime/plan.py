@@ -6,7 +6,7 @@ Kernels trust the plan blindly, so nothing may be mapped, allocated or run befor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from dsv3c.runtime.weights import ALIGNMENT, Tensor
 
 PLAN_VERSION = 1
 CONTROL_SIZE = 16
+DRAW_WORDS = 8  # of a row of the input `sampling`
 ELEMENT_BYTES: Mapping[str, int] = {
     "float32": 4,
     "float16": 2,
@@ -144,6 +145,8 @@ def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, pat
     _check_caches(buffers, n_caches)
     entries = fields.object("entries")
     parsed = {name: _entry(name, entries.object(name), buffers, bounds, vocab_size) for name in entries.value}
+    if "sampling" in fields.value:
+        parsed |= _drawn(fields.object("sampling"), parsed, buffers, bounds)
     if not {"decode", "prefill"} & parsed.keys():
         raise fields.fail("entries", "has neither `decode` nor `prefill`")
     latent_dim = fields.integer("latent_dim", 1, 2**20)
@@ -233,7 +236,28 @@ def _check_caches(buffers: tuple[Buffer, ...], n_caches: int) -> None:
         raise PlanInvalid(where="buffers", reason=f"caches must be cache.0 to cache.{n_caches - 1}, each once")
 
 
-def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Entry:
+def _drawn(
+    fields: Fields, entries: Mapping[str, Entry], buffers: tuple[Buffer, ...], bounds: Bounds
+) -> dict[str, Entry]:
+    """Entries that end with tokens: another entry's calls, then those of sampling."""
+    found = {}
+    for name in fields.value:
+        drawn = fields.object(name)
+        base = entries.get(drawn.string("entry"))
+        if base is None or name in entries:
+            raise fields.fail(name, "must have a name of its own and the entry that it goes on from")
+        token = drawn.integer("token", 0, len(buffers) - 1)
+        if (buffers[token].kind, buffers[token].dtype, buffers[token].size) != ("arena", "int32", bounds.R):
+            raise drawn.fail("token", f"must be an int32 buffer of the arena, one for each of {bounds.R} rows")
+        calls = (*base.calls, *_calls(drawn, buffers))
+        found[name] = replace(base, name=name, calls=calls, outputs=MappingProxyType({"token": token}))
+    params = next((buffer for buffer in buffers if buffer.kind == "input" and buffer.name == "sampling"), None)
+    if found and (params is None or (params.dtype, params.size) != ("int32", bounds.R * DRAW_WORDS)):
+        raise PlanInvalid(where="buffers", reason=f"the input 'sampling' must be int32[{bounds.R * DRAW_WORDS}]")
+    return found
+
+
+def _calls(fields: Fields, buffers: tuple[Buffer, ...]) -> list[tuple[str, tuple[int, ...]]]:
     calls = []
     for i, call in enumerate(fields.list("calls")):
         well_formed = isinstance(call, list) and len(call) == 2 and isinstance(call[0], str) and call[0].isidentifier()
@@ -242,6 +266,11 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
         if not all(type(index) is int and 0 <= index < len(buffers) for index in call[1]):
             raise fields.fail(f"calls[{i}]", f"has a buffer index that is not in 0..{len(buffers) - 1}")
         calls.append((call[0], tuple(call[1])))
+    return calls
+
+
+def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Entry:
+    calls = _calls(fields, buffers)
     max_tokens = fields.integer("max_tokens", 1, bounds.T, default=bounds.T)
     min_tokens = fields.integer("min_tokens", 1, 2**31, default=1)
     outputs = _outputs(fields.object("outputs"), buffers, bounds, vocab_size)

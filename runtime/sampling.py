@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.errors import LogitsNotFinite, ParameterInvalid, UnknownParameter
+from dsv3c.runtime.plan import DRAW_WORDS
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
@@ -88,6 +89,21 @@ class SamplingParams:
             raise ParameterInvalid(name=name, value=value, reason=reason)
 
 
+class Draw(NamedTuple):
+    """What a device needs to draw a token of one row of logits.
+
+    form: "greedy", "ordered" (temperature and min-p: ids in their order) or "filtered" (top-k or top-p, too).
+    words i32 [8]: 1/temperature (bits of f32; 0 is greedy), top_k (0 is off), top_p in units of 2^-31 (0 is off), min_p
+    (bits of f32), the uniform number in units of 2^-32.
+    """
+
+    form: str
+    words: NDArray[np.int32]
+
+
+FORMS = ("greedy", "ordered", "filtered")  # each draws what the ones before it draw, too
+
+
 class Sampler:
     """Draws token ids for one sequence. The same parameters, seed and logits give the same ids."""
 
@@ -118,6 +134,29 @@ class Sampler:
         index = min(index, len(total) - 1)
         return index if ids is None else int(ids[index])
 
+    def draw(self) -> Draw | None:
+        """The next token as a device draws it, `token` takes it from there; None where the host must change logits.
+
+        Takes the same uniform number as `sample` would.
+        """
+        params, words = self._params, np.zeros(DRAW_WORDS, np.int32)
+        if self._seen.size:
+            return None
+        if params.temperature == 0:
+            return Draw("greedy", words)
+        words[0] = _bits(1 / _divisor(params.temperature))
+        words[1] = min(params.top_k, 2**31 - 1)
+        words[2] = min(math.ceil(params.top_p * 2**31), 2**31 - 1) if params.top_p < 1 else 0
+        words[3] = _bits(params.min_p)
+        words[4] = np.uint32(self._random.random() * 2**32).view(np.int32)
+        return Draw("filtered" if words[1] or words[2] else "ordered", words)
+
+    def token(self, drawn: int) -> int:
+        """The id that a device has drawn. Raises LogitsNotFinite for the negative ones, by which it says so."""
+        if drawn < 0:
+            raise LogitsNotFinite(value={-1: math.nan, -2: math.inf}.get(drawn, -math.inf))
+        return drawn
+
     def _penalised(self, logits: Floats) -> Floats:
         logits, penalty = logits.copy(), self._params.repetition_penalty
         seen = logits[self._repeated]
@@ -127,8 +166,7 @@ class Sampler:
     def _candidates(self, logits: Floats, best: float) -> tuple[Ids | None, Floats]:
         """Ids (None: all, in order) with their unnormalised probabilities, after the filters; the best weighs 1."""
         params = self._params
-        # Kept where float32 can divide by it; a quotient that overflows is -inf, which is as it should be.
-        temperature = np.float32(min(max(params.temperature, 1e-30), 1e30))
+        temperature = _divisor(params.temperature)
         with np.errstate(over="ignore", under="ignore"):
             weights = np.exp((logits - np.float32(best)) / temperature)
         ids = None
@@ -140,6 +178,15 @@ class Sampler:
             # The share of the likeliest is the weight itself.
             ids = np.flatnonzero(weights >= params.min_p) if ids is None else ids[weights[ids] >= params.min_p]
         return ids, weights if ids is None else weights[ids]
+
+
+def _divisor(temperature: float) -> np.float32:
+    """Kept where float32 can divide by it; a quotient that overflows is -inf, which is as it should be."""
+    return np.float32(min(max(temperature, 1e-30), 1e30))
+
+
+def _bits(value: float) -> np.int32:
+    return np.float32(value).view(np.int32)
 
 
 def _largest(weights: Floats, count: int) -> Ids:

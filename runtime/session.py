@@ -40,6 +40,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class DrawRequest:
+    """Tokens to append to a sequence, and how the device draws the token after them."""
+
+    sequence: Sequence
+    tokens: Ints
+    draw: Draw
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What one step did for one request: its tokens [start, start + count); views as in StepOutput.
 

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.device import Device, Floats
-from dsv3c.runtime.errors import CannotSplit, NoCallTimes
+from dsv3c.runtime.device import CPU_FAMILIES, Device, Floats, Placement, family_of, open_device
+from dsv3c.runtime.errors import BadPlacement, CannotSplit, NoCallTimes
 from dsv3c.runtime.plan import Buffer, Cut, Entry, Plan
 
 RESIDUAL = "residual"
+_BOTH = "give --gpu-layers N and --cpu-artifact OUT, made by `dsv3c compile CHECKPOINT --target x86` (or arm)"
 
 
 def below(plan: Plan, layer: int) -> Plan:
@@ -91,7 +92,9 @@ def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artif
     first, second = below(lower.plan, cut), above(artifact.plan, cut)
     whole = {name for name, entry in artifact.plan.entries.items() if not entry.cuts}
     entries = {name: entry for name, entry in second.entries.items() if name in whole or name in first.entries}
-    return replace(lower, plan=first), replace(artifact, plan=replace(second, entries=MappingProxyType(entries)))
+    # The work of a step would be that of one side only.
+    second = replace(second, entries=MappingProxyType(entries), costs=None)
+    return replace(lower, plan=first), replace(artifact, plan=second)
 
 
 def layer_count(artifact: Artifact) -> int:
@@ -164,6 +167,39 @@ class SplitDevice:
         self._copies = []
         self._lower.close()
         self._upper.close()
+
+
+def place(artifact: Artifact, slots: int, placement: Placement) -> tuple[Artifact, Device]:
+    """The artifact as a session runs it, and its open device: one of its own, or two that share its layers.
+
+    Raises BadPlacement, CannotSplit, and what opening artifacts and devices raises.
+    """
+    layers = placement.gpu_layers
+    if layers is None and placement.cpu_artifact is None:
+        return artifact, open_device(artifact, slots, placement.threads, placement.device)
+    if layers is None:
+        raise BadPlacement(reason="--cpu-artifact is given, but not how many layers the GPU takes", instead=_BOTH)
+    if family_of(artifact) in CPU_FAMILIES:
+        instead = "give an artifact for a GPU, and the one for the CPU with --cpu-artifact"
+        raise BadPlacement(reason=f"the artifact {artifact.folder} runs on the CPU as a whole", instead=instead)
+    if layers >= layer_count(artifact) > 0:
+        return artifact, open_device(artifact, slots, placement.threads, placement.device)
+    if placement.cpu_artifact is None:
+        raise BadPlacement(reason=f"the model has {layer_count(artifact)} layers, who runs the others?", instead=_BOTH)
+    lower = Artifact.open(placement.cpu_artifact)
+    if family_of(lower) not in CPU_FAMILIES:
+        name = lower.manifest.target.name
+        raise BadPlacement(reason=f"the artifact {lower.folder} is for {name}, not for a CPU", instead=_BOTH)
+    if layers == 0:
+        _require_alike(artifact, lower)
+        return lower, open_device(lower, slots, placement.threads)
+    return open_split(
+        artifact,
+        lower,
+        layers,
+        lambda side: open_device(side, slots, placement.threads),
+        lambda side: open_device(side, slots, None, placement.device),
+    )
 
 
 def open_split(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.params import PATH, device_option
+from dsv3c.runtime.cli.params import PATH, device_options
 
 if TYPE_CHECKING:
     from dsv3c.runtime.bench import Bench, Progress, Settings
@@ -91,7 +91,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     metavar="N",
     help="Threads to use.  [default: all physical cores]",
 )
-@device_option
+@device_options
 @click.option(
     "-o",
     "--output",
@@ -109,6 +109,8 @@ def bench_command(
     artifact: Path,
     threads: int | None,
     device: str | None,
+    gpu_layers: int | None,
+    cpu_artifact: Path | None,
     form: str,
     per_op: bool,
     plot: Path | None,
@@ -137,13 +139,15 @@ def bench_command(
     from dsv3c.runtime.cli.bench_plot import require_renderer, write_plot
     from dsv3c.runtime.cli.bench_report import render
     from dsv3c.runtime.cli.progress import terminal_progress
+    from dsv3c.runtime.device import Placement
 
     settings = Settings(**options)
     if not settings.prompts and not settings.generated:
         raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
     if plot is not None:
         require_renderer(plot)
-    with Bench(artifact, settings, threads, device) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
+    placement = Placement(threads, device, gpu_layers, cpu_artifact)
+    with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
         report = _measure(bench, settings, per_op, progress)
     click.echo(render(report, form), nl=False)
     if plot is not None:

@@ -11,7 +11,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import print_json
-from dsv3c.runtime.cli.params import PATH, Finite, device_option, json_option
+from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
@@ -72,7 +72,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 @click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
 )
-@device_option
+@device_options
 @json_option
 def generate_command(
     artifact: Path,
@@ -81,6 +81,8 @@ def generate_command(
     context: int | None,
     threads: int | None,
     device: str | None,
+    gpu_layers: int | None,
+    cpu_artifact: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -95,13 +97,14 @@ def generate_command(
       PROGRAM generate OUT -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
       PROGRAM generate OUT --chat -p "Why is the sky blue?"
       PROGRAM generate OUT -p - --json < prompt.txt
+      PROGRAM generate GPU_OUT -p "Once upon a time" --gpu-layers 12 --cpu-artifact CPU_OUT
     """
     from dsv3c.runtime import load
 
     text = sys.stdin.read() if prompt == "-" else prompt
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
-    with load(artifact, threads=threads, context=context, device=device) as model:
+    with load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model:
         events = model.stream([{"role": "user", "content": text}] if chat else text, **params)
         if not as_json and not chat:
             click.echo(text, nl=False)

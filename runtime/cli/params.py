@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 PATH = click.Path(path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Finite(click.FloatRange):
@@ -21,11 +23,33 @@ class Finite(click.FloatRange):
         return number
 
 
-device_option = click.option(
-    "--device",
-    metavar="D",
-    help="The GPU to run on: a number, a part of its name, or a type, as `PROGRAM doctor` lists them.  [default: "
-    "a discrete one, else an integrated one, else a CPU]",
+_DEVICE_OPTIONS = (
+    click.option(
+        "--device",
+        metavar="D",
+        help="The GPU to run on: a number, a part of its name, or a type, as `PROGRAM doctor` lists them.  [default: "
+        "a discrete one, else an integrated one, else a CPU]",
+    ),
+    click.option(
+        "--gpu-layers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Run only the last N layers on the GPU, the others on the CPU with --cpu-artifact.  [default: all]",
+    ),
+    click.option(
+        "--cpu-artifact",
+        type=PATH,
+        metavar="OUT",
+        help="The same checkpoint compiled for the CPU, for the layers that the GPU does not take.",
+    ),
 )
+
+
+def device_options(command: Command) -> Command:
+    """Adds the options `device`, `gpu_layers` and `cpu_artifact`."""
+    for option in reversed(_DEVICE_OPTIONS):
+        command = option(command)
+    return command
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")

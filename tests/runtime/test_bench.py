@@ -119,7 +119,7 @@ def toy_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a Bench over the toy, whose plan states costs."""
     content = toy.plan_content() | {"costs": {"toy_step": {"row_flops": 10, "cache_row_bytes": 2}}}
     folder = toy.write_artifact(tmp_path / "toy", content)
-    monkeypatch.setattr(bench, "open_device", lambda artifact, slots, *_: TimedToy(artifact.plan, slots))
+    monkeypatch.setattr(bench, "place", lambda artifact, slots, _: (artifact, TimedToy(artifact.plan, slots)))
     return lambda settings: Bench(folder, settings)
 
 

@@ -24,7 +24,7 @@ PROMPT = [3, 4, 5, 6, 7, 8, 9]
 @pytest.fixture(autouse=True)
 def toy_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dsv3c.runtime.model.open_device", lambda artifact, slots, *_: toy.ToyDevice(artifact.plan, slots)
+        "dsv3c.runtime.model.place", lambda artifact, slots, _: (artifact, toy.ToyDevice(artifact.plan, slots))
     )
 
 

@@ -34,7 +34,7 @@ class TimedToy(toy.ToyDevice):
 def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The toy, on a machine that reads 1 GB and does 2 billion operations a second."""
     content = toy.plan_content() | {"costs": {"toy_step": {"row_flops": 10, "cache_row_bytes": 2}}}
-    monkeypatch.setattr(bench, "open_device", lambda artifact, slots, *_: TimedToy(artifact.plan, slots))
+    monkeypatch.setattr(bench, "place", lambda artifact, slots, _: (artifact, TimedToy(artifact.plan, slots)))
     monkeypatch.setattr(bench.Bench, "limits", lambda self, progress: Limits(1e9, 2e9, 4e9))
     return str(toy.write_artifact(tmp_path / "toy", content))
 
