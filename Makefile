@@ -9,11 +9,12 @@ MODEL       := artifacts/models/fairytale-10m
 DEMO        := artifacts/fairytale-10m-demo
 PROMPT      ?= Once upon a time
 TEST_ARGS   ?=
+VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc spirv-tools
 # What the conformance tests compare with; far too large to be part of the development install.
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test arm-root test-arm test-vulkan lint types conformance bench clean
+.PHONY: help venv demo test arm-root test-arm vulkan-driver test-vulkan lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -42,10 +43,13 @@ arm-root: $(STAMP)  ## install qemu and an arm64 Python for test-arm (Debian)
 test-arm: arm-root  ## run ARM kernels and the bundled model under qemu
 	$(BIN)/pytest tests/targets/arm $(TEST_ARGS)
 
-test-vulkan: $(STAMP)  ## run GPU kernels on Mesa's lavapipe (Debian; installs driver and compiler as root)
-	apt-get install -y --no-install-recommends mesa-vulkan-drivers libvulkan1 glslc spirv-tools
+vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fetches only what is missing)
+	@dpkg --status $(VULKAN_DEBS) >/dev/null 2>&1 || apt-get install -y --no-install-recommends $(VULKAN_DEBS)
 	@$(PIP) install --editable '.[dev,vulkan]'
-	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" $(BIN)/pytest tests/targets/vulkan $(TEST_ARGS)
+
+test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
+	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
+	  $(BIN)/pytest tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

@@ -18,8 +18,8 @@ from tests.conftest import BUNDLED_MODEL
 
 ROUNDED = ("float16", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
-# The cache is bfloat16 there: a value between two of its numbers may fall to either side.
-CACHE_ROUNDING = 0.02
+# The cache is bfloat16 there: a value between two of its numbers may fall to either side. It was 2.3e-4 at most.
+CACHE_ROUNDING = 2e-3
 
 
 @pytest.fixture(scope="module")
@@ -147,5 +147,5 @@ def test_the_commands_run_on_the_device(artifacts, vulkan):
     told = command("generate", folder, "-p", "Once", "--max-new-tokens", "4", "--device", "0", "--json")
     assert (told["new_tokens"], told["device"]["name"]) == (4, vulkan)
     report = command("bench", folder, "-p", "8", "-n", "2", "-r", "1", "--per-op", "-o", "json")
-    assert {row["test"] for row in report["results"]} == {"pp8", "tg2"}
+    assert {row["test"] for row in report["tests"]} == {"pp8", "tg2"}
     assert vulkan in {row["name"] for row in command("doctor", "--json")["devices"]["vulkan"]["devices"]}
