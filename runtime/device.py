@@ -60,8 +60,8 @@ class Device(Protocol):
     def run_timed(self, entry: str) -> NDArray[np.float64]:
         """As `run`; seconds of each call of the entry, in the order of the plan."""
 
-    def output(self, entry: str, name: str) -> Floats:
-        """Flat host view of an entry's output, valid until the next `run`."""
+    def output(self, entry: str, name: str) -> NDArray[Any]:
+        """Flat host view of an entry's output, valid until the next `run`: "token" i32, all others f32."""
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
         """Copy cache rows [source, source + count) to [target, target + count) in every layer."""
@@ -83,6 +83,10 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
         from dsv3c.runtime.vulkan.device import VulkanDevice
 
         return VulkanDevice(artifact, slots, chosen)
+    if family == "cuda":
+        from dsv3c.runtime.cuda.device import CudaDevice
+
+        return CudaDevice(artifact, slots, chosen)
     if chosen is not None:
         raise DeviceNotChosen(name=chosen, target=artifact.manifest.target.name)
     if family in CPU_FAMILIES:
@@ -94,4 +98,4 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
         from dsv3c.runtime.ort import OrtDevice
 
         return OrtDevice(artifact, slots, threads)
-    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, vulkan, onnx")
+    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, cuda, vulkan, onnx")

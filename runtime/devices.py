@@ -23,8 +23,23 @@ def _vulkan() -> Rows:
         instance.close()
 
 
+def _cuda() -> Rows:
+    from dsv3c.runtime.cuda.driver import Driver
+    from dsv3c.runtime.cuda.gpu import devices, dotted
+
+    return [
+        {
+            "number": device.number,
+            "name": device.name,
+            "type": f"compute capability {dotted(device.capability)}",
+            "memory": device.memory,
+        }
+        for device in devices(Driver())
+    ]
+
+
 # By target: what lists its devices, each with its number, name, type and bytes of memory.
-LISTINGS: Mapping[str, Callable[[], Rows]] = {"vulkan": _vulkan}
+LISTINGS: Mapping[str, Callable[[], Rows]] = {"cuda": _cuda, "vulkan": _vulkan}
 
 
 def listed() -> dict[str, dict[str, Any]]:
