@@ -94,7 +94,8 @@ def parse_dispatches(plan: Plan) -> Table:
                 raise table.fail(name, "is missing, an entry calls it")
             if len(buffers) != operands[name]:
                 raise table.fail(name, "is called with different numbers of operands")
-    forms = {name: _forms(table, name, operands.get(name, 0)) for name in table.value}
+    # A plan of a part of the layers does not use all kernels of the table.
+    forms = {name: _forms(table, name, count) for name, count in operands.items()}
     functions = [form.function for group in forms.values() for form in group]
     if len(set(functions)) != len(functions):
         raise fields.fail("dispatches", "two forms have the same function")
