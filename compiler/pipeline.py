@@ -189,7 +189,7 @@ def lower(
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
-    if target.materialized_attention and pays_from <= options.max_tokens:
+    if pays_from <= options.max_tokens:
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)

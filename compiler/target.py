@@ -54,7 +54,6 @@ class Target(Protocol):
 
     An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
     not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
-    materialized_attention: there is a kernel that rebuilds keys and values, so that an entry `prefill` can use it.
     """
 
     @property
@@ -68,9 +67,6 @@ class Target(Protocol):
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]: ...
-
-    @property
-    def materialized_attention(self) -> bool: ...
 
     def configured(self, options: Mapping[str, str]) -> Target:
         """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""

@@ -14,7 +14,7 @@ class Cuda:
     """The CUDA target. TVM and the compiler are looked for when the first graph is lowered.
 
     architectures: sm_XX to compile for, in rising order; none takes all that the compiler found knows of the default
-    ones. materialized_attention: no GPU kernel rebuilds keys and values, so steps of any length attend in latent space.
+    ones.
     """
 
     architectures: tuple[str, ...] = ()
@@ -22,7 +22,6 @@ class Cuda:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Cuda:
         """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""

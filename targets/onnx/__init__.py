@@ -38,7 +38,6 @@ class Onnx:
     name: str = "onnx"
     layout: str = ""
     integer_activations: bool = False
-    materialized_attention: bool = True
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]:

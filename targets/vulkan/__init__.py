@@ -11,16 +11,12 @@ from dsv3c.compiler.target import Emission, Entry
 
 @dataclass(frozen=True)
 class Vulkan:
-    """The Vulkan target. TVM is imported when the first graph is lowered.
-
-    materialized_attention: no GPU kernel rebuilds keys and values, so steps of any length attend in latent space.
-    """
+    """The Vulkan target. TVM is imported when the first graph is lowered."""
 
     name: str = "vulkan"
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:
         return self

@@ -28,7 +28,6 @@ class FakeTarget:
     name = "fake"
     layout = "rows16"
     integer_activations = True
-    materialized_attention = True
     cache_dtypes = ("bf16", "f32")
     fails = False
 

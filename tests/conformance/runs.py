@@ -157,7 +157,6 @@ class NumpyTarget:
     name = "numpy"
     layout = "rows16"
     integer_activations = True
-    materialized_attention = True
     cache_dtypes = ("bf16", "f32")
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
