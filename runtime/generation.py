@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dsv3c.runtime.device import Floats
-from dsv3c.runtime.sampling import Sampler, SamplingParams
+from dsv3c.runtime.sampling import Draw, Sampler, SamplingParams
 from dsv3c.runtime.session import Ints
 from dsv3c.runtime.stream import Decode, StopFilter, StreamDecoder
 
@@ -69,6 +69,12 @@ class Feed(Protocol):
     def __call__(self, tokens: Ints) -> Floats: ...
 
 
+class DrawToken(Protocol):
+    """Appends tokens to one sequence and lets the device draw the next, without its logits being read."""
+
+    def __call__(self, tokens: Ints, draw: Draw) -> int: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """One prompt with all that is needed to answer it. `room`: tokens the context holds beyond the prompt."""
@@ -81,8 +87,13 @@ class Task:
     decode: Decode | None
 
 
-def generate(task: Task, feed: Feed, clock: Callable[[], float] = time.perf_counter) -> Iterator[Event]:
-    """Events of one generation, the last with the result. Without `task.decode` texts are empty."""
+def generate(
+    task: Task, feed: Feed, clock: Callable[[], float] = time.perf_counter, draw: DrawToken | None = None
+) -> Iterator[Event]:
+    """Events of one generation, the last with the result. Without `task.decode` texts are empty.
+
+    draw: for a device that can, used as long as the sampler leaves the logits as they are.
+    """
     params = task.params
     sampler = Sampler(params, task.vocab_size)
     sampler.observe(task.prompt)
@@ -98,7 +109,11 @@ def generate(task: Task, feed: Feed, clock: Callable[[], float] = time.perf_coun
     feeding = task.prompt
     while len(tokens) < limit:
         begin = clock()
-        token = sampler.sample(feed(feeding))
+        wanted = None if draw is None else sampler.draw()
+        if draw is None or wanted is None:
+            token = sampler.sample(feed(feeding))
+        else:
+            token = sampler.token(draw(feeding, wanted))
         if token not in end_tokens:
             piece = stop.push(decoder.push(token))
         seconds[bool(steps)] += clock() - begin

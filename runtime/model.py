@@ -28,7 +28,7 @@ from dsv3c.runtime.errors import (
 )
 from dsv3c.runtime.generation import Event, Generation, Task, generate
 from dsv3c.runtime.jsonfile import read_bytes
-from dsv3c.runtime.sampling import SamplingParams
+from dsv3c.runtime.sampling import Draw, SamplingParams
 from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
 from dsv3c.runtime.split import place
 
@@ -237,7 +237,13 @@ class Model:
                     (logits,) = self.session.run([Request(sequence, tokens, "last")])
                     return logits.reshape(-1)
 
-            yield from generate(task, feed)
+            def drawn(tokens: Ints, draw: Draw) -> int:
+                with self._lock:
+                    self._require_open()
+                    (token,) = self.session.draw([Request(sequence, tokens, "last", draw)])
+                    return token
+
+            yield from generate(task, feed, draw=drawn if self.session.can_draw else None)
 
     def _task(self, prompt: Prompt, params: SamplingParams) -> Task:
         if params.stop and not self.has_tokenizer:

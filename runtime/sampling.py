@@ -185,7 +185,7 @@ def _divisor(temperature: float) -> np.float32:
     return np.float32(min(max(temperature, 1e-30), 1e30))
 
 
-def _bits(value: float) -> np.int32:
+def _bits(value: float | np.floating[Any]) -> np.int32:
     return np.float32(value).view(np.int32)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from dsv3c.runtime.cache import PagePool, Sequence
 from dsv3c.runtime.device import Device, Floats
 from dsv3c.runtime.errors import PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
-from dsv3c.runtime.plan import Plan
+from dsv3c.runtime.plan import DRAW_WORDS, Plan
+from dsv3c.runtime.sampling import FORMS, Draw
 
 Ints = NDArray[np.int32]
 Want = Literal["none", "last", "all"]
@@ -24,35 +25,35 @@ Want = Literal["none", "last", "all"]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it."""
+    """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it.
+
+    drawn [R]: tokens that the device drew, of an entry that ends with them; there are no logits then.
+    """
 
     logits: Floats
     hidden: Floats | None
+    drawn: Ints | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them."""
+    """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them.
+
+    draw: how the device draws a token from those of the last, which are then not read; for `Session.draw`.
+    """
 
     sequence: Sequence
     tokens: Ints
     want: Want
-
-
-@dataclass(frozen=True)
-class DrawRequest:
-    """Tokens to append to a sequence, and how the device draws the token after them."""
-
-    sequence: Sequence
-    tokens: Ints
-    draw: Draw
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
 class Chunk:
     """What one step did for one request: its tokens [start, start + count); views as in StepOutput.
 
-    logits [r, V] belong to the last r tokens of the chunk (r is 0, 1 or count); hidden is [count, D] or None.
+    logits [r, V] belong to the last r tokens of the chunk (r is 0, 1 or count); hidden is [count, D] or None. drawn [r]
+    instead of logits if the requests have draws.
     """
 
     request: int
@@ -60,17 +61,19 @@ class Chunk:
     count: int
     logits: Floats
     hidden: Floats | None
+    drawn: Ints | None = None
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]."""
+    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows."""
 
     tokens: Ints
     positions: Ints
     sequence: Ints
     pages: Many[Ints]
     rows: Ints
+    draws: Many[Draw] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,20 @@ class Session:
         empty = np.zeros((0, self.vocab_size), np.float32)
         return [parts[0] if len(parts) == 1 else np.concatenate([empty, *parts]) for parts in found]
 
+    @property
+    def can_draw(self) -> bool:
+        """Whether the plan has entries that end with tokens."""
+        names = [name for name in ("decode", "prefill") if name in self.plan.entries]
+        return all(f"{name}.{form}" in self.plan.entries for name in names for form in FORMS)
+
+    def draw(self, requests: Many[Request]) -> list[int]:
+        """As `chunks`, for requests that all have a `draw`; what the device drew for each, for `Sampler.token`."""
+        found = [0] * len(requests)
+        for chunk in self.chunks(requests):
+            if chunk.drawn is not None and chunk.drawn.size:
+                found[chunk.request] = int(chunk.drawn[0])
+        return found
+
     def _reserve(self, requests: Many[Request]) -> None:
         sequences = [request.sequence for request in requests]
         if len({id(sequence) for sequence in sequences}) != len(sequences):
@@ -225,15 +242,17 @@ class Session:
             sequence=np.concatenate(owner),
             pages=[requests[piece.request].sequence.pages for piece in pieces],
             rows=np.concatenate(rows),
+            draws=[draw for piece in pieces if piece.rows and (draw := requests[piece.request].draw) is not None],
         )
-        output = self._execute(self._entry_for(total), batch, None)
+        output = self._execute(self._drawing(self._entry_for(total), requests), batch, None)
         # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
         for piece in pieces:
             requests[piece.request].sequence.length += piece.count
         token = row = 0
         for piece in pieces:
             hidden = None if output.hidden is None else output.hidden[token : token + piece.count]
-            yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden)
+            drawn = None if output.drawn is None else output.drawn[row : row + piece.rows]
+            yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden, drawn)
             token, row = token + piece.count, row + piece.rows
 
     def _entry_for(self, tokens: int) -> str:
@@ -242,6 +261,15 @@ class Session:
             return "decode" if prefill is None else "prefill"
         pays_from = self.device.prefill_min_tokens or prefill.min_tokens
         return "decode" if tokens < pays_from and tokens <= decode.max_tokens else "prefill"
+
+    def _drawing(self, entry: str, requests: Many[Request]) -> str:
+        """The entry that draws for these requests, itself if none has a draw."""
+        draws = [request.draw for request in requests if request.draw is not None]
+        if not draws:
+            return entry
+        if len(draws) != len(requests) or any(request.want != "last" for request in requests):
+            raise StepInvalid(where="requests", reason="some of them draw a token from the last logits, others do not")
+        return f"{entry}.{max((draw.form for draw in draws), key=FORMS.index)}"
 
     def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
         inputs, bounds = self.device.inputs, self.plan.bounds
@@ -256,7 +284,12 @@ class Session:
             name = self.plan.buffers[self.plan.entries[entry].inputs["hidden"]].name
             inputs[name][: hidden.size] = hidden.reshape(-1)
         inputs["control"][:2] = count, rows
+        for row, draw in enumerate(batch.draws):
+            inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
         self.device.run(entry)
+        if "token" in self.plan.entries[entry].outputs:
+            drawn = self.device.output(entry, "token")[:rows]
+            return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
         logits = self.device.output(entry, "logits")[: rows * self.vocab_size].reshape(rows, self.vocab_size)
         if "hidden" not in self.plan.entries[entry].outputs:
             return StepOutput(logits, None)

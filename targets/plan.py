@@ -99,6 +99,16 @@ class Plan:
             calls.append([self._kernel(value.op, lowered.spec), indices])
         return calls
 
+    def added_call(self, op: str, spec: Any, buffers: Sequence[int]) -> list[Any]:
+        """A call that no value of a graph stands for, of a kernel named after `op`."""
+        return [self._kernel(op, spec), list(buffers)]
+
+    def behind(self, element: str, size: int, offset: int) -> int:
+        """A buffer at an offset of the arena that no value has, which the caller enlarges."""
+        dtype = _dtype_name(element)
+        name = f"arena+{offset}:{dtype}[{size}]"
+        return self._add({"name": name, "kind": "arena", "dtype": dtype, "size": size, "offset": offset})
+
     def input(self, name: str, dtype: str, size: int) -> int:
         return self._add({"name": name, "kind": "input", "dtype": dtype, "size": size})
 

@@ -117,7 +117,7 @@ class VulkanDevice:
         seconds[[launch.call for launch in launches]] = ticks * (gpu.limits.timestampPeriod * 1e-9)
         return seconds
 
-    def output(self, entry: str, name: str) -> NDArray[np.float32]:
+    def output(self, entry: str, name: str) -> NDArray[Any]:
         buffer = self._plan.buffers[self._plan.entries[entry].outputs[name]]
         if self._outputs is not None:
             return self._outputs.array(entry, name)
@@ -175,26 +175,26 @@ class _Outputs:
     def __init__(self, gpu: Gpu, artifact: Artifact, arena: Buffer) -> None:
         self._gpu, self._arena = gpu, arena
         plan = artifact.plan
-        bounds = {"logits": plan.bounds.R}
+        bounds = {"logits": plan.bounds.R, "token": plan.bounds.R}
         self._results: dict[str, list[tuple[int, int, int, int]]] = {}  # device and host offset, bytes a row, count
-        self._arrays: dict[tuple[str, str], tuple[int, int]] = {}
+        self._arrays: dict[tuple[str, str], tuple[int, int, str]] = {}
         size = 0
         for entry in plan.entries.values():
             at, results = 0, []
             for name, index in entry.outputs.items():
-                buffer, counted = plan.buffers[index], 1 if name == "logits" else 0
+                buffer, counted = plan.buffers[index], int(name in bounds)
                 results.append((buffer.offset, at, buffer.bytes // bounds.get(name, plan.bounds.T), counted))
-                self._arrays[entry.name, name] = at, buffer.size
+                self._arrays[entry.name, name] = at, buffer.size, buffer.dtype
                 at += buffer.bytes
             self._results[entry.name] = results
             size = max(size, at)
         self._buffer = gpu.output_buffer(size, "what a step gives")
         self.commands = gpu.commands()
 
-    def array(self, entry: str, name: str) -> NDArray[np.float32]:
-        at, size = self._arrays[entry, name]
+    def array(self, entry: str, name: str) -> NDArray[Any]:
+        at, size, dtype = self._arrays[entry, name]
         assert self._buffer.mapped is not None
-        return typed(self._buffer.mapped, at, "float32", size)
+        return typed(self._buffer.mapped, at, dtype, size)
 
     def record(self, entry: str, tokens: int, rows: int) -> None:
         """The copies of this step's rows; recorded anew since their sizes are the host's to give."""

@@ -28,6 +28,7 @@ from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
 from dsv3c.targets.gpu.lower import lower
+from dsv3c.targets.gpu.sampling import add_sampling
 from dsv3c.targets.plan import Calls, Plan
 
 Builder = Callable[[], Any]
@@ -52,6 +53,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backe
     """The plan of all entries over one arena, with the table of dispatches, and the kernels they share."""
     plan = Plan(bounds, CALLS)
     content = plan.content(entries)
+    content |= add_sampling(plan, content)
     functions: dict[str, Builder] = {}
     dispatches: dict[str, list[dict[str, Any]]] = {}
     for spec, name in plan.kernels.items():

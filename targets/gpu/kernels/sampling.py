@@ -103,7 +103,7 @@ class Sample(Greedy):
 class Best:
     """logits -> scratch: the best key and id of each segment."""
 
-    spec: Greedy
+    spec: Greedy  # itself, no Sample
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,18 @@ Stage = Best | Start | Step | Finish
 
 
 def sampling_stages(spec: Greedy) -> tuple[Stage, ...]:
+    """The kernels of both forms of Sample are the same."""
+    likeliest = Greedy(spec.rows, spec.vocab)
     if not isinstance(spec, Sample):
-        return (Best(spec), Start(spec))
-    pairs = (STEPS if spec.filtered else ORDERED_STEPS) // 2
-    return (Best(spec), Start(spec), *(Step(spec), Step(spec, backwards=True)) * pairs, Finish(spec))
+        return (Best(likeliest), Start(likeliest))
+    pairs, any_filter = (STEPS if spec.filtered else ORDERED_STEPS) // 2, Sample(spec.rows, spec.vocab)
+    steps = (Step(any_filter), Step(any_filter, backwards=True)) * pairs
+    return (Best(likeliest), Start(any_filter), *steps, Finish(any_filter))
 
 
 def sampling_operands(stage: Stage) -> tuple[Operand, ...]:
     spec, m = stage.spec, stage.spec.rows.maximum
-    scratch = Operand("scratch", "i32", m * _row_words(spec))
+    scratch = Operand("scratch", "i32", _row_start(spec, m))
     logits, token = Operand("logits", "f32", m * spec.vocab), Operand("token", "i32", m)
     params = (Operand("sampling", "i32", m * PARAMS),) if isinstance(spec, Sample) else ()
     if isinstance(stage, Best):
@@ -156,9 +159,10 @@ def _half_words(spec: Greedy) -> int:
     return STATE + spec.segments * BINS
 
 
-def _row_words(spec: Greedy) -> int:
-    """The segments' best, then two halves: a row's state and what each segment found."""
-    return 2 * spec.segments + (2 * _half_words(spec) if isinstance(spec, Sample) else 0)
+def _row_start(spec: Greedy, row: Any) -> Any:
+    """In the scratch operand: behind the best of each segment of all rows, a row's two halves of the words it has."""
+    words = 2 * _half_words(spec) if isinstance(spec, Sample) else 0
+    return spec.rows.maximum * 2 * spec.segments + row * words
 
 
 def best(stage: Best, operands: Sequence[Operand]) -> tuple[Variant, ...]:
@@ -179,7 +183,7 @@ def best(stage: Best, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                     store(found, 1, i)
         _best_of_all(found, space, thread)
         with T.If(thread < 2), T.Then():
-            store(scratch, row * _row_words(spec) + groups[0] * 2 + thread, space[thread * THREADS])
+            store(scratch, (row * spec.segments + groups[0]) * 2 + thread, space[thread * THREADS])
 
     return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
 
@@ -190,7 +194,7 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         scratch, row = buffers["scratch"], groups[0]
-        found, space, first = local(2, "int32"), shared(2 * THREADS, "int32"), T.bind(row * _row_words(spec))
+        found, space, first = local(2, "int32"), shared(2 * THREADS, "int32"), T.bind(row * (2 * spec.segments))
         store(found, 0, T.int32(_BELOW_ALL))
         store(found, 1, T.int32(spec.vocab - 1))
         with T.serial(0, -(-spec.segments // THREADS)) as turn:
@@ -207,7 +211,7 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         with T.If(thread == 0), T.Then():
             store(buffers["token"], row, token)
             if isinstance(spec, Sample):
-                begin, params = T.bind(first + 2 * spec.segments), buffers["sampling"]
+                begin, params = T.bind(_row_start(spec, row)), buffers["sampling"]
                 drawn = T.And(params[row * PARAMS + INVERSE_TEMPERATURE] > 0, _is_finite(order))
                 for word, value in (
                     (PASS, T.Select(drawn, T.int32(START), T.int32(NOT_DRAWN))),
@@ -229,7 +233,7 @@ def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         scratch, row = buffers["scratch"], groups[1]
-        halves = [T.bind(row * _row_words(spec) + 2 * spec.segments + i * _half_words(spec)) for i in range(2)]
+        halves = [T.bind(_row_start(spec, row) + i * _half_words(spec)) for i in range(2)]
         before, after = reversed(halves) if stage.backwards else halves
         bins, space, weights = shared(BINS, "uint32"), shared(THREADS * BINS, "uint32"), shared(THREADS)
         search = Search(spec.vocab, buffers, row, local(STATE, "int32"))
@@ -271,7 +275,7 @@ def finish(stage: Finish, operands: Sequence[Operand]) -> tuple[Variant, ...]:
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         scratch, row, space = buffers["scratch"], groups[0], shared(THREADS, "uint32")
-        first = T.bind(row * _row_words(spec) + 2 * spec.segments)
+        first = T.bind(_row_start(spec, row))
         search = Search(spec.vocab, buffers, row, local(STATE, "int32"))
         search.load(scratch, first)
 

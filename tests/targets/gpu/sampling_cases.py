@@ -7,7 +7,7 @@ import numpy as np
 from dsv3c.runtime.errors import LogitsNotFinite
 from dsv3c.runtime.sampling import Sampler, SamplingParams
 from dsv3c.targets.gpu.kernels.frame import Rows
-from dsv3c.targets.gpu.kernels.sampling import PARAMS, Greedy, Sample
+from dsv3c.targets.gpu.kernels.sampling import Greedy, Sample
 
 ROWS = Rows(8, index=1)
 
@@ -35,15 +35,9 @@ def token_of(logits, params, uniform):
 
 def words(params, uniform):
     """A row of the operand `sampling`."""
-    row = np.zeros(PARAMS, np.int32)
-    if params.temperature > 0:
-        row[0] = np.float32(1 / min(max(params.temperature, 1e-30), 1e30)).view(np.int32)
-    row[1] = min(params.top_k, 2**31 - 1)
-    if params.top_p < 1:
-        row[2] = min(max(1, int(np.ceil(params.top_p * 2**31))), 2**31 - 1)
-    row[3] = np.float32(params.min_p).view(np.int32)
-    row[4] = np.uint32(uniform * 2**32).view(np.int32)
-    return row
+    sampler = Sampler(params, 1)
+    sampler._random = Fixed(uniform)
+    return sampler.draw().words
 
 
 def case(vocab, rows, greedy=False, filtered=True):
