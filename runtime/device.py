@@ -87,6 +87,10 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
         from dsv3c.runtime.cuda.device import CudaDevice
 
         return CudaDevice(artifact, slots, chosen)
+    if family == "metal":
+        from dsv3c.runtime.metal import MetalDevice
+
+        return MetalDevice(artifact, slots, chosen)
     if chosen is not None:
         raise DeviceNotChosen(name=chosen, target=artifact.manifest.target.name)
     if family in CPU_FAMILIES:
@@ -98,4 +102,4 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
         from dsv3c.runtime.ort import OrtDevice
 
         return OrtDevice(artifact, slots, threads)
-    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, cuda, vulkan, onnx")
+    raise NoDevice(target=artifact.manifest.target.name, known="x86, arm, cuda, vulkan, metal, onnx")

@@ -71,6 +71,11 @@ TABLE: Mapping[str, Entry] = {
         },
         needs=("apache-tvm", "apache-tvm-ffi", "cuda-compiler"),
     ),
+    "metal": Entry(
+        module="dsv3c.targets.metal",
+        summary="GPUs of Apple silicon: kernels in the Metal Shading Language, compiled by the Mac at first use",
+        needs=("apache-tvm", "apache-tvm-ffi"),
+    ),
     "onnx": Entry(
         module="dsv3c.targets.onnx",
         summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",

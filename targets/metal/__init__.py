@@ -1,0 +1,40 @@
+"""Metal: kernels of dsv3c.targets.gpu as text in the Metal Shading Language, which the Mac compiles at first use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dsv3c.compiler.ir import Value
+from dsv3c.compiler.target import Emission, Entry
+
+
+@dataclass(frozen=True)
+class Metal:
+    """The Metal target. TVM is imported when the first graph is lowered; nothing of Apple's is needed to compile.
+
+    materialized_attention: steps of any length attend in latent space.
+    """
+
+    name: str = "metal"
+    layout: str = "rows16"
+    integer_activations: bool = False
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    materialized_attention: bool = False
+
+    def configured(self, options: Mapping[str, str]) -> Metal:
+        return self
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        from dsv3c.targets.gpu.emit import scratch_bytes
+
+        return scratch_bytes(value, bounds)
+
+    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.metal.msl import LANGUAGE, write_texts
+
+        return emit(entries, bounds, Backend(write_texts, facts={"modules": LANGUAGE}))
+
+
+TARGET = Metal()
