@@ -24,6 +24,7 @@ from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Entry, Plan
 
+OF_ROWS = frozenset({"logits", "token"})  # results with a row of R, all others have one of T
 CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
 
 
@@ -116,7 +117,7 @@ class CudaDevice:
                     driver.raw("cuEventDestroy")(event)
         return seconds
 
-    def output(self, entry: str, name: str) -> NDArray[np.float32]:
+    def output(self, entry: str, name: str) -> NDArray[Any]:
         return self._outputs.arrays[entry, name]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
@@ -174,7 +175,7 @@ class CudaDevice:
 class _Outputs:
     """Where the host reads results: pinned memory, copied to behind every step.
 
-    arrays: f32 by (entry, output). Entries share the memory, since only the last step's results are read.
+    arrays: by (entry, output). Entries share the memory, since only the last step's results are read.
     """
 
     def __init__(self, gpu: Gpu, plan: Plan, places: Places) -> None:
@@ -183,12 +184,12 @@ class _Outputs:
         offsets = {entry.name: _offsets(plan, entry) for entry in plan.entries.values()}
         size = max(end for _, end in offsets.values())
         host = gpu.pinned(size, "what a step gives")
-        self.arrays: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self.arrays: dict[tuple[str, str], NDArray[Any]] = {}
         for entry in plan.entries.values():
             copies = []
             for name, index in entry.outputs.items():
                 buffer, at = plan.buffers[index], offsets[entry.name][0][name]
-                counts_rows = name == "logits"
+                counts_rows = name in OF_ROWS
                 width = buffer.bytes // (plan.bounds.R if counts_rows else plan.bounds.T)
                 copies.append((places.addresses[index], host.ctypes.data + at, width, counts_rows))
                 self.arrays[entry.name, name] = typed(host, at, buffer.dtype, buffer.size)

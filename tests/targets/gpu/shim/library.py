@@ -107,6 +107,12 @@ class Library:
         if failed:
             raise ShimFault(f"{name}: {message.value.decode(errors='replace')}")
 
+    def entry(self, name):
+        """(address of the entry, address of shim_launch) of a kernel, for C."""
+        library = self._libraries[name]
+        launch = ctypes.cast(library.shim_launch, ctypes.c_void_p)
+        return ctypes.c_void_p.in_dll(library, f"{name}_address"), launch
+
 
 def _compile(kernels, header, path):
     lines = [f'#include "{header}"']

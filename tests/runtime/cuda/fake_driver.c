@@ -1,0 +1,609 @@
+// libcuda over host memory, for tests: what the runtime calls, with the prototypes of NVIDIA's cuda.h, checked as the
+// driver checks it and more strictly. Kernels are functions that a test registers.
+//
+//   * Work is done as late as a real device may do it: copies and kernels wait in the stream until somebody waits for
+//     them. Of a graph's nodes that could run next the one added last runs first. What is used too early shows.
+//   * Every call but the few that need none wants a current context; every handle must be alive; addresses must lie in
+//     live memory of the right kind, between pages that nobody may touch.
+//   * A test makes the n-th call of a function fail (fake_fail), or the n-th kernel (fake_fail_kernel), after which
+//     every call fails, as after a fault of a real device.
+#define _GNU_SOURCE
+#include <cuda.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#undef cuEventElapsedTime
+
+#define MOST 4096
+#define MOST_ARGUMENTS 32
+#define PAGE 4096
+
+typedef int (*ShimLaunch)(void (*)(void* const*), void* const*, unsigned, const unsigned*, unsigned, int, int, unsigned,
+                          unsigned, char*, size_t);
+
+typedef enum { CONTEXT = 1, STREAM, EVENT, MODULE, FUNCTION, GRAPH, NODE, EXECUTABLE } Kind;
+
+typedef struct {
+    Kind kind;
+    int alive;
+} Object;
+
+typedef struct {
+    char name[128];
+    void (*entry)(void* const*);
+    ShimLaunch launch;
+    unsigned parameters, threads;
+} Kernel;
+
+typedef struct {
+    Object object;
+    const Kernel* kernel;
+} Function;
+
+typedef struct {
+    const Kernel* kernel;
+    unsigned grid[3];
+    void* arguments[MOST_ARGUMENTS];
+} Launch;
+
+typedef struct {
+    Object object;
+    Launch launch;
+    int dependencies[MOST], count;  // nodes of the graph by number
+    struct Graph* graph;
+    int number;
+} Node;
+
+typedef struct Graph {
+    Object object;
+    Node* nodes[MOST];
+    int count;
+} Graph;
+
+typedef struct {
+    Object object;
+    Graph* graph;
+    Launch launches[MOST];
+} Executable;
+
+typedef struct {
+    Object object;
+    int recorded, pending;
+    double milliseconds;
+} Event;
+
+typedef struct {
+    char* data;
+    size_t bytes;
+    int pinned, alive;
+} Memory;
+
+typedef struct {
+    enum { COPY, FILL, LAUNCH, RECORD } kind;
+    char *target, *source;
+    size_t bytes;
+    unsigned char value;
+    Launch launch;
+    Event* event;
+} Work;
+
+static int device_count, compute_capability, driver_version, initialized, retained;
+static size_t capacity, used;
+static Object context, stream;
+static __thread Object* current;
+static Memory memories[MOST];
+static int memory_count, live_objects;
+static Kernel kernels[MOST];
+static int kernel_count, kernel_runs, launched_graphs, changed_nodes;
+static Work* queue;
+static size_t queued, room, done;
+static CUresult lost;
+static struct {
+    char function[64];
+    int countdown;
+    CUresult code;
+} failure;
+static int kernel_countdown;
+static CUresult kernel_failure;
+static char last_message[512];
+
+#define PUBLIC __attribute__((visibility("default")))
+#define CHECK(condition, code) \
+    if (!(condition)) return refuse(__func__, #condition, code)
+
+static CUresult refuse(const char* function, const char* condition, CUresult code) {
+    snprintf(last_message, sizeof last_message, "%s: not so: %s", function, condition);
+    return code;
+}
+
+// What every call does first: a failure that was asked for, or the fault that the device had.
+static CUresult begin(const char* function, int needs_context) {
+    if (failure.countdown > 0 && strcmp(function, failure.function) == 0 && --failure.countdown == 0)
+        return failure.code;
+    if (lost) return lost;
+    CHECK(initialized, CUDA_ERROR_NOT_INITIALIZED);
+    CHECK(!needs_context || (current == &context && context.alive), CUDA_ERROR_INVALID_CONTEXT);
+    return CUDA_SUCCESS;
+}
+#define BEGIN                                  \
+    do {                                       \
+        CUresult begun = begin(__func__, 1);   \
+        if (begun != CUDA_SUCCESS) return begun; \
+    } while (0)
+#define BEGIN_WITHOUT_CONTEXT                  \
+    do {                                       \
+        CUresult begun = begin(__func__, 0);   \
+        if (begun != CUDA_SUCCESS) return begun; \
+    } while (0)
+
+static void* make(size_t bytes, Kind kind) {
+    Object* object = calloc(1, bytes);  // never freed: a handle used after its end is recognised
+    object->kind = kind;
+    object->alive = 1;
+    live_objects++;
+    return object;
+}
+
+static int is(const void* handle, Kind kind) {
+    const Object* object = handle;
+    return object && object->kind == kind && object->alive;
+}
+
+static CUresult end(void* handle) {
+    ((Object*)handle)->alive = 0;
+    live_objects--;
+    return CUDA_SUCCESS;
+}
+
+static int lies_in(const void* address, size_t bytes, int pinned) {
+    for (int i = 0; i < memory_count; i++) {
+        const Memory* m = &memories[i];
+        const char* at = address;
+        if (m->alive && m->pinned == pinned && at >= m->data && at + bytes <= m->data + m->bytes) return 1;
+    }
+    return 0;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
+}
+
+// --- the test's side
+
+PUBLIC void fake_reset(int devices, int capability, size_t bytes, int version) {
+    device_count = devices, compute_capability = capability, capacity = bytes, driver_version = version;
+    initialized = retained = 0, used = 0, memory_count = 0, live_objects = 0, kernel_count = 0;
+    kernel_runs = launched_graphs = changed_nodes = 0, queued = done = 0, lost = 0;
+    failure.countdown = kernel_countdown = 0, current = NULL, context.alive = 0, last_message[0] = 0;
+}
+PUBLIC void fake_kernel(const char* name, void (*entry)(void* const*), ShimLaunch launch, unsigned parameters,
+                        unsigned threads) {
+    Kernel* kernel = &kernels[kernel_count++];
+    snprintf(kernel->name, sizeof kernel->name, "%s", name);
+    kernel->entry = entry, kernel->launch = launch, kernel->parameters = parameters, kernel->threads = threads;
+}
+PUBLIC void fake_fail(const char* function, int countdown, CUresult code) {
+    snprintf(failure.function, sizeof failure.function, "%s", function);
+    failure.countdown = countdown, failure.code = code;
+}
+PUBLIC void fake_fail_kernel(int countdown, CUresult code) { kernel_countdown = countdown, kernel_failure = code; }
+PUBLIC int fake_kernel_runs(void) { return kernel_runs; }
+PUBLIC int fake_graph_launches(void) { return launched_graphs; }
+PUBLIC int fake_changed_nodes(void) { return changed_nodes; }
+PUBLIC const char* fake_message(void) { return last_message; }
+// Handles and allocations that were not given back.
+PUBLIC int fake_live(void) {
+    int live = live_objects + retained;
+    for (int i = 0; i < memory_count; i++) live += memories[i].alive;
+    return live;
+}
+
+// --- the stream
+
+static Work* add(int kind) {
+    if (queued == room) {
+        room = room ? 2 * room : 1024;
+        queue = realloc(queue, room * sizeof *queue);
+    }
+    Work* work = &queue[queued++];
+    memset(work, 0, sizeof *work);
+    work->kind = kind;
+    return work;
+}
+
+static void run_kernel(const Launch* launch) {
+    kernel_runs++;
+    if (kernel_countdown > 0 && --kernel_countdown == 0) {
+        lost = kernel_failure;
+        return;
+    }
+    const Kernel* kernel = launch->kernel;
+    char message[256] = "";
+    int order = kernel_runs % 2;  // forward and reverse
+    if (kernel->launch(kernel->entry, launch->arguments, kernel->parameters, launch->grid, kernel->threads, order, order,
+                       0, 0, message, sizeof message)) {
+        snprintf(last_message, sizeof last_message, "%s: %s", kernel->name, message);
+        lost = CUDA_ERROR_ILLEGAL_ADDRESS;
+    }
+}
+
+static CUresult drain(const Event* until) {
+    while (done < queued && !lost && !(until && !until->pending)) {
+        Work* work = &queue[done++];
+        if (work->kind == COPY) memmove(work->target, work->source, work->bytes);
+        if (work->kind == FILL) memset(work->target, work->value, work->bytes);
+        if (work->kind == LAUNCH) run_kernel(&work->launch);
+        if (work->kind == RECORD) {
+            work->event->pending--;
+            work->event->recorded = 1;
+            work->event->milliseconds = now();
+        }
+    }
+    if (done == queued) done = queued = 0;
+    return lost;
+}
+
+static CUresult check_launch(const CUDA_KERNEL_NODE_PARAMS* p, Launch* launch) {
+    CHECK(is(p->func, FUNCTION), CUDA_ERROR_INVALID_HANDLE);
+    const Kernel* kernel = ((Function*)p->func)->kernel;
+    CHECK(p->gridDimX >= 1 && p->gridDimX <= 0x7FFFFFFF, CUDA_ERROR_INVALID_VALUE);
+    CHECK(p->gridDimY >= 1 && p->gridDimY <= 65535, CUDA_ERROR_INVALID_VALUE);
+    CHECK(p->gridDimZ >= 1 && p->gridDimZ <= 65535, CUDA_ERROR_INVALID_VALUE);
+    CHECK(p->blockDimX == kernel->threads && p->blockDimY == 1 && p->blockDimZ == 1, CUDA_ERROR_INVALID_VALUE);
+    CHECK(p->sharedMemBytes == 0 && p->extra == NULL && p->kernelParams, CUDA_ERROR_INVALID_VALUE);
+    launch->kernel = kernel;
+    launch->grid[0] = p->gridDimX, launch->grid[1] = p->gridDimY, launch->grid[2] = p->gridDimZ;
+    for (unsigned i = 0; i < kernel->parameters; i++) {
+        memcpy(&launch->arguments[i], p->kernelParams[i], sizeof(CUdeviceptr));
+        CHECK(lies_in(launch->arguments[i], 4, 0), CUDA_ERROR_INVALID_VALUE);
+        CHECK((uintptr_t)launch->arguments[i] % 16 == 0, CUDA_ERROR_MISALIGNED_ADDRESS);
+    }
+    return CUDA_SUCCESS;
+}
+
+// --- the driver
+
+PUBLIC CUresult cuInit(unsigned flags) {
+    if (failure.countdown > 0 && strcmp(failure.function, "cuInit") == 0 && --failure.countdown == 0)
+        return failure.code;
+    if (device_count == 0) return CUDA_ERROR_NO_DEVICE;
+    CHECK(flags == 0, CUDA_ERROR_INVALID_VALUE);
+    initialized = 1;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDriverGetVersion(int* version) {
+    *version = driver_version;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDeviceGetCount(int* count) {
+    BEGIN_WITHOUT_CONTEXT;
+    *count = device_count;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+    BEGIN_WITHOUT_CONTEXT;
+    CHECK(ordinal >= 0 && ordinal < device_count, CUDA_ERROR_INVALID_DEVICE);
+    *device = 100 + ordinal;  // no number to be taken for the ordinal
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDeviceGetName(char* name, int size, CUdevice device) {
+    BEGIN_WITHOUT_CONTEXT;
+    CHECK(device >= 100, CUDA_ERROR_INVALID_DEVICE);
+    snprintf(name, size, "Fake GPU %c", 'A' + device - 100);
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
+    BEGIN_WITHOUT_CONTEXT;
+    CHECK(device >= 100, CUDA_ERROR_INVALID_DEVICE);
+    switch (attribute) {
+        case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X: *value = 0x7FFFFFFF; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y: *value = 65535; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z: *value = 65535; break;
+        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 1; break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = compute_capability / 10; break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = compute_capability % 10; break;
+        default: return refuse(__func__, "the attribute is known", CUDA_ERROR_INVALID_VALUE);
+    }
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDeviceTotalMem(size_t* bytes, CUdevice device) {
+    BEGIN_WITHOUT_CONTEXT;
+    CHECK(device >= 100, CUDA_ERROR_INVALID_DEVICE);
+    *bytes = capacity;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDevicePrimaryCtxRetain(CUcontext* made, CUdevice device) {
+    BEGIN_WITHOUT_CONTEXT;
+    CHECK(device >= 100, CUDA_ERROR_INVALID_DEVICE);
+    retained++;
+    context.kind = CONTEXT, context.alive = 1;
+    *made = (CUcontext)&context;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
+    CHECK(device >= 100 && retained > 0, CUDA_ERROR_INVALID_CONTEXT);
+    context.alive = --retained > 0;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuCtxSetCurrent(CUcontext wanted) {
+    if (lost) return lost;
+    CHECK(is(wanted, CONTEXT), CUDA_ERROR_INVALID_CONTEXT);
+    current = (Object*)wanted;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuMemGetInfo(size_t* free_bytes, size_t* total) {
+    BEGIN;
+    *free_bytes = capacity - used, *total = capacity;
+    return CUDA_SUCCESS;
+}
+
+static CUresult allocate(void** address, size_t bytes, int pinned) {
+    CHECK(bytes > 0 && memory_count < MOST, CUDA_ERROR_INVALID_VALUE);
+    if (!pinned && used + bytes > capacity) return CUDA_ERROR_OUT_OF_MEMORY;
+    size_t pages = (bytes + PAGE - 1) / PAGE * PAGE;
+    char* mapping = mmap(NULL, pages + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+    mprotect(mapping + PAGE, pages, PROT_READ | PROT_WRITE);
+    char* data = mapping + PAGE;
+    memset(data, 0xFF, bytes);  // NaN: what was there before
+    memories[memory_count++] = (Memory){data, bytes, pinned, 1};
+    if (!pinned) used += bytes;
+    *address = data;
+    return CUDA_SUCCESS;
+}
+static CUresult release(void* address, int pinned) {
+    drain(NULL);
+    for (int i = 0; i < memory_count; i++) {
+        Memory* m = &memories[i];
+        if (!m->alive || m->data != address || m->pinned != pinned) continue;
+        m->alive = 0;
+        if (!pinned) used -= m->bytes;
+        munmap(m->data - PAGE, (m->bytes + PAGE - 1) / PAGE * PAGE + 2 * PAGE);
+        return CUDA_SUCCESS;
+    }
+    return refuse(__func__, "the address was given out", CUDA_ERROR_INVALID_VALUE);
+}
+
+PUBLIC CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) {
+    BEGIN;
+    return allocate((void**)address, bytes, 0);
+}
+PUBLIC CUresult cuMemFree(CUdeviceptr address) { return release((void*)address, 0); }
+PUBLIC CUresult cuMemAllocHost(void** address, size_t bytes) {
+    BEGIN;
+    return allocate(address, bytes, 1);
+}
+PUBLIC CUresult cuMemFreeHost(void* address) { return release(address, 1); }
+
+static CUresult copy(void* target, int to_host, const void* source, int from_host, size_t bytes, CUstream on) {
+    CHECK(is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    CHECK(lies_in(target, bytes, to_host) && lies_in(source, bytes, from_host), CUDA_ERROR_INVALID_VALUE);
+    Work* work = add(COPY);
+    work->target = target, work->source = (char*)source, work->bytes = bytes;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuMemcpyHtoDAsync(CUdeviceptr target, const void* source, size_t bytes, CUstream on) {
+    BEGIN;
+    return copy((void*)target, 0, source, 1, bytes, on);
+}
+PUBLIC CUresult cuMemcpyDtoHAsync(void* target, CUdeviceptr source, size_t bytes, CUstream on) {
+    BEGIN;
+    return copy(target, 1, (void*)source, 0, bytes, on);
+}
+PUBLIC CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream on) {
+    BEGIN;
+    CHECK(target + bytes <= source || source + bytes <= target, CUDA_ERROR_INVALID_VALUE);
+    return copy((void*)target, 0, (void*)source, 0, bytes, on);
+}
+PUBLIC CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t bytes, CUstream on) {
+    BEGIN;
+    CHECK(is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    CHECK(lies_in((void*)target, bytes, 0), CUDA_ERROR_INVALID_VALUE);
+    Work* work = add(FILL);
+    work->target = (char*)target, work->value = value, work->bytes = bytes;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuStreamCreate(CUstream* made, unsigned flags) {
+    BEGIN;
+    (void)flags;
+    *made = make(sizeof stream, STREAM);
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuStreamSynchronize(CUstream on) {
+    BEGIN;
+    CHECK(is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    return drain(NULL);
+}
+PUBLIC CUresult cuStreamDestroy(CUstream on) {
+    CHECK(is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    return end(on);
+}
+PUBLIC CUresult cuEventCreate(CUevent* made, unsigned flags) {
+    BEGIN;
+    (void)flags;
+    *made = make(sizeof(Event), EVENT);
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuEventRecord(CUevent event, CUstream on) {
+    BEGIN;
+    CHECK(is(event, EVENT) && is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    ((Event*)event)->pending++;
+    add(RECORD)->event = (Event*)event;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuEventSynchronize(CUevent event) {
+    BEGIN;
+    CHECK(is(event, EVENT), CUDA_ERROR_INVALID_HANDLE);
+    return drain((Event*)event);
+}
+PUBLIC CUresult cuEventElapsedTime(float* milliseconds, CUevent first, CUevent last) {
+    BEGIN;
+    CHECK(is(first, EVENT) && is(last, EVENT), CUDA_ERROR_INVALID_HANDLE);
+    const Event *a = (Event*)first, *b = (Event*)last;
+    CHECK(a->recorded && b->recorded, CUDA_ERROR_INVALID_HANDLE);
+    CHECK(!a->pending && !b->pending, CUDA_ERROR_NOT_READY);
+    *milliseconds = (float)(b->milliseconds - a->milliseconds);
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuEventDestroy(CUevent event) {
+    CHECK(is(event, EVENT), CUDA_ERROR_INVALID_HANDLE);
+    return end(event);
+}
+
+typedef struct {
+    Object object;
+    char* image;
+    size_t bytes;
+} Module;
+
+// A cubin for this device's generation and no newer than it, or PTX that ends with a zero byte.
+PUBLIC CUresult cuModuleLoadData(CUmodule* made, const void* image) {
+    BEGIN;
+    const unsigned char* bytes = image;
+    size_t size;
+    if (memcmp(bytes, "\x7f" "ELF", 4) == 0) {
+        uint16_t machine, rows, row_bytes;
+        uint64_t table;
+        uint32_t flags;
+        memcpy(&machine, bytes + 18, 2), memcpy(&flags, bytes + 48, 4);
+        memcpy(&table, bytes + 40, 8), memcpy(&row_bytes, bytes + 58, 2), memcpy(&rows, bytes + 60, 2);
+        int built_for = flags >> 8 & 0xFF;
+        CHECK(machine == 190, CUDA_ERROR_INVALID_IMAGE);
+        CHECK(built_for / 10 == compute_capability / 10 && built_for <= compute_capability,
+              CUDA_ERROR_NO_BINARY_FOR_GPU);
+        size = table + (size_t)rows * row_bytes;
+    } else {
+        const char* target = strstr(image, "\n.target sm_");
+        CHECK(target, CUDA_ERROR_INVALID_IMAGE);
+        CHECK(atoi(target + 12) <= compute_capability, CUDA_ERROR_NO_BINARY_FOR_GPU);
+        size = strlen(image);
+    }
+    Module* module = make(sizeof *module, MODULE);
+    module->image = malloc(size);
+    memcpy(module->image, image, size);
+    module->bytes = size;
+    *made = (CUmodule)module;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuModuleUnload(CUmodule module) {
+    CHECK(is(module, MODULE), CUDA_ERROR_INVALID_HANDLE);
+    free(((Module*)module)->image);
+    return end(module);
+}
+PUBLIC CUresult cuModuleGetFunction(CUfunction* made, CUmodule handle, const char* name) {
+    BEGIN;
+    CHECK(is(handle, MODULE), CUDA_ERROR_INVALID_HANDLE);
+    const Module* module = (Module*)handle;
+    CHECK(memmem(module->image, module->bytes, name, strlen(name)), CUDA_ERROR_NOT_FOUND);
+    for (int i = 0; i < kernel_count; i++) {
+        if (strcmp(kernels[i].name, name)) continue;
+        Function* function = make(sizeof *function, FUNCTION);
+        live_objects--;  // it goes with its module
+        function->kernel = &kernels[i];
+        *made = (CUfunction)function;
+        return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_NOT_FOUND;
+}
+PUBLIC CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                               unsigned shared, CUstream on, void** parameters, void** extra) {
+    BEGIN;
+    CHECK(is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    CUDA_KERNEL_NODE_PARAMS p = {f, gx, gy, gz, bx, by, bz, shared, parameters, extra, NULL, NULL};
+    Launch launch;
+    CUresult checked = check_launch(&p, &launch);
+    if (checked == CUDA_SUCCESS) add(LAUNCH)->launch = launch;
+    return checked;
+}
+PUBLIC CUresult cuGraphCreate(CUgraph* made, unsigned flags) {
+    BEGIN;
+    CHECK(flags == 0, CUDA_ERROR_INVALID_VALUE);
+    *made = make(sizeof(Graph), GRAPH);
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuGraphAddKernelNode(CUgraphNode* made, CUgraph handle, const CUgraphNode* needed, size_t count,
+                                     const CUDA_KERNEL_NODE_PARAMS* p) {
+    BEGIN;
+    CHECK(is(handle, GRAPH), CUDA_ERROR_INVALID_HANDLE);
+    Graph* graph = (Graph*)handle;
+    CHECK(graph->count < MOST && count < MOST, CUDA_ERROR_INVALID_VALUE);
+    Launch launch;
+    CUresult checked = check_launch(p, &launch);
+    if (checked != CUDA_SUCCESS) return checked;
+    Node* node = make(sizeof *node, NODE);
+    live_objects--;  // it goes with its graph
+    node->launch = launch, node->graph = graph, node->number = graph->count;
+    for (size_t i = 0; i < count; i++) {
+        const Node* before = (Node*)needed[i];
+        CHECK(is(before, NODE) && before->graph == graph, CUDA_ERROR_INVALID_HANDLE);
+        node->dependencies[node->count++] = before->number;
+    }
+    graph->nodes[graph->count++] = node;
+    *made = (CUgraphNode)node;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuGraphInstantiateWithFlags(CUgraphExec* made, CUgraph handle, unsigned long long flags) {
+    BEGIN;
+    CHECK(is(handle, GRAPH), CUDA_ERROR_INVALID_HANDLE);
+    CHECK(flags == 0, CUDA_ERROR_INVALID_VALUE);
+    Executable* executable = make(sizeof *executable, EXECUTABLE);
+    executable->graph = (Graph*)handle;
+    for (int i = 0; i < executable->graph->count; i++) executable->launches[i] = executable->graph->nodes[i]->launch;
+    *made = (CUgraphExec)executable;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuGraphExecKernelNodeSetParams(CUgraphExec handle, CUgraphNode place,
+                                               const CUDA_KERNEL_NODE_PARAMS* p) {
+    BEGIN;
+    CHECK(is(handle, EXECUTABLE) && is(place, NODE), CUDA_ERROR_INVALID_HANDLE);
+    Executable* executable = (Executable*)handle;
+    const Node* node = (Node*)place;
+    CHECK(node->graph == executable->graph, CUDA_ERROR_INVALID_VALUE);
+    changed_nodes++;
+    return check_launch(p, &executable->launches[node->number]);
+}
+PUBLIC CUresult cuGraphLaunch(CUgraphExec handle, CUstream on) {
+    BEGIN;
+    CHECK(is(handle, EXECUTABLE) && is(on, STREAM), CUDA_ERROR_INVALID_HANDLE);
+    const Executable* executable = (Executable*)handle;
+    const Graph* graph = executable->graph;
+    static char ran[MOST];
+    memset(ran, 0, sizeof ran);
+    launched_graphs++;
+    for (int turn = 0; turn < graph->count; turn++) {
+        int next = graph->count;
+        for (int i = graph->count - 1; i >= 0 && next == graph->count; i--) {
+            int ready = !ran[i];
+            for (int j = 0; j < graph->nodes[i]->count; j++) ready &= ran[graph->nodes[i]->dependencies[j]];
+            if (ready) next = i;
+        }
+        ran[next] = 1;
+        add(LAUNCH)->launch = executable->launches[next];
+    }
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuGraphExecDestroy(CUgraphExec handle) {
+    CHECK(is(handle, EXECUTABLE), CUDA_ERROR_INVALID_HANDLE);
+    return end(handle);
+}
+PUBLIC CUresult cuGraphDestroy(CUgraph handle) {
+    CHECK(is(handle, GRAPH), CUDA_ERROR_INVALID_HANDLE);
+    return end(handle);
+}
+PUBLIC CUresult cuGetErrorName(CUresult code, const char** text) {
+    static char name[64];
+    snprintf(name, sizeof name, "CUDA_ERROR_%d", code);
+    *text = name;
+    return CUDA_SUCCESS;
+}
+PUBLIC CUresult cuGetErrorString(CUresult code, const char** text) {
+    (void)code;
+    *text = last_message;
+    return CUDA_SUCCESS;
+}
