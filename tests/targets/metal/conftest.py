@@ -1,0 +1,41 @@
+"""Artifacts for Metal, and a device that runs them on this CPU: the shim behind TVM's own interfaces."""
+
+import shutil
+
+import pytest
+
+from dsv3c.compiler import pipeline
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime import metal
+from tests.conftest import BUNDLED_MODEL
+from tests.targets.metal import loader
+
+_MetalDevice = metal.MetalDevice
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpp():
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ (Debian package g++)")
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory):
+    """The bundled model's artifact for Metal in a weight format; each format is compiled once a session."""
+    folder = tmp_path_factory.mktemp("metal")
+
+    def artifact(quant):
+        if not (folder / quant).exists():
+            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, CompileOptions(target="metal", quant=quant))
+        return folder / quant
+
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory):
+    """The modules that devices have loaded, in order; devices run on this CPU from here on."""
+    loaded = loader.install(tmp_path_factory.mktemp("modules"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metal, "MetalDevice", lambda *given: _MetalDevice(*given, open_gpu=loader.open_cpu))
+        yield loaded

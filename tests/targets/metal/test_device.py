@@ -1,0 +1,146 @@
+"""The Metal device's memory and faults, on this CPU behind TVM's interfaces."""
+
+import numpy as np
+import pytest
+
+from dsv3c.runtime import metal
+from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.errors import DeviceLost, DeviceMemoryShort, LibraryInvalid
+from dsv3c.runtime.metal import needs
+from dsv3c.runtime.metal_gpu import Gpu
+from tests.targets.gpu.shim.library import ShimFault
+from tests.targets.metal import loader
+
+SLOTS = 64
+
+
+@pytest.fixture(scope="module")
+def artifact(artifacts):
+    return Artifact.open(artifacts("int4-g32"))
+
+
+@pytest.fixture
+def device(artifact, modules):
+    opened = metal.MetalDevice(artifact, SLOTS, None)
+    yield opened
+    opened.close()
+
+
+def contents(device, buffer):
+    array = np.empty(buffer.shape[0], np.uint8)
+    device._gpu.copy(buffer, device._gpu.host(array))
+    return array
+
+
+def test_weights_arrive_whole_in_chunks_of_any_size(artifact, modules, monkeypatch):
+    monkeypatch.setattr(metal, "CHUNK", 4096)
+    opened = metal.MetalDevice(artifact, SLOTS, None)
+    file = np.fromfile(artifact.folder / "weights.safetensors", np.uint8)
+    for index, buffer in enumerate(artifact.plan.buffers):
+        if buffer.kind == "weight":
+            start = artifact.tensors[buffer.tensor].offset + buffer.offset
+            np.testing.assert_array_equal(
+                contents(opened, opened._buffers[index])[: buffer.bytes], file[start : start + buffer.bytes]
+            )
+    opened.close()
+
+
+def test_bytes_behind_the_last_word_of_a_weight_are_zero():
+    np.testing.assert_array_equal(metal._whole(np.ones(5, np.uint8), 8), [1, 1, 1, 1, 1, 0, 0, 0])
+
+
+def test_caches_are_zero_when_the_device_opens(device):
+    assert all(not contents(device, cache).any() for cache in device._caches)
+
+
+def test_results_have_a_buffer_for_each_offset_of_the_arena(device, artifact):
+    """As large as the largest that starts there, and no other."""
+    by_offset = {}
+    for index, buffer in enumerate(artifact.plan.buffers):
+        if buffer.kind == "arena":
+            by_offset.setdefault(buffer.offset, set()).add(id(device._buffers[index]))
+            assert device._buffers[index].shape[0] >= buffer.bytes
+    assert all(len(buffers) == 1 for buffers in by_offset.values())
+    assert len(set().union(*by_offset.values())) == len(by_offset)
+
+
+def test_the_plan_of_memory_covers_what_is_allocated(artifact, modules, monkeypatch):
+    asked = []
+    allocate = Gpu.allocate
+    monkeypatch.setattr(Gpu, "allocate", lambda gpu, size, what: asked.append(size) or allocate(gpu, size, what))
+    metal.MetalDevice(artifact, SLOTS, None).close()
+    planned = needs(artifact.plan, SLOTS)
+    pages = sum(-(-size // metal.PAGE) * metal.PAGE for size in asked)
+    assert pages == planned.total - planned.staging
+
+
+def test_too_little_memory_is_said_before_any_is_taken(artifact, modules, monkeypatch):
+    total = needs(artifact.plan, SLOTS).total
+    monkeypatch.setattr(Gpu, "available", lambda gpu: total - 1)
+    monkeypatch.setattr(Gpu, "allocate", lambda *_: pytest.fail("allocated"))
+    with pytest.raises(
+        DeviceMemoryShort, match=rf"has {total - 1} bytes of memory, {total} are needed: \d+ for weights"
+    ):
+        metal.MetalDevice(artifact, SLOTS, None)
+
+
+@pytest.mark.parametrize("source, target, count", [(0, 32, 16), (8, 4, 20), (4, 8, 20), (3, 3, 5), (7, 0, 1)])
+def test_slots_are_copied_as_if_all_at_once(device, artifact, source, target, count):
+    width = artifact.plan.latent_dim * 2
+    rows = np.random.default_rng(1).integers(0, 255, (SLOTS, width)).astype(np.uint8)
+    for cache in device._caches:
+        device._gpu.copy(device._gpu.host(rows.reshape(-1)), cache)
+    device.copy_slots(source, target, count)
+    expected = rows.copy()
+    expected[target : target + count] = rows[source : source + count]
+    for cache in device._caches:
+        np.testing.assert_array_equal(contents(device, cache).reshape(SLOTS, width), expected)
+
+
+def test_a_kernel_that_the_compiler_refuses_is_named(device, modules, monkeypatch):
+    def refuse(name):
+        raise RuntimeError("Fail to compile metal source: program_source:3: error")
+
+    monkeypatch.setattr(modules[-1], "get_function", refuse)
+    device.inputs["control"][:2] = 1, 1
+    with pytest.raises(LibraryInvalid, match=r"\.metal cannot be loaded as a kernel library: Fail to compile"):
+        device.run("decode")
+
+
+def test_a_launch_that_fails_names_the_kernel(device, modules, monkeypatch):
+    def get(name):
+        def function(*_):
+            raise ShimFault("outside")
+
+        return function
+
+    monkeypatch.setattr(modules[-1], "get_function", get)
+    device.inputs["control"][:2] = 1, 1
+    with pytest.raises(DeviceLost, match=r"Metal device 0 was lost while it ran \w+ \(outside\)"):
+        device.run("decode")
+
+
+def test_every_call_is_timed_and_what_was_not_launched_is_zero(device, modules):
+    device.inputs["control"][:2] = 1, 1
+    modules[-1].launches.clear()
+    seconds = device.run_timed("decode")
+    assert (seconds > 0).sum() == len(modules[-1].launches) and (seconds >= 0).all()
+
+
+def test_an_output_has_the_rows_of_the_step(device, artifact):
+    """Only those are fetched; all others stay what they were."""
+    device.inputs["control"][:2] = 2, 2
+    device.run("decode")
+    logits = device.output("decode", "logits")
+    width = logits.size // artifact.plan.bounds.R
+    assert logits[: 2 * width].any() and not logits[2 * width :].any()
+
+
+def test_the_device_says_what_it_took(device):
+    report = device.report()
+    assert (report["device"], report["cache_slots"]) == ("metal", SLOTS)
+    assert report["memory_bytes"] == device.needs.total
+
+
+def test_a_gpu_of_this_cpu_has_its_memory(modules):
+    assert loader.open_cpu(None).available() > 0 and loader.open_cpu(None).exists()
