@@ -27,12 +27,14 @@ from dsv3c.compiler.target import Emission, Entry
 from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
+from dsv3c.targets.gpu.kernels.parts import Part, units
 from dsv3c.targets.gpu.lower import lower
 from dsv3c.targets.gpu.sampling import add_sampling
 from dsv3c.targets.plan import Calls, Plan
 
 Builder = Callable[[], Any]
-CALLS = Calls(lower, operands)
+MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
+_SHARED = {"row_flops", "table_rows"}  # of a cost: what the parts of a weight share
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,18 @@ class Backend:
 
     compile(functions, folder, advance): PrimFuncs by name, each to be built by a call without arguments, become files
     in the new `folder`; advance(1) after each function. levels: the manifest's rows of binaries. facts: further entries
-    of the manifest's `target`.
+    of the manifest's `target`. max_binding: bytes of a weight that a kernel can be given as one operand.
     """
 
     compile: Callable[[Mapping[str, Builder], Path, Callable[[int], None]], None]
     levels: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    max_binding: int = MOST_BINDING
 
 
 def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backend) -> Emission:
     """The plan of all entries over one arena, with the table of dispatches, and the kernels they share."""
-    plan = Plan(bounds, CALLS)
+    plan = Plan(bounds, _calls(backend.max_binding))
     content = plan.content(entries)
     content |= add_sampling(plan, content)
     functions: dict[str, Builder] = {}
@@ -75,7 +78,11 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backe
 
 def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
     """Bytes of the scratch operand that the kernels of a value share, 0 without one."""
-    return CALLS.scratch_bytes(value, bounds)
+    return _calls(MOST_BINDING).scratch_bytes(value, bounds)
+
+
+def _calls(max_binding: int) -> Calls:
+    return Calls(lambda value, bounds: lower(value, bounds, max_binding), operands)
 
 
 def _dispatch(function: str, form: Variant, build: Builder) -> dict[str, Any]:
@@ -108,5 +115,10 @@ def _stores(node: Any) -> Iterator[Any]:
 
 def _cost(spec: Any) -> dict[str, Any] | None:
     """What a kernel costs; the first of the stages of an operation bears all of it, since it does the products."""
+    if isinstance(spec, Part):
+        stated = _cost(spec.whole)
+        return stated and stated | {
+            key: stated[key] * spec.count // units(spec.whole) for key in _SHARED & stated.keys()
+        }
     operation = getattr(spec, "spec", spec)
     return cost(operation) if stages(operation)[0] == spec else None

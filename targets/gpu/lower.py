@@ -1,16 +1,66 @@
-"""Which GPU kernels an operation becomes: the specs of the CPU kernels, one call for each of their stages."""
+"""Which GPU kernels an operation becomes: the specs of the CPU kernels, one call for each of their stages.
+
+A weight with more bytes than a device binds at once is cut into runs of whole units (row blocks, table rows, experts),
+and its kernel is called for each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from math import gcd, lcm
 
-from dsv3c.compiler.ir import Value
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.ir import Value, is_weight
+from dsv3c.compiler.storage import ALIGNMENT
+from dsv3c.targets.cpu.kernels.embedding import Take
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.moe import MoeGateUp
 from dsv3c.targets.cpu.lower import lower as lower_to_spec
-from dsv3c.targets.gpu.kernels import stages
-from dsv3c.targets.plan import KernelCall
+from dsv3c.targets.gpu.kernels import operands, stages
+from dsv3c.targets.gpu.kernels.experts import PairDown
+from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
+from dsv3c.targets.plan import Bounds, KernelCall, operand_bytes
+from dsv3c.targets.plan import Part as WeightPart
 
 
-def lower(value: Value, bounds: Mapping[str, int]) -> tuple[KernelCall, ...]:
-    """The kernel calls for a value of phase "kernel", in order."""
+class WeightTooLarge(Dsv3cError):
+    message = "a weight of {op} has {nbytes} bytes in one piece, devices of this target bind {limit} at once"
+    hint = "compile with fewer bits (--quant), or for another target"
+
+
+def lower(value: Value, bounds: Bounds, max_binding: int) -> tuple[KernelCall, ...]:
+    """The kernel calls for a value of phase "kernel", in order. Raises WeightTooLarge."""
     call = lower_to_spec(value, bounds)
-    return tuple(KernelCall(stage, call.roles) for stage in stages(call.spec))
+    lowered = (KernelCall(stage, call.roles) for stage in stages(call.spec))
+    return tuple(part for stage in lowered for part in _parts(value, stage, max_binding))
+
+
+def _parts(value: Value, call: KernelCall, limit: int) -> Iterator[KernelCall]:
+    """The call itself if it binds its weight whole, else calls for as few parts as suffice."""
+    whole, memo = call.spec, dict[Value, bool]()
+    weights = {role for role, source in call.roles.items() if is_weight(source, memo)}
+    named = ((operand.role.partition(".")[0], operand) for operand in operands(whole))
+    sizes = [operand_bytes(operand) for role, operand in named if role in weights]
+    largest = max(sizes, default=0)
+    if largest <= limit:
+        yield call
+        return
+    step = _step(whole, sizes, limit)
+    if not step:
+        raise WeightTooLarge(op=value.op, nbytes=largest, limit=limit)
+    role, total = weight_role(whole), units(whole)
+    for first in range(0, total, step):
+        part = Part(whole, first, min(step, total - first))
+        yield KernelCall(part, call.roles, {role: WeightPart(first, total)})
+
+
+def _step(whole: object, sizes: Sequence[int], limit: int) -> int:
+    """Units of a part, so that every component fits and starts on a cache line; 0 where that cannot be.
+
+    sizes: bytes of the components of the weight.
+    """
+    if not isinstance(whole, Linear | Take | MoeGateUp | PairDown) or getattr(whole, "heads", 1) > 1:
+        return 0
+    each = [size // units(whole) for size in sizes]
+    whole_lines = lcm(*(ALIGNMENT // gcd(ALIGNMENT, size) for size in each))
+    return limit // max(each) // whole_lines * whole_lines

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
+
+LEAST_RANGE = 128 << 20  # maxStorageBufferRange of every device
+
+
+class BindingInvalid(Dsv3cError):
+    message = "target vulkan: binding is {text!r}, it must be a number of MiB from 1 to 2047"
+    hint = "leave it out for any device; more saves calls where maxStorageBufferRange of all devices in mind is larger"
 
 
 @dataclass(frozen=True)
 class Vulkan:
-    """The Vulkan target. TVM is imported when the first graph is lowered."""
+    """The Vulkan target. TVM is imported when the first graph is lowered.
+
+    max_binding: bytes of a weight that a kernel gets as one operand; larger weights take a call for each part.
+    """
 
     name: str = "vulkan"
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    max_binding: int = LEAST_RANGE
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:
-        return self
+        """Raises BindingInvalid."""
+        text = options.get("binding", str(self.max_binding >> 20))
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 2047:
+            raise BindingInvalid(text=text)
+        return replace(self, max_binding=int(text) << 20)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.emit import scratch_bytes
@@ -32,7 +48,7 @@ class Vulkan:
         from dsv3c.targets.vulkan.spirv import SPIRV, compile_modules, find_compiler
 
         find_compiler()
-        return emit(entries, bounds, Backend(compile_modules, facts={"modules": SPIRV}))
+        return emit(entries, bounds, Backend(compile_modules, facts={"modules": SPIRV}, max_binding=self.max_binding))
 
 
 TARGET = Vulkan()

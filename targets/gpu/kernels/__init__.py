@@ -15,7 +15,7 @@ from dsv3c.targets.cpu.kernels import attention as attentions
 from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
 from dsv3c.targets.cpu.kernels import materialized as rebuilt
 from dsv3c.targets.cpu.kernels import router as routers
-from dsv3c.targets.gpu.kernels import attention, experts, materialized, products, routing, rows, sampling
+from dsv3c.targets.gpu.kernels import attention, experts, materialized, parts, products, routing, rows, sampling
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -37,6 +37,7 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     materialized.SeeBlocks: (materialized.see_operands, materialized.see),
     moe.MoeGateUp: (experts.gate_up_operands, experts.gate_up),
     norm.RmsNorm: (norm.operands, rows.rms_norm),
+    parts.Part: (parts.part_operands, parts.part),
     rope.Rope: (rope.rope_operands, rows.rope),
     rope.RopeTable: (rope.rope_table_operands, rows.rope_table),
     routers.ExpertOrder: (routing.order_operands, routing.expert_order),

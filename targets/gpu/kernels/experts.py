@@ -52,7 +52,8 @@ class PairSum:
 class _Product:
     """What both products share: `parts` results (gate and up, or one) of n rows each, over k columns.
 
-    x_rows: activation row of a pair. role: the operand that gets a row for each pair.
+    x_rows: activation row of a pair. role: the operand that gets a row for each pair. held: the experts that the weight
+    has; pairs of others are left as they are.
     """
 
     order: ExpertOrder
@@ -63,6 +64,7 @@ class _Product:
     x_row: Callable[[Expr], Expr]
     combine: Callable[[Sequence[Expr]], Expr]
     role: str
+    held: range
 
     @property
     def blocks(self) -> int:
@@ -101,7 +103,7 @@ def pair_sum_operands(mix: PairSum) -> tuple[Operand, ...]:
     return (CONTROL, _scratch(spec), Operand("weights", "f32", m * spec.order.top_k), y)
 
 
-def gate_up(spec: MoeGateUp, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+def gate_up(spec: MoeGateUp, operands: Sequence[Operand], held: range | None = None) -> tuple[Variant, ...]:
     product = _Product(
         order=spec.order,
         weight=spec.weight,
@@ -111,11 +113,12 @@ def gate_up(spec: MoeGateUp, operands: Sequence[Operand]) -> tuple[Variant, ...]
         x_row=lambda pair: T.floordiv(pair, spec.order.per_token),
         combine=lambda sums: silu(sums[0]) * sums[1],
         role="y",
+        held=held or range(spec.order.total),
     )
     return _variants(product, operands)
 
 
-def pair_down(down: PairDown, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+def pair_down(down: PairDown, operands: Sequence[Operand], held: range | None = None) -> tuple[Variant, ...]:
     spec = down.spec
     product = _Product(
         order=spec.order,
@@ -126,6 +129,7 @@ def pair_down(down: PairDown, operands: Sequence[Operand]) -> tuple[Variant, ...
         x_row=lambda pair: pair,
         combine=lambda sums: sums[0],
         role="scratch",
+        held=held or range(spec.order.total),
     )
     return _variants(product, operands)
 
@@ -224,7 +228,8 @@ class _Expert:
 
     def block(self, product: _Product, part: int) -> Expr:
         """The first row block of a part of its weight."""
-        return (self.id * product.parts + part) * product.blocks
+        index = self.id - product.held.start if product.held.start else self.id
+        return (index * product.parts + part) * product.blocks
 
 
 _Body = Callable[[Buffers, Weight, _Expert, Expr, Expr], None]
@@ -232,7 +237,7 @@ _Body = Callable[[Buffers, Weight, _Expert, Expr, Expr], None]
 
 def _kernel(product: _Product, operands: Sequence[Operand], grid: Sequence[Extent], body: _Body) -> object:
     """body(buffers, weight, expert, first workgroup index, thread) where the second one names an active expert."""
-    total = product.order.total
+    total, held = product.order.total, product.held
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         weight = Weight.of(buffers, "w", product.weight, product.n, product.k)
@@ -241,6 +246,10 @@ def _kernel(product: _Product, operands: Sequence[Operand], grid: Sequence[Exten
             first = T.bind(table[1 + total + active])
             count = T.bind(table[2 + total + active] - first)
             expert = _Expert(product.order, table, T.bind(table[1 + active]), first, count)
-            body(buffers, weight, expert, groups[0], thread)
+            if len(held) == total:
+                body(buffers, weight, expert, groups[0], thread)
+                return
+            with T.If(T.And(expert.id >= held.start, expert.id < held.stop)), T.Then():
+                body(buffers, weight, expert, groups[0], thread)
 
     return prim_func(operands, grid, emit)

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.kernels.frame import weight_operands
+from dsv3c.targets.cpu.kernels.frame import View, weight_operands
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
@@ -228,13 +228,15 @@ def linear_operands(spec: Linear) -> tuple[Operand, ...]:
     )
 
 
-def linear(spec: Linear, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """Three forms: one row, few rows, many rows."""
-    few = [_few(spec, operands, tile, most) for tile, most in ((1, 1), (FEW_TILE, FEW)) if most < spec.rows.bound]
-    return (*few, _many(spec, operands))
+def linear(spec: Linear, operands: Sequence[Operand], out: View | None = None) -> tuple[Variant, ...]:
+    """Three forms: one row, few rows, many rows. out: where y goes, if it is not alone in its rows."""
+    out = out or View(spec.heads * spec.n, head_stride=spec.n)
+    forms = ((1, 1), (FEW_TILE, FEW))
+    few = [_few(spec, operands, out, tile, most) for tile, most in forms if most < spec.rows.bound]
+    return (*few, _many(spec, operands, out))
 
 
-def _few(spec: Linear, operands: Sequence[Operand], rows: int, most: int) -> Variant:
+def _few(spec: Linear, operands: Sequence[Operand], out: View, rows: int, most: int) -> Variant:
     view, blocks = view_of(spec.view, spec.heads, spec.k), -(-spec.n // LANES)
     grid = (Extent(spec.heads * blocks), Extent(1, spec.rows, rows))
 
@@ -249,12 +251,12 @@ def _few(spec: Linear, operands: Sequence[Operand], rows: int, most: int) -> Var
         with T.If(T.And(thread < LANES, n < spec.n)), T.Then():
             for j, row in enumerate(own):
                 with T.If(row < count), T.Then():
-                    store(buffers["y"], (row * spec.heads + head) * spec.n + n, sums(0, j))
+                    store(buffers["y"], out.start(row, head) + n, sums(0, j))
 
     return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most)
 
 
-def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
+def _many(spec: Linear, operands: Sequence[Operand], out: View) -> Variant:
     view, blocks = view_of(spec.view, spec.heads, spec.k), -(-spec.n // LANES)
     runs = -(-blocks // ROW_BLOCKS)
     grid = (Extent(spec.heads * runs), Extent(1, spec.rows, ROW_TILE))
@@ -277,6 +279,6 @@ def _many(spec: Linear, operands: Sequence[Operand]) -> Variant:
             for i, value in enumerate(values):
                 n = T.bind((first + i) * LANES + found.lane)
                 with T.If(T.And(m < count, n < spec.n)), T.Then():
-                    store(buffers["y"], (m * spec.heads + head) * spec.n + n, value)
+                    store(buffers["y"], out.start(m, head) + n, value)
 
     return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows)

@@ -52,9 +52,18 @@ def elementwise(
     return (Variant(grid, lambda: prim_func(operands, grid, emit), rows),)
 
 
-def take(spec: Take, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+def take(spec: Take, operands: Sequence[Operand], held: range | None = None) -> tuple[Variant, ...]:
+    """held: the rows that the table has, if not all; rows of other ids are left as they are."""
+
     def body(buffers: Buffers, row: Expr, column: Expr) -> None:
         token = T.bind(buffers["ids"][row])
+        if held is None:
+            widen(buffers, row, column, token)
+            return
+        with T.If(T.And(token >= held.start, token < held.stop)), T.Then():
+            widen(buffers, row, column, T.bind(token - held.start))
+
+    def widen(buffers: Buffers, row: Expr, column: Expr, token: Expr) -> None:
         table = buffers["table.data" if spec.element == "i8" else "table"]
         value = load(table, T.bind(token * spec.d + column), spec.element)
         scaled = value * buffers["table.scale"][token] if spec.element == "i8" else value

@@ -13,6 +13,7 @@ from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.rope import RopeTable
 from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
+from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
 from tests.targets.cpu.harness import aligned, compare
 from tests.targets.cpu.test_attention_kernels import CASES as ATTENTION
 from tests.targets.cpu.test_dense_kernels import CASES as DENSE
@@ -37,6 +38,10 @@ def angles_case():
 
 CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING).items() if supports(case[0])}
 CASES["angles"] = angles_case()
+PARTED = (
+    *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
+    *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-asym-t17"),
+)
 
 
 def with_float_activations(inputs, spec):
@@ -76,6 +81,12 @@ def chosen(spec, control):
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
 
+def aligned_copy(array):
+    copied = aligned(array.size, array.dtype)
+    copied[:] = array
+    return copied
+
+
 class OpTests:
     """Subclass it as `Test<Target>` with a fixture `runner`."""
 
@@ -92,6 +103,28 @@ class OpTests:
                 form = possible[min(number, len(possible) - 1)]
                 grid = [groups(extent, control) for extent in form.grid]
                 used = [arrays[operand.role] for operand in operands(kernel)]
+                runner(name, form.build(), used, (*grid, *[1] * (3 - len(grid))))
+            compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
+
+    @pytest.mark.parametrize("name", PARTED)
+    def test_parts_of_a_weight_give_together_what_the_whole_gives(self, name, runner):
+        """Cut into parts of two units, in every form: what no part writes fails the comparison."""
+        spec, inputs, expected, tolerance = CASES[name]
+        inputs, (whole, *rest) = with_float_activations(inputs, spec), stages(spec)
+        role, total, control = weight_role(whole), units(whole), inputs["control"]
+        for number in range(len(chosen(whole, control))):
+            arrays = arguments((whole, *rest), inputs)
+            for kernel in (*(Part(whole, first, min(2, total - first)) for first in range(0, total, 2)), *rest):
+                forms = chosen(kernel, control)
+                form = forms[min(number, len(forms) - 1)]
+                grid = [groups(extent, control) for extent in form.grid]
+                used = []
+                for operand in operands(kernel):
+                    array = arrays[operand.role]
+                    if isinstance(kernel, Part) and operand.role.partition(".")[0] == role:
+                        first = array.size // total * kernel.first
+                        array = aligned_copy(array[first : first + operand.size])
+                    used.append(array)
                 runner(name, form.build(), used, (*grid, *[1] * (3 - len(grid))))
             compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
 

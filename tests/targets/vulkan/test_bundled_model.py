@@ -60,6 +60,27 @@ def test_float32_gives_the_reference_logits(loaded):
     assert relative_error(found[reference["rows"]], reference["logits"]) <= 1e-4
 
 
+def test_weights_larger_than_a_device_binds_are_used_in_parts(loaded, tmp_path):
+    """The same to the bit; of 1 MiB at most are then the embedding, the head and the experts of a layer."""
+    options = CompileOptions(target="vulkan:binding=1", quant="float32")
+    pipeline.compile_checkpoint(BUNDLED_MODEL, tmp_path / "out", options)
+    (tokens,) = random_tokens([17])
+    with runtime.load(tmp_path / "out") as model:
+        weights = [buffer for buffer in model.artifact.plan.buffers if buffer.kind == "weight"]
+        assert max(buffer.bytes for buffer in weights) <= 1 << 20
+        assert sum(buffer.offset > 0 for buffer in weights) > 20
+        for count in (1, 17):
+            expected = loaded("float32").logits(tokens[:count])
+            np.testing.assert_array_equal(model.logits(tokens[:count]), expected)
+
+
+def test_both_forms_of_attention_agree(loaded):
+    model, tokens = ArtifactStepper(loaded("float32"), "decode"), random_tokens([9, 20])
+    schedule = [[(0, 5), (1, 20)], [(0, 4)]]
+    rebuilt = runs.run(ArtifactStepper(loaded("float32"), "prefill"), tokens, schedule)
+    assert runs.worst(rebuilt, runs.run(model, tokens, schedule)) <= 1e-4
+
+
 def test_float32_writes_the_reference_tokens(loaded):
     reference = json.loads((BUNDLED_MODEL / "reference_greedy.json").read_text(encoding="utf-8"))
     wanted = reference["greedy_ids"]
