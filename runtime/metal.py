@@ -265,13 +265,17 @@ def _upload(gpu: Gpu, artifact: Artifact, buffers: Mapping[int, Any]) -> None:
         if buffer.kind != "weight":
             continue
         first = artifact.tensors[buffer.tensor].offset + buffer.offset
-        tensor = data[first : first + buffer.bytes]
-        _fill(gpu, buffers[index], lambda start, size, tensor=tensor: _whole(tensor[start : start + size], size))
+        _fill(gpu, buffers[index], _pieces(data[first : first + buffer.bytes]))
 
 
-def _whole(piece: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A piece of `size` bytes; the last one of a tensor may lack some of its last word."""
-    return piece if piece.size == size else np.pad(piece, (0, size - piece.size))
+def _pieces(tensor: NDArray[np.uint8]) -> Callable[[int, int], NDArray[np.uint8]]:
+    """`size` bytes from `start` on; zeros behind the tensor's end, which may lie in the middle of a word."""
+
+    def piece(start: int, size: int) -> NDArray[np.uint8]:
+        found = tensor[start : start + size]
+        return found if found.size == size else np.pad(found, (0, size - found.size))
+
+    return piece
 
 
 def _fill(gpu: Gpu, buffer: Any, piece: Callable[[int, int], NDArray[np.uint8]]) -> None:

@@ -46,7 +46,9 @@ def test_weights_arrive_whole_in_chunks_of_any_size(artifact, modules, monkeypat
 
 
 def test_bytes_behind_the_last_word_of_a_weight_are_zero():
-    np.testing.assert_array_equal(metal._whole(np.ones(5, np.uint8), 8), [1, 1, 1, 1, 1, 0, 0, 0])
+    piece = metal._pieces(np.arange(1, 6, dtype=np.uint8))
+    np.testing.assert_array_equal(piece(0, 4), [1, 2, 3, 4])
+    np.testing.assert_array_equal(piece(4, 4), [5, 0, 0, 0])
 
 
 def test_caches_are_zero_when_the_device_opens(device):

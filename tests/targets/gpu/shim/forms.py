@@ -7,15 +7,20 @@ from tests.targets.gpu.op_tests import CASES
 
 
 class Forms:
-    """functions: the PrimFunc of each form by a name of its own."""
+    """functions: the PrimFunc of each form by a name of its own; forms of several specs that are equal are one.
+
+    kinds: by that name, the type of the kernel and the place of the form among its forms.
+    """
 
     def __init__(self):
+        self.functions, self.kinds, self._names = {}, {}, {}
         specs = dict.fromkeys(stage for spec, *_ in CASES.values() for stage in stages(spec))
-        kinds = {spec: f"{type(spec).__name__}_{number}" for number, spec in enumerate(specs)}
-        self.functions = {
-            f"{kinds[spec]}_{number}": form.build() for spec in specs for number, form in enumerate(variants(spec))
-        }
-        self._names = {tvm_ffi.structural_hash(function): name for name, function in self.functions.items()}
+        for number, spec in enumerate(specs):
+            for place, form in enumerate(variants(spec)):
+                function = form.build()
+                name = f"{type(spec).__name__}_{number}_{place}"
+                if self._names.setdefault(tvm_ffi.structural_hash(function), name) == name:
+                    self.functions[name], self.kinds[name] = function, (type(spec).__name__, place)
 
     def name(self, function):
         """The name of a PrimFunc that equals one of the forms."""

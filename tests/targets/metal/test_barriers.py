@@ -1,0 +1,109 @@
+"""Barriers are left out one by one: each must be missed, by a wrong result or a fault, in some order of threads.
+
+A barrier is told by its kernel's type, the form, and its place among the form's barriers; where kernels of one type and
+form have different numbers of barriers, they count apart. It is missed when a case of any weight and size misses it:
+what has one step only, or less values than threads, does without some. The tests take a sample; all barriers are tried
+by `python -m tests.targets.metal.test_barriers`, or `make barriers`, in minutes.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from dsv3c.targets.gpu.source import METAL, source
+from tests.targets.gpu.op_tests import CASES, OpTests
+from tests.targets.gpu.shim.forms import Forms
+from tests.targets.gpu.shim.library import ORDERS, ShimFault
+from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
+
+# Barriers that nothing misses, with the reason; (type, form, number of barriers, place).
+REDUNDANT = {}
+
+
+class Mutants:
+    """places: by barrier, the (form, line) that stand for it."""
+
+    def __init__(self, folder, wanted=lambda kind: True):
+        self._forms = Forms()
+        functions = {name: f for name, f in self._forms.functions.items() if wanted(self._forms.kinds[name])}
+        text = source(functions, METAL)
+        self._library = metal_library(text, folder)
+        self.places = defaultdict(list)
+        for name, own in kernels(text).items():
+            lines = barriers(own)
+            for place, line in enumerate(lines):
+                self.places[(*self._forms.kinds[name], len(lines), place)].append((name, line))
+        self._cases = self._used()
+
+    def _used(self):
+        """The cases of each form, the fastest first. A mutant is tried where the kernel itself is right."""
+        used = defaultdict(dict)
+        for case in CASES:
+            names, start = set(), time.perf_counter()
+            try:
+                self._run(case, lambda name, names=names: names.add(name) or (ORDERS["forward"], 0))
+            except KeyError:
+                continue  # a stage of the case is not compiled
+            for name in names:
+                used[name][case] = time.perf_counter() - start
+        return {name: sorted(cases, key=cases.get) for name, cases in used.items()}
+
+    def _run(self, case, chosen):
+        def runner(_, kernel, arrays, grid):
+            name = self._forms.name(kernel)
+            self._library.run(name, arrays, grid, *chosen(name))
+
+        OpTests().test_matches_numpy(case, runner)
+
+    def missed_by(self, barrier):
+        """(order, case) in which the barrier is missed, None if there is none."""
+        for order in ORDERS:
+            for name, line in self.places[barrier]:
+                for case in self._cases.get(name, ()):
+                    try:
+                        self._run(case, lambda run, n=name, at=line, o=order: (ORDERS[o], at if run == n else 0))
+                    except (AssertionError, ShimFault):
+                        return order, case
+        return None
+
+
+SAMPLED = ("RmsNorm", "PairDown", "Partial")
+
+
+@pytest.fixture(scope="module")
+def mutants(tmp_path_factory):
+    return Mutants(tmp_path_factory.mktemp("mutants"), lambda kind: kind[0] in (*SAMPLED, "Merge", "PairSum"))
+
+
+def test_a_missing_barrier_shows(mutants):
+    """Every fifth barrier of three kernels, drawn anew each day: over time, all."""
+    known = [barrier for barrier in mutants.places if barrier not in REDUNDANT]
+    drawn = random.Random(time.strftime("%j")).sample(known, max(1, len(known) // 5))
+    assert [barrier for barrier in drawn if mutants.missed_by(barrier) is None] == []
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        mutants = Mutants(Path(folder))
+        orders, unmissed = defaultdict(int), []
+        for barrier in mutants.places:
+            found = mutants.missed_by(barrier)
+            if found is None:
+                unmissed.append(barrier)
+                print("not missed:", *barrier, REDUNDANT.get(barrier, ""), flush=True)
+            else:
+                orders[found[0]] += 1
+    texts = sum(map(len, mutants.places.values()))
+    print(f"{len(mutants.places)} barriers in {texts} places of texts; first missed: {dict(orders)}")
+    unknown = [barrier for barrier in unmissed if barrier not in REDUNDANT]
+    print(f"{len(unmissed)} not missed, {len(unknown)} of them without a reason")
+    return 1 if unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
