@@ -9,7 +9,7 @@ MODEL       := artifacts/models/fairytale-10m
 DEMO        := artifacts/fairytale-10m-demo
 PROMPT      ?= Once upon a time
 TEST_ARGS   ?=
-VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc spirv-tools
+VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc glslang-tools spirv-tools
 # What the conformance tests compare with; far too large to be part of the development install.
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 

@@ -21,7 +21,7 @@ SUFFIX = ".spv"
 
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "glslc": (f"--target-env={ENVIRONMENT}", "-fshader-stage=compute", "-O", "-"),
-    "glslangValidator": ("-V", "--target-env", ENVIRONMENT, "-S", "comp", "--stdin"),
+    "glslangValidator": ("-V", "--target-env", ENVIRONMENT, "--stdin", "-S", "comp"),
 }
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.bench.measure_vulkan ARTIFACT [DEVICE]
 
-Best of many single tokens. "replayed" is a step as it runs; "recording" is what making its command buffer
-takes, once; "empty grids" replays it without a workgroup; "empty" submits and waits for a command buffer without launches.
+Best of many single tokens. "replayed" is a step as it runs; "recording" is what making its command buffer takes, once;
+"empty grids" replays it without a workgroup; "empty" submits and waits for a command buffer without launches.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""Plans of GPU targets: the runtime reads the table that is emitted, and weights are cut where a device demands it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3c import targets
+from dsv3c.compiler import pipeline, weights
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.target import Emission
+from dsv3c.runtime.dispatch import Steps, parse_dispatches
+from dsv3c.runtime.plan import Plan, parse_plan
+from dsv3c.runtime.weights import Tensor
+from dsv3c.targets.gpu.emit import MOST_BINDING, Backend, emit
+from dsv3c.targets.gpu.lower import WeightTooLarge
+from tests.conftest import BUNDLED_MODEL
+
+NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i8": "int8", "u8": "uint8"}
+
+
+def compile_nothing(functions: Mapping[str, Callable[[], Any]], folder: Path, advance: Callable[[int], None]) -> None:
+    for name in functions:
+        (folder / name).write_bytes(b"")
+        advance(1)
+
+
+@cache
+def emitted(quant: str, max_binding: int = MOST_BINDING) -> tuple[Emission, Plan]:
+    """What a target without a compiler emits for the bundled model, and its plan as the runtime reads it."""
+    checkpoint = Checkpoint.open(BUNDLED_MODEL)
+    options = CompileOptions(target="vulkan", quant=quant)
+    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
+    emission = emit(lowered.entries, lowered.bounds, Backend(compile_nothing, max_binding=max_binding))
+    stored = [tensor for found in weights.lay_out(emission.recipes).tensors.values() for tensor in found]
+    tensors = {
+        tensor.name: Tensor(NAMES[part.dtype], part.shape, tensor.offset, part.nbytes)
+        for tensor in stored
+        for part in (tensor.component,)
+    }
+    content = json.loads(json.dumps(pipeline._plan(checkpoint.config, lowered, emission)))
+    return emission, parse_plan(content, tensors, checkpoint.config.vocab_size)
+
+
+def test_the_runtime_finds_launches_for_steps_of_any_size() -> None:
+    _, plan = emitted("int4-g32")
+    table = parse_dispatches(plan)
+    assert table.threads == 128
+    for entry in plan.entries.values():
+        steps = Steps(plan, table, entry)
+        for tokens in (1, 2, 16, 17, plan.bounds.T):
+            assert 0 < len(steps.launches(tokens, min(tokens, plan.bounds.R))) <= len(entry.calls)
+
+
+def test_every_function_of_the_table_is_compiled_once(tmp_path: Path) -> None:
+    emission, plan = emitted("int4-g32")
+    done: list[int] = []
+    emission.write_kernels(tmp_path / "kernels", done.append)
+    named = {form.function for forms in parse_dispatches(plan).forms.values() for form in forms}
+    assert {path.name for path in (tmp_path / "kernels").iterdir()} == named
+    assert sum(done) == emission.kernel_files == len(named)
+
+
+def test_every_call_says_what_it_writes() -> None:
+    """The caches and the results are written by some call, weights and inputs by none."""
+    _, plan = emitted("int4-g32")
+    table = parse_dispatches(plan)
+    for entry in plan.entries.values():
+        written = set()
+        for name, buffers in entry.calls:
+            written |= {buffers[position] for form in table.forms[name] for position in form.writes}
+        assert set(entry.outputs.values()) <= written
+        assert {plan.buffers[index].kind for index in written} <= {"arena", "cache"}
+    decode = plan.entries["decode"]
+    noted = {buffers[i] for name, buffers in decode.calls for form in table.forms[name] for i in form.writes}
+    assert {plan.buffers[index].name for index in noted if plan.buffers[index].kind == "cache"} == {
+        f"cache.{layer}"
+        for layer in range(plan.n_caches - 1)  # the last one is the MTP layer's
+    }
+
+
+def test_weights_above_the_limit_are_cut_into_parts_that_cover_them() -> None:
+    limit = 300_000
+    _, whole = emitted("int4-g32")
+    _, cut = emitted("int4-g32", limit)
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for buffer in cut.buffers:
+        if buffer.kind == "weight":
+            assert buffer.bytes <= limit
+            parts.setdefault(buffer.tensor, []).append((buffer.offset, buffer.offset + buffer.bytes))
+    for buffer in whole.buffers:
+        if buffer.kind != "weight":
+            continue
+        spans = sorted(parts[buffer.tensor])
+        assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+        assert spans[-1][1] == buffer.bytes
+        assert (len(spans) > 1) >= (buffer.bytes > limit)
+    assert sum(len(spans) > 1 for spans in parts.values()) > 6
+
+
+def test_a_single_piece_above_the_limit_is_refused() -> None:
+    with pytest.raises(WeightTooLarge, match="in one piece, devices of this target bind 1000 at once"):
+        emitted("int4-g32", 1000)

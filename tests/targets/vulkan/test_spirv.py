@@ -1,0 +1,58 @@
+"""Compiling GLSL: either program will do, and without one it is said before anything is built."""
+
+import shutil
+
+import pytest
+
+from dsv3c import targets
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.targets.gpu.kernels import variants
+from dsv3c.targets.vulkan import BindingInvalid
+from dsv3c.targets.vulkan.spirv import NoShaderCompiler, ShaderInvalid, compile_glsl, compile_modules
+from tests.targets.gpu.op_tests import CASES
+
+SHADER = "#version 450\nlayout(local_size_x = 1) in;\nvoid main() {}\n"
+MAGIC = b"\x03\x02\x23\x07"
+
+
+@pytest.fixture(params=["glslc", "glslangValidator"])
+def program(request, monkeypatch, tmp_path):
+    """The only shader compiler on the path."""
+    path = shutil.which(request.param)
+    if path is None:
+        pytest.skip(f"no {request.param}")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / request.param).symlink_to(path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return request.param
+
+
+def test_a_kernel_becomes_a_module(program, tmp_path):
+    (form,) = variants(CASES["rope-table"][0])
+    done = []
+    compile_modules({"table": form.build}, tmp_path, done.append)
+    assert (tmp_path / "table.spv").read_bytes().startswith(MAGIC)
+    assert done == [1]
+
+
+def test_what_is_no_glsl_is_refused_in_the_programs_words(program, tmp_path):
+    with pytest.raises(ShaderInvalid, match=rf"{program} refuses the kernel k:(.|\n)*undeclared"):
+        compile_glsl("k", SHADER.replace("{}", "{ x = 1; }"), tmp_path / "k.spv")
+
+
+def test_without_a_program_compiling_for_the_target_stops_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoShaderCompiler, match=r"neither glslc nor glslangValidator was found(.|\n)*glslang-tools"):
+        targets.get("vulkan").emit({}, {})
+
+
+@pytest.mark.parametrize("text", ["0", "2048", "-1", "1.5", "x", "²"])
+def test_a_binding_is_a_number_of_mebibytes(text):
+    with pytest.raises(BindingInvalid, match="must be a number of MiB from 1 to 2047"):
+        targets.get("vulkan").configured({"binding": text})
+
+
+def test_without_options_any_device_will_do():
+    chosen = targets.get("vulkan").configured({})
+    assert chosen.max_binding == 128 << 20
+    assert issubclass(BindingInvalid, Dsv3cError)
