@@ -169,6 +169,11 @@ class BadOptionError(Dsv3cError):
     message = "{option} is {value!r}; expected {expected}"
 
 
+class FormatRefusedError(Dsv3cError):
+    message = "the target {target} has no kernels for weights in {format}"
+    hint = "GPU targets have them; else take int8 or bfloat16, which decode an fp8 checkpoint and round it again"
+
+
 class OutputExistsError(Dsv3cError):
     message = "{path} exists already"
     hint = "choose another folder with -o, or pass --overwrite to replace it"

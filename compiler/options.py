@@ -54,12 +54,13 @@ class CompileOptions:
 
     @property
     def resolved_head_quant(self) -> str:
-        """Eight bits where the body has fewer: the head's error goes straight into the logits."""
-        return self.head_quant or ("int8" if self.quant.startswith("int") else self.quant)
+        """More bits where the body has few: the head's error goes straight into the logits."""
+        body = "int8" if self.quant.startswith("int") else "bfloat16" if self.quant == "fp8" else self.quant
+        return self.head_quant or body
 
     @property
     def resolved_embed_quant(self) -> str:
-        return self.embed_quant or ("bfloat16" if self.quant.startswith("int") else self.quant)
+        return self.embed_quant or ("bfloat16" if self.quant.startswith(("int", "fp8")) else self.quant)
 
     @property
     def resolved_cache_dtype(self) -> str:

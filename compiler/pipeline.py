@@ -14,7 +14,7 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler import artifact, crossing, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
-from dsv3c.compiler.errors import BadOptionError, UnknownFormError, UnknownPassError
+from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError, UnknownPassError
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
@@ -120,6 +120,7 @@ def compile_checkpoint(
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
     check_formats(options)
+    check_fp8(options, target)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
@@ -136,7 +137,8 @@ def compile_checkpoint(
         emission.write_kernels(folder / "kernels", progress.advance)
         file = weights.lay_out(emission.recipes)
         progress.stage("writing weights", file.tensor_bytes)
-        weights.write(file, folder / "weights.safetensors", _reader(source), progress.advance)
+        read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
+        weights.write(file, folder / "weights.safetensors", read, progress.advance)
         artifact.copy_side_files(checkpoint, folder)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
@@ -152,6 +154,13 @@ def compile_checkpoint(
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
     return CompileReport(destination, manifest, tuple(notes), time.monotonic() - started, peak_rss())
+
+
+def check_fp8(options: CompileOptions, target: Target) -> None:
+    """Raises FormatRefusedError for fp8 on a target whose kernels do not decode it."""
+    formats = (options.quant, options.resolved_head_quant)
+    if any(QuantSpec.parse(name).is_fp8 for name in formats) and not target.fp8_weights:
+        raise FormatRefusedError(format="fp8", target=target.name)
 
 
 def check_formats(options: CompileOptions) -> None:

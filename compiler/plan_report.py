@@ -55,6 +55,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
     pipeline.check_formats(options)
+    pipeline.check_fp8(options, target)
     source = Checkpoint.open(checkpoint)
     config = source.config
     longest = config.max_position_embeddings

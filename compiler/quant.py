@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler import fp8
 from dsv3c.compiler.errors import Dsv3cError
 
 Array = NDArray[Any]
@@ -43,7 +44,7 @@ _CHUNK_ELEMENTS = 1 << 16  # rows are rounded in chunks of this size: 256 kB of 
 
 class UnknownWeightFormat(Dsv3cError):
     message = "unknown weight format {text!r}"
-    hint = "use float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
+    hint = "use float32, float16, bfloat16, fp8, int8, int8-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,23 @@ class QuantSpec:
     """One weight format.
 
     bits: 32, 16, 8 or 4 per weight. group: weights per scale along K, 0 for one scale per output channel (and for
-    floats). symmetric: the zero point is the middle code. element: IR dtype of the stored element, "u8" for integers.
+    floats). symmetric: the zero point is the middle code. element: IR dtype of the stored element, "u8" for codes.
+    code: what a code is, a whole number or "e4m3", whose value is code * scale.
     """
 
     bits: int
     group: int = 0
     symmetric: bool = True
     element: str = "u8"
+    code: str = "integer"
 
     @classmethod
     def parse(cls, text: str) -> QuantSpec:
         """The format named `text`, e.g. "bfloat16", "int8", "int4-g32-asym"."""
         if text in _FLOAT_FORMATS:
             return cls.floating(_FLOAT_FORMATS[text])
+        if text == "fp8":
+            return cls(8, fp8.BLOCK, code="e4m3")
         match = _INT_FORMAT.fullmatch(text)
         if match is None:
             raise UnknownWeightFormat(text=text)
@@ -82,6 +87,8 @@ class QuantSpec:
     def name(self) -> str:
         if self.is_float:
             return _FLOAT_NAMES[self.element]
+        if self.is_fp8:
+            return "fp8"
         group = f"-g{self.group}" if self.group else ""
         return f"int{self.bits}{group}{'' if self.symmetric else '-asym'}"
 
@@ -93,6 +100,10 @@ class QuantSpec:
         return self.element != "u8"
 
     @property
+    def is_fp8(self) -> bool:
+        return self.code == "e4m3"
+
+    @property
     def act_group(self) -> int:
         """Activation group A of the integer formats; 0 for floats, which take float32 activations."""
         if self.is_float:
@@ -101,12 +112,12 @@ class QuantSpec:
 
     @property
     def scale_dtype(self) -> str:
-        return "f16" if self.group else "f32"
+        return "f16" if self.group and not self.is_fp8 else "f32"
 
     @property
     def zero_point(self) -> int:
         """The code that decodes to 0 in a symmetric format."""
-        return 1 << (self.bits - 1)
+        return 0 if self.is_fp8 else 1 << (self.bits - 1)
 
     def padded_k(self, k: int) -> int:
         """K rounded up to whole activation groups (integers) or pairs (bf16)."""
@@ -122,14 +133,14 @@ class QuantSpec:
         """Stored bits a weight, scales and zero points included, for an inner size of `k`."""
         if self.is_float:
             return float(self.bits)
-        scale_bits = 16 if self.group else 32
+        scale_bits = 16 if self.scale_dtype == "f16" else 32
         zero_bits = 0 if self.symmetric else 8
         return self.bits + (scale_bits + zero_bits) * self.scale_groups(k) / self.padded_k(k)
 
 
 @dataclass(frozen=True)
 class QTensor:
-    """An integer weight, unpacked: codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None."""
+    """A weight of codes, unpacked: codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None."""
 
     codes: Array
     scale: Array
@@ -141,14 +152,17 @@ class QTensor:
         """float32 [..., N, K]."""
         *leading, rows, padded = self.codes.shape
         groups = self.scale.shape[-1]
-        values = self.codes.reshape(*leading, rows, groups, padded // groups).astype(np.float32)
+        codes = self.codes.reshape(*leading, rows, groups, padded // groups)
+        values = fp8.decode(codes) if self.spec.is_fp8 else codes.astype(np.float32)
         values -= np.float32(self.spec.zero_point) if self.zero is None else self.zero[..., None]
         values *= self.scale[..., None].astype(np.float32)
         return values.reshape(*leading, rows, padded)[..., : self.k]
 
 
 def as_float32(x: Array) -> Array:
-    """`x` as float32. bfloat16 goes through a shift, several times faster than its generic cast."""
+    """`x`, numbers or fp8.CODED, as float32. bfloat16 goes through a shift, several times faster than its cast."""
+    if x.dtype == fp8.CODED:
+        return fp8.values(x)
     if x.dtype == NUMPY_DTYPES["bf16"]:
         wide = x.view(np.uint16).astype(np.uint32)
         wide <<= 16
@@ -157,9 +171,11 @@ def as_float32(x: Array) -> Array:
 
 
 def quantize(w: Array, spec: QuantSpec) -> QTensor:
-    """Round float w[..., N, K] to the integer format `spec`, to nearest."""
+    """Round float w[..., N, K] to the format `spec`, to nearest. Codes of fp8.CODED stay as they are in fp8."""
     if spec.is_float:
-        raise UnknownWeightFormat(text=f"{spec.name} (not an integer format)")
+        raise UnknownWeightFormat(text=f"{spec.name} (not a format of codes)")
+    if spec.is_fp8:
+        return _to_fp8(w, spec)
     *leading, k = w.shape
     rows, padded = w.reshape(-1, k), spec.padded_k(k)
     groups = spec.scale_groups(k)
@@ -174,6 +190,22 @@ def quantize(w: Array, spec: QuantSpec) -> QTensor:
         _quantize_chunk(values, spec, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
     shaped_zero = None if zero is None else zero.reshape(*leading, groups)
     return QTensor(codes.reshape(*leading, padded), scale.reshape(*leading, groups), shaped_zero, spec, k)
+
+
+def _to_fp8(w: Array, spec: QuantSpec) -> QTensor:
+    *leading, rows, k = w.shape
+    padded, groups = spec.padded_k(k), spec.scale_groups(k)
+    codes = np.empty((*leading, rows, padded), np.uint8)
+    scale = np.empty((*leading, rows, groups), np.float32)
+    for index in np.ndindex(*leading):
+        if w.dtype == fp8.CODED:
+            # The last scale goes on behind the end: padding does not make a group's scales differ.
+            whole = np.pad(w[index], ((0, 0), (0, padded - k)), mode="edge")
+            whole["code"][:, k:] = 0
+            codes[index], scale[index] = fp8.keep(whole)
+        else:
+            codes[index], scale[index] = fp8.encode(_padded(as_float32(w[index]), padded))
+    return QTensor(codes, scale, None, spec, k)
 
 
 def quantize_rows(x: Array, group: int) -> tuple[Array, Array, Array]:

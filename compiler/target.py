@@ -53,7 +53,8 @@ class Target(Protocol):
     """layout: the packed weight layout; integer_activations: int8 activations meet integer weights.
 
     An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
-    not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
+    not planned. cache_dtypes: element types the cache can have, the one for want of a better first. fp8_weights: its
+    kernels decode fp8.
     """
 
     @property
@@ -67,6 +68,9 @@ class Target(Protocol):
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]: ...
+
+    @property
+    def fp8_weights(self) -> bool: ...
 
     def configured(self, options: Mapping[str, str]) -> Target:
         """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler import ops
+from dsv3c.compiler import fp8, ops
 from dsv3c.compiler.ir import TensorType, Value, topological_order
 from dsv3c.compiler.ops.table import Array
 from dsv3c.compiler.ops.weight import Packed
-from dsv3c.compiler.quant import QTensor
+from dsv3c.compiler.quant import QTensor, as_float32
 from dsv3c.compiler.storage import Component, aligned, components, tensor_name
 
-# Reads one tensor as float32, or one expert of a stacked tensor when an index is given.
+# Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
 
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
@@ -91,7 +91,7 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
 def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
     """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
 
-    `read(name)` gives a checkpoint tensor as float32; it is called from several threads.
+    `read(name)` gives a checkpoint tensor; it is called from several threads.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -132,7 +132,7 @@ def _stored_arrays(result: Any) -> list[Array]:
     if isinstance(result, QTensor):
         signed = (result.codes[..., : result.k] ^ np.uint8(result.spec.zero_point)).view(np.int8)
         return [signed, result.scale[..., 0]]
-    return [result]
+    return [as_float32(result) if result.dtype == fp8.CODED else result]
 
 
 def _pieces(recipes: Mapping[str, Value]) -> Iterator[tuple[str, Value, int, int]]:

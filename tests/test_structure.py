@@ -18,8 +18,8 @@ MAX_LINES = 500
 # The compiler from the bottom up. A module may import what stands on its own line and on the lines above it.
 COMPILER_LAYERS = (
     (
-        *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "quant", "nbits", "layouts", "storage"),
-        *("target", "crossing", "cuts"),
+        *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "fp8", "quant", "nbits", "layouts"),
+        *("storage", "target", "crossing", "cuts"),
     ),
     ("checkpoint",),
     ("frontend",),

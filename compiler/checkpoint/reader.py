@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
@@ -81,6 +83,13 @@ class Checkpoint:
         Raises UnknownTensorError, NonFiniteWeightError, ScaleValueError, ChangedFileError.
         """
         return self._entry(name).parts[index].decode()
+
+    def coded(self, name: str, index: int | None = None) -> NDArray[Any]:
+        """A tensor, or one expert of a stacked one: fp8.CODED where it is stored so, float32 else. Errors as `part`."""
+        entry = self._entry(name)
+        if index is not None:
+            return entry.parts[index].coded()
+        return np.stack([weight.coded() for weight in entry.parts]) if entry.stacked else entry.parts[0].coded()
 
     def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
         """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,

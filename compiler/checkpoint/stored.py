@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler import fp8
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
 
@@ -81,6 +82,28 @@ class Weight:
             self.tensor.release(above + row, above + stop)
         return out
 
+    def coded(self) -> np.ndarray[Any, Any]:
+        """fp8.CODED of a weight that is stored so, else what `decode` gives. Raises what `decode` raises."""
+        if self.scale is None or self.tensor.info.dtype != "F8_E4M3":
+            return self.decode()
+        out = np.empty(self.shape, fp8.CODED)
+        first, last = self.rows or (0, self.shape[0])
+        stored = self.tensor.array()
+        above = 0 if self.expert is None else self.expert * stored.shape[1]
+        stored = stored if self.expert is None else stored[self.expert]
+        scale = self._scales()
+        assert scale is not None
+        step = max(1, _CHUNK // math.prod(self.shape[1:]))
+        for row in range(first, last, step):
+            stop = min(row + step, last)
+            chunk = out[row - first : stop - first]
+            chunk["code"] = stored[row:stop]
+            chunk["scale"] = _spread(scale, self.block, row, *chunk.shape)
+            with np.errstate(over="ignore"):
+                self._check_finite(fp8.values(chunk), row)
+            self.tensor.release(above + row, above + stop)
+        return out
+
     def _scales(self) -> Float32 | None:
         """float32 [row blocks, column blocks]."""
         if self.scale is None:
@@ -120,7 +143,11 @@ def _decode(stored: np.ndarray[Any, Any], dtype: str, out: Float32) -> None:
 
 def _multiply_scales(chunk: Float32, scale: Float32, block: tuple[int, int], first_row: int) -> None:
     """`chunk` [rows, columns] times the scale of each element's block; its rows are first_row, first_row + 1, …"""
-    row_blocks = (first_row + np.arange(chunk.shape[0])) // block[0]
-    columns = np.arange(chunk.shape[1]) // block[1]
     with np.errstate(over="ignore"):  # infinity is reported by the check that follows
-        np.multiply(chunk, scale[:, columns][row_blocks], out=chunk)
+        np.multiply(chunk, _spread(scale, block, first_row, *chunk.shape), out=chunk)
+
+
+def _spread(scale: Float32, block: tuple[int, int], first_row: int, rows: int, columns: int) -> Float32:
+    """The scale of each element of `rows` rows from `first_row` on, float32 [rows, columns]."""
+    row_blocks = (first_row + np.arange(rows)) // block[0]
+    return scale[:, np.arange(columns) // block[1]][row_blocks]

@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # What people call the formats, beside the full names.
 SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-FORMAT_HELP = "float32, float16, bfloat16, int8, int8-gG, int4-gG or int4-gG-asym, with groups of G = 32, 64 or 128"
+FORMAT_HELP = "float32, float16, bfloat16, fp8, int8, int8-gG, int4-gG or int4-gG-asym, in groups of G = 32, 64 or 128"
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -83,14 +83,15 @@ def model_options(command: Command) -> Command:
             "--head-quant",
             callback=weight_format,
             metavar="FORMAT",
-            help="Format of the output head.  [default: int8 with integer weights, else as the weights]",
+            help="Format of the output head.  "
+            "[default: int8 with integer weights, bfloat16 with fp8, else as the weights]",
         ),
         click.option(
             "--embed-quant",
             callback=embedding_format,
             metavar="FORMAT",
             help="Format of the embedding: float32, float16, bfloat16 or int8.  "
-            "[default: bfloat16 with integer weights, else as the weights]",
+            "[default: bfloat16 with integer weights and fp8, else as the weights]",
         ),
         click.option(
             "--cache-dtype",

@@ -9,7 +9,7 @@ import numpy as np
 from dsv3c.compiler.ir import Attr, Dim, TensorType, dim_product
 from dsv3c.compiler.ops.table import Array, Op, broadcast, concrete, element_count, float32, op_table, require
 from dsv3c.compiler.ops.weight import decoded
-from dsv3c.compiler.quant import NUMPY_DTYPES
+from dsv3c.compiler.quant import NUMPY_DTYPES, as_float32
 
 F32, I32, BOOL = "f32", "i32", "bool"
 CAST_DTYPES = {F32: np.float32, I32: np.int32, BOOL: np.bool_}
@@ -161,6 +161,8 @@ def infer_concat(*types: TensorType, axis: int) -> TensorType:
 
 
 def evaluate_concat(*arrays: Array, axis: int) -> Array:
+    if len({array.dtype for array in arrays}) > 1:  # a checkpoint may have some in fp8
+        arrays = tuple(map(as_float32, arrays))
     return np.concatenate(arrays, axis=axis)
 
 

@@ -66,6 +66,9 @@ def infer_quantize(weight: TensorType, format: str) -> TensorType:
 
 def evaluate_quantize(weight: Array, format: str) -> Any:
     spec = QuantSpec.parse(format)
+    if spec.is_fp8:
+        return quant.quantize(weight, spec)
+    weight = quant.as_float32(weight)
     return weight.astype(quant.NUMPY_DTYPES[spec.element]) if spec.is_float else quant.quantize(weight, spec)
 
 

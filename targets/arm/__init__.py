@@ -40,6 +40,7 @@ class Arm:
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    fp8_weights: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Arm:
         """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""

@@ -22,6 +22,7 @@ class Cuda:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    fp8_weights: bool = True
 
     def configured(self, options: Mapping[str, str]) -> Cuda:
         """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""

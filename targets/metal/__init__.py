@@ -20,6 +20,7 @@ class Metal:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    fp8_weights: bool = True
     materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Metal:

@@ -38,6 +38,7 @@ class Onnx:
     name: str = "onnx"
     layout: str = ""
     integer_activations: bool = False
+    fp8_weights: bool = False
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class Vulkan:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    fp8_weights: bool = True
     max_binding: int = LEAST_RANGE
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:

@@ -25,6 +25,7 @@ class X86:
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    fp8_weights: bool = False
 
     def configured(self, options: Mapping[str, str]) -> X86:
         """Raises UnknownTuningRecord for a CPU without a record."""

@@ -29,6 +29,7 @@ class FakeTarget:
     layout = "rows16"
     integer_activations = True
     cache_dtypes = ("bf16", "f32")
+    fp8_weights = True
     fails = False
 
     def configured(self, options: Mapping[str, str]) -> FakeTarget:

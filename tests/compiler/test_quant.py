@@ -17,7 +17,7 @@ def test_name_parses_back(name):
     assert QuantSpec.parse(name).name == name
 
 
-@pytest.mark.parametrize("text", ["int4", "int8-g32-asym", "int4-g48", "int3-g32", "fp8", "", "int8-asym"])
+@pytest.mark.parametrize("text", ["int4", "int8-g32-asym", "int4-g48", "int3-g32", "fp8-g64", "", "int8-asym"])
 def test_unknown_formats_are_refused(text):
     with pytest.raises(Dsv3cError, match="unknown weight format"):
         QuantSpec.parse(text)

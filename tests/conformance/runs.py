@@ -158,6 +158,7 @@ class NumpyTarget:
     layout = "rows16"
     integer_activations = True
     cache_dtypes = ("bf16", "f32")
+    fp8_weights = True
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0

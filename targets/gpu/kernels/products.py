@@ -32,7 +32,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
     view_of,
 )
-from dsv3c.targets.gpu.kernels.words import bit_field, f16, high_bf16, low_bf16
+from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16
 from dsv3c.targets.plan import Operand
 
 SLICES = THREADS // LANES
@@ -90,11 +90,14 @@ class Weight:
         groups = self.spec.scale_groups(self.k)
         group = T.floordiv(chunk * self.chunk, self.spec.group) if self.spec.group else 0
         at = T.bind((block * groups + group) * LANES + lane)
+        assert self.scale is not None
+        if self.spec.is_fp8:
+            codes = [T.bind(bit_field(word, start, 8)) for start in (0, 8, 16, 24)]
+            return [T.bind(e4m3(code)) for code in codes], T.bind(self.scale[at])
         zero = f32(self.spec.zero_point)
         if self.zero is not None:
             byte = bit_field(self.zero[T.shift_right(at, T.int32(2))], T.bitwise_and(at, T.int32(3)) * 8, 8)
             zero = T.bind(T.Cast("float32", T.Cast("int32", byte)))
-        assert self.scale is not None
         if self.spec.group:
             half = bit_field(self.scale[T.shift_right(at, T.int32(1))], T.bitwise_and(at, T.int32(1)) * 16, 16)
             factor = T.bind(f16(T.bind(half)))

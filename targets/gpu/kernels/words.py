@@ -39,6 +39,15 @@ def f16(bits: Expr) -> Expr:
     return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", bits)))
 
 
+def e4m3(code: Expr) -> Expr:
+    """float32 of a float8_e4m3fn, not NaN, in the low byte of a u32; no float32 on the way is subnormal."""
+    rest = T.bind(T.bitwise_and(code, T.uint32(0x7F)))
+    normal = T.reinterpret("float32", T.bind(T.shift_left(rest, T.uint32(20)) + T.uint32(120 << 23)))
+    subnormal = T.Cast("float32", T.Cast("int32", rest)) * f32(2.0**-9)
+    size = T.bind(T.Select(rest < T.uint32(8), subnormal, normal))
+    return T.Select(code > T.uint32(127), f32(0) - size, size)
+
+
 def load(buffer: Buffer, index: Expr, dtype: str) -> Expr:
     """Element `index` of an operand of IR dtype f32, f16, bf16, i8 or u8, as float32."""
     if dtype == "f32":

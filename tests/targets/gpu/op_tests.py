@@ -20,6 +20,7 @@ from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
 from tests.targets.cpu.test_moe_kernels import CASES as MOE
+from tests.targets.gpu.fp8_cases import CASES as FP8
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 
 SUMMED = {"x", "q_latent"}
@@ -36,7 +37,7 @@ def angles_case():
     return RopeTable(Rows(18), 128, 1.0), inputs, {"y": y}, 3e-7
 
 
-CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING).items() if supports(case[0])}
+CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FP8).items() if supports(case[0])}
 CASES["angles"] = angles_case()
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),

@@ -16,7 +16,7 @@ from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
 
-ROUNDED = ("float16", "int8", "int4-g32", "int4-g32-asym")
+ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
 # The cache is bfloat16 there: a value between two of its numbers may fall to either side. It was 2.3e-4 at most.
 CACHE_ROUNDING = 2e-3
@@ -46,7 +46,8 @@ def stepper(checkpoint, quant, entry="decode"):
     """The numpy evaluation of an entry's graph, as the target compiles it."""
     options = CompileOptions(target="vulkan", quant=quant)
     lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
-    return GraphStepper(lowered.entries[entry].graph, checkpoint.read)
+    read = checkpoint.coded if quant == "fp8" else checkpoint.read
+    return GraphStepper(lowered.entries[entry].graph, read)
 
 
 def random_tokens(lengths):
