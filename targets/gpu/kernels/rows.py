@@ -40,14 +40,16 @@ from dsv3c.targets.plan import Operand
 def elementwise(
     operands: Sequence[Operand], rows: Rows, d: int, body: Callable[[Buffers, Expr, Expr], None]
 ) -> tuple[Variant, ...]:
-    """body(buffers, row, column) for each element of M rows of d."""
-    grid = (Extent(d, rows, THREADS),)
+    """body(buffers, row, column) for each element of M rows of d.
+
+    Rows have an axis of the grid to themselves: devices need not run more than 65,535 workgroups along one.
+    """
+    grid = (Extent(-(-d // THREADS)), Extent(1, rows))
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        i = T.bind(groups[0] * THREADS + thread)
-        with T.If(i < row_count(buffers, rows) * d), T.Then():
-            row = T.bind(T.floordiv(i, d))
-            body(buffers, row, T.bind(i - row * d))
+        column = T.bind(groups[0] * THREADS + thread)
+        with T.If(T.And(column < d, groups[1] < row_count(buffers, rows))), T.Then():
+            body(buffers, groups[1], column)
 
     return (Variant(grid, lambda: prim_func(operands, grid, emit), rows),)
 
