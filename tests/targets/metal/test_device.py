@@ -1,5 +1,9 @@
 """The Metal device's memory and faults, on this CPU behind TVM's interfaces."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +12,8 @@ from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.errors import DeviceLost, DeviceMemoryShort, LibraryInvalid
 from dsv3c.runtime.metal import needs
 from dsv3c.runtime.metal_gpu import Gpu
+from tests.device.metal import Runner
+from tests.targets.gpu.op_tests import OpTests
 from tests.targets.gpu.shim.library import ShimFault
 from tests.targets.metal import loader
 
@@ -146,3 +152,16 @@ def test_the_device_says_what_it_took(device):
 
 def test_a_gpu_of_this_cpu_has_its_memory(modules):
     assert loader.open_cpu(None).available() > 0 and loader.open_cpu(None).exists()
+
+
+@pytest.mark.parametrize("case", ["linear-int4-g32-asym-t5-n15-k31", "rope-table", "absorbed-f32-c15-h5"])
+def test_the_runner_of_a_real_gpu_runs_kernels(case, modules):
+    """It is there for Macs; here it drives the shim."""
+    OpTests().test_matches_numpy(case, Runner(loader.open_cpu(None)).run)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it runs for minutes")
+def test_the_script_for_a_mac_says_what_it_needs():
+    script = Path(__file__).parents[2] / "device" / "run_on_mac.sh"
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.split(",")[0]) == (2, "this needs macOS on Apple silicon")

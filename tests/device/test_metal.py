@@ -1,0 +1,44 @@
+"""The Metal target on a real GPU: every kernel, then the bundled model. Skipped off macOS; see run_on_mac.sh."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dsv3c import runtime
+from dsv3c.compiler import pipeline
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime.metal_gpu import choose
+from tests.conformance.runs import relative_error
+from tests.conftest import BUNDLED_MODEL
+from tests.device.metal import Runner
+from tests.targets.gpu.op_tests import OpTests
+
+pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Metal is a part of macOS")
+
+
+class TestMetalGpu(OpTests):
+    @pytest.fixture(scope="class")
+    def runner(self):
+        return Runner(choose(None)).run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("metal") / "float32"
+    pipeline.compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="metal", quant="float32"))
+    with runtime.load(folder) as loaded:
+        yield loaded
+
+
+def test_float32_gives_the_reference_logits(model):
+    reference = np.load(BUNDLED_MODEL / "reference_logits.npz")
+    assert relative_error(model.logits(reference["ids"])[reference["rows"]], reference["logits"]) <= 1e-4
+
+
+def test_float32_writes_the_reference_tokens(model):
+    reference = json.loads((BUNDLED_MODEL / "reference_greedy.json").read_text(encoding="utf-8"))
+    wanted = reference["greedy_ids"]
+    found = model.generate(reference["prompt"], temperature=0, max_new_tokens=len(wanted))
+    assert list(found.token_ids) == wanted
