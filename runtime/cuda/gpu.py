@@ -86,7 +86,7 @@ class Gpu:
     """The primary context of a device, which threads share, and one stream in it.
 
     Every public function of a device enters the context first, since each thread has its own current one. Memory is
-    given back by `close`, or by `free_pinned`. Raises DeviceMemoryRefused, DeviceLost, DriverFailed.
+    given back by `close`, or before by `free` and `free_pinned`. Raises DeviceMemoryRefused, DeviceLost, DriverFailed.
     """
 
     def __init__(self, driver: Driver, physical: Physical) -> None:
@@ -120,6 +120,10 @@ class Gpu:
             self._memory.append(address.value)
             self.driver.call("cuMemsetD8Async", address, 0, max(size, 4), self.stream)
         return address.value
+
+    def free(self, address: int) -> None:
+        self._memory.remove(address)
+        self.driver.call("cuMemFree", address)
 
     def pinned(self, size: int, what: str) -> NDArray[np.uint8]:
         """u8 [size], zero: host memory that the device copies from and to while the host goes on."""

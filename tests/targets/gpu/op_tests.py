@@ -88,6 +88,12 @@ def aligned_copy(array):
     return copied
 
 
+def parts(whole):
+    """The kernels for two units of a weight each."""
+    total = units(whole)
+    return tuple(Part(whole, first, min(2, total - first)) for first in range(0, total, 2))
+
+
 class OpTests:
     """Subclass it as `Test<Target>` with a fixture `runner`."""
 
@@ -115,7 +121,7 @@ class OpTests:
         role, total, control = weight_role(whole), units(whole), inputs["control"]
         for number in range(len(chosen(whole, control))):
             arrays = arguments((whole, *rest), inputs)
-            for kernel in (*(Part(whole, first, min(2, total - first)) for first in range(0, total, 2)), *rest):
+            for kernel in (*parts(whole), *rest):
                 forms = chosen(kernel, control)
                 form = forms[min(number, len(forms) - 1)]
                 grid = [groups(extent, control) for extent in form.grid]

@@ -3,7 +3,7 @@
 import tvm_ffi
 
 from dsv3c.targets.gpu.kernels import stages, variants
-from tests.targets.gpu.op_tests import CASES
+from tests.targets.gpu.op_tests import CASES, PARTED, parts
 
 
 class Forms:
@@ -15,6 +15,7 @@ class Forms:
     def __init__(self):
         self.functions, self.kinds, self._names = {}, {}, {}
         specs = dict.fromkeys(stage for spec, *_ in CASES.values() for stage in stages(spec))
+        specs |= dict.fromkeys(part for name in PARTED for part in parts(stages(CASES[name][0])[0]))
         for number, spec in enumerate(specs):
             for place, form in enumerate(variants(spec)):
                 function = form.build()
