@@ -38,6 +38,7 @@ from dsv3c.targets.plan import Operand
 SLICES = THREADS // LANES
 FEW = 16  # rows up to which weights are streamed
 FEW_TILE = 4  # of these rows, together
+AHEAD = 4  # words of a weight that a thread asks for at a time, half of it for several rows; see docs/18-gpu.md
 ROW_BLOCKS, ROW_TILE, K_TILE = 4, 32, 32  # of the tiled form
 PART_ROWS = ROW_TILE // SLICES  # activation rows of a thread in it
 
@@ -119,19 +120,25 @@ def stream(
     sums, space = local(outs), shared(outs * THREADS)
     for i in range(outs):
         store(sums, i, f32(0))
-    with T.serial(0, -(-weight.chunks // SLICES)) as step:
-        chunk = T.bind(step * SLICES + part)
-        with T.If(chunk < weight.chunks), T.Then():
+    ahead = min(AHEAD if len(starts) == 1 else AHEAD // 2, -(-weight.chunks // SLICES))
+    whole = weight.chunks % (SLICES * ahead) == 0
+    with T.serial(0, -(-weight.chunks // (SLICES * ahead))) as step:
+        wanted = [T.bind((step * ahead + i) * SLICES + part) for i in range(ahead)]
+        # Without a condition around them, so that all words are under way before the first is used.
+        chunks = wanted if whole else [T.bind(T.min(chunk, weight.chunks - 1)) for chunk in wanted]
+        decoded = [[weight.decode(block, chunk, lane) for block in blocks] for chunk in chunks]
+        for number, chunk in enumerate(chunks):
             columns = [T.bind(_column(weight, chunk, i)) for i in range(weight.chunk)]
             rows = [[T.bind(x[start + column]) for column in columns] for start in starts]
-            for i, block in enumerate(blocks):
-                values, factor = weight.decode(block, chunk, lane)
+            for i, (values, factor) in enumerate(decoded[number]):
                 for j, row in enumerate(rows):
                     product = values[0] * row[0]
                     for value, activation in zip(values[1:], row[1:], strict=True):
                         product = product + value * activation
+                    scaled = product if factor is None else product * factor
                     at = i * len(starts) + j
-                    store(sums, at, sums[at] + (product if factor is None else product * factor))
+                    inside = scaled if whole else T.Select(wanted[number] < weight.chunks, scaled, f32(0))
+                    store(sums, at, sums[at] + inside)
     for i in range(outs):
         store(space, i * THREADS + thread, sums[i])
     barrier()
