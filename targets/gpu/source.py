@@ -7,9 +7,10 @@ made of the PrimFunc directly, which also keeps the operands in their order; Spl
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -27,12 +28,12 @@ _PREFIX = 'extern "C" __global__'
 @dataclass(frozen=True, eq=False)
 class Dialect:
     """A language that TVM prints. target: TVM's description of it. rewrites: by type of node, what the printer would
-    get wrong or write badly. attributes: of every function. first: where the kernels begin in the printed text, what
-    stands before is left out."""
+    get wrong or write badly. attributes: of a function with this body. first: where the kernels begin in the printed
+    text, what stands before is left out."""
 
     target: Mapping[str, Any]
     rewrites: Rewrites = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Callable[[Node], Mapping[str, Any]] = lambda body: {}
     first: str = ""
 
 
@@ -65,7 +66,7 @@ def _device_function(name: str, function: PrimFunc, target: Any, dialect: Dialec
             "tirx.is_global_func": True,
             "tirx.kernel_launch_params": _thread_tags(body),
             "tirx.noalias": True,
-            **dialect.attributes,
+            **dialect.attributes(body),
         }
     )
 
@@ -120,12 +121,24 @@ def _float32(value: float) -> bytes:
     return struct.pack("<f", value)
 
 
-# With eight workgroups of 128 threads to a multiprocessor, 64 registers to a thread, no kernel spills any; left to
-# itself, ptxas takes fewer registers and spills.
+def _occupancy(body: Node) -> dict[str, int]:
+    """Workgroups of 128 threads that must fit a multiprocessor of 64 Ki registers: four, or two where a thread has
+    large arrays. So each has 128 or 255 registers and spills none; left to itself, ptxas takes fewer and spills."""
+    numbers = 0
+
+    def count(allocated: Node) -> None:
+        nonlocal numbers
+        if str(allocated.buffer.scope()) == "local":
+            numbers += math.prod(int(extent) for extent in allocated.buffer.shape)
+
+    tvm_ffi.structural_walk(body, [(tirx.AllocBuffer, count)])
+    return {"tirx.launch_bounds_min_blocks_per_sm": 4 if numbers <= 64 else 2}
+
+
 CUDA = Dialect(
     {"kind": "cuda", "arch": "sm_80"},
     ((tirx.Cast, _half_call), (tirx.FloatImm, _rounded_float)),
-    {"tirx.launch_bounds_min_blocks_per_sm": 8},
+    _occupancy,
     first=_PREFIX,
 )
 METAL = Dialect({"kind": "metal"}, ((tirx.FloatImm, _exact_float),))

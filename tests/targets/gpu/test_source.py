@@ -14,7 +14,7 @@ from dsv3c.targets.plan import Operand
 from tests.targets.gpu.op_tests import CASES
 
 PARAMETERS = {
-    CUDA: r'^extern "C" __global__ void __launch_bounds__\(128, 8\) (\w+)\((.*)\) \{$',
+    CUDA: r'^extern "C" __global__ void __launch_bounds__\(128, [248]\) (\w+)\((.*)\) \{$',
     METAL: r"^kernel void (\w+)\(((?:.|\n)*?)\) \{$",
 }
 DIALECTS = pytest.mark.parametrize("dialect", PARAMETERS, ids=["cuda", "metal"])
