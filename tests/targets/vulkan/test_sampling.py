@@ -12,15 +12,15 @@ from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.gpu.op_tests import arguments, groups
 from tests.targets.gpu.sampling_cases import token_of, words
 
-COUNT, VOCAB = 400, 2500  # two segments
+COUNTS = {2500: 400, 270_001: 24}  # rows by vocabulary: of two segments, of more than a workgroup has threads
 NEAR = 3e-6  # of the whole weight: sums of float32 weights and of whole shares differ by less
 
 
-def params_of(random):
+def params_of(random, vocab):
     """Each filter is on in about half of the rows."""
     return SamplingParams(
         temperature=float(random.choice([0.05, 0.5, 0.8, 1.0, 1.3, 4.0])),
-        top_k=int(random.choice([0, 0, 1, 2, 17, 300, VOCAB - 1, VOCAB])),
+        top_k=int(random.choice([0, 0, 1, 2, 17, 300, vocab - 1, vocab])),
         top_p=float(random.choice([1.0, 1.0, 1e-4, 0.3, 0.9, 0.95, 0.999])),
         min_p=float(random.choice([0.0, 0.0, 0.01, 0.2])),
     )
@@ -28,7 +28,7 @@ def params_of(random):
 
 def is_near_an_edge(logits, params, uniform):
     """Whether the number that the sampler draws stands so near a border between two ids that rounding decides."""
-    _, weights = Sampler(params, VOCAB)._candidates(logits, float(logits.max()))
+    _, weights = Sampler(params, logits.size)._candidates(logits, float(logits.max()))
     total = np.cumsum(weights, dtype=np.float64)
     borders = np.abs(total - uniform * total[-1]) < NEAR * total[-1]
     if params.top_p == 1:
@@ -51,21 +51,23 @@ def draw(device, tmp_path, spec, inputs):
     return arrays["token"]
 
 
-@pytest.mark.parametrize("rounding", [64, None], ids=["equal-logits", "any-logits"])
-def test_draws_what_the_sampler_of_the_runtime_draws(rounding, glslc, device, tmp_path):
-    random = np.random.default_rng(7)
-    logits = random.normal(0, 1, (COUNT, VOCAB)) * random.choice([0.5, 2, 5], (COUNT, 1))
+@pytest.mark.parametrize(
+    ("vocab", "rounding"), [(2500, 64), (2500, None), (270_001, 64)], ids=["equal-logits", "any-logits", "many-ids"]
+)
+def test_draws_what_the_sampler_of_the_runtime_draws(vocab, rounding, glslc, device, tmp_path):
+    random, count = np.random.default_rng(7), COUNTS[vocab]
+    logits = random.normal(0, 1, (count, vocab)) * random.choice([0.5, 2, 5], (count, 1))
     logits = (logits if rounding is None else (logits * rounding).round() / rounding).astype(np.float32)
     logits[::5, 1::3] = -np.inf
-    params, uniform = [params_of(random) for _ in range(COUNT)], np.floor(random.random(COUNT) * 2**32) / 2**32
+    params, uniform = [params_of(random, vocab) for _ in range(count)], np.floor(random.random(count) * 2**32) / 2**32
     inputs = {
-        "control": np.array([1, COUNT, *[0] * 14], np.int32),
+        "control": np.array([1, count, *[0] * 14], np.int32),
         "logits": logits,
         "sampling": np.stack([words(*each) for each in zip(params, uniform, strict=True)]),
     }
-    found = draw(device, tmp_path, Sample(Rows(COUNT, index=1), VOCAB), inputs)
+    found = draw(device, tmp_path, Sample(Rows(count, index=1), vocab), inputs)
     rows = list(zip(logits, params, uniform, strict=True))
     expected = np.array([token_of(*row) for row in rows])
     differ = [i for i in np.flatnonzero(found != expected) if not is_near_an_edge(*rows[i])]
     assert not differ, [(int(found[i]), int(expected[i]), params[i], float(uniform[i])) for i in differ]
-    assert (found == expected).mean() > 0.98
+    assert (found == expected).mean() > 0.9
