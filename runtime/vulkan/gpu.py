@@ -157,8 +157,13 @@ class Gpu:
         with guarded(vk, self.name, what):
             check(vk, lib.vkQueueSubmit(self.queue, 1, submission[0], self._fence[0]))
             result = vk.VK_TIMEOUT
-            while result == vk.VK_TIMEOUT:
-                result = lib.vkWaitForFences(self.handle, 1, self._fence, 1, WAIT_NS)
+            try:
+                while result == vk.VK_TIMEOUT:
+                    result = lib.vkWaitForFences(self.handle, 1, self._fence, 1, WAIT_NS)
+            except KeyboardInterrupt:
+                lib.vkDeviceWaitIdle(self.handle)  # what runs cannot be called back, and the fence is needed again
+                lib.vkResetFences(self.handle, 1, self._fence)
+                raise
             check(vk, result)
             check(vk, lib.vkResetFences(self.handle, 1, self._fence))
 

@@ -34,10 +34,14 @@ class Pipelines:
         self.layouts: dict[int, Any] = {}
         self.of: dict[str, Any] = {}
         self._cache = _CacheFile(gpu, artifact)
-        for name, operands in functions:
-            if operands not in self.layouts:
-                self._add_layout(operands)
-            self.of[name] = self._pipeline(_module(artifact, name), name, self.layouts[operands])
+        try:
+            for name, operands in functions:
+                if operands not in self.layouts:
+                    self._add_layout(operands)
+                self.of[name] = self._pipeline(_module(artifact, name), name, self.layouts[operands])
+        except BaseException:
+            self.close()
+            raise
         self._cache.save()
 
     def close(self) -> None:

@@ -101,6 +101,31 @@ def test_a_step_allocates_and_records_nothing_once_its_launches_are_known(opened
     np.testing.assert_array_equal(logits(device, artifact), expected)
 
 
+def test_a_step_that_is_interrupted_leaves_the_device_usable(opened, artifact, monkeypatch):
+    device = opened()
+    expected = logits(device, artifact)
+
+    class Interrupted:
+        """The module `vulkan`, or its library, whose first wait for a fence is interrupted."""
+
+        def __init__(self, real):
+            self._real = real
+
+        def __getattr__(self, name):
+            if name == "lib":
+                return Interrupted(self._real.lib)
+            return interrupt if name == "vkWaitForFences" else getattr(self._real, name)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device._gpu, "vk", Interrupted(device._gpu.vk))
+        with pytest.raises(KeyboardInterrupt):
+            logits(device, artifact)
+    np.testing.assert_array_equal(logits(device, artifact), expected)
+
+
 def test_too_little_memory_is_told_before_anything_is_taken(opened, monkeypatch):
     monkeypatch.setattr(Gpu, "available", lambda gpu: 1_000_000)
     monkeypatch.setattr(Gpu, "device_buffer", lambda *_: pytest.fail("allocated"))
