@@ -1,4 +1,4 @@
-"""Barriers are left out one by one: each must be missed, by a wrong result or a fault, in some order of threads.
+"""Barriers are left out one by one: each must be missed, by a race, a wrong result or a fault in some order of threads.
 
 A barrier is told by its kernel's type, the form, and its place among the form's barriers; where kernels of one type and
 form have different numbers of barriers, they count apart. It is missed when a case of any weight and size misses it:
@@ -32,7 +32,7 @@ class Mutants:
         self._forms = Forms()
         functions = {name: f for name, f in self._forms.functions.items() if wanted(self._forms.kinds[name])}
         text = source(functions, METAL)
-        self._library = metal_library(text, folder)
+        self._library = metal_library(text, folder, races=True)
         self.places = defaultdict(list)
         for name, own in kernels(text).items():
             lines = barriers(own)

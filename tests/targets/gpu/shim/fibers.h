@@ -4,8 +4,9 @@
 // `shim::Array`, and gives each kernel an entry that one thread runs. What is wrong ends the launch with a message:
 //   * a barrier that not every thread of the group reaches, or where threads wait at different places of the text
 //   * an access outside of a buffer (guard pages) or of an array in workgroup or thread memory (checked indices)
-// Between two barriers threads run whole, one after the other, in an order that is chosen. So a missing barrier shows as
-// a wrong result in one of the orders, no matter how fast the threads are.
+//   * with SHIM_RACES, an element of workgroup memory that one thread writes and another uses with no barrier between
+// Between two barriers threads run whole, one after the other, in an order that is chosen. So a missing barrier also
+// shows as a wrong result in one of the orders, no matter how fast the threads are.
 #pragma once
 
 #include <setjmp.h>
@@ -37,10 +38,13 @@ constexpr size_t STACK_BYTES = 256 * 1024;
 constexpr unsigned EVERYONE = ~0u;  // the width of a barrier of the whole workgroup
 constexpr unsigned char POISON = 0xFF;  // memory that nothing was written to: NaN, -1
 constexpr size_t EXCHANGE_BYTES = 16;
+constexpr unsigned SIMD_WIDTH = 32;  // of the groups that narrow barriers order
+constexpr unsigned NOBODY = ~0u;
 
 struct Fiber {
     enum class State { ready, waiting, done } state;
     unsigned width, site;  // of the barrier it waits at
+    unsigned passed, passed_narrow;  // barriers of the workgroup, and narrower ones since then
     bool started;
     char* stack;
     ucontext_t start;
@@ -141,6 +145,12 @@ inline void wait(unsigned width = EVERYONE, std::source_location place = std::so
     fiber.width = width;
     fiber.site = place.line();
     leave();
+    if (width == EVERYONE) {
+        fiber.passed++;
+        fiber.passed_narrow = 0;
+    } else {
+        fiber.passed_narrow++;
+    }
 }
 
 // What thread `source` of this SIMD group of `width` threads offers; all of its threads must come here.
@@ -156,33 +166,111 @@ T exchange(T value, unsigned source, unsigned width, std::source_location place)
     return value;
 }
 
-// An array in thread memory, or in workgroup memory if `static`. Its elements are poison until they are written.
+[[gnu::noinline]] inline size_t checked(long long index, size_t size) {
+    if (static_cast<unsigned long long>(index) >= size) fail("index %lld of an array of %zu", index, size);
+    return static_cast<size_t>(index);
+}
+
+// An array in thread memory. Its elements are poison until they are written.
 template <class T, size_t N>
 class Array {
    public:
     Array() { memset(static_cast<void*>(elements_), POISON, sizeof elements_); }
     template <class I>
     T& operator[](I index) {
-        return elements_[checked(index)];
-    }
-    template <class I>
-    const T& operator[](I index) const {
-        return elements_[checked(index)];
+        return elements_[checked(index, N)];
     }
 
    private:
-    template <class I>
-    static size_t checked(I index) {
-        if (static_cast<size_t>(index) >= N) fail("index %lld of an array of %zu", static_cast<long long>(index), N);
-        return static_cast<size_t>(index);
-    }
     T elements_[N];
 };
 
+#ifndef SHIM_RACES
+
+// An array in workgroup memory, to be `static`.
 template <class T, size_t N>
 struct Shared : Array<T, N> {
     Shared() { shared_arrays.push_back({launch.entry, static_cast<void*>(this), sizeof *this}); }
 };
+
+#else
+
+// Who used an element last, and behind which barriers.
+struct Use {
+    unsigned thread, passed, passed_narrow;
+
+    // Whether a barrier orders this use before what the running thread does now.
+    bool ordered() const {
+        const Fiber& now = fibers[launch.thread];
+        bool neighbours = thread / SIMD_WIDTH == launch.thread / SIMD_WIDTH;
+        return thread == NOBODY || thread == launch.thread || passed != now.passed ||
+               (neighbours && passed_narrow != now.passed_narrow);
+    }
+    static Use by_now() {
+        const Fiber& now = fibers[launch.thread];
+        return {launch.thread, now.passed, now.passed_narrow};
+    }
+};
+
+// What is known of the uses of one element: the last write, and of the reads since then two by different threads.
+struct Uses {
+    Use write, read, other_read;
+
+    [[gnu::noinline]] void before_read(size_t index) {
+        if (!write.ordered()) race(index, write.thread, "wrote");
+        if (read.thread != NOBODY && !read.ordered()) other_read = read;
+        read = Use::by_now();
+    }
+    [[gnu::noinline]] void before_write(size_t index) {
+        if (!write.ordered()) race(index, write.thread, "wrote");
+        if (!read.ordered()) race(index, read.thread, "read");
+        if (!other_read.ordered()) race(index, other_read.thread, "read");
+        write = Use::by_now();
+    }
+    [[noreturn]] static void race(size_t index, unsigned thread, const char* did) {
+        fail("uses element %zu of workgroup memory that thread %u %s, with no barrier between them", index, thread, did);
+    }
+};
+
+// An array in workgroup memory, to be `static`.
+template <class T, size_t N>
+class Shared {
+   public:
+    class Element {
+       public:
+        operator T() const {
+            array_.uses_[index_].before_read(index_);
+            return array_.elements_[index_];
+        }
+        Element& operator=(T value) {
+            array_.uses_[index_].before_write(index_);
+            array_.elements_[index_] = value;
+            return *this;
+        }
+        Element& operator=(const Element& other) { return *this = static_cast<T>(other); }
+
+       private:
+        friend Shared;
+        Element(Shared& array, size_t index) : array_(array), index_(index) {}
+        Shared& array_;
+        size_t index_;
+    };
+
+    Shared() {
+        memset(static_cast<void*>(this), POISON, sizeof *this);  // nobody has used it
+        shared_arrays.push_back({launch.entry, static_cast<void*>(this), sizeof *this});
+    }
+    template <class I>
+    Element operator[](I index) {
+        return {*this, checked(index, N)};
+    }
+
+   private:
+    T elements_[N];
+    Uses uses_[N];
+};
+
+#endif
 
 // --- scheduling
 
@@ -254,7 +342,10 @@ inline bool release_complete() {
 inline void run_workgroup(std::vector<unsigned>& order) {
     for (const SharedArray& array : shared_arrays)
         if (array.owner == launch.entry) memset(array.data, POISON, array.bytes);
-    for (Fiber& fiber : fibers) fiber.state = Fiber::State::ready;
+    for (Fiber& fiber : fibers) {
+        fiber.state = Fiber::State::ready;
+        fiber.passed = fiber.passed_narrow = 0;
+    }
     for (;;) {
         arrange(order, launch.thread_order);
         for (unsigned thread : order)

@@ -42,18 +42,19 @@ class Library:
     """Kernels compiled for this CPU.
 
     texts: by name, C++ that defines `static void <name>_entry(void* const* arguments)`, which one thread of a workgroup
-    runs. header: of the dialect, in this folder. Texts are compiled in files of a few, as many at once as there are
+    runs. header: of the dialect, in this folder. races: unordered uses of workgroup memory end a launch, which takes
+    several times as long. Texts are compiled in files of a few, as many at once as there are
     CPUs.
     """
 
-    def __init__(self, texts, header, folder, threads=128):
+    def __init__(self, texts, header, folder, threads=128, races=False):
         self._threads = threads
         names = list(texts)
         parts = [names[at : at + _KERNELS_A_FILE] for at in range(0, len(names), _KERNELS_A_FILE)]
         paths = [folder / f"kernels{number}.so" for number in range(len(parts))]
         with ThreadPoolExecutor(allowed_cpus()) as pool:
             jobs = [
-                pool.submit(_compile, [(name, texts[name]) for name in part], header, path)
+                pool.submit(_compile, [(name, texts[name]) for name in part], header, path, races)
                 for part, path in zip(parts, paths, strict=True)
             ]
             for job in jobs:
@@ -114,7 +115,7 @@ class Library:
         return ctypes.c_void_p.in_dll(library, f"{name}_address"), launch
 
 
-def _compile(kernels, header, path):
+def _compile(kernels, header, path, races):
     lines = [f'#include "{header}"']
     for name, text in kernels:
         # A namespace each, since kernels bring types of their own. Lines count from the start of the kernel's text.
@@ -122,7 +123,7 @@ def _compile(kernels, header, path):
         lines.append(f"SHIM_PUBLIC shim::Entry {name}_address; shim::Entry {name}_address = of_{name}::{name}_entry;")
     source = path.with_suffix(".cc")
     source.write_text("\n".join([*lines, ""]))
-    command = ["g++", *_FLAGS, "-I", str(FOLDER), "-o", str(path), str(source)]
+    command = ["g++", *_FLAGS, *(["-DSHIM_RACES"] if races else []), "-I", str(FOLDER), "-o", str(path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(f"{' '.join(command)}\n{done.stderr[:4000]}")

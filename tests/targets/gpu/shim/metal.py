@@ -29,9 +29,10 @@ def barriers(text):
     return [number for number, line in enumerate(text.splitlines(), 1) if _BARRIER.search(line)]
 
 
-def metal_library(source, folder):
+def metal_library(source, folder, races=False):
     """Every kernel of an MSL source as a Library."""
-    return Library({name: _with_entry(name, text) for name, text in kernels(source).items()}, "metal.h", folder)
+    texts = {name: _with_entry(name, text) for name, text in kernels(source).items()}
+    return Library(texts, "metal.h", folder, races=races)
 
 
 def _with_entry(name, text):

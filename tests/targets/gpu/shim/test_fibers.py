@@ -64,6 +64,30 @@ BODIES = {
     "part_of_simd": """
   if (i != 40) y[i] = simd_sum(x[i]);
 """,
+    "write_after_read": """
+  threadgroup int space[128];
+  space[i] = x[i];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  y[i] = space[127 - i];
+  space[i] = 0;
+""",
+    "two_readers": """
+  threadgroup int space[1];
+  if (i == 0) space[0] = x[3];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (i != 64) y[i] = space[0];
+  if (i == 1 || i == 126) space[0] = 0;
+""",
+    "two_writers": """
+  threadgroup int space[1];
+  if (i == 5 || i == 90) space[0] = x[3];
+""",
+    "simd_mirror": """
+  threadgroup int space[128];
+  space[i] = x[i];
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  y[i] = space[i ^ 31];
+""",
     "atomic_free": """
   y[0] = y[0] * 2 + (int)blockIdx.x;
 """,
@@ -76,6 +100,12 @@ SOURCE = "".join(
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     return metal_library(SOURCE, tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """As `library`, with races as faults."""
+    return metal_library(SOURCE, tmp_path_factory.mktemp("strict"), races=True)
 
 
 def run(library, name, order="forward", groups=(1, 1, 1), skipped=0):
@@ -95,6 +125,28 @@ def test_a_missing_barrier_changes_the_result(library, order):
     (line,) = barriers(kernels(SOURCE)["mirror"])
     _, y = run(library, "mirror", order, skipped=line)
     assert (y != np.arange(THREADS)[::-1]).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_missing_barrier_is_a_race(strict, order):
+    (line,) = barriers(kernels(SOURCE)["mirror"])
+    with pytest.raises(ShimFault, match=r"uses element .* with no barrier between them"):
+        run(strict, "mirror", order, skipped=line)
+    _, y = run(strict, "mirror", order, groups=(3, 1, 1))
+    np.testing.assert_array_equal(y, np.tile(np.arange(THREADS)[::-1], 3))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["write_after_read", "two_readers", "two_writers"])
+def test_every_race_in_workgroup_memory_ends_the_launch(strict, name, order):
+    with pytest.raises(ShimFault, match="with no barrier between them"):
+        run(strict, name, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_barrier_of_a_simd_group_orders_its_threads(strict, order):
+    _, y = run(strict, "simd_mirror", order)
+    np.testing.assert_array_equal(y, np.arange(THREADS).reshape(-1, 32)[:, ::-1].reshape(-1))
 
 
 @pytest.mark.parametrize("order", ORDERS)
