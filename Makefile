@@ -14,7 +14,7 @@ VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc glslang-tools spirv-tools
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test arm-root test-arm vulkan-driver test-vulkan lint types conformance bench clean
+.PHONY: help venv demo test arm-root test-arm vulkan-driver test-vulkan barriers lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fet
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
 	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
 	  $(BIN)/pytest tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
+
+barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed
+	$(BIN)/python -m tests.targets.metal.test_barriers
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

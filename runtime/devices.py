@@ -38,8 +38,14 @@ def _cuda() -> Rows:
     ]
 
 
+def _metal() -> Rows:
+    from dsv3c.runtime.metal_gpu import listed as gpus
+
+    return gpus()
+
+
 # By target: what lists its devices, each with its number, name, type and bytes of memory.
-LISTINGS: Mapping[str, Callable[[], Rows]] = {"cuda": _cuda, "vulkan": _vulkan}
+LISTINGS: Mapping[str, Callable[[], Rows]] = {"cuda": _cuda, "metal": _metal, "vulkan": _vulkan}
 
 
 def listed() -> dict[str, dict[str, Any]]:
