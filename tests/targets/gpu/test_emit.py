@@ -12,7 +12,8 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler import pipeline, weights
-from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.checkpoint.expected import required_tensors
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.target import Emission
 from dsv3c.runtime.dispatch import Steps, parse_dispatches
@@ -20,9 +21,22 @@ from dsv3c.runtime.plan import Plan, parse_plan
 from dsv3c.runtime.weights import Tensor
 from dsv3c.targets.gpu.emit import MOST_BINDING, Backend, emit
 from dsv3c.targets.gpu.lower import WeightTooLarge
+from dsv3c.targets.vulkan import LEAST_RANGE
 from tests.conftest import BUNDLED_MODEL
 
 NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i8": "int8", "u8": "uint8"}
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+# DeepSeek-V3 with four of its layers, one of them with experts, and a context of 4096.
+V3 = {
+    "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+    "moe_intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 128, "n_shared_experts": 1,
+    "n_routed_experts": 256, "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128, "topk_method": "noaux_tc", "n_group": 8,
+    "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "norm_topk_prob": True,
+    "scoring_func": "sigmoid", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000,
+}  # fmt: skip
 
 
 def compile_nothing(functions: Mapping[str, Callable[[], Any]], folder: Path, advance: Callable[[int], None]) -> None:
@@ -35,8 +49,12 @@ def compile_nothing(functions: Mapping[str, Callable[[], Any]], folder: Path, ad
 def emitted(quant: str, max_binding: int = MOST_BINDING) -> tuple[Emission, Plan]:
     """What a target without a compiler emits for the bundled model, and its plan as the runtime reads it."""
     checkpoint = Checkpoint.open(BUNDLED_MODEL)
+    return planned(checkpoint.config, checkpoint.shapes, quant, max_binding)
+
+
+def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -> tuple[Emission, Plan]:
     options = CompileOptions(target="vulkan", quant=quant)
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
+    lowered = pipeline.lower(config, shapes, options, targets.get("vulkan"))
     emission = emit(lowered.entries, lowered.bounds, Backend(compile_nothing, max_binding=max_binding))
     stored = [tensor for found in weights.lay_out(emission.recipes).tensors.values() for tensor in found]
     tensors = {
@@ -44,8 +62,8 @@ def emitted(quant: str, max_binding: int = MOST_BINDING) -> tuple[Emission, Plan
         for tensor in stored
         for part in (tensor.component,)
     }
-    content = json.loads(json.dumps(pipeline._plan(checkpoint.config, lowered, emission)))
-    return emission, parse_plan(content, tensors, checkpoint.config.vocab_size)
+    content = json.loads(json.dumps(pipeline._plan(config, lowered, emission)))
+    return emission, parse_plan(content, tensors, config.vocab_size)
 
 
 def test_the_runtime_finds_launches_for_steps_of_any_size() -> None:
@@ -102,6 +120,18 @@ def test_weights_above_the_limit_are_cut_into_parts_that_cover_them() -> None:
         assert spans[-1][1] == buffer.bytes
         assert (len(spans) > 1) >= (buffer.bytes > limit)
     assert sum(len(spans) > 1 for spans in parts.values()) > 6
+
+
+@pytest.mark.parametrize("quant", ["int4-g32", "float16"])
+def test_deepseek_v3_stays_within_the_limits_that_every_vulkan_device_has(quant: str) -> None:
+    """128 MiB an operand, 65,535 workgroups an axis: in steps of 512 tokens, with the default of --max-tokens."""
+    config = ModelConfig.from_dict(V3, Path("config.json"))
+    _, plan = planned(config, required_tensors(config), quant, LEAST_RANGE)
+    table = parse_dispatches(plan)
+    assert plan.bounds.T == 512
+    assert max(buffer.bytes for buffer in plan.buffers) <= LEAST_RANGE
+    for entry in plan.entries.values():
+        assert max(Steps(plan, table, entry).largest()) <= 65_535
 
 
 def test_a_single_piece_above_the_limit_is_refused() -> None:
