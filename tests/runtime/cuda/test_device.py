@@ -107,6 +107,17 @@ def test_sequences_in_one_ragged_step_are_those_alone(loaded):
     assert runs.worst(together, alone) <= 1e-5
 
 
+def test_both_forms_of_attention_give_the_same_logits(loaded):
+    """A prompt long enough for the entry `prefill`, and again in steps that `decode` serves."""
+    model = loaded("float32")
+    size = model.artifact.plan.entries["prefill"].min_tokens
+    tokens = np.random.default_rng(6).integers(0, 2048, size + 3).astype(np.int32)
+    sequence = model.new_sequence()
+    parts = [model.session.run([Request(sequence, part, "all")])[0] for part in np.array_split(tokens, 3)]
+    sequence.close()
+    assert relative_error(model.logits(tokens), np.concatenate(parts)) <= 1e-5
+
+
 def test_a_fork_writes_into_pages_of_its_own(loaded):
     model, tokens = loaded("int4-g32"), TOKENS
     first = model.new_sequence()
