@@ -2,11 +2,10 @@
 
 A barrier is told by its kernel's type, the form, and its place among the form's barriers; where kernels of one type and
 form have different numbers of barriers, they count apart. It is missed when a case of any weight and size misses it:
-what has one step only, or less values than threads, does without some. The tests take a sample; all barriers are tried
+what has one step only does without some. The test takes two kernels; all barriers are tried
 by `python -m tests.targets.metal.test_barriers`, or `make barriers`, in minutes.
 """
 
-import random
 import sys
 import tempfile
 import time
@@ -22,7 +21,19 @@ from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
 
 # Barriers that nothing misses, with the reason; (type, form, number of barriers, place).
-REDUNDANT = {}
+_LAST = "it is for a next use of the space that was reduced in, and there is none"
+_ONCE = "it is for a second turn of its loop, which no case has"
+KNOWN = {
+    ("RmsNorm", 0, 9, 8): _LAST,
+    ("RouterWeights", 0, 9, 8): _LAST,
+    ("RouterWeights", 0, 18, 17): _LAST,
+    ("RouterWeights", 0, 27, 26): _LAST,
+    ("PairDown", 0, 2, 1): _ONCE,
+    ("MoeGateUp", 0, 2, 1): _ONCE,
+    ("Router", 0, 11, 0): "a thread reads what it wrote itself",
+    ("Router", 0, 11, 2): "no case with so few barriers has more than 64 experts",
+    ("Router", 0, 11, 9): "another barrier follows before anything is written",
+}
 
 
 class Mutants:
@@ -72,19 +83,15 @@ class Mutants:
         return None
 
 
-SAMPLED = ("RmsNorm", "PairDown", "Partial")
-
-
 @pytest.fixture(scope="module")
 def mutants(tmp_path_factory):
-    return Mutants(tmp_path_factory.mktemp("mutants"), lambda kind: kind[0] in (*SAMPLED, "Merge", "PairSum"))
+    return Mutants(tmp_path_factory.mktemp("mutants"), lambda kind: kind[0] in ("RmsNorm", "PairDown", "PairSum"))
 
 
 def test_a_missing_barrier_shows(mutants):
-    """Every fifth barrier of three kernels, drawn anew each day: over time, all."""
-    known = [barrier for barrier in mutants.places if barrier not in REDUNDANT]
-    drawn = random.Random(time.strftime("%j")).sample(known, max(1, len(known) // 5))
-    assert [barrier for barrier in drawn if mutants.missed_by(barrier) is None] == []
+    """All barriers of two kernels; the others are tried by the program."""
+    assert {barrier[0] for barrier in mutants.places} == {"RmsNorm", "PairDown"}
+    assert {barrier for barrier in mutants.places if mutants.missed_by(barrier) is None} <= KNOWN.keys()
 
 
 def main():
@@ -95,12 +102,12 @@ def main():
             found = mutants.missed_by(barrier)
             if found is None:
                 unmissed.append(barrier)
-                print("not missed:", *barrier, REDUNDANT.get(barrier, ""), flush=True)
+                print("not missed:", *barrier, KNOWN.get(barrier, ""), flush=True)
             else:
                 orders[found[0]] += 1
     texts = sum(map(len, mutants.places.values()))
     print(f"{len(mutants.places)} barriers in {texts} places of texts; first missed: {dict(orders)}")
-    unknown = [barrier for barrier in unmissed if barrier not in REDUNDANT]
+    unknown = [barrier for barrier in unmissed if barrier not in KNOWN]
     print(f"{len(unmissed)} not missed, {len(unknown)} of them without a reason")
     return 1 if unknown else 0
 
