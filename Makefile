@@ -8,6 +8,8 @@ PACKAGES    := compiler passes runtime targets
 MODEL       := artifacts/models/fairytale-10m
 DEMO        := artifacts/fairytale-10m-demo
 PROMPT      ?= Once upon a time
+# A process a core, which takes whole files: what a file's tests share is made once.
+PYTEST      := $(BIN)/pytest --numprocesses auto --dist loadfile
 TEST_ARGS   ?=
 VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc glslang-tools spirv-tools
 # What the conformance tests compare with; far too large to be part of the development install.
@@ -34,14 +36,14 @@ demo: $(STAMP)  ## compile the bundled model for this CPU and tell a story
 	$(BIN)/dsv3c generate $(DEMO) -p "$(PROMPT)" --max-new-tokens 200
 
 test: $(STAMP)  ## run the test suite (TEST_ARGS="-k name" for a part)
-	$(BIN)/pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
 arm-root: $(STAMP)  ## install qemu and an arm64 Python for test-arm (Debian)
 	@$(PIP) install --editable '.[dev,arm]'
 	$(BIN)/python -m tests.targets.arm.make_root build/arm-root
 
 test-arm: arm-root  ## run ARM kernels and the bundled model under qemu
-	$(BIN)/pytest tests/targets/arm $(TEST_ARGS)
+	$(PYTEST) tests/targets/arm $(TEST_ARGS)
 
 vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fetches only what is missing)
 	@dpkg --status $(VULKAN_DEBS) >/dev/null 2>&1 || apt-get install -y --no-install-recommends $(VULKAN_DEBS)
@@ -49,7 +51,7 @@ vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fet
 
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
 	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
-	  $(BIN)/pytest tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
+	  $(PYTEST) tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
 
 barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed
 	$(BIN)/python -m tests.targets.metal.test_barriers
@@ -65,7 +67,7 @@ types: $(STAMP)  ## mypy --strict
 conformance: $(STAMP)  ## compare with transformers (installs torch, a large download)
 	@echo "installing $(REFERENCES) into $(VENV)"
 	@$(PIP) install $(REFERENCES)
-	$(BIN)/pytest tests/conformance $(TEST_ARGS)
+	$(PYTEST) tests/conformance $(TEST_ARGS)
 
 bench: $(STAMP)  ## measure speed on this machine
 	@set -e; for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
