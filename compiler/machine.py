@@ -8,11 +8,19 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dsv3c import targets
 from dsv3c.runtime.machine import package_version
-from dsv3c.targets.cpu.platforms import ARM_LINUX, NoCCompiler, NoCrossCompiler, find_compiler_for
+from dsv3c.targets.cpu.platforms import (
+    ARM_LINUX,
+    ARM_MACOS,
+    NoCCompiler,
+    NoCrossCompiler,
+    Platform,
+    find_compiler_for,
+)
 from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
@@ -83,10 +91,10 @@ def _compiler() -> str | None:
     return f"ziglang {zig}" if zig else None
 
 
-def _arm_linker() -> str | None:
-    """What links for ARM on Linux: a native compiler on such a machine, else ziglang, else a cross compiler."""
+def _linker(platform: Platform) -> str | None:
+    """What links for a system: a native compiler on such a machine, else ziglang, else a cross compiler."""
     try:
-        prefix = find_compiler_for(ARM_LINUX)
+        prefix = find_compiler_for(platform)
     except (NoCCompiler, NoCrossCompiler):
         return None
     return " ".join(prefix) if "ziglang" not in prefix else f"ziglang {package_version('ziglang')}"
@@ -134,9 +142,15 @@ NEEDS: Mapping[str, Need] = {
         Need("ziglang", _package("ziglang"), "links for other systems", "pip install ziglang"),
         Need(
             "arm-linker",
-            _arm_linker,
+            partial(_linker, ARM_LINUX),
             "links kernel libraries for ARM",
             "pip install 'dsv3c[arm]', or install gcc-aarch64-linux-gnu",
+        ),
+        Need(
+            "macos-linker",
+            partial(_linker, ARM_MACOS),
+            "links kernel libraries for macOS",
+            "pip install 'dsv3c[arm]', which brings ziglang",
         ),
         Need(
             "cuda-compiler",

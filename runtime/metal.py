@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
-from dsv3c.runtime.errors import DeviceLacks, DeviceLost, DeviceMemoryShort, LibraryInvalid
+from dsv3c.runtime.errors import (
+    DeviceLacks,
+    DeviceLost,
+    DeviceMemoryShort,
+    KernelMissing,
+    LibraryInvalid,
+    ManifestInvalid,
+)
 from dsv3c.runtime.memory import map_file
-from dsv3c.runtime.metal_gpu import Gpu, Kernel, address, choose
+from dsv3c.runtime.metal_gpu import Gpu, address, choose
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 
 CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
@@ -58,8 +65,8 @@ class MetalDevice:
     """Implements `Device`. wanted: the number of the GPU. open_gpu: how it is come by.
 
     Raises DeviceApiMissing, WrongMachine, NoDeviceFound, UnknownDevice, DeviceLacks, DeviceMemoryShort,
-    DeviceMemoryRefused, DeviceLost, LibraryInvalid for a kernel that Apple's compiler refuses, and faults of the
-    artifact.
+    DeviceMemoryRefused, DeviceLost, KernelMissing, LibraryInvalid, also for a kernel that Apple's compiler refuses, and
+    faults of the artifact.
     """
 
     prefill_min_tokens: int | None = None
@@ -181,20 +188,14 @@ class MetalDevice:
 
 
 class _Kernels:
-    """The functions of an artifact, each compiled when it is first launched."""
+    """The functions of an artifact's library, each compiled when it is first launched."""
 
     def __init__(self, gpu: Gpu, artifact: Artifact, table: Table) -> None:
-        operands = {name: len(buffers) for entry in artifact.plan.entries.values() for name, buffers in entry.calls}
-        forms = [(name, form) for name, forms in table.forms.items() if name in operands for form in forms]
-        paths = {form.function: artifact.checked_file(f"kernels/{form.function}.metal") for _, form in forms}
-        kernels = {
-            form.function: Kernel(
-                paths[form.function].read_text(encoding="utf-8", errors="replace"), operands[name], len(form.grid)
-            )
-            for name, form in forms
-        }
+        if not artifact.manifest.target.levels:
+            raise ManifestInvalid(where="manifest.json: target.levels", reason="names no library")
         self.threads = table.threads
-        self._paths, self._module = paths, gpu.load(kernels)
+        self._path = artifact.checked_file(artifact.manifest.target.levels[0].file)
+        self._module = gpu.load(self._path)
         self._functions: dict[str, Any] = {}
 
     def function(self, form: Form) -> Any:
@@ -202,9 +203,11 @@ class _Kernels:
         name = form.function
         if name not in self._functions:
             try:
-                self._functions[name] = self._module.get_function(name)
+                self._functions[name] = self._module.get_function(name, query_imports=True)
+            except AttributeError as error:
+                raise KernelMissing(path=self._path, name=name) from error
             except Exception as error:
-                raise LibraryInvalid(path=self._paths[name], reason=str(error)) from error
+                raise LibraryInvalid(path=self._path, reason=f"{name}: {error}") from error
         return self._functions[name]
 
 

@@ -1,7 +1,7 @@
 """TVM's C++ runtime for Metal, through tvm_ffi: memory of a GPU, and kernels from MSL. `tvm` is not imported.
 
-The libraries lie in the package apache-tvm. Its Metal runtime puts copies and launches one behind the other into one
-command buffer, which it hands to the GPU when the host waits.
+Its libraries lie in the package apache-tvm. It puts copies and launches one behind the other into one command buffer,
+which it hands to the GPU when the host waits.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
-import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from dsv3c.runtime.errors import (
     DeviceApiMissing,
     DeviceLost,
     DeviceMemoryRefused,
+    LibraryInvalid,
     NoDeviceFound,
     UnknownDevice,
     WrongMachine,
@@ -33,42 +32,6 @@ _EXISTS, _TOTAL_MEMORY = 0, 14  # of TVM's device attributes
 _MOST_DEVICES = 32
 _LIBRARIES = ("libtvm_runtime.dylib", "libtvm_runtime_metal.dylib")
 _GET = "pip install 'dsv3c-runtime[metal]', which brings apache-tvm for macOS on Apple silicon"
-_HANDLE = struct.pack("<BBH", 3, 64, 1)  # DLDataType of a pointer
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """text: MSL with the operands as its buffers. axes: of its grid."""
-
-    text: str
-    operands: int
-    axes: int
-
-
-def payload(kernels: Mapping[str, Kernel]) -> bytes:
-    """A module of kind "metal" as TVM's runtime 0.27 reads it: the format, what each function takes, the texts.
-
-    A function takes the addresses of its buffers, then the extents of its grid and of the workgroup.
-    """
-    infos = [_text(name) + _info(name, kernel) for name, kernel in kernels.items()]
-    texts = [_text(name) + _text(kernel.text) for name, kernel in kernels.items()]
-    return _text("metal") + _sequence(infos) + _sequence(texts)
-
-
-def _info(name: str, kernel: Kernel) -> bytes:
-    tags = [*(f"blockIdx.{axis}" for axis in "xyz"[: kernel.axes]), "threadIdx.x"]
-    extra = [struct.pack("<i", 0)] * kernel.operands
-    return _text(name) + _sequence([_HANDLE] * kernel.operands) + _sequence(map(_text, tags)) + _sequence(extra)
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _sequence(items: Iterable[bytes]) -> bytes:
-    listed = list(items)
-    return struct.pack("<Q", len(listed)) + b"".join(listed)
 
 
 def load_libraries() -> None:
@@ -107,7 +70,7 @@ class Gpu:
             )
             self._attribute = tvm_ffi.get_global_func("runtime.GetDeviceAttr")
             self._synchronize = tvm_ffi.get_global_func("runtime.Device_StreamSync")
-            self._load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.metal")
+            tvm_ffi.get_global_func("ffi.Module.load_from_bytes.metal")  # which `load` comes to
         except ValueError as error:
             raise DeviceApiMissing(
                 api="Metal", reason=f"TVM's runtime is another version: {error}", get=_GET
@@ -147,9 +110,12 @@ class Gpu:
         except Exception as error:
             raise DeviceLost(device=self.name, what=f"{what} ({_first_line(error)})") from error
 
-    def load(self, kernels: Mapping[str, Kernel]) -> Any:
-        """The kernels as a module; each is compiled when it is asked for."""
-        return self._load(payload(kernels))
+    def load(self, library: Path) -> Any:
+        """The module that imports a library's kernels; each is compiled when it is asked for. Raises LibraryInvalid."""
+        try:
+            return self._ffi.load_module(library.resolve(), keep_module_alive=False)
+        except Exception as error:
+            raise LibraryInvalid(path=library, reason=_first_line(error)) from error
 
 
 def address(buffer: Any) -> ctypes.c_void_p:

@@ -75,7 +75,7 @@ TABLE: Mapping[str, Entry] = {
     "metal": Entry(
         module="dsv3c.targets.metal",
         summary="GPUs of Apple silicon: kernels in the Metal Shading Language, compiled by the Mac at first use",
-        needs=("apache-tvm", "apache-tvm-ffi"),
+        needs=("apache-tvm", "apache-tvm-ffi", "macos-linker"),
     ),
     "onnx": Entry(
         module="dsv3c.targets.onnx",

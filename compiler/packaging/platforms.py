@@ -61,6 +61,7 @@ PLATFORMS: Mapping[str, Platform] = {
 
 def platform_of(target: Target) -> Platform | None:
     """What an artifact's kernel libraries are for; None where it has none or they run anywhere."""
+    if any(level.file.endswith(".dylib") for level in target.levels):
+        return PLATFORMS["macos-arm64"]
     wanted = MACHINES.get(target.name.partition(":")[0])
-    system = "darwin" if any(level.file.endswith(".dylib") for level in target.levels) else "linux"
-    return next((platform for platform in PLATFORMS.values() if wanted and platform.runs_on(system, wanted)), None)
+    return next((platform for platform in PLATFORMS.values() if wanted and platform.runs_on("linux", wanted)), None)

@@ -64,14 +64,14 @@ def _device_function(name: str, function: PrimFunc, target: Any, dialect: Dialec
             "target": target,
             "calling_conv": CallingConv.DEVICE_KERNEL_LAUNCH,
             "tirx.is_global_func": True,
-            "tirx.kernel_launch_params": _thread_tags(body),
+            "tirx.kernel_launch_params": thread_tags(body),
             "tirx.noalias": True,
             **dialect.attributes(body),
         }
     )
 
 
-def _thread_tags(body: Node) -> list[str]:
+def thread_tags(body: Node) -> list[str]:
     """blockIdx.x, …, threadIdx.x: the axes of the launch."""
     tags = []
 

@@ -11,7 +11,8 @@ from dsv3c.compiler.target import Emission, Entry
 
 @dataclass(frozen=True)
 class Metal:
-    """The Metal target. TVM is imported when the first graph is lowered; nothing of Apple's is needed to compile.
+    """The Metal target. TVM is imported when the first graph is lowered; nothing of Apple's is needed to compile, but
+    off Macs ziglang, which links.
 
     materialized_attention: steps of any length attend in latent space.
     """
@@ -32,10 +33,13 @@ class Metal:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+        """Raises NoCCompiler or NoCrossCompiler before anything is built."""
+        from dsv3c.targets.cpu.platforms import ARM_MACOS, find_compiler_for
         from dsv3c.targets.gpu.emit import Backend, emit
-        from dsv3c.targets.metal.msl import LANGUAGE, write_texts
+        from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
-        return emit(entries, bounds, Backend(write_texts, facts={"modules": LANGUAGE}))
+        find_compiler_for(ARM_MACOS)
+        return emit(entries, bounds, Backend(write_kernels, LEVELS, facts={"modules": LANGUAGE}))
 
 
 TARGET = Metal()

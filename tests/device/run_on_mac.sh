@@ -3,8 +3,9 @@
 #
 #     tests/device/run_on_mac.sh [CHECKPOINT_OR_ARTIFACT]
 #
-# All kernels on the GPU against numpy, the bundled model against its reference, then text and speed of the model that
-# is named: a checkpoint is compiled to int4 first, an artifact for Metal is taken as it is. Installs into .venv.
+# All kernels on the GPU against numpy, the bundled model against its reference, linked by Apple's linker and by ziglang,
+# then text and speed of the model that is named: a checkpoint is compiled to int4 first, an artifact for Metal is taken
+# as it is, wherever it was made. Installs into .venv.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -47,6 +48,7 @@ if [ ! -f "$model/manifest.json" ]; then
     artifact=build/mac-artifact
     step "compile" "$bin/dsv3c" compile "$model" --target metal --quant int4 -o "$artifact" --overwrite
 fi
+step "library" codesign --display --verbose=2 "$artifact/kernels/metal.dylib"
 step "generate" "$bin/dsv3c" generate "$artifact" -p "Once upon a time" -n 100 --temperature 0
 step "bench" "$bin/dsv3c" bench "$artifact"
 step "time of each kernel" "$bin/dsv3c" bench "$artifact" -p 128 -n 16 -r 1 --per-op

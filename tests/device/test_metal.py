@@ -1,6 +1,7 @@
 """The Metal target on a real GPU: every kernel, then the bundled model. Skipped off macOS; see run_on_mac.sh."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +11,8 @@ from dsv3c import runtime
 from dsv3c.compiler import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.metal_gpu import choose
+from dsv3c.targets.cpu.platforms import Platform
+from dsv3c.targets.metal.library import LIBRARY
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.device.metal import Runner
@@ -20,16 +23,31 @@ pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Metal is a par
 
 class TestMetalGpu(OpTests):
     @pytest.fixture(scope="class")
-    def runner(self):
-        return Runner(choose(None)).run
+    def runner(self, tmp_path_factory):
+        return Runner(choose(None), tmp_path_factory.mktemp("libraries")).run
+
+
+@pytest.fixture(scope="module", params=["Apple's linker", "ziglang"])
+def artifact(request, tmp_path_factory):
+    """Linked as on a Mac, and as on all other systems."""
+    folder = tmp_path_factory.mktemp("metal") / "float32"
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "ziglang":
+            pytest.importorskip("ziglang", reason="no ziglang (pip install 'dsv3c[arm]')")
+            patch.setattr(Platform, "is_this", False)
+        pipeline.compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="metal", quant="float32"))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("metal") / "float32"
-    pipeline.compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="metal", quant="float32"))
-    with runtime.load(folder) as loaded:
+def model(artifact):
+    with runtime.load(artifact) as loaded:
         yield loaded
+
+
+def test_the_library_is_signed(artifact):
+    done = subprocess.run(["codesign", "--verify", "--verbose", artifact / "kernels" / LIBRARY], check=False)
+    assert done.returncode == 0
 
 
 def test_float32_gives_the_reference_logits(model):

@@ -21,6 +21,7 @@ def target(name: str, *files: str) -> Target:
         ("x86:cpu=zen4", "kernels/x86-64-v3.so", "linux-x86_64"),
         ("arm", "kernels/armv8.so", "linux-aarch64"),
         ("arm:os=macos", "kernels/armv8.dylib", "macos-arm64"),
+        ("metal", "kernels/metal.dylib", "macos-arm64"),
     ],
 )
 def test_kernel_libraries_decide(name: str, file: str, platform: str) -> None:

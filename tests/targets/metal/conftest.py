@@ -1,5 +1,6 @@
 """Artifacts for Metal, and a device that runs them on this CPU: the shim behind TVM's own interfaces."""
 
+import importlib.util
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dsv3c.compiler import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime import metal
+from dsv3c.targets.cpu.platforms import ARM_MACOS
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.metal import loader
 
@@ -22,6 +24,8 @@ def gpp():
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory):
     """The bundled model's artifact for Metal in a weight format; each format is compiled once a session."""
+    if not ARM_MACOS.is_this and importlib.util.find_spec("ziglang") is None:
+        pytest.skip("nothing links for macOS here: no ziglang (pip install 'dsv3c[arm]')")
     folder = tmp_path_factory.mktemp("metal")
 
     def artifact(quant):
@@ -33,9 +37,16 @@ def artifacts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def modules(tmp_path_factory):
+def open_cpu(tmp_path_factory):
+    """For MetalDevice: a Gpu whose memory is that of this CPU."""
+    folder = tmp_path_factory.mktemp("libraries")
+    return lambda wanted: loader.CpuGpu(folder)
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory, open_cpu):
     """The modules that devices have loaded, in order; devices run on this CPU from here on."""
     loaded = loader.install(tmp_path_factory.mktemp("modules"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metal, "MetalDevice", lambda *given: _MetalDevice(*given, open_gpu=loader.open_cpu))
+        patch.setattr(metal, "MetalDevice", lambda *given: _MetalDevice(*given, open_gpu=open_cpu))
         yield loaded

@@ -1,5 +1,6 @@
 """TVM's Metal runtime on this CPU: modules of kind "metal" are read as it reads them, their kernels run by the shim.
 
+The library around a module is read by TVM itself.
 Memory is that of TVM's own runtime for the CPU. So what is not Apple's, the order of arguments, grids, copies and the
 life of buffers, is executed as on a Mac.
 """
@@ -7,16 +8,22 @@ life of buffers, is executed as on a Mac.
 import ctypes
 import importlib.util
 import struct
+import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import tvm_ffi
 
 from dsv3c.runtime.metal_gpu import Gpu
+from dsv3c.targets.cpu.platforms import find_c_compiler
+from dsv3c.targets.metal.library import SYMBOL, link_library
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library
+from tests.targets.metal import macho
 
 CPU = 1
 HANDLE = (3, 64, 1)
+FORWARD = Path(__file__).with_name("forward.h")
 LOADER = "ffi.Module.load_from_bytes.metal"
 
 
@@ -47,6 +54,24 @@ class Reader:
         return self._at == len(self._data)
 
 
+def carried(library):
+    """What a Mach-O library has at the symbol that TVM looks for."""
+    data = library.content(f"_{SYMBOL}")
+    return data[: 8 + struct.unpack_from("<Q", data)[0]]
+
+
+def module_of(data):
+    """The bytes of the module of kind "metal" in what a library carries: the library itself, which imports it."""
+    reader = Reader(data)
+    assert reader.unpack("<Q") == (len(data) - 8,)
+    imports = [reader.many(lambda: reader.unpack("<Q")[0]) for _ in range(2)]
+    assert imports == [[0, 1, 1], [1]]
+    assert (reader.text(), reader.text()) == ("_lib", "metal")
+    found = reader.raw()
+    assert reader.ended()
+    return found
+
+
 def parse(data):
     """(format, {name: (argument types, launch tags, extra tags)}, {name: text})."""
     reader = Reader(data)
@@ -73,20 +98,39 @@ class ShimModule:
         self._library = metal_library("".join(texts.values()), folder)
         self._order, self.launches = order, []
 
-    def get_function(self, name):
+    def launch(self, name, *arguments):
         types, tags, _ = self._infos[name]
         assert set(types) <= {HANDLE} and tags[-1] == "threadIdx.x"
+        assert len(arguments) == len(types) + len(tags)
+        addresses, extents = arguments[: len(types)], arguments[len(types) :]
+        assert all(isinstance(address, ctypes.c_void_p) for address in addresses)
+        grid = (*extents[:-1], *[1] * (4 - len(extents)))
+        assert min(grid) > 0
+        self.launches.append((name, grid, extents[-1]))
+        self._library.launch(name, [address.value for address in addresses], grid, self._order)
 
-        def function(*arguments):
-            assert len(arguments) == len(types) + len(tags)
-            addresses, extents = arguments[: len(types)], arguments[len(types) :]
-            assert all(isinstance(address, ctypes.c_void_p) for address in addresses)
-            grid = (*extents[:-1], *[1] * (4 - len(extents)))
-            assert min(grid) > 0
-            self.launches.append((name, grid, extents[-1]))
-            self._library.launch(name, [address.value for address in addresses], grid, self._order)
+    def as_module(self, folder):
+        """What TVM's loaders return: a library whose functions call `launch` with their own name first."""
+        key = f"tests.metal.{folder}"
+        tvm_ffi.register_global_func(key, lambda *given: self.launch(*given), override=True)
+        functions = "\n".join(f"FUNCTION({name})" for name in self._infos)
+        (folder / "functions.c").write_text(f'#define LAUNCH "{key}"\n{FORWARD.read_text()}{functions}\n')
+        command = [*find_c_compiler(), "-shared", "-fPIC", *(f"-I{path}" for path in tvm_ffi.libinfo.include_paths())]
+        subprocess.run([*command, "-o", folder / "functions.so", folder / "functions.c"], check=True)
+        return tvm_ffi.load_module(folder / "functions.so")
 
-        return function
+
+class CpuGpu(Gpu):
+    """Memory is that of this CPU; a library for Macs is loaded as one for this system with the same symbol."""
+
+    def __init__(self, folder):
+        super().__init__(kind=CPU)
+        self._folder = folder
+
+    def load(self, library):
+        if library.suffix == ".dylib":
+            library = link_library(carried(macho.read(library)), self._folder / f"{uuid4()}.so", None)
+        return super().load(library)
 
 
 def install(folder, order="forward"):
@@ -99,12 +143,7 @@ def install(folder, order="forward"):
         target = folder / f"module{len(modules)}"
         target.mkdir()
         modules.append(ShimModule(bytes(data), target, ORDERS[order]))
-        return modules[-1]
+        return modules[-1].as_module(target)
 
     tvm_ffi.register_global_func(LOADER, load, override=True)
     return modules
-
-
-def open_cpu(wanted):
-    """For MetalDevice: a Gpu whose memory is that of this CPU."""
-    return Gpu(kind=CPU)

@@ -1,15 +1,25 @@
 """The Metal device's memory and faults, on this CPU behind TVM's interfaces."""
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dsv3c.runtime import metal
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.errors import DeviceLost, DeviceMemoryShort, LibraryInvalid
+from dsv3c.runtime.errors import (
+    DeviceLost,
+    DeviceMemoryShort,
+    HashMismatch,
+    KernelMissing,
+    LibraryInvalid,
+    ManifestInvalid,
+)
 from dsv3c.runtime.metal import needs
 from dsv3c.runtime.metal_gpu import Gpu
 from tests.device.metal import Runner
@@ -105,26 +115,54 @@ def test_slots_are_copied_as_if_all_at_once(device, artifact, source, target, co
         np.testing.assert_array_equal(contents(device, cache).reshape(SLOTS, width), expected)
 
 
-def test_a_kernel_that_the_compiler_refuses_is_named(device, modules, monkeypatch):
-    def refuse(name):
+def test_a_kernel_that_the_compiler_refuses_is_named(device, monkeypatch):
+    def refuse(name, query_imports):
         raise RuntimeError("Fail to compile metal source: program_source:3: error")
 
-    monkeypatch.setattr(modules[-1], "get_function", refuse)
+    monkeypatch.setattr(device._kernels, "_module", SimpleNamespace(get_function=refuse))
     device.inputs["control"][:2] = 1, 1
-    with pytest.raises(LibraryInvalid, match=r"\.metal cannot be loaded as a kernel library: Fail to compile"):
+    with pytest.raises(
+        LibraryInvalid, match=r"metal\.dylib cannot be loaded as a kernel library: \w+: Fail to compile"
+    ):
         device.run("decode")
 
 
+def test_a_kernel_that_the_library_lacks_is_named(device):
+    form = next(iter(device._steps["decode"].launches(1, 1))).form
+    with pytest.raises(KernelMissing, match=r"metal\.dylib does not export 'nothing_0'"):
+        device._kernels.function(replace(form, function="nothing_0"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there it can be loaded")
+def test_a_library_for_another_system_is_refused(artifact, modules):
+    """TVM's own loader refuses it; the fault names the file."""
+    library = artifact.folder / "kernels" / "metal.dylib"
+    with pytest.raises(LibraryInvalid, match=r"metal\.dylib cannot be loaded as a kernel library: .*ELF"):
+        Gpu(kind=loader.CPU).load(library)
+
+
+def test_a_changed_library_is_not_loaded(artifacts, modules, tmp_path):
+    copied = shutil.copytree(artifacts("int4-g32"), tmp_path / "copied")
+    library = copied / "kernels" / "metal.dylib"
+    library.write_bytes(library.read_bytes()[:-1] + b"\1")
+    with pytest.raises(HashMismatch, match=r"metal\.dylib"):
+        metal.MetalDevice(Artifact.open(copied), SLOTS, None)
+
+
+def test_an_artifact_without_a_library_is_refused(artifact, modules):
+    target = replace(artifact.manifest.target, levels=())
+    without = replace(artifact, manifest=replace(artifact.manifest, target=target))
+    with pytest.raises(ManifestInvalid, match=r"target\.levels.* names no library"):
+        metal.MetalDevice(without, SLOTS, None)
+
+
 def test_a_launch_that_fails_names_the_kernel(device, modules, monkeypatch):
-    def get(name):
-        def function(*_):
-            raise ShimFault("outside")
+    def outside(*_):
+        raise ShimFault("outside")
 
-        return function
-
-    monkeypatch.setattr(modules[-1], "get_function", get)
+    monkeypatch.setattr(modules[-1], "launch", outside)
     device.inputs["control"][:2] = 1, 1
-    with pytest.raises(DeviceLost, match=r"Metal device 0 was lost while it ran \w+ \(outside\)"):
+    with pytest.raises(DeviceLost, match=r"Metal device 0 was lost while it ran \w+ \(.*outside\)"):
         device.run("decode")
 
 
@@ -150,14 +188,14 @@ def test_the_device_says_what_it_took(device):
     assert report["memory_bytes"] == device.needs.total
 
 
-def test_a_gpu_of_this_cpu_has_its_memory(modules):
-    assert loader.open_cpu(None).available() > 0 and loader.open_cpu(None).exists()
+def test_a_gpu_of_this_cpu_has_its_memory(modules, open_cpu):
+    assert open_cpu(None).available() > 0 and open_cpu(None).exists()
 
 
 @pytest.mark.parametrize("case", ["linear-int4-g32-asym-t5-n15-k31", "rope-table", "absorbed-f32-c15-h5"])
-def test_the_runner_of_a_real_gpu_runs_kernels(case, modules):
+def test_the_runner_of_a_real_gpu_runs_kernels(case, modules, open_cpu, tmp_path):
     """It is there for Macs; here it drives the shim."""
-    OpTests().test_matches_numpy(case, Runner(loader.open_cpu(None)).run)
+    OpTests().test_matches_numpy(case, Runner(open_cpu(None), tmp_path).run)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it runs for minutes")
