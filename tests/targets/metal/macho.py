@@ -6,7 +6,8 @@ import struct
 from dataclasses import dataclass, field
 
 MAGIC_64, CPU_ARM64, MH_DYLIB = 0xFEEDFACF, 0x0100000C, 6
-SEGMENT_64, ID_DYLIB, LOAD_DYLIB, CODE_SIGNATURE, BUILD_VERSION, DYLD_INFO = 0x19, 0xD, 0xC, 0x1D, 0x32, 0x80000022
+SEGMENT_64, ID_DYLIB, LOAD_DYLIB, CODE_SIGNATURE, BUILD_VERSION = 0x19, 0xD, 0xC, 0x1D, 0x32
+DYLD_INFO, EXPORTS_TRIE = 0x80000022, 0x80000033
 SIGNATURE, CODE_DIRECTORY, ADHOC, SHA256 = 0xFADE0CC0, 0xFADE0C02, 0x2, 2
 MACOS = 1  # of platforms
 
@@ -75,8 +76,8 @@ def _segment(library, command):
 
 
 def _exports(library, command):
-    """The tree of prefixes in which dyld looks symbols up; addresses count from the header."""
-    first, size = struct.unpack_from("<2I", command, 40)
+    """The tree of prefixes in which dyld looks symbols up, in either command; addresses count from the header."""
+    first, size = struct.unpack_from("<2I", command, len(command) - 8)
     tree = library.data[first : first + size]
     assert len(tree) == size
 
@@ -134,6 +135,7 @@ def _string(data, at):
 _READERS = {
     SEGMENT_64: _segment,
     DYLD_INFO: _exports,
+    EXPORTS_TRIE: _exports,
     ID_DYLIB: _name,
     LOAD_DYLIB: _needed,
     BUILD_VERSION: _minimum,
