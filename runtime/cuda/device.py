@@ -25,7 +25,7 @@ from dsv3c.runtime.memory import typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Entry, Plan
 
 OF_ROWS = frozenset({"logits", "token"})  # results with a row of R, all others have one of T
-CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
+CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
 
 
 class CudaDevice:
@@ -49,9 +49,10 @@ class CudaDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None) -> None:
         plan = self._plan
-        table = parse_dispatches(plan).usable(CAPABILITIES)
+        parsed = parse_dispatches(plan)
         driver = Driver()
         physical = choose(devices(driver), wanted)
+        table = parsed.usable([name for name, least in CAPABILITIES.items() if physical.capability >= least])
         self._level = fitting_level(artifact.manifest.target.levels, physical)
         self._gpu = gpu = Gpu(driver, physical)
         self._closers.append(gpu.close)

@@ -41,11 +41,14 @@ class Cuda:
         from dsv3c.targets.cuda.binaries import Binaries, levels
         from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.gpu.kernels.mma import CAPABILITY
 
         toolchain = find_toolchain()
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
-        return emit(entries, bounds, Backend(binaries.compile, levels(binaries.architectures), facts))
+        known = frozenset({CAPABILITY})
+        backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=known)
+        return emit(entries, bounds, backend)
 
 
 TARGET = Cuda()

@@ -43,13 +43,15 @@ class Backend:
 
     compile(functions, folder, advance): PrimFuncs by name, each to be built by a call without arguments, become files
     in the new `folder`; advance(1) after each function. levels: the manifest's rows of binaries. facts: further entries
-    of the manifest's `target`. max_binding: bytes of a weight that a kernel can be given as one operand.
+    of the manifest's `target`. max_binding: bytes of a weight that a kernel can be given as one operand. capabilities:
+    what forms of kernels may require of a device.
     """
 
     compile: Callable[[Mapping[str, Builder], Path, Callable[[int], None]], None]
     levels: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     max_binding: int = MOST_BINDING
+    capabilities: frozenset[str] = frozenset()
 
 
 def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backend) -> Emission:
@@ -60,7 +62,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backe
     functions: dict[str, Builder] = {}
     dispatches: dict[str, list[dict[str, Any]]] = {}
     for spec, name in plan.kernels.items():
-        forms = {f"{name}_{number}": form for number, form in enumerate(variants(spec))}
+        forms = {f"{name}_{number}": form for number, form in enumerate(variants(spec, backend.capabilities))}
         builders = {function: cache(form.build) for function, form in forms.items()}
         dispatches[name] = [_dispatch(function, form, builders[function]) for function, form in forms.items()]
         functions |= builders
@@ -86,13 +88,14 @@ def _calls(max_binding: int) -> Calls:
 
 
 def _dispatch(function: str, form: Variant, build: Builder) -> dict[str, Any]:
-    return {
+    stated = {
         "function": function,
         "rows": form.rows.index,
         "most_rows": form.most_rows,
         "grid": [extent.to_json() for extent in form.grid],
         "writes": written(build()),
     }
+    return stated | ({"requires": sorted(form.requires)} if form.requires else {})
 
 
 def written(function: Any) -> list[int]:

@@ -8,7 +8,7 @@ are decoded in registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dsv3c.targets.cpu.kernels import attention as attentions
@@ -73,6 +73,10 @@ def operands(spec: object) -> tuple[Operand, ...]:
     return _KERNELS[type(spec)][0](spec)
 
 
-def variants(spec: object) -> tuple[Variant, ...]:
-    """Forms of the kernel `spec` names, those for the fewest rows first; the last takes any number."""
-    return _KERNELS[type(spec)][1](spec, operands(spec))
+def variants(spec: object, capabilities: Collection[str] = ()) -> tuple[Variant, ...]:
+    """Forms of the kernel `spec` names, those for the fewest rows first; the last takes any number on any device.
+
+    capabilities: what forms may require, by names as in `mma.CAPABILITY`; the target's compiler must know them all.
+    """
+    forms = _KERNELS[type(spec)][1](spec, operands(spec))
+    return tuple(form for form in forms if form.requires <= frozenset(capabilities))

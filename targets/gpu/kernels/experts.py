@@ -29,8 +29,9 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import silu
-from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, Weight, stream, tile, tile_space
+from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, stream, tile, tile_space
 from dsv3c.targets.gpu.kernels.rows import elementwise
+from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
 

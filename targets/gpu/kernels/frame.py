@@ -53,12 +53,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a kernel, for steps of up to `most_rows` rows (None: any number)."""
+    """One form of a kernel, for steps of up to `most_rows` rows (None: any number) on devices that have what it
+    `requires`, by names that the runtime of the target knows."""
 
     grid: tuple[Extent, ...]
     build: Callable[[], PrimFunc]
     rows: Rows
     most_rows: int | None = None
+    requires: frozenset[str] = frozenset()
 
 
 def word_count(operand: Operand) -> int:

@@ -39,8 +39,9 @@ from dsv3c.targets.gpu.kernels.frame import (
     view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, Tile, Weight, tile
+from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, Tile, tile
 from dsv3c.targets.gpu.kernels.rows import elementwise
+from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.gpu.kernels.words import load
 from dsv3c.targets.plan import Operand
 

@@ -1,7 +1,8 @@
 """linear and head_linear: packed weights, decoded in registers, times float32 rows, summed in float32.
 
 Few rows: a thread has one output row and a slice of K, the slices are added in shared memory, so that weights are read
-once and in whole lines. Many rows: tiles of 64 output rows and 32 activation rows, both staged in shared memory.
+once and in whole lines. Many rows: tiles of 64 output rows and 32 activation rows, both staged in shared memory, or
+tiles of tensor cores where a device has them, see `mma`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.kernels.frame import View, weight_operands
 from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.gpu.kernels import mma
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     THREADS,
@@ -32,7 +33,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
     view_of,
 )
-from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16
+from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
 SLICES = THREADS // LANES
@@ -41,73 +42,6 @@ FEW_TILE = 4  # of these rows, together
 AHEAD = 4  # words of a weight that a thread asks for at a time, half of it for several rows; see docs/18-gpu.md
 ROW_BLOCKS, ROW_TILE, K_TILE = 4, 32, 32  # of the tiled form
 PART_ROWS = ROW_TILE // SLICES  # activation rows of a thread in it
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A packed weight; blocks of sixteen rows count through all heads or experts."""
-
-    data: Buffer
-    scale: Buffer | None
-    zero: Buffer | None
-    spec: QuantSpec
-    n: int
-    k: int
-
-    @classmethod
-    def of(cls, buffers: Buffers, role: str, spec: QuantSpec, n: int, k: int) -> Weight:
-        return cls(buffers[f"{role}.data"], buffers.get(f"{role}.scale"), buffers.get(f"{role}.zero"), spec, n, k)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of one head or expert."""
-        return -(-self.n // LANES)
-
-    @property
-    def chunk(self) -> int:
-        """Values of one row that are decoded together: those of a word, or one."""
-        if self.spec.is_float:
-            return 2 if self.spec.element == "bf16" else 1
-        return 32 // self.spec.bits
-
-    @property
-    def chunks(self) -> int:
-        return self.spec.padded_k(self.k) // self.chunk
-
-    def decode(self, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr | None]:
-        """(values, factor of all of them or None) of row `lane`, k from chunk * self.chunk on."""
-        at = T.bind((block * self.chunks + chunk) * LANES + lane)
-        if self.spec.element == "f32":
-            return [T.bind(self.data[at])], None
-        if self.spec.element == "f16":
-            word = self.data[T.shift_right(at, T.int32(1))]
-            return [T.bind(f16(T.bind(bit_field(word, T.bitwise_and(at, T.int32(1)) * 16, 16))))], None
-        word = T.bind(self.data[at])
-        if self.spec.element == "bf16":
-            return [low_bf16(word), high_bf16(word)], None
-        return self._integers(word, block, chunk, lane)
-
-    def _integers(self, word: Expr, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr]:
-        groups = self.spec.scale_groups(self.k)
-        group = T.floordiv(chunk * self.chunk, self.spec.group) if self.spec.group else 0
-        at = T.bind((block * groups + group) * LANES + lane)
-        assert self.scale is not None
-        if self.spec.is_fp8:
-            codes = [T.bind(bit_field(word, start, 8)) for start in (0, 8, 16, 24)]
-            return [T.bind(e4m3(code)) for code in codes], T.bind(self.scale[at])
-        zero = f32(self.spec.zero_point)
-        if self.zero is not None:
-            byte = bit_field(self.zero[T.shift_right(at, T.int32(2))], T.bitwise_and(at, T.int32(3)) * 8, 8)
-            zero = T.bind(T.Cast("float32", T.Cast("int32", byte)))
-        if self.spec.group:
-            half = bit_field(self.scale[T.shift_right(at, T.int32(1))], T.bitwise_and(at, T.int32(1)) * 16, 16)
-            factor = T.bind(f16(T.bind(half)))
-        else:
-            factor = T.bind(self.scale[at])
-        # Of int4, byte j has k = j in its low and k = 4 + j in its high nibble.
-        starts = [0, 8, 16, 24] if self.spec.bits == 8 else [0, 8, 16, 24, 4, 12, 20, 28]
-        codes = [bit_field(word, start, self.spec.bits) for start in starts]
-        return [T.bind(T.Cast("float32", T.Cast("int32", code)) - zero) for code in codes], factor
 
 
 def stream(
@@ -239,11 +173,12 @@ def linear_operands(spec: Linear) -> tuple[Operand, ...]:
 
 
 def linear(spec: Linear, operands: Sequence[Operand], out: View | None = None) -> tuple[Variant, ...]:
-    """Three forms: one row, few rows, many rows. out: where y goes, if it is not alone in its rows."""
+    """One row, few rows, many rows on tensor cores, many rows. out: where y goes, if it is not alone in its rows."""
     out = out or View(spec.heads * spec.n, head_stride=spec.n)
     forms = ((1, 1), (FEW_TILE, FEW))
     few = [_few(spec, operands, out, tile, most) for tile, most in forms if most < spec.rows.bound]
-    return (*few, _many(spec, operands, out))
+    fast = [mma.linear(spec, operands, out)] if mma.serves(spec.weight) and spec.rows.bound > FEW else []
+    return (*few, *fast, _many(spec, operands, out))
 
 
 def _few(spec: Linear, operands: Sequence[Operand], out: View, rows: int, most: int) -> Variant:

@@ -9,6 +9,7 @@ from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
 from dsv3c.targets.cuda.binaries import Binaries, file_name
 from dsv3c.targets.gpu.kernels.frame import THREADS
+from dsv3c.targets.gpu.kernels.mma import CAPABILITY
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cuda.cubin import read_cubin
 
@@ -61,6 +62,13 @@ def test_kernels_spill_nothing_and_several_workgroups_fit_into_the_registers(cub
             assert 2 * THREADS * kernel.registers <= REGISTERS, f"{name} uses {kernel.registers} registers"
 
 
+def test_forms_on_tensor_cores_say_so_and_four_workgroups_fit_into_the_registers(plan, cubins):
+    forms = [form for group in plan["dispatches"].values() for form in group if "requires" in form]
+    assert len(forms) >= 5 and {name for form in forms for name in form["requires"]} == {"mma-m16n8k16"}
+    for kernels in cubins.values():
+        assert max(4 * THREADS * kernels[form["function"]].registers for form in forms) <= REGISTERS
+
+
 def test_kernels_are_bound_to_the_threads_of_a_workgroup_and_its_shared_memory(plan, cubins):
     for architecture, kernels in cubins.items():
         reserved = RESERVED if number(architecture) >= 90 else 0
@@ -74,6 +82,7 @@ def test_ptx_has_every_kernel_and_asks_for_the_lowest_architecture(artifact, pla
     assert ".target sm_80" in text
     assert {f".visible .entry {name}(" in text for name in functions(plan)} == {True}
     assert "ld.local" not in text
+    assert "mma.sync.aligned.m16n8k16" in text
 
 
 def test_the_manifest_lists_the_most_general_level_first(artifact):
@@ -94,7 +103,8 @@ def test_both_compilers_make_every_kind_of_file(toolchain, tmp_path):
     from tests.targets.gpu.op_tests import CASES
 
     (kernel,) = stages(CASES["linear-float16-t17-n272-k160"][0])
-    forms = {f"linear_{i}": form.build for i, form in enumerate(variants(kernel))}
+    forms = {f"linear_{i}": form.build for i, form in enumerate(variants(kernel, [CAPABILITY]))}
+    assert len(forms) == 4
     made = []
     Binaries(toolchain, ("sm_80", "sm_90")).compile(forms, tmp_path, made.append)
     for name in ("sm_80", "sm_90"):

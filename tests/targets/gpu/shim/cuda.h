@@ -28,6 +28,54 @@ inline float dsv3c_f16(uint bits) {
     return value;
 }
 
+inline uint dsv3c_bf16x2(float low, float high) {
+    auto rounded = [](float value) {
+        uint bits;
+        memcpy(&bits, &value, sizeof bits);
+        return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    };
+    return rounded(low) | rounded(high) << 16;
+}
+
+// Fragments of matrices [16, 16] and [16, 8] as the PTX ISA spreads them over a warp.
+inline void dsv3c_mma_bf16(float* d, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1,
+                           std::source_location place = std::source_location::current()) {
+    constexpr unsigned WARP = 32;
+    const unsigned lane = shim::launch.thread % WARP, first = shim::launch.thread - lane, row = lane / 4;
+    unsigned char* offered = shim::fibers[shim::launch.thread].offered;
+    auto element = [](const uint* words, unsigned half) {
+        uint bits = half ? words[0] & 0xFFFF0000 : words[0] << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    };
+    float a[2][16], b[2][16];  // rows `row` and `row` + 8 of a, the columns of this thread of b
+    const uint a_words[4] = {a0, a1, a2, a3}, b_words[2] = {b0, b1};
+    memcpy(offered, a_words, sizeof a_words);
+    shim::wait(WARP, place);
+    for (unsigned k = 0; k < 16; k++) {
+        uint words[4];
+        memcpy(words, shim::fibers[first + row * 4 + k % 8 / 2].offered, sizeof words);
+        for (unsigned i = 0; i < 2; i++) a[i][k] = element(words + i + k / 8 * 2, k % 2);
+    }
+    shim::wait(WARP, place);
+    memcpy(offered, b_words, sizeof b_words);
+    shim::wait(WARP, place);
+    for (unsigned k = 0; k < 16; k++) {
+        for (unsigned j = 0; j < 2; j++) {
+            uint words[2];
+            memcpy(words, shim::fibers[first + (lane % 4 * 2 + j) * 4 + k % 8 / 2].offered, sizeof words);
+            b[j][k] = element(words + k / 8, k % 2);
+        }
+    }
+    shim::wait(WARP, place);
+    for (unsigned at = 0; at < 4; at++) {
+        double sum = d[at];
+        for (unsigned k = 0; k < 16; k++) sum += static_cast<double>(a[at / 2][k]) * b[at % 2][k];
+        d[at] = static_cast<float>(sum);
+    }
+}
+
 // --- threads
 
 inline void __syncthreads(std::source_location place = std::source_location::current()) {

@@ -1,0 +1,130 @@
+"""Products on tensor cores: the CUDA C++ run on the CPU, the instruction by what the PTX ISA says of its fragments.
+
+Expected arrays have the factors rounded as the kernel rounds them, so that only the order of float32 sums differs.
+"""
+
+import numpy as np
+import pytest
+
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.targets.cpu.kernels.frame import View
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.gpu.kernels import operands, variants
+from dsv3c.targets.gpu.kernels.frame import Rows
+from dsv3c.targets.gpu.kernels.mma import CAPABILITY
+from dsv3c.targets.gpu.kernels.parts import Part
+from dsv3c.targets.gpu.source import CUDA, source
+from tests.targets.cpu.harness import compare
+from tests.targets.cpu.test_dense_kernels import control, normal
+from tests.targets.gpu.op_tests import SUMS, arguments, groups
+from tests.targets.gpu.shim.cuda import cuda_library
+from tests.targets.gpu.shim.library import ORDERS
+
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
+BOUND = 130
+UNIT = 2.0**-9  # the largest relative error of a number rounded to bfloat16
+
+
+def rounded(x):
+    return x.astype(NUMPY_DTYPES["bf16"]).astype(np.float64)
+
+
+def case(name, t, n, k, heads=1, view=None):
+    """(spec, inputs, expected, |x| times |w|), x and w as they were before they were rounded."""
+    spec = QuantSpec.parse(name)
+    w = normal(heads, n, k)
+    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
+    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+    wide = normal(t, view.row_stride if view else heads * k)
+    starts = [view.start(0, head) if view else head * k for head in range(heads)]
+    x = np.stack([wide[:, start : start + k] for start in starts], 1).astype(np.float64)
+    inputs = {"control": control(t), "x": wide}
+    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+    factors = rounded(weight) if spec.element == "f16" else weight
+    expected, exact = (np.einsum("mhk,hnk->mhn", *pair) for pair in ((rounded(x), factors), (x, weight)))
+    size = np.einsum("mhk,hnk->mhn", abs(x), abs(weight))
+    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": expected}, (exact, size)
+
+
+CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
+CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
+CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
+CASES["no-rows"] = case("bfloat16", 0, 17, 32)
+NAMES = {name: "mma_" + name.replace("-", "_") for name in CASES}
+
+
+def form(spec):
+    (found,) = [form for form in variants(spec, [CAPABILITY]) if form.requires]
+    return found
+
+
+@pytest.fixture(scope="module")
+def text():
+    return source({NAMES[name]: form(spec).build() for name, (spec, *_) in CASES.items()}, CUDA)
+
+
+@pytest.fixture(scope="module")
+def library(text, tmp_path_factory):
+    return cuda_library(text, tmp_path_factory.mktemp("mma"))
+
+
+def run(library, name, spec, inputs, order="forward"):
+    arrays = arguments((spec,), inputs)
+    grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
+    library.run(name, [arrays[operand.role] for operand in operands(spec)], (*grid, 1), ORDERS[order])
+    return arrays
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize("name", CASES)
+def test_matches_numpy_with_rounded_factors(name, order, library):
+    spec, inputs, expected, _ = CASES[name]
+    compare(run(library, NAMES[name], spec, inputs, order), inputs, expected, SUMS)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "t65" in name])
+def test_the_error_of_rounding_is_bounded_by_that_of_its_factors(name, library):
+    spec, inputs, _, (exact, size) = CASES[name]
+    found = run(library, NAMES[name], spec, inputs)["y"][: exact.size].reshape(exact.shape)
+    both = 2 * UNIT + UNIT**2 if spec.weight.element == "f16" else UNIT
+    error = abs(found - exact)
+    assert (error <= (both + SUMS) * size).all()
+    assert error.max() > 100 * SUMS * UNIT  # the factors were rounded
+
+
+def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp_path):
+    library = cuda_library(text, tmp_path, races=True)
+    for name in ("int4-g32-t18-n64-k160", "int8-t65-n130-k129", "float16-t65-n130-k129"):
+        spec, inputs, expected, _ = CASES[name]
+        compare(run(library, NAMES[name], spec, inputs, "shuffled"), inputs, expected, SUMS)
+
+
+def test_parts_of_a_weight_write_only_their_own_columns(tmp_path):
+    spec, inputs, expected, _ = case("bfloat16", 20, 80, 64)
+    parts = [Part(spec, first, count) for first, count in ((0, 3), (3, 2))]
+    library = cuda_library(source({f"part_{i}": form(part).build() for i, part in enumerate(parts)}, CUDA), tmp_path)
+    arrays = arguments((spec,), inputs)
+    for i, part in enumerate(parts):
+        each = arrays["w.data"].size // 5
+        own = arrays | {"w.data": arrays["w.data"][part.first * each : (part.first + part.count) * each].copy()}
+        grid = [groups(extent, inputs["control"]) for extent in form(part).grid]
+        library.run(f"part_{i}", [own[operand.role] for operand in operands(part)], (*grid, 1))
+    compare(arrays, inputs, expected, SUMS)
+
+
+def test_float32_weights_and_targets_without_the_capability_have_no_such_form():
+    exact = Linear(Rows(BOUND), 64, 64, QuantSpec.parse("float32"))
+    assert variants(exact, [CAPABILITY]) and not any(form.requires for form in variants(exact, [CAPABILITY]))
+    assert not any(form.requires for form in variants(CASES["no-rows"][0]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_few_rows_keep_float32_and_the_last_form_runs_on_any_device(name):
+    spec = Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name))
+    forms = variants(spec, [CAPABILITY])
+    assert [(form.most_rows, form.requires) for form in forms] == [
+        (1, frozenset()), (16, frozenset()), (None, {CAPABILITY}), (None, frozenset()),
+    ]  # fmt: skip
