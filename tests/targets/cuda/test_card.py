@@ -13,8 +13,10 @@ from dsv3c.targets.cuda.binaries import cuda_source
 from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.targets.cpu.harness import compare
+from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
-from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.op_tests import SUMS, OpTests
 from tests.targets.gpu.shim.forms import Forms
 
 
@@ -39,7 +41,7 @@ def compiler(card):
 @pytest.fixture(scope="module", params=["machine code", "PTX"])
 def module(request, card, compiler, forms):
     """All kernels for this card, as the compiler makes them and as the driver translates them."""
-    text = cuda_source(forms.functions)
+    text = cuda_source(forms.functions | test_mma.functions())
     ptx = compiler.ptx(text, "compute_80")
     return card.load(ptx if request.param == "PTX" else compiler.cubin(text, ptx, card.architecture))
 
@@ -56,6 +58,14 @@ class TestCard(OpTests):
             card.run(module, forms.name(kernel), arrays, grid)
 
         return run
+
+
+@pytest.mark.parametrize("name", test_mma.CASES)
+def test_products_on_tensor_cores_match_numpy_with_rounded_factors(name, card, module):
+    spec, inputs, expected, _ = test_mma.CASES[name]
+    arrays, in_order, grid = test_mma.launch(spec, inputs)
+    card.run(module, test_mma.NAMES[name], in_order, grid)
+    compare(arrays, inputs, expected, SUMS)
 
 
 @pytest.fixture(scope="module")

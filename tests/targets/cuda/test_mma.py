@@ -61,9 +61,14 @@ def form(spec):
     return found
 
 
+def functions():
+    """The kernel of every case by its name."""
+    return {NAMES[name]: form(spec).build() for name, (spec, *_) in CASES.items()}
+
+
 @pytest.fixture(scope="module")
 def text():
-    return source({NAMES[name]: form(spec).build() for name, (spec, *_) in CASES.items()}, CUDA)
+    return source(functions(), CUDA)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +76,16 @@ def library(text, tmp_path_factory):
     return cuda_library(text, tmp_path_factory.mktemp("mma"))
 
 
-def run(library, name, spec, inputs, order="forward"):
+def launch(spec, inputs):
+    """What a launch takes: (operands by role, the same in order, grid)."""
     arrays = arguments((spec,), inputs)
     grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
-    library.run(name, [arrays[operand.role] for operand in operands(spec)], (*grid, 1), ORDERS[order])
+    return arrays, [arrays[operand.role] for operand in operands(spec)], (*grid, 1)
+
+
+def run(library, name, spec, inputs, order="forward"):
+    arrays, in_order, grid = launch(spec, inputs)
+    library.run(name, in_order, grid, ORDERS[order])
     return arrays
 
 
