@@ -24,10 +24,11 @@ def library(forms, tmp_path_factory):
 
 
 class TestCuda(OpTests):
-    @pytest.fixture(params=["forward", "reverse"])  # the kernels' own barriers are tried more thoroughly for Metal
-    def runner(self, request, forms, library):
+    @pytest.fixture
+    def runner(self, forms, library):
         def run(name, kernel, arrays, grid):
-            library.run(forms.name(kernel), arrays, grid, ORDERS[request.param])
+            # The kernels' barriers are the same for all targets, and are tried in both orders for Metal.
+            library.run(forms.name(kernel), arrays, grid, ORDERS["reverse"])
 
         return run
 
