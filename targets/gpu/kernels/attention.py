@@ -80,6 +80,7 @@ def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
             return
         with T.serial(0, row_count(buffers, spec.rows)) as t:
             _write_token(spec, buffers, t, view.start(t), thread, space, total)
+            barrier()  # the sum is read before the next one is added up
 
     return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
 
@@ -272,7 +273,8 @@ def _attend(spec: MlaAbsorbed, operands: Sequence[Operand], grid: Sequence[Exten
                         for h in range(HEADS):
                             at = h * columns + column
                             store(sums, at, sums[at] + scores[h * THREADS + i] * value)
-        barrier()
+        if parts > 1:
+            barrier()  # a part may have no slots, and then none was met since the state was written
         for h in range(HEADS):
             with T.If(first + h < spec.heads), T.Then():
                 row = T.bind(token * spec.heads + first + h)

@@ -8,7 +8,7 @@ unpacked in registers (see `words`), so no device feature for 8 or 16-bit storag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -134,19 +134,27 @@ def spread(count: Expr, thread: Expr, body: Callable[[Expr], None]) -> None:
                 body(i)
 
 
-def reduced(value: Expr, thread: Expr, combine: Callable[[Expr, Expr], Expr], space: Buffer) -> Expr:
-    """The values of all threads combined, in a fixed tree; `space`: shared f32 [THREADS]. Every thread gets it."""
-    store(space, thread, value)
-    half = THREADS // 2
+def halves(count: int) -> Iterator[int]:
+    """Steps of a tree over what the first `count` threads have: the threads of each, from half of them to one."""
+    half = 1 << (min(count, THREADS) - 1).bit_length() >> 1
     while half:
+        yield half
+        half //= 2
+
+
+def reduced(value: Expr, thread: Expr, combine: Callable[[Expr, Expr], Expr], space: Buffer) -> Expr:
+    """The values of all threads combined, in a fixed tree. Every thread gets it.
+
+    space: shared f32 [THREADS], which may be written again behind the next barrier. What was written to other shared
+    memory before is seen by all threads after.
+    """
+    store(space, thread, value)
+    for half in halves(THREADS):
         barrier()
         with T.If(thread < half), T.Then():
             store(space, thread, combine(space[thread], space[thread + half]))
-        half //= 2
     barrier()
-    result = T.bind(space[0])
-    barrier()  # `space` may be written again
-    return result
+    return T.bind(space[0])
 
 
 def add(a: Expr, b: Expr) -> Expr:

@@ -200,7 +200,7 @@ class _Group:
             spread(end - start, self.thread, lambda i: self._keep(start + i, f32(LOWEST), f32(0)))
         with T.serial(0, T.floordiv(blocks - self.part + (parts - 1), parts)) as step:
             first = T.bind((self.part + step * parts) * SLOTS)
-            barrier()
+            # All have come to a barrier since they read the slots of the last block.
             with T.If(self.thread < SLOTS), T.Then():
                 position = T.bind(T.min(first + self.thread, last))
                 row = slot(paging, self.buffers["page_table"], self.buffers["sequence"][start], position)

@@ -19,6 +19,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     add,
     barrier,
     f32,
+    halves,
     local,
     prim_func,
     reduced,
@@ -44,14 +45,18 @@ def order_operands(spec: ExpertOrder) -> tuple[Operand, ...]:
 
 
 def router(spec: Router, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """A workgroup a token, scores in shared memory."""
+    """A workgroup a token, scores in shared memory.
+
+    A score or rate always has the same thread, but for `rate`, which reads those of all; so no other barrier than that
+    before it and those of the picks is needed.
+    """
     grid, width = (Extent(1, spec.rows),), spec.experts // spec.n_group
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         logits, first = buffers["logits"], T.bind(groups[0] * spec.experts)
         space, scores, best = shared(THREADS), shared(spec.experts), shared(spec.n_group)
         index, kept = shared(THREADS, "int32"), local(2)
-        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, space, kept)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, kept)
 
         def score(e: Expr) -> None:
             value = _score(spec.scoring, logits[first + e], top, total)
@@ -66,14 +71,12 @@ def router(spec: Router, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 store(scores, e, f32(LOWEST))
 
         spread(spec.experts, thread, score)
-        barrier()
         if spec.n_group > 1:
-            spread(spec.n_group, thread, rate)
             barrier()
+            spread(spec.n_group, thread, rate)
             with T.serial(0, spec.topk_group):
                 _pick(best, spec.n_group, thread, space, index)
             spread(spec.experts, thread, leave)
-            barrier()
         with T.serial(0, spec.top_k) as j:
             picked = _pick(scores, spec.experts, thread, space, index)
             with T.If(thread == 0), T.Then():
@@ -89,7 +92,7 @@ def router_weights(spec: RouterWeights, operands: Sequence[Operand]) -> tuple[Va
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         logits, ids, first = buffers["logits"], buffers["ids"], T.bind(groups[0] * spec.experts)
         chosen, space, kept, sums = T.bind(groups[0] * spec.top_k), shared(THREADS), local(2), local(1)
-        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, space, kept)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, kept)
         store(sums, 0, f32(0))
 
         def score(j: Expr) -> Expr:
@@ -161,18 +164,16 @@ def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Varian
     return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
 
 
-def _softmax(
-    scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, space: Buffer, kept: Buffer
-) -> tuple[Expr, Expr]:
+def _softmax(scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, kept: Buffer) -> tuple[Expr, Expr]:
     """The largest of n logits and the sum of exp of their distances to it; nothing for another scoring."""
     if scoring != "softmax":
         return f32(0), f32(1)
     store(kept, 0, f32(LOWEST))
     store(kept, 1, f32(0))
     spread(n, thread, lambda e: store(kept, 0, T.max(kept[0], logits[first + e])))
-    top = reduced(kept[0], thread, T.max, space)
+    top = reduced(kept[0], thread, T.max, shared(THREADS))
     spread(n, thread, lambda e: store(kept, 1, kept[1] + exp(logits[first + e] - top)))
-    return top, reduced(kept[1], thread, add, space)
+    return top, reduced(kept[1], thread, add, shared(THREADS))
 
 
 def _score(scoring: str, logit: Expr, top: Expr, total: Expr) -> Expr:
@@ -206,8 +207,7 @@ def _pick(x: Buffer, n: int, thread: Expr, space: Buffer, index: Buffer) -> Expr
     spread(n, thread, look)
     store(space, thread, best[0])
     store(index, thread, at[0])
-    half = THREADS // 2
-    while half:
+    for half in halves(n):
         barrier()
         with T.If(thread < half), T.Then():
             mine, other = T.bind(space[thread]), T.bind(space[thread + half])
@@ -215,10 +215,8 @@ def _pick(x: Buffer, n: int, thread: Expr, space: Buffer, index: Buffer) -> Expr
             with T.If(T.Or(other > mine, earlier)), T.Then():
                 store(space, thread, other)
                 store(index, thread, index[thread + half])
-        half //= 2
     barrier()
     found = T.bind(T.min(index[0], n - 1))
-    barrier()
     with T.If(thread == 0), T.Then():
         store(x, found, f32(LOWEST))
     barrier()

@@ -75,7 +75,8 @@ def take(spec: Take, operands: Sequence[Operand], held: range | None = None) -> 
 
 
 def inverse_rms(x: Buffer, start: Expr, d: int, eps: float, thread: Expr, space: Buffer, total: Buffer) -> Expr:
-    """1 / sqrt(mean of squares + eps) of x[start : start + d]. space: shared [THREADS]; total: local [1]."""
+    """1 / sqrt(mean of squares + eps) of x[start : start + d]. space: shared [THREADS], as `reduced` has
+    it; total: local [1]."""
     store(total, 0, f32(0))
 
     def square(at: Expr) -> None:

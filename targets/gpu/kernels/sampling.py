@@ -36,6 +36,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     add,
     barrier,
     f32,
+    halves,
     local,
     prim_func,
     reduced,
@@ -181,7 +182,7 @@ def best(stage: Best, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 with T.If(order > found[0]), T.Then():
                     store(found, 0, order)
                     store(found, 1, i)
-        _best_of_all(found, space, thread)
+        _best_of_all(found, space, THREADS, thread)
         with T.If(thread < 2), T.Then():
             store(scratch, (row * spec.segments + groups[0]) * 2 + thread, space[thread * THREADS])
 
@@ -204,7 +205,7 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 with T.If(order > found[0]), T.Then():
                     store(found, 0, order)
                     store(found, 1, scratch[first + segment * 2 + 1])
-        _best_of_all(found, space, thread)
+        _best_of_all(found, space, spec.segments, thread)
         order = T.bind(space[0])
         failed = T.Select(order == _NAN, T.int32(-1), T.int32(-2))
         token = T.Select(order >= _INFINITY, failed, T.Select(order == _BELOW_ALL, T.int32(-3), space[THREADS]))
@@ -258,7 +259,7 @@ def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         total = reduced(sums[0], thread, add, weights)
         with T.If(thread < BINS), T.Then():
             value = local(1, "int32")
-            store(value, 0, T.Cast("int32", space[thread]))
+            store(value, 0, T.Cast("int32", _of_bin(space, thread)))
             with T.If(search[PASS] == WEIGH), T.Then():
                 store(value, 0, T.reinterpret("int32", total))
             with T.If(over), T.Then():
@@ -315,12 +316,12 @@ def _is_finite(order: Expr) -> Expr:
     return T.And(order < _INFINITY, order > _BELOW_ALL)
 
 
-def _best_of_all(found: Buffer, space: Buffer, thread: Expr) -> None:
-    """The threads' (order, id) in a tree, the lower id of equals; the result in space[0] and space[THREADS]."""
+def _best_of_all(found: Buffer, space: Buffer, count: int, thread: Expr) -> None:
+    """(order, id) of the first `count` threads in a tree, the lower id of equals; the result in space[0] and
+    space[THREADS]."""
     store(space, thread, found[0])
     store(space, thread + THREADS, found[1])
-    half = THREADS // 2
-    while half:
+    for half in halves(count):
         barrier()
         with T.If(thread < half), T.Then():
             mine, other = T.bind(space[thread]), T.bind(space[thread + half])
@@ -328,12 +329,11 @@ def _best_of_all(found: Buffer, space: Buffer, thread: Expr) -> None:
             with T.If(T.Or(other > mine, earlier)), T.Then():
                 store(space, thread, other)
                 store(space, thread + THREADS, space[thread + (half + THREADS)])
-        half //= 2
     barrier()
 
 
 def _add_segments(spec: Sample, scratch: Buffer, start: Expr, bins: Buffer, space: Buffer, thread: Expr) -> None:
-    """bins[b]: the sum over all segments of what they found."""
+    """bins[b]: the sum over all segments of what they found, to be read behind the next barrier."""
     b, part, sums = T.bind(T.floormod(thread, BINS)), T.bind(T.floordiv(thread, BINS)), local(1, "uint32")
     parts = THREADS // BINS
     store(sums, 0, T.uint32(0))
@@ -344,8 +344,7 @@ def _add_segments(spec: Sample, scratch: Buffer, start: Expr, bins: Buffer, spac
     store(space, thread, sums[0])
     barrier()
     with T.If(thread < BINS), T.Then():
-        store(bins, thread, _sum([space[thread + i * BINS] for i in range(parts)]))
-    barrier()
+        store(bins, thread, _of_bin(space, thread))
 
 
 def _weight_of_segments(spec: Sample, scratch: Buffer, start: Expr, space: Buffer, thread: Expr) -> Expr:
@@ -361,18 +360,17 @@ def _weight_of_segments(spec: Sample, scratch: Buffer, start: Expr, space: Buffe
 
 
 def _add_threads(counts: Buffer, space: Buffer, thread: Expr) -> None:
-    """space[b]: the sum of counts[b] of all threads."""
+    """The sum of counts[b] of all threads is `_of_bin(space, b)`, to be read behind the next barrier."""
     for b in range(BINS):
         store(space, thread * BINS + b, counts[b])
-    half = THREADS * BINS // 2
-    while half >= BINS:
-        barrier()
-        with T.serial(0, -(-half // THREADS)) as turn:
-            at = T.bind(turn * THREADS + thread)
-            with T.If(at < half), T.Then():
-                store(space, at, space[at] + space[at + half])
-        half //= 2
     barrier()
+    # As BINS divides THREADS, all that a thread adds is of one bin.
+    store(space, thread, _sum([space[thread + i * THREADS] for i in range(BINS)]))
+
+
+def _of_bin(space: Buffer, b: Expr) -> Expr:
+    """The sum of what the threads of bin b, those of this number modulo BINS, have in space[thread]."""
+    return _sum([space[b + i * BINS] for i in range(THREADS // BINS)])
 
 
 def _sum(values: Sequence[Any]) -> Expr:

@@ -79,7 +79,8 @@ CONTEXTS = {
 }
 
 
-# Around a block of 64 slots and a tile of 8 tokens, which the materialised form takes at a time; four sequences.
+# Around a block of 64 slots and a tile of 8 tokens, which the materialised form takes at a time; four sequences. GPUs
+# take 64 tokens at a time.
 BLOCKS = {
     "t1": [(1, 1)],
     "t8-c15": [(15, 8)],
@@ -89,7 +90,7 @@ BLOCKS = {
     "t33-c64": [(64, 33)],
     "t2-c65": [(65, 2)],
     "t33-c1000": [(1000, 33)],
-    "ragged": [(1000, 16), (1, 1), (65, 9), (129, 5)],
+    "ragged": [(1000, 16), (1, 1), (65, 65), (129, 5)],
 }
 
 
@@ -132,7 +133,7 @@ def materialized_case(context, heads, nope, v, rank, d, element, name, view=None
     latent = attend(query, cache, positions, sequence, table, 16, scale, rank)
     y = np.einsum("thc,hvc->thv", latent, weights["w_uv"])
     inputs |= {"cache": cache, "q_nope": wide, "q_pe": q_pe}
-    bound = LONG_BOUND if context in BLOCKS else BOUND
+    bound = max(LONG_BOUND if context in BLOCKS else BOUND, tokens)
     return MlaMaterialized(Rows(bound), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
 
 

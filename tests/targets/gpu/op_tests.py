@@ -16,10 +16,12 @@ from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
 from tests.targets.cpu.harness import aligned, compare
 from tests.targets.cpu.test_attention_kernels import CASES as ATTENTION
+from tests.targets.cpu.test_attention_kernels import materialized_case
 from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
 from tests.targets.cpu.test_moe_kernels import CASES as MOE
+from tests.targets.cpu.test_moe_kernels import moe_case, router_case
 from tests.targets.gpu.fp8_cases import CASES as FP8
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 
@@ -37,11 +39,25 @@ def angles_case():
     return RopeTable(Rows(18), 128, 1.0), inputs, {"y": y}, 3e-7
 
 
+def more_cases():
+    """What only these kernels find hard: more experts than threads, trees of which every thread takes part, more pairs
+    of an expert than a tile has rows, more tokens of a sequence than see a block together."""
+    for scoring in ("sigmoid", "softmax"):
+        yield f"router-{scoring}-e256", router_case(3, 256, 8, 1, 1, scoring, "max", False)
+        yield f"router-{scoring}-e256-groups", router_case(3, 256, 8, 8, 4, scoring, "top2", True)
+        yield f"router-{scoring}-e64-groups", router_case(8, 64, 5, 8, 6, scoring, "top2", True)
+        yield f"router-{scoring}-e32-groups", router_case(3, 32, 5, 4, 3, scoring, "max", False)
+    for op in (MoeGateUp, MoeDown):
+        yield f"{op.__name__}-int4-g32-t33", moe_case(op, "int4-g32", 33, 48, 33, 3, 2, 1, bound=33)
+    yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
+
+
 CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FP8).items() if supports(case[0])}
-CASES["angles"] = angles_case()
+CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
     *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-asym-t17"),
+    "MoeGateUp-int8-wide",
 )
 
 

@@ -112,7 +112,8 @@ def extreme_rows(vocab):
 
 
 CASES = {
-    **{f"greedy-v{v}": case(v, greedy_rows(v), greedy=True) for v in (3, 129, 5000)},
+    **{f"greedy-v{v}": case(v, greedy_rows(v), greedy=True) for v in (3, 129, 8000)},
+    "greedy-v129280": case(129280, greedy_rows(129280)[:4], greedy=True),
     **{f"sample-v{v}": case(v, filtered_rows(v)) for v in (1, 31, 2048, 5001)},
     **{f"sample-extremes-v{v}": case(v, extreme_rows(v)) for v in (3, 2049)},
     "sample-in-order-v3000": case(
