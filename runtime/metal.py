@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
+from dsv3c.runtime.device_memory import Needs
 from dsv3c.runtime.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import (
     DeviceLacks,
     DeviceLost,
-    DeviceMemoryShort,
     KernelMissing,
     LibraryInvalid,
     ManifestInvalid,
@@ -34,31 +33,12 @@ CHUNK = 32 << 20  # bytes that are copied at once; TVM's runtime takes as much a
 PAGE = 16 << 10  # Metal's buffers are whole pages
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a plan takes on the device."""
-
-    weights: int
-    cache: int
-    activations: int
-    inputs: int
-    staging: int = CHUNK
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache + self.activations + self.inputs + self.staging
-
-    def described(self) -> str:
-        parts = {"weights": self.weights, "cache": self.cache, "activations": self.activations, "inputs": self.inputs}
-        return ", ".join(f"{size} for {name}" for name, size in (parts | {"staging": self.staging}).items() if size)
-
-
 def needs(plan: Plan, slots: int) -> Needs:
     def total(kind: str) -> int:
         return sum(_paged(buffer.bytes) for buffer in plan.buffers if buffer.kind == kind)
 
     results = sum(map(_paged, _result_bytes(plan).values()))
-    return Needs(total("weight"), plan.n_caches * _paged(_cache_bytes(plan, slots)), results, total("input"))
+    return Needs(total("weight"), plan.n_caches * _paged(_cache_bytes(plan, slots)), results, total("input"), CHUNK)
 
 
 class MetalDevice:
@@ -79,11 +59,8 @@ class MetalDevice:
         self._gpu = open_gpu(wanted)
         table = parse_dispatches(plan).usable(CAPABILITIES)
         _require_operands(self._gpu, plan)
-        self.needs, available = needs(plan, slots), self._gpu.available()
-        if available is not None and self.needs.total > available:
-            raise DeviceMemoryShort(
-                device=self._gpu.name, available=available, needed=self.needs.total, parts=self.needs.described()
-            )
+        self.needs = needs(plan, slots)
+        self.needs.require(self._gpu.name, self._gpu.available())
         self._kernels = _Kernels(self._gpu, artifact, table)
         self._buffers = _buffers(self._gpu, plan, slots)
         self._addresses = {index: address(buffer) for index, buffer in self._buffers.items()}
@@ -145,11 +122,8 @@ class MetalDevice:
         return {
             "device": "metal",
             "name": self._gpu.name,
-            "weight_bytes": self.needs.weights,
-            "arena_bytes": self.needs.activations,
-            "cache_bytes": self.needs.cache,
+            **self.needs.report(),
             "cache_slots": self.slots,
-            "memory_bytes": self.needs.total,
             "memory_available": self._gpu.available(),
         }
 

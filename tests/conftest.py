@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import platform
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ from dsv3c.runtime.cpu_features import cpu_flags
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
 BUNDLED_MODEL = TESTS.parent / "artifacts" / "models" / "fairytale-10m"
+
+
+def heed_interrupts() -> None:
+    """In a child before it starts: Ctrl-C counts there, although a shell's background jobs, this one too, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -140,11 +140,8 @@ class CudaDevice:
             "compute_capability": dotted(physical.capability),
             "driver": self._gpu.driver.dotted_version,
             "level": self._level.name,
-            "weight_bytes": needs.weights,
-            "arena_bytes": needs.activations,
-            "cache_bytes": needs.cache,
+            **needs.report(),
             "cache_slots": self.slots,
-            "memory_bytes": needs.total,
             "memory_available": self._gpu.available(),
         }
 

@@ -15,7 +15,8 @@ from dsv3c.runtime.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.cuda import driver as cuda
 from dsv3c.runtime.cuda.driver import Handle
 from dsv3c.runtime.cuda.gpu import Gpu
-from dsv3c.runtime.errors import DeviceMemoryShort, FileUnreadable
+from dsv3c.runtime.device_memory import Needs
+from dsv3c.runtime.errors import FileUnreadable
 from dsv3c.runtime.jsonfile import open_regular
 from dsv3c.runtime.memory import typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
@@ -23,24 +24,6 @@ from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 ALIGNMENT = 256  # of every place: whole lines of the caches
 STAGING = 32 << 20  # bytes of each of two staging buffers
 GAP = 4096  # a hole in the file up to which two runs of weights are read as one
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a plan takes on a device."""
-
-    weights: int
-    cache: int
-    activations: int
-    inputs: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache + self.activations + self.inputs
-
-    def described(self) -> str:
-        parts = {"weights": self.weights, "cache": self.cache, "activations": self.activations, "inputs": self.inputs}
-        return ", ".join(f"{size} for {name}" for name, size in parts.items())
 
 
 @dataclass(frozen=True)
@@ -74,11 +57,7 @@ class Places:
             activations=padded(plan.arena_bytes),
             inputs=self._inputs.size,
         )
-        available = gpu.available()
-        if self.needs.total > available:
-            raise DeviceMemoryShort(
-                device=gpu.name, available=available, needed=self.needs.total, parts=self.needs.described()
-            )
+        self.needs.require(gpu.name, gpu.available())
         weights = gpu.allocate(self.needs.weights, "the weights")
         self.cache = gpu.allocate(self.needs.cache, "the cache")
         self.arena = gpu.allocate(self.needs.activations, "the activations")

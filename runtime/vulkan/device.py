@@ -158,11 +158,8 @@ class VulkanDevice:
             "api": ".".join(map(str, physical.api)),
             "driver_version": physical.driver_version,
             "mapped": self._gpu.direct,
-            "weight_bytes": needs.weights,
-            "arena_bytes": needs.activations,
-            "cache_bytes": needs.cache,
+            **needs.report(),
             "cache_slots": self.slots,
-            "memory_bytes": needs.total,
             "memory_available": self._gpu.available(),
         }
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.errors import DeviceLacks, DeviceMemoryShort
+from dsv3c.runtime.device_memory import Needs
+from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import map_file, typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 from dsv3c.runtime.vulkan.gpu import Buffer, Gpu
@@ -33,25 +34,6 @@ class Place:
     size: int
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a plan takes on a device."""
-
-    weights: int
-    cache: int
-    activations: int
-    inputs: int
-    staging: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache + self.activations + self.inputs + self.staging
-
-    def described(self) -> str:
-        parts = {"weights": self.weights, "cache": self.cache, "activations": self.activations, "inputs": self.inputs}
-        return ", ".join(f"{size} for {name}" for name, size in (parts | {"staging": self.staging}).items() if size)
-
-
 class Places:
     """Memory of a plan on a device: all of it allocated and the weights uploaded when it is made.
 
@@ -62,11 +44,7 @@ class Places:
     def __init__(self, gpu: Gpu, artifact: Artifact, slots: int) -> None:
         plan = artifact.plan
         self.needs = needs(gpu, plan, slots)
-        available = gpu.available()
-        if self.needs.total > available:
-            raise DeviceMemoryShort(
-                device=gpu.name, available=available, needed=self.needs.total, parts=self.needs.described()
-            )
+        self.needs.require(gpu.name, gpu.available())
         self._gpu = gpu
         self.arena = gpu.device_buffer(plan.arena_bytes, "the activations")
         kinds = {kind: [i for i, buffer in enumerate(plan.buffers) if buffer.kind == kind] for kind in _KINDS}

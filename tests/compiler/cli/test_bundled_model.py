@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import heed_interrupts
+
 COMMAND = [sys.executable, "-c", "from dsv3c.compiler.cli import main; main()"]
 PROMPT = "Once upon a time"
 GREEDY = ("--temperature", 0)  # the model's own default is to sample
@@ -193,6 +195,7 @@ def test_an_interrupted_compile_leaves_nothing(bundled_model: Path, tmp_path: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:

@@ -16,6 +16,7 @@ import pytest
 from dsv3c.compiler import cli
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.errors import RuntimeFault
+from tests.conftest import heed_interrupts
 
 
 class LostKey(Dsv3cError):
@@ -175,7 +176,9 @@ def test_control_c_as_a_process() -> None:
         "    time.sleep(60)\n"
         "cli.main()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"
     time.sleep(0.05)

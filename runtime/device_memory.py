@@ -1,0 +1,39 @@
+"""What a plan takes of a GPU's memory, told before any of it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dsv3c.runtime.errors import DeviceMemoryShort
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a plan takes on a device; staging is given back when the weights are there."""
+
+    weights: int
+    cache: int
+    activations: int
+    inputs: int
+    staging: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations + self.inputs + self.staging
+
+    def require(self, device: str, available: int | None) -> None:
+        """Raises DeviceMemoryShort, by part, if `available` bytes are known and too few."""
+        if available is None or self.total <= available:
+            return
+        parts = ", ".join(f"{size} for {name}" for name, size in asdict(self).items() if size)
+        raise DeviceMemoryShort(device=device, available=available, needed=self.total, parts=parts)
+
+    def report(self) -> dict[str, Any]:
+        """The entries of a device's report."""
+        return {
+            "weight_bytes": self.weights,
+            "arena_bytes": self.activations,
+            "cache_bytes": self.cache,
+            "memory_bytes": self.total,
+        }
