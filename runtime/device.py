@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.errors import DeviceNotChosen, NoDevice
+from dsv3c.runtime.errors import DeviceNotChosen, NoDevice, ThreadsNotChosen
 
 Floats = NDArray[np.float32]
 CPU_FAMILIES = ("x86", "arm")
+GPU_FAMILIES = ("vulkan", "cuda", "metal")
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ class Device(Protocol):
 def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str | None = None) -> Device:
     """The device for the artifact's target; `chosen` names one of several.
 
-    Raises NoDevice, DeviceNotChosen where there is no choice, or what the device module raises.
+    Raises NoDevice, DeviceNotChosen or ThreadsNotChosen where there is no choice, or what the device module raises.
     """
     family = family_of(artifact)
+    if family in GPU_FAMILIES and threads is not None:
+        raise ThreadsNotChosen(threads=threads, target=artifact.manifest.target.name)
     if family == "vulkan":
         from dsv3c.runtime.vulkan.device import VulkanDevice
 

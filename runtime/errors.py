@@ -182,6 +182,11 @@ class DeviceNotChosen(RuntimeFault):
     hint = "leave it out"
 
 
+class ThreadsNotChosen(RuntimeFault):
+    message = "--threads is {threads}, but artifacts for {target} run on a GPU as a whole"
+    hint = "leave it out; with --gpu-layers it counts for the layers on the CPU"
+
+
 class DeviceLacks(RuntimeFault):
     message = "{device} cannot run this artifact: {lacks}"
     hint = "{hint_text}"

@@ -9,8 +9,8 @@ import pytest
 
 from dsv3c.runtime import split
 from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.device import Placement
-from dsv3c.runtime.errors import BadPlacement, CannotSplit
+from dsv3c.runtime.device import Placement, open_device
+from dsv3c.runtime.errors import BadPlacement, CannotSplit, ThreadsNotChosen
 from tests.runtime import toy
 
 
@@ -31,6 +31,11 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a device was opened")
 
     monkeypatch.setattr(split, "open_device", opened)
+
+
+def test_threads_are_not_for_gpus(cpu: Artifact) -> None:
+    with pytest.raises(ThreadsNotChosen, match="--threads is 2"):
+        open_device(for_gpu(cpu), 64, 2)
 
 
 def test_layers_of_an_artifact_for_the_cpu_cannot_be_moved(cpu: Artifact) -> None:
