@@ -1,4 +1,4 @@
-"""What a plan takes of a GPU's memory, told before any of it is taken."""
+"""What a plan takes of a GPU's memory, told before any of it is taken; copies within it."""
 
 from __future__ import annotations
 
@@ -37,3 +37,13 @@ class Needs:
             "cache_bytes": self.cache,
             "memory_bytes": self.total,
         }
+
+
+def disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:
+    """(first, size) of pieces of [source, source + count), in an order that copies them to [target, target + count) as if
+    all at once; none overlaps the place it goes to, which copies on GPUs must not."""
+    step = abs(target - source)
+    if step == 0:
+        return []
+    pieces = [(first, min(step, count - first)) for first in range(0, count, step)]
+    return pieces[::-1] if target > source else pieces

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.device_memory import Needs
+from dsv3c.runtime.device_memory import Needs, disjoint
 from dsv3c.runtime.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import (
     DeviceLacks,
@@ -106,13 +106,9 @@ class MetalDevice:
         return self._outputs[index]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        if source == target:
-            return
         width = self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
-        run = min(count, abs(target - source))  # a copy may not overlap itself
-        starts = range(0, count, run)
-        for start in reversed(starts) if target > source else starts:
-            size = min(run, count - start) * width
+        for start, slots in disjoint(source, target, count):
+            size = slots * width
             for cache in self._caches:
                 taken = self._gpu.part(cache, (source + start) * width, size)
                 self._copy(taken, self._gpu.part(cache, (target + start) * width, size), "a copy of cache pages")

@@ -19,6 +19,7 @@ from dsv3c.runtime.cuda.gpu import Gpu, choose, devices, dotted
 from dsv3c.runtime.cuda.graphs import Graph, make_kernels
 from dsv3c.runtime.cuda.memory import Places
 from dsv3c.runtime.cuda.modules import Module, fitting_level
+from dsv3c.runtime.device_memory import disjoint
 from dsv3c.runtime.dispatch import AXES, Key, Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import typed
@@ -125,7 +126,7 @@ class CudaDevice:
         places, width = self._places, self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
         with self._gpu.guarded("a copy of cache pages"):
             self._gpu.enter()
-            for start, size in _disjoint(source, target, count):
+            for start, size in disjoint(source, target, count):
                 for number in range(self._plan.n_caches):
                     cache = places.cache_address(number)
                     to, of = cache + (target + start) * width, cache + (source + start) * width
@@ -222,12 +223,3 @@ def _require_limits(gpu: Gpu, table: Table, steps: list[Steps]) -> None:
             lacks = f"a grid has at most {most} workgroups along {'xyz'[axis]}, the largest step has {needed}"
     if lacks:
         raise DeviceLacks(device=gpu.name, lacks=lacks, hint_text="compile with a lower --max-tokens")
-
-
-def _disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:
-    """(first, size) of pieces of a run that do not overlap their targets, in an order that copies all of it."""
-    step = abs(target - source)
-    if step == 0:
-        return []
-    pieces = [(first, min(step, count - first)) for first in range(0, count, step)]
-    return pieces[::-1] if target > source else pieces

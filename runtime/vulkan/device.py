@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.device_memory import disjoint
 from dsv3c.runtime.dispatch import AXES, Key, Steps, parse_dispatches
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import typed
@@ -134,7 +135,7 @@ class VulkanDevice:
         width = self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
         commands = gpu.commands()
         vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
-        for start, size in _disjoint(source, target, count):
+        for start, size in disjoint(source, target, count):
             for cache in self._places.caches:
                 region = vk.VkBufferCopy(
                     srcOffset=cache.offset + (source + start) * width,
@@ -213,15 +214,6 @@ class _Outputs:
         stages = vk.VK_PIPELINE_STAGE_TRANSFER_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT
         vk.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
         vk.vkEndCommandBuffer(commands)
-
-
-def _disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:
-    """(first, size) of pieces of a run that do not overlap their targets, in an order that copies all of it."""
-    step = abs(target - source)
-    if step == 0:
-        return []
-    pieces = [(first, min(step, count - first)) for first in range(0, count, step)]
-    return pieces[::-1] if target > source else pieces
 
 
 def _order_copies(vk: Any, commands: Any) -> None:
