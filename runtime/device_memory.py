@@ -40,8 +40,10 @@ class Needs:
 
 
 def disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:
-    """(first, size) of pieces of [source, source + count), in an order that copies them to [target, target + count) as if
-    all at once; none overlaps the place it goes to, which copies on GPUs must not."""
+    """(first, size) of the pieces in which `count` rows from `source` on are copied to `target`, as if all at once.
+
+    In this order; none overlaps the place it goes to, which copies on GPUs must not.
+    """
     step = abs(target - source)
     if step == 0:
         return []
