@@ -40,14 +40,13 @@ class Cuda:
         """Raises NoCudaCompiler or UnknownArchitecture before anything is built."""
         from dsv3c.targets.cuda.binaries import Binaries, levels
         from dsv3c.targets.cuda.toolchains import find_toolchain
+        from dsv3c.targets.gpu.capabilities import CUDA
         from dsv3c.targets.gpu.emit import Backend, emit
-        from dsv3c.targets.gpu.kernels.mma import CAPABILITY
 
         toolchain = find_toolchain()
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
-        known = frozenset({CAPABILITY})
-        backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=known)
+        backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
         return emit(entries, bounds, backend)
 
 

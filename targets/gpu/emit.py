@@ -25,6 +25,7 @@ from typing import Any
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
 from dsv3c.targets.cpu.costs import cost
+from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
 from dsv3c.targets.gpu.kernels.parts import Part, units
@@ -51,7 +52,7 @@ class Backend:
     levels: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     max_binding: int = MOST_BINDING
-    capabilities: frozenset[str] = frozenset()
+    capabilities: Capabilities = NOTHING
 
 
 def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backend) -> Emission:

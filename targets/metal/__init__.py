@@ -35,11 +35,12 @@ class Metal:
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises NoCCompiler or NoCrossCompiler before anything is built."""
         from dsv3c.targets.cpu.platforms import ARM_MACOS, find_compiler_for
+        from dsv3c.targets.gpu.capabilities import METAL
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
         find_compiler_for(ARM_MACOS)
-        return emit(entries, bounds, Backend(write_kernels, LEVELS, facts={"modules": LANGUAGE}))
+        return emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
 
 
 TARGET = Metal()

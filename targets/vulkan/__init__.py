@@ -45,11 +45,13 @@ class Vulkan:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises NoShaderCompiler before anything is built."""
+        from dsv3c.targets.gpu.capabilities import VULKAN
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.vulkan.spirv import SPIRV, compile_modules, find_compiler
 
         find_compiler()
-        return emit(entries, bounds, Backend(compile_modules, facts={"modules": SPIRV}, max_binding=self.max_binding))
+        backend = Backend(compile_modules, (), {"modules": SPIRV}, self.max_binding, VULKAN)
+        return emit(entries, bounds, backend)
 
 
 TARGET = Vulkan()

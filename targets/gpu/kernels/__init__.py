@@ -8,13 +8,14 @@ are decoded in registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv3c.targets.cpu.kernels import attention as attentions
 from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
 from dsv3c.targets.cpu.kernels import materialized as rebuilt
 from dsv3c.targets.cpu.kernels import router as routers
+from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import attention, experts, materialized, parts, products, routing, rows, sampling
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
@@ -73,10 +74,9 @@ def operands(spec: object) -> tuple[Operand, ...]:
     return _KERNELS[type(spec)][0](spec)
 
 
-def variants(spec: object, capabilities: Collection[str] = ()) -> tuple[Variant, ...]:
+def variants(spec: object, capabilities: Capabilities = NOTHING) -> tuple[Variant, ...]:
     """Forms of the kernel `spec` names, those for the fewest rows first; the last takes any number on any device.
 
-    capabilities: what forms may require, by names as in `mma.CAPABILITY`; the target's compiler must know them all.
+    capabilities: what the target's compiler can express and its devices have, see targets/gpu/capabilities.py.
     """
-    forms = _KERNELS[type(spec)][1](spec, operands(spec))
-    return tuple(form for form in forms if form.requires <= frozenset(capabilities))
+    return capabilities.usable(_KERNELS[type(spec)][1](spec, operands(spec)))

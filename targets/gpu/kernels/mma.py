@@ -19,6 +19,7 @@ from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -38,7 +39,6 @@ from dsv3c.targets.gpu.kernels.frame import (
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
-CAPABILITY = "mma-m16n8k16"
 TILE = 64  # activation rows, and output rows
 BLOCKS = TILE // LANES  # of the weight
 K_TILE = 32  # every group along K is a multiple of it
@@ -80,7 +80,7 @@ def linear(spec: Linear, operands: Sequence[Operand], out: View) -> Variant:
             with T.If(T.And(m < count, n < spec.n)), T.Then():
                 store(buffers["y"], out.start(m, head) + n, value)
 
-    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, requires=frozenset({CAPABILITY}))
+    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, requires=frozenset({MMA}))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
 from dsv3c.targets.cuda.binaries import Binaries, file_name
+from dsv3c.targets.gpu.capabilities import CUDA
 from dsv3c.targets.gpu.kernels.frame import THREADS
-from dsv3c.targets.gpu.kernels.mma import CAPABILITY
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cuda.cubin import read_cubin
 
@@ -103,7 +103,7 @@ def test_both_compilers_make_every_kind_of_file(toolchain, tmp_path):
     from tests.targets.gpu.op_tests import CASES
 
     (kernel,) = stages(CASES["linear-float16-t17-n272-k160"][0])
-    forms = {f"linear_{i}": form.build for i, form in enumerate(variants(kernel, [CAPABILITY]))}
+    forms = {f"linear_{i}": form.build for i, form in enumerate(variants(kernel, CUDA))}
     assert len(forms) == 4
     made = []
     Binaries(toolchain, ("sm_80", "sm_90")).compile(forms, tmp_path, made.append)

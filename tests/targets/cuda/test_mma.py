@@ -10,9 +10,10 @@ from dsv3c.compiler import layouts
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
+from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
-from dsv3c.targets.gpu.kernels.mma import CAPABILITY
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.source import CUDA, source
 from tests.targets.cpu.harness import compare
@@ -57,7 +58,7 @@ NAMES = {name: "mma_" + name.replace("-", "_") for name in CASES}
 
 
 def form(spec):
-    (found,) = [form for form in variants(spec, [CAPABILITY]) if form.requires]
+    (found,) = [form for form in variants(spec, NVIDIA) if form.requires]
     return found
 
 
@@ -128,14 +129,14 @@ def test_parts_of_a_weight_write_only_their_own_columns(tmp_path):
 
 def test_float32_weights_and_targets_without_the_capability_have_no_such_form():
     exact = Linear(Rows(BOUND), 64, 64, QuantSpec.parse("float32"))
-    assert variants(exact, [CAPABILITY]) and not any(form.requires for form in variants(exact, [CAPABILITY]))
+    assert variants(exact, NVIDIA) and not any(form.requires for form in variants(exact, NVIDIA))
     assert not any(form.requires for form in variants(CASES["no-rows"][0]))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_few_rows_keep_float32_and_the_last_form_runs_on_any_device(name):
     spec = Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name))
-    forms = variants(spec, [CAPABILITY])
+    forms = variants(spec, NVIDIA)
     assert [(form.most_rows, form.requires) for form in forms] == [
-        (1, frozenset()), (16, frozenset()), (None, {CAPABILITY}), (None, frozenset()),
+        (1, frozenset()), (16, frozenset()), (None, {MMA}), (None, frozenset()),
     ]  # fmt: skip

@@ -1,0 +1,46 @@
+"""What differs between GPUs, by target: the capabilities that forms of kernels may require.
+
+The runtime of a target knows the same names; a device that lacks one passes the forms over that require it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsv3c.targets.gpu.kernels.frame import Variant
+
+MMA = "mma-m16n8k16"  # matrices of bfloat16 in the registers of a warp, see the PTX ISA; compute capability 8.0
+SIMDGROUP_MATRIX = "simdgroup-matrix"  # matrices of 8 x 8 float32 in a SIMD group, see the MSL specification
+SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """always: what every device of a target has. some: what the runtime looks for in the device that it opens."""
+
+    always: frozenset[str] = frozenset()
+    some: frozenset[str] = frozenset()
+
+    def usable(self, forms: Sequence[Variant]) -> tuple[Variant, ...]:
+        """The forms that some device runs, requiring only what not all have; none that an earlier one stands for."""
+        found: list[Variant] = []
+        for form in forms:
+            left = replace(form, requires=form.requires - self.always)
+            if left.requires <= self.some and not any(_stands_for(earlier, left) for earlier in found):
+                found.append(left)
+        return tuple(found)
+
+
+def _stands_for(earlier: Variant, other: Variant) -> bool:
+    """Whether it is taken wherever `other` could be."""
+    most, wanted = earlier.most_rows, other.most_rows
+    return earlier.requires <= other.requires and (most is None or (wanted is not None and wanted <= most))
+
+
+NOTHING = Capabilities()
+CUDA = Capabilities(always=frozenset({SUBGROUP_32}), some=frozenset({MMA}))
+METAL = Capabilities(always=frozenset({SUBGROUP_32, SIMDGROUP_MATRIX}))
+VULKAN = Capabilities()
