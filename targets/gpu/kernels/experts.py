@@ -16,6 +16,7 @@ from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.kernels.frame import weight_operands
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size
+from dsv3c.targets.gpu.kernels import matrix
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     Buffers,
@@ -31,6 +32,7 @@ from dsv3c.targets.gpu.kernels.frame import (
 from dsv3c.targets.gpu.kernels.functions import silu
 from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, stream, tile, tile_space
 from dsv3c.targets.gpu.kernels.rows import elementwise
+from dsv3c.targets.gpu.kernels.tiles import BLOCKS, TILE, Factors, Unit
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
@@ -151,12 +153,13 @@ def pair_sum(mix: PairSum, operands: Sequence[Operand]) -> tuple[Variant, ...]:
 
 
 def _variants(product: _Product, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """One token, few pairs an expert, many."""
+    """One token, few pairs an expert, many on matrix instructions, many."""
     order = product.order
     few = max(FEW, 4 * order.experts // order.top_k)  # an expert has four pairs on average
     forms = [(1, 1), (FEW_TILE, few)]
     streamed = [_few(product, operands, rows, most) for rows, most in forms if most < order.rows.bound]
-    return (*streamed, _many(product, operands))
+    fast = [_matrix(unit, product, operands) for unit in matrix.units(product.weight)]
+    return (*streamed, *fast, _many(product, operands))
 
 
 def _active(order: ExpertOrder) -> Extent:
@@ -214,6 +217,42 @@ def _many(product: _Product, operands: Sequence[Operand]) -> Variant:
     return Variant(grid, lambda: _kernel(product, operands, grid, body), product.order.rows)
 
 
+def _matrix(unit: Unit, product: _Product, operands: Sequence[Operand]) -> Variant:
+    """Blocks of gate and up take turns, so that a pair of blocks has both for the same rows."""
+    width, parts = BLOCKS // product.parts, product.parts
+    grid = (Extent(-(-product.blocks // width)), _active(product.order))
+
+    def body(buffers: Buffers, weight: Weight, expert: _Expert, group: Expr, thread: Expr) -> None:
+        first, space = T.bind(group * width), unit.space()
+
+        def block(i: Expr) -> Expr:
+            within = T.min(first + T.floordiv(i, parts), product.blocks - 1)
+            return T.bind(expert.block(product, T.floormod(i, parts)) + within)
+
+        with T.serial(0, T.floordiv(expert.count + (TILE - 1), TILE)) as step:
+
+            def start(row: Expr) -> Expr:
+                pair = expert.pair(T.min(step * TILE + row, expert.count - 1))
+                return T.bind(product.x_row(pair) * product.k)
+
+            def keep(row: Expr, two: Expr, lane: Expr, values: tuple[Expr, Expr]) -> None:
+                index = T.bind(step * TILE + row)
+                results = [product.combine(values)] if parts == 2 else values
+                with T.If(index < expert.count), T.Then():
+                    pair = expert.pair(index)
+                    for i, value in enumerate(results):
+                        n = T.bind((first + two * len(results) + i) * LANES + lane)
+                        with T.If(n < product.n), T.Then():
+                            store(buffers[product.role], pair * product.n + n, value)
+
+            unit.product(Factors(weight, block, buffers["x"], start), thread, space, keep)
+            barrier()  # all that was shared is read before the next rows are staged
+
+    return Variant(
+        grid, lambda: _kernel(product, operands, grid, body), product.order.rows, requires=frozenset({unit.capability})
+    )
+
+
 @dataclass(frozen=True)
 class _Expert:
     """One active expert: its id, its range of the list of pairs."""
@@ -227,7 +266,7 @@ class _Expert:
     def pair(self, index: Expr) -> Expr:
         return T.bind(self.table[2 + 2 * self.order.total + self.first + index])
 
-    def block(self, product: _Product, part: int) -> Expr:
+    def block(self, product: _Product, part: Expr) -> Expr:
         """The first row block of a part of its weight."""
         index = self.id - product.held.start if product.held.start else self.id
         return (index * product.parts + part) * product.blocks

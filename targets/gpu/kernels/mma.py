@@ -1,4 +1,4 @@
-"""linear for many rows on tensor cores: tiles of 64 activation rows and 64 output rows, summed in float32.
+"""Tiles on the tensor cores of NVIDIA, summed in float32.
 
 Both sides become bfloat16, which has the range of float32. Codes of int4, int8 and fp8 are exact in it, and so are the
 stored bfloat16; float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group along K.
@@ -10,77 +10,48 @@ both sides are staged in shared memory, as pairs of values in words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.gpu.capabilities import MMA
-from dsv3c.targets.gpu.kernels.frame import (
-    THREADS,
-    Buffer,
-    Buffers,
-    Expr,
-    Extent,
-    Variant,
-    barrier,
-    f32,
-    local,
-    prim_func,
-    row_count,
-    shared,
-    store,
-    view_of,
-)
+from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
+from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
-from dsv3c.targets.plan import Operand
 
-TILE = 64  # activation rows, and output rows
-BLOCKS = TILE // LANES  # of the weight
-K_TILE = 32  # every group along K is a multiple of it
 PAIRS = K_TILE // 2
 STRIDE = PAIRS + 4  # words of a staged row: with these four more, the 32 words of a fragment lie in 32 banks
-SLICES = THREADS // LANES
-SIDE = 32  # of the square that a warp computes
 ROW_FRAGMENTS, COLUMN_FRAGMENTS = SIDE // 16, SIDE // 8
 SUMS = 4 * ROW_FRAGMENTS * COLUMN_FRAGMENTS  # of a thread
 
 
-def serves(weight: QuantSpec) -> bool:
-    """Whether products with such weights may have bfloat16 factors."""
-    return weight.element != "f32"
+@dataclass(frozen=True)
+class Space:
+    """Shared memory: pairs of bfloat16 in words [TILE, STRIDE] of either side, factors f32 [2 * TILE]."""
+
+    weights: Buffer
+    rows: Buffer
+    factors: Buffer
 
 
-def linear(spec: Linear, operands: Sequence[Operand], out: View) -> Variant:
-    """The form for any number of rows. out: where y goes."""
-    view, blocks = view_of(spec.view, spec.heads, spec.k), -(-spec.n // LANES)
-    runs = -(-blocks // BLOCKS)
-    grid = (Extent(spec.heads * runs), Extent(1, spec.rows, TILE))
+@dataclass(frozen=True)
+class TensorCores:
+    """A `Unit`."""
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        weight, count = Weight.of(buffers, "w", spec.weight, spec.n, spec.k), row_count(buffers, spec.rows)
-        head = T.bind(T.floordiv(groups[0], runs))
-        first = T.bind(T.floormod(groups[0], runs) * BLOCKS)
-        first_row = T.bind(groups[1] * TILE)
-        last = T.bind(T.max(count - 1, 0))
+    capability: str = MMA
 
-        def block(i: Expr) -> Expr:
-            return T.bind(head * blocks + T.min(first + i, blocks - 1))
+    def serves(self, weight: QuantSpec) -> bool:
+        return weight.element != "f32"
 
-        def start(row: Expr) -> Expr:
-            return T.bind(view.start(T.min(first_row + row, last), head))
+    def space(self) -> Space:
+        return Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE))
 
-        sums = _product(weight, block, buffers["x"], start, thread)
-        for row, column, value in _Place(thread).sums(sums):
-            m, n = T.bind(first_row + row), T.bind(first * LANES + column)
-            with T.If(T.And(m < count, n < spec.n)), T.Then():
-                store(buffers["y"], out.start(m, head) + n, value)
-
-    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, requires=frozenset({MMA}))
+    def product(self, factors: Factors, thread: Expr, space: Space, keep: Keep) -> None:
+        place = _Place(thread)
+        sums = _product(factors, place, space)
+        place.each(sums, keep)
 
 
 @dataclass(frozen=True)
@@ -104,53 +75,57 @@ class _Place:
     def member(self) -> Expr:
         return T.bind(T.bitwise_and(self.thread, T.int32(3)))
 
-    def sums(self, sums: Buffer) -> Iterator[tuple[Expr, Expr, Expr]]:
-        """(activation row, output row, sum) of all that a thread has."""
+    def each(self, sums: Buffer, keep: Keep) -> None:
+        """The square of a warp is two blocks wide: of each row, a thread has the same columns of both."""
         row, column = self.corner
-        row, column = T.bind(row + self.group), T.bind(column + self.member * 2)
-        for at in range(SUMS):
-            fragment, element = divmod(at, 4)
-            i, j = divmod(fragment, COLUMN_FRAGMENTS)
-            yield row + (i * 16 + element // 2 * 8), column + (j * 8 + element % 2), sums[at]
+        row, pair, lane = T.bind(row + self.group), T.bind(T.shift_right(column, T.int32(5))), T.bind(self.member * 2)
+        for i in range(ROW_FRAGMENTS):
+            for j in range(COLUMN_FRAGMENTS // 2):
+                for element in range(4):
+                    first, second = (sums[_sum(i, j + block * 2, element)] for block in range(2))
+                    own, n = row + (i * 16 + element // 2 * 8), lane + (j * 8 + element % 2)
+                    keep(T.bind(own), pair, T.bind(n), (first, second))
 
 
-def _product(
-    weight: Weight, block: Callable[[Expr], Expr], x: Buffer, start: Callable[[Expr], Expr], thread: Expr
-) -> Buffer:
-    """The sums of a thread: activations x[start(row < TILE):] times the blocks block(i < BLOCKS)."""
+def _sum(i: int, j: int, element: int) -> int:
+    """Where a thread has a sum: element of the fragment i along rows, j along columns."""
+    return (i * COLUMN_FRAGMENTS + j) * 4 + element
+
+
+def _product(factors: Factors, place: _Place, space: Space) -> Buffer:
+    """The sums of a thread."""
+    weight, thread = factors.weight, place.thread
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
-    weights, rows, factors = shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE)
-    starts = [start(turn * SLICES + part) for turn in range(TILE // SLICES)]
-    place, sums = _Place(thread), local(SUMS)
+    starts = [factors.start(turn * SLICES + part) for turn in range(TILE // SLICES)]
+    sums, steps = local(SUMS), factors.steps
     (row, column), group, member = place.corner, place.group, place.member
     row_words, column_words = T.bind((row + group) * STRIDE + member), T.bind((column + group) * STRIDE + member)
 
     def add(step: Expr) -> None:
         """The products of K_TILE values of K from step * K_TILE on."""
-        _stage_weights(weight, block, step, (lane, part), weights)
+        _stage_weights(factors, step, (lane, part), space.weights)
         for turn, first in enumerate(starts):
             low = T.bind(step * K_TILE + lane * 2)
-            values = [T.bind(x[first + T.min(low + i, weight.k - 1)]) for i in range(2)]
-            store(rows, (turn * SLICES + part) * STRIDE + lane, _pair(*values))
+            values = [T.bind(factors.x[first + T.min(low + i, weight.k - 1)]) for i in range(2)]
+            store(space.rows, (turn * SLICES + part) * STRIDE + lane, _pair(*values))
         barrier()
         for at in range(0, PAIRS, 8):
-            _multiply(sums, (rows, T.bind(row_words + at)), (weights, T.bind(column_words + at)))
+            _multiply(sums, (space.rows, T.bind(row_words + at)), (space.weights, T.bind(column_words + at)))
         barrier()
 
-    def stage_factors(number: Expr, at: Expr) -> None:
+    def stage_scales(number: Expr, at: Expr) -> None:
         """The factors of a group, seen by all threads after the next barrier."""
         with T.If(thread < TILE), T.Then():
-            store(factors, at + thread, weight.factor(block(part), number, lane))
+            store(space.factors, at + thread, weight.factor(factors.block(part), number, lane))
 
     _clear(sums)
-    steps = -(-weight.chunks * weight.chunk // K_TILE)
     if weight.scale is None or weight.groups == 1:
         if weight.scale is not None:
-            stage_factors(T.int32(0), T.int32(0))
+            stage_scales(T.int32(0), T.int32(0))
         with T.serial(0, steps) as step:
             add(step)
         if weight.scale is not None:
-            for at, factor in enumerate(_factors(factors, column + member * 2)):
+            for at, factor in enumerate(_scales(space.factors, column + member * 2)):
                 store(sums, at, sums[at] * factor)
         return sums
     scaled, each = local(SUMS), steps // weight.groups
@@ -158,10 +133,10 @@ def _product(
     with T.serial(0, weight.groups) as number:
         # Two places by turns: a thread may still read the factors of the group before.
         own = T.bind(T.bitwise_and(number, T.int32(1)) * TILE)
-        stage_factors(number, own)
+        stage_scales(number, own)
         with T.serial(0, each) as step:
             add(T.bind(number * each + step))
-        for at, factor in enumerate(_factors(factors, own + column + member * 2)):
+        for at, factor in enumerate(_scales(space.factors, own + column + member * 2)):
             store(scaled, at, scaled[at] + sums[at] * factor)
         _clear(sums)
     return scaled
@@ -172,25 +147,24 @@ def _clear(sums: Buffer) -> None:
         store(sums, at, f32(0))
 
 
-def _factors(factors: Buffer, first: Expr) -> list[Expr]:
+def _scales(factors: Buffer, first: Expr) -> list[Expr]:
     """The factor of each sum of a thread; first: where that of its first output row is."""
     first = T.bind(first)
     found = [[T.bind(factors[first + (j * 8 + i)]) for i in range(2)] for j in range(COLUMN_FRAGMENTS)]
     return [found[at // 4 % COLUMN_FRAGMENTS][at % 2] for at in range(SUMS)]
 
 
-def _stage_weights(
-    weight: Weight, block: Callable[[Expr], Expr], step: Expr, own: tuple[Expr, Expr], space: Buffer
-) -> None:
+def _stage_weights(factors: Factors, step: Expr, own: tuple[Expr, Expr], space: Buffer) -> None:
     """K_TILE values of K of all blocks, their factors left out. own: row in a block and slice of a thread."""
     lane, part = own
+    weight = factors.weight
     size = max(weight.chunk, 2)  # values that a thread stages together
     per_block = K_TILE // size
     for turn in range(BLOCKS * per_block // SLICES):
         item = T.bind(turn * SLICES + part)
         i, within = T.bind(T.floordiv(item, per_block)), T.bind(T.floormod(item, per_block))
         at = T.bind((i * LANES + lane) * STRIDE + within * (size // 2))
-        for j, word in enumerate(_pairs(weight, block(i), T.bind(step * per_block + within), lane)):
+        for j, word in enumerate(_pairs(weight, factors.block(i), T.bind(step * per_block + within), lane)):
             store(space, at + j, word)
 
 

@@ -2,7 +2,7 @@
 
 Few rows: a thread has one output row and a slice of K, the slices are added in shared memory, so that weights are read
 once and in whole lines. Many rows: tiles of 64 output rows and 32 activation rows, both staged in shared memory, or
-tiles of tensor cores where a device has them, see `mma`.
+tiles of matrix instructions where a device has them, see `matrix`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.compiler.layouts import LANES
 from dsv3c.targets.cpu.kernels.frame import View, weight_operands
 from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.gpu.kernels import mma
+from dsv3c.targets.gpu.kernels import matrix
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     THREADS,
@@ -173,11 +173,11 @@ def linear_operands(spec: Linear) -> tuple[Operand, ...]:
 
 
 def linear(spec: Linear, operands: Sequence[Operand], out: View | None = None) -> tuple[Variant, ...]:
-    """One row, few rows, many rows on tensor cores, many rows. out: where y goes, if it is not alone in its rows."""
+    """One row, few rows, many on matrix instructions, many. out: where y goes, if it is not alone in its rows."""
     out = out or View(spec.heads * spec.n, head_stride=spec.n)
     forms = ((1, 1), (FEW_TILE, FEW))
     few = [_few(spec, operands, out, tile, most) for tile, most in forms if most < spec.rows.bound]
-    fast = [mma.linear(spec, operands, out)] if mma.serves(spec.weight) and spec.rows.bound > FEW else []
+    fast = [matrix.linear(unit, spec, operands, out) for unit in matrix.units(spec.weight) if spec.rows.bound > FEW]
     return (*few, *fast, _many(spec, operands, out))
 
 

@@ -10,15 +10,17 @@ from dsv3c.compiler import layouts
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
 from dsv3c.targets.gpu.capabilities import MMA
-from dsv3c.targets.gpu.kernels import operands, variants
+from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.source import CUDA, source
 from tests.targets.cpu.harness import compare
 from tests.targets.cpu.test_dense_kernels import control, normal
-from tests.targets.gpu.op_tests import SUMS, arguments, groups
+from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
+from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 
@@ -49,12 +51,31 @@ def case(name, t, n, k, heads=1, view=None):
     return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": expected}, (exact, size)
 
 
+def expert_case(op, name, t, d, i):
+    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
+    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
+    inputs = with_float_activations(inputs, spec)
+    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
+    parts = 2 if op is MoeGateUp else 1
+    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
+    _, w = stored_weight(normal(*shape), spec.weight)
+    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
+    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
+    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
+    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
+
+
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
 CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
 CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
 CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
 CASES["no-rows"] = case("bfloat16", 0, 17, 32)
-NAMES = {name: "mma_" + name.replace("-", "_") for name in CASES}
+EXPERTS = {
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    for op in (MoeGateUp, MoeDown)
+    for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
+}
+NAMES = {name: "mma_" + name.replace("-", "_") for name in (*CASES, *EXPERTS)}
 
 
 def form(spec):
@@ -64,7 +85,7 @@ def form(spec):
 
 def functions():
     """The kernel of every case by its name."""
-    return {NAMES[name]: form(spec).build() for name, (spec, *_) in CASES.items()}
+    return {NAMES[name]: form(spec).build() for name, (spec, *_) in (CASES | EXPERTS).items()}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +118,13 @@ def test_matches_numpy_with_rounded_factors(name, order, library):
     compare(run(library, NAMES[name], spec, inputs, order), inputs, expected, SUMS)
 
 
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_match_numpy_with_rounded_factors(name, order, library):
+    spec, inputs, expected = EXPERTS[name]
+    compare(run(library, NAMES[name], spec, inputs, order), inputs, expected, SUMS)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if "t65" in name])
 def test_the_error_of_rounding_is_bounded_by_that_of_its_factors(name, library):
     spec, inputs, _, (exact, size) = CASES[name]
@@ -111,6 +139,8 @@ def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp
     library = cuda_library(text, tmp_path, races=True)
     for name in ("int4-g32-t18-n64-k160", "int8-t65-n130-k129", "float16-t65-n130-k129"):
         spec, inputs, expected, _ = CASES[name]
+        compare(run(library, NAMES[name], spec, inputs, "shuffled"), inputs, expected, SUMS)
+    for name, (spec, inputs, expected) in EXPERTS.items():
         compare(run(library, NAMES[name], spec, inputs, "shuffled"), inputs, expected, SUMS)
 
 

@@ -236,6 +236,22 @@ struct Uses {
 template <class T, size_t N>
 class Shared {
    public:
+    class Element;
+
+    // An address: of the elements from one on.
+    class Place {
+       public:
+        template <class I>
+        Element operator[](I index) const {
+            return array_[index_ + static_cast<size_t>(index)];
+        }
+
+       private:
+        friend Element;
+        Place(Shared& array, size_t index) : array_(array), index_(index) {}
+        Shared& array_;
+        size_t index_;
+    };
     class Element {
        public:
         operator T() const {
@@ -248,6 +264,7 @@ class Shared {
             return *this;
         }
         Element& operator=(const Element& other) { return *this = static_cast<T>(other); }
+        Place operator&() const { return {array_, index_}; }
 
        private:
         friend Shared;

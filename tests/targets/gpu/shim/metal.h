@@ -108,6 +108,59 @@ T simd_max(T value, Place place = Place::current()) {
     return value;
 }
 
+// --- matrices of a SIMD group
+
+// Every thread has all of what was loaded, but of results only its own two elements: the others are poison, so that
+// whoever uses them without going through memory notices.
+template <class T, int COLUMNS, int ROWS>
+struct simdgroup_matrix {
+    T at[ROWS][COLUMNS];
+    simdgroup_matrix() { memset(static_cast<void*>(this), shim::POISON, sizeof *this); }
+};
+using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
+
+struct ulong2 {
+    unsigned long x, y;
+    ulong2(int value) : x(static_cast<unsigned long>(value)), y(x) {}
+};
+
+template <class T, int COLUMNS, int ROWS>
+simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T value) {
+    simdgroup_matrix<T, COLUMNS, ROWS> filled;
+    for (auto& row : filled.at)
+        for (T& element : row) element = value;
+    return filled;
+}
+template <class Source>
+void simdgroup_load(simdgroup_float8x8& d, Source source, unsigned long stride, ulong2 origin = 0,
+                    bool transposed = false, Place place = Place::current()) {
+    shim::wait(WIDTH, place);
+    for (unsigned long i = 0; i < 8; i++)
+        for (unsigned long j = 0; j < 8; j++)
+            d.at[transposed ? j : i][transposed ? i : j] = source[(origin.y + i) * stride + origin.x + j];
+}
+template <class Target>
+void simdgroup_store(const simdgroup_float8x8& s, Target target, unsigned long stride, ulong2 origin = 0,
+                     bool transposed = false, Place place = Place::current()) {
+    shim::wait(WIDTH, place);
+    for (unsigned long own = 2 * lane(); own < 2 * lane() + 2; own++) {
+        unsigned long i = own / 8, j = own % 8;
+        target[(origin.y + (transposed ? j : i)) * stride + origin.x + (transposed ? i : j)] = s.at[i][j];
+    }
+}
+inline void simdgroup_multiply_accumulate(simdgroup_float8x8& d, const simdgroup_float8x8& a,
+                                          const simdgroup_float8x8& b, const simdgroup_float8x8& c,
+                                          Place place = Place::current()) {
+    shim::wait(WIDTH, place);
+    simdgroup_float8x8 found;
+    for (unsigned own = 2 * lane(); own < 2 * lane() + 2; own++) {
+        float sum = c.at[own / 8][own % 8];
+        for (unsigned k = 0; k < 8; k++) sum = std::fma(a.at[own / 8][k], b.at[k][own % 8], sum);
+        found.at[own / 8][own % 8] = sum;
+    }
+    d = found;
+}
+
 }  // namespace metal
 
 // Last, so that the names stay usable above.
