@@ -41,12 +41,15 @@ def fitting_level(levels: Sequence[Level], physical: Physical) -> Level:
 
 
 class Module:
-    """All kernels of one level. Raises LibraryInvalid, KernelMissing, and as `Gpu`."""
+    """All kernels of one level; of a fat binary the driver takes the image of that level, by the same rule.
+
+    Raises LibraryInvalid, KernelMissing, and as `Gpu`.
+    """
 
     def __init__(self, gpu: Gpu, artifact: Artifact, level: Level, functions: Iterable[str]) -> None:
         self._gpu, self._handle = gpu, Handle()
         path = artifact.checked_file(level.file)
-        # PTX is text that ends with a zero byte; a cubin knows its own size.
+        # Fat binaries and cubins know their size; PTX, which older artifacts have as a file, ends with a zero byte.
         image = path.read_bytes() + b"\0"
         with gpu.guarded(f"the kernels of {level.file}"):
             try:

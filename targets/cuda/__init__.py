@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: kernels of dsv3c.targets.gpu as CUDA C++, one cubin an architecture and PTX for those to come."""
+"""NVIDIA GPUs: kernels of dsv3c.targets.gpu as CUDA C++, in one fat binary of machine code and PTX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cuda:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises NoCudaCompiler or UnknownArchitecture before anything is built."""
+        """Raises NoCudaCompiler, NoFatbinLibrary or UnknownArchitecture before anything is built."""
         from dsv3c.targets.cuda.binaries import Binaries, levels
         from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.capabilities import CUDA

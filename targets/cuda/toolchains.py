@@ -1,31 +1,41 @@
-"""The compilers of CUDA C++: nvcc of a toolkit, else NVIDIA's NVRTC library, which PyPI has.
+"""The compilers of CUDA C++: nvcc of a toolkit, else NVIDIA's libraries NVRTC and nvFatbin, which PyPI has.
 
-Neither needs a GPU. nvcc makes PTX once, which ptxas turns into machine code for each architecture; NVRTC compiles the
-text for each.
+Neither needs a GPU. Both make a fat binary: nvcc in one call, which makes PTX once and machine code of it for each
+architecture; NVRTC compiles the text for each, and nvFatbin joins what it made.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.targets.cuda.architectures import DEFAULT, UnknownArchitecture
+from dsv3c.targets.cuda.architectures import DEFAULT, PTX, UnknownArchitecture, number
 
-_LIBRARIES = ("libnvrtc.so*", "nvrtc64_*.dll")
+_NVRTC, _NVFATBIN = ("libnvrtc.so*", "nvrtc64_*.dll"), ("libnvfatbin.so*", "nvfatbin_*.dll")
+# Where the packages of CUDA 13 and of CUDA 12 have the two. Those of one version go together.
+_PACKAGES = (("nvidia.cu13", "nvidia.cu13"), ("nvidia.cuda_nvrtc", "nvidia.nvfatbin"))
 
 
 class NoCudaCompiler(Dsv3cError):
     message = "neither nvcc nor NVRTC was found; one of them compiles CUDA kernels"
     hint = "install the CUDA toolkit, or pip install 'dsv3c[cuda]'"
+
+
+class NoFatbinLibrary(NoCudaCompiler):
+    message = "NVRTC was found in {path}, but not nvFatbin of the same CUDA version, which joins what it compiles"
+    hint = "pip install 'dsv3c[cuda]' brings both; a CUDA toolkit needs neither"
 
 
 class CudaRefused(Dsv3cError):
@@ -45,42 +55,45 @@ class Toolchain(Protocol):
     def choose(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """`wanted`, or the default architectures that it knows. Raises UnknownArchitecture."""
 
-    def ptx(self, text: str, architecture: str) -> bytes:
-        """PTX of CUDA C++ for compute_XX. Raises CudaRefused."""
+    def fatbin(self, text: str, architectures: Sequence[str]) -> bytes:
+        """A fat binary of CUDA C++, not compressed: PTX of compute_80 and a cubin for each sm_XX. Raises CudaRefused.
 
-    def cubin(self, text: str, ptx: bytes, architecture: str) -> bytes:
-        """Machine code for sm_XX, of the text or of the PTX made of it. Raises CudaRefused."""
+        The same text and architectures give the same bytes.
+        """
 
 
 def find_toolchain() -> Toolchain:
-    """Raises NoCudaCompiler."""
+    """Raises NoCudaCompiler, NoFatbinLibrary."""
     program = shutil.which("nvcc")
-    if program is not None:
-        return Nvcc(Path(program))
-    library = find_nvrtc()
-    if library is None:
-        raise NoCudaCompiler()
-    return Nvrtc(library)
+    return find_nvrtc() if program is None else Nvcc(Path(program))
 
 
-def find_nvrtc() -> Path | None:
-    """The library of the package nvidia-cuda-nvrtc, which brings the one of built-in functions with it."""
-    for package in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
-        try:
-            spec = importlib.util.find_spec(package)
-        except ModuleNotFoundError:
-            continue
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        for folder in folders:
-            found = [
-                path
-                for pattern in _LIBRARIES
-                for path in sorted(Path(folder).glob(f"*/**/{pattern}"))
-                if "builtins" not in path.name and ".alt." not in path.name
-            ]
-            if found:
-                return found[0]
-    return None
+def find_nvrtc() -> Nvrtc:
+    """The libraries of PyPI's packages. Raises NoCudaCompiler, NoFatbinLibrary."""
+    alone = None
+    for compiler, joiner in _PACKAGES:
+        nvrtc, nvfatbin = _library(compiler, _NVRTC), _library(joiner, _NVFATBIN)
+        if nvrtc and nvfatbin:
+            return Nvrtc(nvrtc, nvfatbin)
+        alone = alone or nvrtc
+    raise NoFatbinLibrary(path=alone) if alone else NoCudaCompiler()
+
+
+def _library(package: str, patterns: Sequence[str]) -> Path | None:
+    """The library in a package; NVRTC's one of built-in functions lies beside it."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        return None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [
+        path
+        for folder in folders
+        for pattern in patterns
+        for path in sorted(Path(folder).glob(f"*/**/{pattern}"))
+        if "builtins" not in path.name and ".alt." not in path.name
+    ]
+    return found[0] if found else None
 
 
 def _chosen(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -88,6 +101,10 @@ def _chosen(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise UnknownArchitecture(name=name, known=", ".join(known))
     return tuple(wanted) or tuple(name for name in DEFAULT if name in known)
+
+
+def _named(architectures: Sequence[str]) -> str:
+    return ", ".join([PTX, *architectures])
 
 
 @dataclass(frozen=True)
@@ -104,19 +121,18 @@ class Nvcc:
     def choose(self, wanted: Sequence[str]) -> tuple[str, ...]:
         return _chosen(wanted, self._run(["--list-gpu-code"], "itself").decode().split())
 
-    def ptx(self, text: str, architecture: str) -> bytes:
-        return self._compile(text.encode(), ".cu", ["-std=c++17", "-ptx"], architecture)
-
-    def cubin(self, text: str, ptx: bytes, architecture: str) -> bytes:
-        return self._compile(ptx, ".ptx", ["-cubin"], architecture)
-
-    def _compile(self, content: bytes, suffix: str, options: Sequence[str], architecture: str) -> bytes:
+    def fatbin(self, text: str, architectures: Sequence[str]) -> bytes:
+        # TVM declares shared memory also where a kernel uses none: warning 177.
+        options = ["-std=c++17", "-diag-suppress", "177", "-fatbin", "-no-compress", "--threads", "0"]
+        # Below the PTX there is no making machine code of it.
+        older = [name for name in architectures if number(name) < number(PTX)]
+        codes = ",".join([PTX, *(name for name in architectures if name not in older)])
+        options += [f"-gencode=arch={PTX},code=[{codes}]"]
+        options += [f"-gencode=arch=compute_{number(name)},code={name}" for name in older]
         with tempfile.TemporaryDirectory() as folder:
-            given, made = Path(folder, f"kernels{suffix}"), Path(folder, "made")
-            given.write_bytes(content)
-            # TVM declares shared memory also where a kernel uses none: warning 177.
-            warnings = ["-diag-suppress", "177"] if suffix == ".cu" else []
-            self._run([*options, *warnings, f"-arch={architecture}", "-o", str(made), str(given)], architecture)
+            given, made = Path(folder, "kernels.cu"), Path(folder, "made")
+            given.write_text(text, encoding="utf-8")
+            self._run([*options, "-o", str(made), str(given)], _named(architectures))
             return made.read_bytes()
 
     def _run(self, arguments: Sequence[str], architecture: str) -> bytes:
@@ -129,56 +145,88 @@ class Nvcc:
 
 @dataclass(frozen=True)
 class Nvrtc:
-    """path: of the library, whose functions are those of nvrtc.h."""
+    """path: of the library, whose functions are those of nvrtc.h. nvfatbin: of the one with those of nvFatbin.h."""
 
     path: Path
+    nvfatbin: Path
 
     @cached_property
-    def _functions(self) -> ctypes.CDLL:
-        return ctypes.CDLL(str(self.path))
+    def _compiler(self) -> _Library:
+        # It looks for its library of built-in functions where the system has libraries, unless that is loaded.
+        for builtins in self.path.parent.glob("*nvrtc-builtins*"):
+            if ".alt." not in builtins.name:
+                ctypes.CDLL(str(builtins))
+        return _Library(self.path, "nvrtcGetErrorString")
 
     @cached_property
     def version(self) -> str:
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        major, minor = c_int(), c_int()
+        self._compiler.call("nvrtcVersion", byref(major), byref(minor))
         return f"NVRTC {major.value}.{minor.value}"
 
     def choose(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        count = ctypes.c_int()
-        self._call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
-        numbers = (ctypes.c_int * count.value)()
-        self._call("nvrtcGetSupportedArchs", numbers)
+        count = c_int()
+        self._compiler.call("nvrtcGetNumSupportedArchs", byref(count))
+        numbers = (c_int * count.value)()
+        self._compiler.call("nvrtcGetSupportedArchs", numbers)
         return _chosen(wanted, [f"sm_{number}" for number in numbers])
 
-    def ptx(self, text: str, architecture: str) -> bytes:
-        return self._compile(text, architecture, "PTX").rstrip(b"\0")
+    def fatbin(self, text: str, architectures: Sequence[str]) -> bytes:
+        names = [PTX, *architectures]
+        # It compiles outside of Python's lock, so several at once.
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            images = list(pool.map(lambda name: self._compiled(text, name), names))
+        return self._joined(dict(zip(names, images, strict=True)))
 
-    def cubin(self, text: str, ptx: bytes, architecture: str) -> bytes:
-        return self._compile(text, architecture, "CUBIN")
-
-    def _compile(self, text: str, architecture: str, form: str) -> bytes:
-        program = ctypes.c_void_p()
-        self._call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
+    def _compiled(self, text: str, architecture: str) -> bytes:
+        """PTX, which ends with a zero byte, or a cubin."""
+        call, program = self._compiler.call, c_void_p()
+        call("nvrtcCreateProgram", byref(program), text.encode(), b"kernels.cu", 0, None, None)
         try:
             options = [b"--std=c++17", b"--diag-suppress=177", f"--gpu-architecture={architecture}".encode()]
-            given = (ctypes.c_char_p * len(options))(*options)
-            if self._functions.nvrtcCompileProgram(program, len(options), given) != 0:
+            given = (c_char_p * len(options))(*options)
+            if self._compiler.functions.nvrtcCompileProgram(program, len(options), given) != 0:
                 log = self._bytes("nvrtcGetProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
                 raise CudaRefused(compiler=self.version, architecture=architecture, output=log)
-            return self._bytes(f"nvrtcGet{form}", program)
+            return self._bytes("nvrtcGetPTX" if architecture == PTX else "nvrtcGetCUBIN", program)
         finally:
-            self._call("nvrtcDestroyProgram", ctypes.byref(program))
+            call("nvrtcDestroyProgram", byref(program))
 
-    def _bytes(self, name: str, program: ctypes.c_void_p) -> bytes:
-        size = ctypes.c_size_t()
-        self._call(f"{name}Size", program, ctypes.byref(size))
+    def _bytes(self, name: str, program: c_void_p) -> bytes:
+        size = c_size_t()
+        self._compiler.call(f"{name}Size", program, byref(size))
         content = ctypes.create_string_buffer(size.value)
-        self._call(name, program, content)
+        self._compiler.call(name, program, content)
         return content.raw
 
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._functions, name)(*arguments)
+    def _joined(self, images: Mapping[str, bytes]) -> bytes:
+        call, handle, size = _Library(self.nvfatbin, "nvFatbinGetErrorString").call, c_void_p(), c_size_t()
+        call("nvFatbinCreate", byref(handle), (c_char_p * 1)(b"-compress=false"), c_size_t(1))
+        try:
+            for name, image in images.items():
+                given = handle, image, c_size_t(len(image)), str(number(name)).encode(), b"kernels"
+                if name == PTX:
+                    call("nvFatbinAddPTX", *given, b"")
+                else:
+                    call("nvFatbinAddCubin", *given)
+            call("nvFatbinSize", handle, byref(size))
+            content = ctypes.create_string_buffer(size.value)
+            call("nvFatbinGet", handle, content)
+            return content.raw
+        finally:
+            call("nvFatbinDestroy", byref(handle))
+
+
+class _Library:
+    """Functions that give 0, or a number that `errors` has a text for."""
+
+    def __init__(self, path: Path, errors: str) -> None:
+        self._path, self.functions = path, ctypes.CDLL(str(path))
+        self._text = self.functions[errors]
+        self._text.restype = c_char_p
+
+    def call(self, name: str, *arguments: object) -> None:
+        status = self.functions[name](*arguments)
         if status != 0:
-            self._functions.nvrtcGetErrorString.restype = ctypes.c_char_p
-            reason = self._functions.nvrtcGetErrorString(status).decode(errors="replace")
-            raise CudaRefused(compiler=str(self.path), architecture=name, output=reason)
+            reason = f"{name}: {self._text(status).decode(errors='replace')}"
+            raise CudaRefused(compiler=str(self._path), architecture="all architectures", output=reason)

@@ -14,15 +14,17 @@ from dsv3c.runtime.cuda import driver as cuda
 from dsv3c.targets.cuda import binaries
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cuda.cubin import read_cubin
+from tests.targets.cuda.fatbin import read_fatbin
 from tests.targets.gpu.shim.cuda import cuda_library, kernels, parameters
 
 GIGABYTE = 1 << 30
+TARGET = "cuda:arch=sm_80+sm_86"
 SOURCE = Path(__file__).with_name("fake_driver.c")
 
 
 @dataclass
 class Compiled:
-    """An artifact for sm_86, and its kernels for this CPU: name -> (library, parameters, threads)."""
+    """An artifact for sm_80 and sm_86, and its kernels for this CPU: name -> (library, parameters, threads)."""
 
     folder: Path
     functions: dict = field(default_factory=dict)
@@ -53,10 +55,11 @@ def _compile(quant, folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(binaries, "cuda_source", remembered)
-        compile_checkpoint(BUNDLED_MODEL, folder / "artifact", CompileOptions(target="cuda:arch=sm_86", quant=quant))
+        compile_checkpoint(BUNDLED_MODEL, folder / "artifact", CompileOptions(target=TARGET, quant=quant))
     (text,) = texts
     library = cuda_library(text, folder)
-    _, binary = read_cubin((folder / "artifact" / "kernels" / "sm_86.cubin").read_bytes())
+    images = read_fatbin((folder / "artifact" / "kernels" / binaries.FILE).read_bytes())
+    _, binary = read_cubin(images["sm_86"])
     assert {name: len(parameters(kernel)) for name, kernel in kernels(text).items()} == {
         name: len(kernel.parameters) for name, kernel in binary.items()
     }
@@ -90,7 +93,7 @@ class Fake:
 
     def __init__(self, path):
         self.library = ctypes.CDLL(str(path))
-        self.library.fake_message.restype = ctypes.c_char_p
+        self.library.fake_message.restype = self.library.fake_loaded.restype = ctypes.c_char_p
         self.reset()
 
     def reset(self, devices=1, capability=86, capacity=GIGABYTE, version=13000):

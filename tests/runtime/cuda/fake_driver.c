@@ -206,32 +206,73 @@ typedef struct {
     size_t bytes;
 } Module;
 
-// A cubin for this device's generation and no newer than it, or PTX that ends with a zero byte.
-PUBLIC CUresult cuModuleLoadData(CUmodule* made, const void* image) {
-    BEGIN;
-    const unsigned char* bytes = image;
-    size_t size;
-    if (memcmp(bytes, "\x7f" "ELF", 4) == 0) {
-        uint16_t machine, rows, row_bytes;
-        uint64_t table;
-        uint32_t flags;
-        memcpy(&machine, bytes + 18, 2), memcpy(&flags, bytes + 48, 4);
-        memcpy(&table, bytes + 40, 8), memcpy(&row_bytes, bytes + 58, 2), memcpy(&rows, bytes + 60, 2);
-        int built_for = flags >> 8 & 0xFF;
-        CHECK(machine == 190, CUDA_ERROR_INVALID_IMAGE);
-        CHECK(built_for / 10 == compute_capability / 10 && built_for <= compute_capability,
-              CUDA_ERROR_NO_BINARY_FOR_GPU);
-        size = table + (size_t)rows * row_bytes;
-    } else {
-        const char* target = strstr(image, "\n.target sm_");
+typedef struct {
+    const char* data;
+    size_t bytes;
+    int machine_code, architecture;
+} Image;
+
+static int runs(const Image* image) {
+    const int built_for = image->architecture, own = compute_capability;
+    return built_for <= own && (!image->machine_code || built_for / 10 == own / 10);
+}
+
+// A cubin, an ELF file that ends with the table of its sections, or PTX that ends with a zero byte.
+static CUresult read_image(const char* data, Image* image) {
+    *image = (Image){.data = data};
+    if (memcmp(data, "\x7f" "ELF", 4) != 0) {
+        const char* target = strstr(data, "\n.target sm_");
         CHECK(target, CUDA_ERROR_INVALID_IMAGE);
-        CHECK(atoi(target + 12) <= compute_capability, CUDA_ERROR_NO_BINARY_FOR_GPU);
-        size = strlen(image);
+        image->architecture = atoi(target + 12), image->bytes = strlen(data);
+        return CUDA_SUCCESS;
     }
+    uint16_t machine, rows, row_bytes;
+    uint64_t table;
+    uint32_t flags;
+    memcpy(&machine, data + 18, 2), memcpy(&flags, data + 48, 4);
+    memcpy(&table, data + 40, 8), memcpy(&row_bytes, data + 58, 2), memcpy(&rows, data + 60, 2);
+    CHECK(machine == 190, CUDA_ERROR_INVALID_IMAGE);
+    image->machine_code = 1, image->architecture = flags >> 8 & 0xFF, image->bytes = table + (size_t)rows * row_bytes;
+    return CUDA_SUCCESS;
+}
+
+// Of a fat binary (see tests/targets/cuda/fatbin.py) the newest machine code that the device runs, else such PTX.
+static CUresult choose_image(const char* data, Image* best) {
+    uint16_t header;
+    uint64_t size;
+    memcpy(&header, data + 6, 2), memcpy(&size, data + 8, 8);
+    const char* end = data + header + size;
+    int found = 0;
+    for (data += header; data < end; data += size) {
+        Image image;
+        uint16_t kind;
+        uint32_t before, architecture;
+        memcpy(&kind, data, 2), memcpy(&before, data + 4, 4), memcpy(&size, data + 8, 8);
+        memcpy(&architecture, data + 28, 4);
+        data += before;
+        CUresult read = read_image(data, &image);
+        if (read != CUDA_SUCCESS) return read;
+        CHECK(image.architecture == (int)architecture && image.machine_code == (kind == 2) && image.bytes <= size,
+              CUDA_ERROR_INVALID_IMAGE);
+        int better = !found || image.machine_code > best->machine_code ||
+                     (image.machine_code == best->machine_code && image.architecture > best->architecture);
+        if (runs(&image) && better) *best = image, found = 1;
+    }
+    CHECK(found, CUDA_ERROR_NO_BINARY_FOR_GPU);
+    return CUDA_SUCCESS;
+}
+
+PUBLIC CUresult cuModuleLoadData(CUmodule* made, const void* data) {
+    BEGIN;
+    Image image;
+    CUresult read = memcmp(data, "\x50\xED\x55\xBA", 4) == 0 ? choose_image(data, &image) : read_image(data, &image);
+    if (read != CUDA_SUCCESS) return read;
+    CHECK(runs(&image), CUDA_ERROR_NO_BINARY_FOR_GPU);
+    snprintf(loaded_image, sizeof loaded_image, "%s_%d", image.machine_code ? "sm" : "compute", image.architecture);
     Module* module = make(sizeof *module, MODULE);
-    module->image = malloc(size);
-    memcpy(module->image, image, size);
-    module->bytes = size;
+    module->image = malloc(image.bytes);
+    memcpy(module->image, image.data, image.bytes);
+    module->bytes = image.bytes;
     *made = (CUmodule)module;
     return CUDA_SUCCESS;
 }

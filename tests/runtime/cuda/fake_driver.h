@@ -101,7 +101,7 @@ static struct {
 } failure;
 static int kernel_countdown;
 static CUresult kernel_failure;
-static char last_message[512];
+static char last_message[512], loaded_image[32];
 
 #define PUBLIC __attribute__((visibility("default")))
 #define CHECK(condition, code) \
@@ -172,7 +172,7 @@ PUBLIC void fake_reset(int devices, int capability, size_t bytes, int version) {
     device_count = devices, compute_capability = capability, capacity = bytes, driver_version = version;
     initialized = retained = 0, used = 0, memory_count = 0, live_objects = 0, kernel_count = 0;
     kernel_runs = launched_graphs = changed_nodes = 0, queued = done = 0, lost = 0;
-    failure.countdown = kernel_countdown = 0, current = NULL, context.alive = 0, last_message[0] = 0;
+    failure.countdown = kernel_countdown = 0, current = NULL, context.alive = 0, last_message[0] = loaded_image[0] = 0;
 }
 PUBLIC void fake_kernel(const char* name, void (*entry)(void* const*), ShimLaunch launch, unsigned parameters,
                         unsigned threads) {
@@ -189,6 +189,7 @@ PUBLIC int fake_kernel_runs(void) { return kernel_runs; }
 PUBLIC int fake_graph_launches(void) { return launched_graphs; }
 PUBLIC int fake_changed_nodes(void) { return changed_nodes; }
 PUBLIC const char* fake_message(void) { return last_message; }
+PUBLIC const char* fake_loaded(void) { return loaded_image; }  // sm_XX or compute_XX, of the last module
 // Handles and allocations that were not given back.
 PUBLIC int fake_live(void) {
     int live = live_objects + retained;

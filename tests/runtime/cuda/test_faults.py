@@ -1,6 +1,8 @@
 """What is said where driver, device or memory are not as needed; of what was opened nothing stays behind."""
 
 import ctypes.util
+import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -26,6 +28,7 @@ from dsv3c.runtime.errors import (
     UnknownDevice,
 )
 from dsv3c.runtime.session import Request, Session
+from tests.targets.cuda.fatbin import read_fatbin
 
 SLOTS = 64
 OUT_OF_MEMORY, NO_DEVICE, ECC, ILLEGAL_ADDRESS, LAUNCH_FAILED, INVALID_VALUE = 2, 100, 214, 700, 719, 1
@@ -90,17 +93,48 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(wanted, artif
 def test_a_device_that_no_binary_fits_is_named_with_what_the_artifact_has(capability, suggestion, artifact, fake):
     fake.reset(capability=capability)
     found = f"{capability // 10}.{capability % 10}"
-    with pytest.raises(DeviceLacks, match=f"capability {found}, .* compute_80, sm_86(.|\n)*arch={suggestion}"):
+    with pytest.raises(DeviceLacks, match=f"capability {found}, .* compute_80, sm_80, sm_86(.|\n)*arch={suggestion}"):
         CudaDevice(artifact, SLOTS, None)
 
 
 @pytest.mark.parametrize(
-    ("capability", "level"), [(80, "compute_80"), (86, "sm_86"), (89, "sm_86"), (120, "compute_80")]
+    ("capability", "level"), [(80, "sm_80"), (86, "sm_86"), (89, "sm_86"), (90, "compute_80"), (120, "compute_80")]
 )
 def test_machine_code_of_the_generation_is_taken_else_ptx(capability, level, artifact, fake, compiled):
+    """And the level that the report names is the image that the driver takes."""
     fake.reset(capability=capability)
     fake.register(compiled("int4-g32"))
-    assert opened_and_closed(artifact)["level"] == level
+    assert (opened_and_closed(artifact)["level"], fake.loaded) == (level, level)
+
+
+def in_a_file_each(artifact, folder):
+    """The artifact with a cubin or PTX for each level, as it was written before there was a fat binary."""
+    shutil.copytree(artifact.folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    target, files = manifest["target"], manifest["files"]
+    images = read_fatbin((folder / target["levels"][0]["file"]).read_bytes())
+    (folder / target["levels"][0]["file"]).unlink()
+    del files[target["levels"][0]["file"]]
+    for level in target["levels"]:
+        image = images[level["name"]]
+        level["file"] = f"kernels/{level['name']}" + (".cubin" if level["name"].startswith("sm_") else ".ptx")
+        (folder / level["file"]).write_bytes(image)
+        files[level["file"]] = {"size": len(image), "sha256": hashlib.sha256(image).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Artifact.open(folder)
+
+
+@pytest.mark.parametrize(("capability", "level"), [(80, "sm_80"), (89, "sm_86"), (90, "compute_80")])
+def test_artifacts_with_a_file_for_each_level_still_run(capability, level, artifact, fake, compiled, tmp_path):
+    older = in_a_file_each(artifact, tmp_path / "older")
+    fake.reset(capability=capability)
+    fake.register(compiled("int4-g32"))
+    device = CudaDevice(older, SLOTS, None)
+    try:
+        assert (device.report()["level"], fake.loaded) == (level, level)
+        assert np.isfinite(step(device, older)).all()
+    finally:
+        device.close()
 
 
 def test_of_several_architectures_the_best_that_fits_is_taken():
@@ -196,7 +230,7 @@ def test_a_refusal_in_a_step_is_told_with_the_drivers_function(function, artifac
 
 def test_a_refusal_of_the_binary_is_told_with_the_drivers_version(artifact, fake):
     fake.fail("cuModuleLoadData", 1, 209)
-    with pytest.raises(LibraryInvalid, match=r"sm_86\.cubin(.|\n)*driver 13\.0"):
+    with pytest.raises(LibraryInvalid, match=r"kernels\.fatbin(.|\n)*driver 13\.0"):
         CudaDevice(artifact, SLOTS, None)
 
 
@@ -208,7 +242,7 @@ def test_a_kernel_that_the_binary_lacks_is_named(artifact, fake):
 
 def test_a_changed_binary_is_refused_before_the_driver_sees_it(artifact, fake, tmp_path):
     shutil.copytree(artifact.folder, tmp_path / "changed")
-    path = tmp_path / "changed" / "kernels" / "sm_86.cubin"
+    path = tmp_path / "changed" / "kernels" / "kernels.fatbin"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What the files of a CUDA artifact hold, read from the files: nothing here is run on a GPU."""
+"""What the fat binary of a CUDA artifact holds, read from the file: nothing here is run on a GPU."""
 
 import json
 
@@ -6,12 +6,14 @@ import pytest
 
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
+from dsv3c.runtime.artifact import verify
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
-from dsv3c.targets.cuda.binaries import Binaries, file_name
+from dsv3c.targets.cuda.binaries import FILE, Binaries
 from dsv3c.targets.gpu.capabilities import CUDA
 from dsv3c.targets.gpu.kernels.frame import THREADS
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cuda.cubin import read_cubin
+from tests.targets.cuda.fatbin import read_fatbin
 
 POINTER = 8
 REGISTERS = 64 << 10  # of a multiprocessor
@@ -32,11 +34,15 @@ def plan(artifact):
 
 
 @pytest.fixture(scope="module")
-def cubins(artifact):
+def images(artifact):
+    """Images of the fat binary by name."""
+    return read_fatbin((artifact / "kernels" / FILE).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def cubins(images):
     """architecture -> kernels by name."""
-    target = json.loads((artifact / "manifest.json").read_text())["target"]
-    files = {level["name"]: artifact / level["file"] for level in target["levels"] if level["file"].endswith("cubin")}
-    read = {name: read_cubin(path.read_bytes()) for name, path in files.items()}
+    read = {name: read_cubin(image) for name, image in images.items() if name.startswith("sm_")}
     assert {name: number(name) for name in read} == {name: architecture for name, (architecture, _) in read.items()}
     return {name: kernels for name, (_, kernels) in read.items()}
 
@@ -77,42 +83,78 @@ def test_kernels_are_bound_to_the_threads_of_a_workgroup_and_its_shared_memory(p
             assert kernel.shared - (reserved if kernel.shared else 0) <= SHARED
 
 
-def test_ptx_has_every_kernel_and_asks_for_the_lowest_architecture(artifact, plan):
-    text = (artifact / "kernels" / file_name("compute_80")).read_text()
+def test_ptx_has_every_kernel_and_asks_for_the_lowest_architecture(images, plan):
+    text = images["compute_80"].decode()
     assert ".target sm_80" in text
     assert {f".visible .entry {name}(" in text for name in functions(plan)} == {True}
     assert "ld.local" not in text
     assert "mma.sync.aligned.m16n8k16" in text
 
 
-def test_the_manifest_lists_the_most_general_level_first(artifact):
+def test_the_manifest_has_a_level_for_each_image_the_most_general_first(artifact, images):
     target = json.loads((artifact / "manifest.json").read_text())["target"]
     assert target["name"] == "cuda"
-    assert [level["name"] for level in target["levels"]][:3] == ["compute_80", "sm_80", "sm_86"]
-    assert all(level["requires"] == [level["name"]] for level in target["levels"])
+    names = ["compute_80", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+    file = f"kernels/{FILE}"
+    assert target["levels"] == [{"name": name, "requires": [name], "file": file} for name in names if name in images]
+    assert list(images) == [level["name"] for level in target["levels"]]
     assert target["compiler"].startswith(("nvcc ", "NVRTC "))
 
 
 def test_architectures_can_be_chosen(nvcc, tmp_path):
     compile_checkpoint(BUNDLED_MODEL, tmp_path / "one", CompileOptions(target="cuda:arch=sm_89", quant="int8"))
-    assert {path.name for path in (tmp_path / "one" / "kernels").iterdir()} == {"compute_80.ptx", "sm_89.cubin"}
+    assert read_fatbin((tmp_path / "one" / "kernels" / FILE).read_bytes()).keys() == {"compute_80", "sm_89"}
 
 
-def test_both_compilers_make_every_kind_of_file(toolchain, tmp_path):
+def test_the_one_file_of_all_levels_is_counted_once(artifact):
+    assert [path.name for path in (artifact / "kernels").iterdir()] == [FILE]
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert [name for name in manifest["files"] if name.startswith("kernels/")] == [f"kernels/{FILE}"]
+    assert verify(artifact).extra == ()
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Functions of all forms of a linear, one of them on tensor cores."""
     from dsv3c.targets.gpu.kernels import stages, variants
     from tests.targets.gpu.op_tests import CASES
 
     (kernel,) = stages(CASES["linear-float16-t17-n272-k160"][0])
     forms = {f"linear_{i}": form.build for i, form in enumerate(variants(kernel, CUDA))}
     assert len(forms) == 4
+    return forms
+
+
+def test_both_compilers_make_every_kind_of_image(toolchain, linear, tmp_path):
     made = []
-    Binaries(toolchain, ("sm_80", "sm_90")).compile(forms, tmp_path, made.append)
+    Binaries(toolchain, ("sm_80", "sm_90")).compile(linear, tmp_path, made.append)
+    images = read_fatbin((tmp_path / FILE).read_bytes())
+    assert list(images) == ["compute_80", "sm_80", "sm_90"]
     for name in ("sm_80", "sm_90"):
-        architecture, kernels = read_cubin((tmp_path / f"{name}.cubin").read_bytes())
-        assert architecture == number(name) and kernels.keys() == forms.keys()
-    ptx = (tmp_path / "compute_80.ptx").read_bytes()
-    assert ptx.endswith(b"\n") and b".target sm_80" in ptx
-    assert sum(made) == len(forms)
+        architecture, kernels = read_cubin(images[name])
+        assert architecture == number(name) and kernels.keys() == linear.keys()
+    text = images["compute_80"].decode()
+    assert ".target sm_80" in text and {f".visible .entry {name}(" in text for name in linear} == {True}
+    assert sum(made) == len(linear)
+
+
+def test_an_architecture_below_that_of_the_ptx_is_compiled_too(toolchain, linear, tmp_path):
+    Binaries(toolchain, ("sm_75", "sm_86")).compile(linear, tmp_path, lambda count: None)
+    images = read_fatbin((tmp_path / FILE).read_bytes())
+    assert images.keys() == {"compute_80", "sm_75", "sm_86"}
+    assert {architecture: kernels.keys() for architecture, kernels in map(read_cubin, list(images.values())[1:])} == {
+        75: linear.keys(),
+        86: linear.keys(),
+    }
+
+
+def test_the_same_kernels_give_the_same_bytes(toolchain, linear, tmp_path):
+    found = set()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        Binaries(toolchain, ("sm_80", "sm_90")).compile(linear, tmp_path / name, lambda count: None)
+        found.add((tmp_path / name / FILE).read_bytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("text", ["sm_74", "sm90", "sm_80,", "compute_80", "sm_90a", ""])

@@ -16,6 +16,7 @@ from tests.conftest import BUNDLED_MODEL
 from tests.targets.cpu.harness import compare
 from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
+from tests.targets.cuda.fatbin import read_fatbin
 from tests.targets.gpu.op_tests import SUMS, OpTests
 from tests.targets.gpu.shim.forms import Forms
 
@@ -42,8 +43,8 @@ def compiler(card):
 def module(request, card, compiler, forms):
     """All kernels for this card, as the compiler makes them and as the driver translates them."""
     text = cuda_source(forms.functions | test_mma.functions())
-    ptx = compiler.ptx(text, "compute_80")
-    return card.load(ptx if request.param == "PTX" else compiler.cubin(text, ptx, card.architecture))
+    images = read_fatbin(compiler.fatbin(text, [card.architecture]))
+    return card.load(images["compute_80" if request.param == "PTX" else card.architecture])
 
 
 @pytest.fixture(scope="module")
