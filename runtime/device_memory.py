@@ -1,11 +1,14 @@
-"""What a plan takes of a GPU's memory, told before any of it is taken; copies within it."""
+"""What a plan takes of a GPU's memory and asks of it, told before any of it is taken; copies within it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dsv3c.runtime.errors import DeviceMemoryShort
+from dsv3c.runtime.errors import DeviceLacks, DeviceMemoryShort
+from dsv3c.runtime.plan import Plan
+
+MOST_ELEMENTS = 2**31 - 1  # of a buffer: kernels count them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,18 @@ class Needs:
             "cache_bytes": self.cache,
             "memory_bytes": self.total,
         }
+
+
+def require_countable(device: str, plan: Plan, slots: int) -> None:
+    """Raises DeviceLacks for a buffer with more elements than kernels count, caches of `slots` rows included."""
+    for buffer in plan.buffers:
+        cache = buffer.kind == "cache"
+        elements = slots * plan.latent_dim if cache else buffer.size
+        if elements > MOST_ELEMENTS:
+            what = "a layer's cache" if cache else f"the buffer {buffer.name}"
+            less = "lower context or max_batch when loading" if cache else "compile with a lower --max-tokens"
+            lacks = f"{what} would have {elements} elements, kernels count up to {MOST_ELEMENTS}"
+            raise DeviceLacks(device=device, lacks=lacks, hint_text=less)
 
 
 def disjoint(source: int, target: int, count: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from dsv3c.runtime.cuda.gpu import Gpu, choose, devices, dotted
 from dsv3c.runtime.cuda.graphs import Graph, make_kernels
 from dsv3c.runtime.cuda.memory import Places
 from dsv3c.runtime.cuda.modules import Module, fitting_level
-from dsv3c.runtime.device_memory import disjoint
+from dsv3c.runtime.device_memory import disjoint, require_countable
 from dsv3c.runtime.dispatch import AXES, Key, Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import typed
@@ -59,6 +59,7 @@ class CudaDevice:
         self._closers.append(gpu.close)
         self._steps = {name: Steps(plan, table, entry) for name, entry in plan.entries.items()}
         _require_limits(gpu, table, list(self._steps.values()))
+        require_countable(gpu.name, plan, self.slots)
         kernels = dict.fromkeys(name for entry in plan.entries.values() for name, _ in entry.calls)
         functions = [form.function for name in kernels for form in table.forms[name]]
         module = Module(gpu, artifact, self._level, functions)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3c.runtime.device_memory import Needs, disjoint
-from dsv3c.runtime.errors import DeviceMemoryShort
+from dsv3c.runtime.device_memory import MOST_ELEMENTS, Needs, disjoint, require_countable
+from dsv3c.runtime.errors import DeviceLacks, DeviceMemoryShort
+from dsv3c.runtime.plan import Bounds, Buffer, Plan
 
 NEEDS = Needs(weights=70, cache=20, activations=9, inputs=1)
 
@@ -21,6 +22,24 @@ def test_too_little_memory_is_told_by_part() -> None:
 @pytest.mark.parametrize("available", [100, None])
 def test_enough_memory_or_an_unknown_amount_is_accepted(available: int | None) -> None:
     NEEDS.require("a card", available)
+
+
+def plan_with(elements: int) -> Plan:
+    """A plan with a buffer of so many elements, and a cache with rows of 64."""
+    buffers = Buffer("scores", "arena", "float32", elements), Buffer("cache.0", "cache", "bfloat16", 0)
+    return Plan(Bounds(1, 1, 1, 1), 16, 4 * elements, 64, "bfloat16", 1, buffers, {})
+
+
+def test_a_buffer_with_more_elements_than_kernels_count_is_named_with_what_to_do() -> None:
+    require_countable("a card", plan_with(MOST_ELEMENTS), 100)
+    with pytest.raises(DeviceLacks, match=r"scores would have 2147483648 elements(.|\n)*lower --max-tokens"):
+        require_countable("a card", plan_with(MOST_ELEMENTS + 1), 100)
+
+
+def test_a_cache_with_more_elements_than_kernels_count_is_refused() -> None:
+    require_countable("a card", plan_with(1), 2**25 - 1)
+    with pytest.raises(DeviceLacks, match=r"cache would have 2147483648 elements(.|\n)*lower context or max_batch"):
+        require_countable("a card", plan_with(1), 2**25)
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))

@@ -139,6 +139,19 @@ def test_multi_token_prediction_takes_hidden_states(loaded):
     assert found.shape == (TOKENS.size - 1, 2048) and np.isfinite(found).all()
 
 
+def test_a_step_returns_when_its_results_are_there_and_not_before(opened, artifact):
+    """The driver does nothing until somebody waits for it."""
+    device = opened()
+    logits(device, artifact)
+    found, size = device.output("decode", "logits"), artifact.manifest.vocab_size
+    found[:] = np.nan
+    device.run("decode")  # the last step again
+    at_return = found[:size].copy()
+    device._gpu.wait("what may be left to do")
+    assert np.isfinite(at_return).all()
+    np.testing.assert_array_equal(found[:size], at_return)
+
+
 def test_steps_of_one_token_replay_a_graph_that_nothing_is_changed_in(opened, artifact, fake):
     device = opened()
     logits(device, artifact)

@@ -164,6 +164,14 @@ def test_too_little_memory_is_told_by_part_before_anything_is_taken(artifact, fa
         CudaDevice(artifact, SLOTS, None)
 
 
+def test_a_cache_that_kernels_could_not_count_is_refused_before_anything_is_taken(artifact, fake, compiled):
+    fake.reset(capacity=1 << 40)
+    fake.register(compiled("int4-g32"))
+    slots = 2**31 // artifact.plan.latent_dim + 1
+    with pytest.raises(DeviceLacks, match=r"cache would have \d+ elements(.|\n)*lower context or max_batch"):
+        CudaDevice(artifact, slots, None)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_memory_refused_at_any_allocation_names_it_and_gives_the_others_back(number, artifact, fake):
     what = ["the weights", "the cache", "the activations", "the inputs"][number - 1]
