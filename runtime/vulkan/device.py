@@ -29,7 +29,6 @@ from dsv3c.runtime.vulkan.recording import GRID_BYTES, Recorder
 # Of `prefill` on devices of type cpu: on lavapipe (Mesa 22.3, 2 cores) materialised attention over 64 tokens took 30
 # times as long as absorbed, over 256 six times: its threads keep much in registers, which there lie in memory.
 NEVER = 2**31 - 1
-CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
 
 
 class VulkanDevice:
@@ -52,17 +51,18 @@ class VulkanDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None, direct: bool | None) -> None:
         plan = self._plan
-        table = parse_dispatches(plan).usable(CAPABILITIES)
+        parsed = parse_dispatches(plan)
         instance = Instance()
         self._closers.append(instance.close)
         self._gpu = Gpu(instance, instance.choose(wanted), direct)
         self._closers.append(self._gpu.close)
+        table = parsed.usable(self._gpu.capabilities)
         if self._gpu.physical.type == "cpu":
             self.prefill_min_tokens = NEVER
         require(self._gpu, plan, table, self.slots)
         operands = {name: len(buffers) for entry in plan.entries.values() for name, buffers in entry.calls}
-        functions = [(form.function, operands[name]) for name in operands for form in table.forms[name]]
-        self._pipelines = Pipelines(self._gpu, artifact, functions)
+        forms = [(form, operands[name]) for name in operands for form in table.forms[name]]
+        self._pipelines = Pipelines(self._gpu, artifact, forms)
         self._closers.append(self._pipelines.close)
         self._places = Places(self._gpu, artifact, self.slots)
         self.inputs: Mapping[str, NDArray[Any]] = self._places.inputs
@@ -158,6 +158,7 @@ class VulkanDevice:
             "type": physical.type,
             "api": ".".join(map(str, physical.api)),
             "driver_version": physical.driver_version,
+            "subgroup": self._gpu.subgroup,
             "mapped": self._gpu.direct,
             **needs.report(),
             "cache_slots": self.slots,

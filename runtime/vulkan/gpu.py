@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.vulkan.binding import check, guarded
 from dsv3c.runtime.vulkan.instance import API, Instance, Physical
+from dsv3c.runtime.vulkan.subgroups import SHUFFLE, device_wishes, subgroup_width
 
 WAIT_NS = 10**9  # between two looks at the keyboard
 DEFAULT_ALLOCATION = 1 << 30  # every Vulkan 1.1 device allows as much
@@ -32,6 +33,7 @@ class Gpu:
     """One device with one queue for compute. Raises DeviceLacks, DeviceMemoryRefused, DeviceLost.
 
     direct: whether the host sees the device's own memory, cached, so that nothing need be copied. None asks the device.
+    capabilities: that forms of kernels may require. subgroup: threads that shuffle registers, 0 without the capability.
     """
 
     def __init__(self, instance: Instance, physical: Physical, direct: bool | None = None) -> None:
@@ -45,8 +47,11 @@ class Gpu:
         self._properties = vk.vkGetPhysicalDeviceMemoryProperties(physical.handle)
         self.largest_allocation = _largest_allocation(vk, physical)
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
+        self.subgroup = subgroup_width(vk, physical.handle)
+        self.capabilities = frozenset({SHUFFLE} if self.subgroup else ())
+        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **device_wishes(vk, self.subgroup))
         with guarded(vk, self.name, "a device"):
-            self.handle = vk.vkCreateDevice(physical.handle, vk.VkDeviceCreateInfo(pQueueCreateInfos=queues), None)
+            self.handle = vk.vkCreateDevice(physical.handle, wanted, None)
         self.queue = vk.vkGetDeviceQueue(self.handle, family, 0)
         flags = vk.VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT
         pool = vk.VkCommandPoolCreateInfo(queueFamilyIndex=family, flags=flags)

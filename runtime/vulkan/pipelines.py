@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.dispatch import Form
 from dsv3c.runtime.errors import KernelMissing, ModuleInvalid
 from dsv3c.runtime.vulkan.binding import check, guarded
 from dsv3c.runtime.vulkan.gpu import Gpu
+from dsv3c.runtime.vulkan.subgroups import SHUFFLE, Stage
 
 _MAGIC = (0x07230203).to_bytes(4, "little")  # of SPIR-V
 _CACHE_LIMIT = 1 << 30
@@ -25,20 +27,21 @@ _CACHE_LIMIT = 1 << 30
 class Pipelines:
     """A pipeline for each function, and the layouts by number of operands: bindings 0, 1, … of set 0.
 
-    functions: name and number of operands. Raises KernelMissing, ModuleInvalid, HashMismatch, DeviceMemoryRefused.
+    forms: each with its number of operands. Raises KernelMissing, ModuleInvalid, HashMismatch, DeviceMemoryRefused.
     """
 
-    def __init__(self, gpu: Gpu, artifact: Artifact, functions: Iterable[tuple[str, int]]) -> None:
+    def __init__(self, gpu: Gpu, artifact: Artifact, forms: Iterable[tuple[Form, int]]) -> None:
         self._gpu = gpu
         self.set_layouts: dict[int, Any] = {}
         self.layouts: dict[int, Any] = {}
         self.of: dict[str, Any] = {}
         self._cache = _CacheFile(gpu, artifact)
         try:
-            for name, operands in functions:
+            for form, operands in forms:
                 if operands not in self.layouts:
                     self._add_layout(operands)
-                self.of[name] = self._pipeline(_module(artifact, name), name, self.layouts[operands])
+                code = _module(artifact, form.function)
+                self.of[form.function] = self._pipeline(code, form, self.layouts[operands])
         except BaseException:
             self.close()
             raise
@@ -70,15 +73,12 @@ class Pipelines:
         layout = vk.VkPipelineLayoutCreateInfo(pSetLayouts=[self.set_layouts[operands]])
         self.layouts[operands] = vk.vkCreatePipelineLayout(device, layout, None)
 
-    def _pipeline(self, code: bytes, name: str, layout: Any) -> Any:
+    def _pipeline(self, code: bytes, form: Form, layout: Any) -> Any:
         vk, device = self._gpu.vk, self._gpu.handle
-        with guarded(vk, self._gpu.name, f"the kernel {name}", len(code)):
+        with guarded(vk, self._gpu.name, f"the kernel {form.function}", len(code)):
             module = vk.vkCreateShaderModule(device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None)
-            # In a variable: the package copies the struct but does not keep the string it points to.
-            stage = vk.VkPipelineShaderStageCreateInfo(
-                stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=module, pName="main"
-            )
-            wanted = vk.VkComputePipelineCreateInfo(stage=stage, layout=layout)
+            stage = Stage(vk, module, self._gpu.subgroup if SHUFFLE in form.requires else 0)
+            wanted = vk.VkComputePipelineCreateInfo(stage=stage.info, layout=layout)
             try:
                 return vk.vkCreateComputePipelines(device, self._cache.handle, 1, [wanted], None)[0]
             finally:

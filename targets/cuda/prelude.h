@@ -9,6 +9,14 @@ static __device__ __forceinline__ float dsv3c_f16(uint bits) {
     return value;
 }
 
+// What the thread has whose number differs in the bit `mask`, below 32; all threads of the warp come here.
+static __device__ __forceinline__ float dsv3c_shuffle_xor(float value, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+static __device__ __forceinline__ int dsv3c_shuffle_xor(int value, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+
 // What no architecture before sm_80 has; forms of kernels that call it are not launched there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define DSV3C_SM_80(...) asm volatile("trap;")

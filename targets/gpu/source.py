@@ -16,7 +16,9 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.ir import CallingConv, PointerType, PrimType
+from tvm.ir import Call, CallingConv, PointerType, PrimType
+
+from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR
 
 PrimFunc = Any
 Node = Any
@@ -41,7 +43,7 @@ def source(functions: Mapping[str, PrimFunc], dialect: Dialect) -> str:
     """The text of all kernels, each under its name; operand i is parameter i.
 
     CUDA: `extern "C" __global__` functions with __launch_bounds__ and __restrict__, without a prelude; they use the
-    types uint and ushort and the function `float dsv3c_f16(uint bits)`, see dsv3c.targets.cuda. Metal: kernels with
+    types uint and ushort and functions dsv3c_*, see targets/cuda/prelude.h. Metal: kernels with
     operand i at buffer(i), complete.
     """
     target = tvm.target.Target(dict(dialect.target))
@@ -102,6 +104,13 @@ def _half_call(cast: Node) -> Node:
     return tirx.call_extern("float32", "dsv3c_f16", tirx.Cast("uint32", value.args[0].value))
 
 
+def _simd_shuffle(call: Node) -> Node:
+    """The exchange within a subgroup as MSL has it."""
+    if call.op.name != "tirx.call_extern" or str(call.args[0].value) != SHUFFLE_XOR:
+        return call
+    return tirx.call_extern(str(call.ty.dtype), "simd_shuffle_xor", call.args[1], tirx.Cast("uint16", call.args[2]))
+
+
 def _rounded_float(number: Node) -> Node:
     """TVM prints all digits of the double that a constant was written as; nvcc warns of those that float32 drops."""
     if str(number.ty.dtype) != "float32":
@@ -141,4 +150,4 @@ CUDA = Dialect(
     _occupancy,
     first=_PREFIX,
 )
-METAL = Dialect({"kind": "metal"}, ((tirx.FloatImm, _exact_float),))
+METAL = Dialect({"kind": "metal"}, ((tirx.FloatImm, _exact_float), (Call, _simd_shuffle)))

@@ -15,6 +15,7 @@ import tvm
 from tvm import s_tir
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR, SUBGROUP_SIZE
 
 _TYPES = {"float32": "float", "int32": "int", "uint32": "uint", "bool": "bool"}
 _BINARY = {
@@ -31,6 +32,14 @@ _BITCASTS = {
     ("int32", "uint32"): "int",
     ("uint32", "int32"): "uint",
 }
+_EXTERNAL = {SHUFFLE_XOR: "subgroupShuffleXor({}, uint({}))", SUBGROUP_SIZE: "SUBGROUP"}
+_THREAD = "int(gl_LocalInvocationID.x)"
+_SUBGROUPS = (
+    "#extension GL_KHR_shader_subgroup_basic : require",
+    "#extension GL_KHR_shader_subgroup_shuffle : require",
+    "layout(constant_id = 0) const int SUBGROUP = 32;",
+)
+_THREAD_OF_SUBGROUP = "int(gl_SubgroupID) * SUBGROUP + int(gl_SubgroupInvocationID)"
 
 
 class NotPrintable(Dsv3cError):
@@ -52,6 +61,7 @@ class _Printer:
         self._lines: list[str] = []
         self._shared: list[str] = []
         self._threads = 1
+        self._subgroups = False
         self._function = function
 
     def text(self) -> str:
@@ -61,8 +71,9 @@ class _Printer:
             block = f"buffer Operand{index} {{ {dtype} {name}[]; }};"
             bindings.append(f"layout(set = 0, binding = {index}, std430) {block}")
         self._statement(self._function.body, 1)
-        size = f"layout(local_size_x = {self._threads}) in;"
-        return "\n".join(["#version 450", size, *bindings, *self._shared, "void main() {", *self._lines, "}", ""])
+        head = ["#version 450", *(_SUBGROUPS if self._subgroups else ()), f"layout(local_size_x = {self._threads}) in;"]
+        thread = f"  int thread = {_THREAD_OF_SUBGROUP if self._subgroups else _THREAD};"
+        return "\n".join([*head, *bindings, *self._shared, "void main() {", thread, *self._lines, "}", ""])
 
     def _element_type(self, buffer: Any) -> str:
         return self._type(str(buffer.dtype))
@@ -103,8 +114,7 @@ class _Printer:
         tag = str(node.node.thread_tag)
         if tag == "threadIdx.x":
             self._threads = int(node.value)
-        builtin = "gl_LocalInvocationID" if tag.startswith("threadIdx") else "gl_WorkGroupID"
-        self._names[node.node.var] = f"int({builtin}.{tag[-1]})"
+        self._names[node.node.var] = "thread" if tag == "threadIdx.x" else f"int(gl_WorkGroupID.{tag[-1]})"
         self._statement(node.body, depth)
 
     def _allocbuffer(self, node: Any, depth: int) -> None:
@@ -178,6 +188,9 @@ class _Printer:
                 return f"{_BITCASTS[key]}({self._value(arguments[0])})"
         if name == "prim.if_then_else":
             return "({} ? {} : {})".format(*map(self._value, arguments))
+        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL:
+            self._subgroups = True
+            return _EXTERNAL[str(arguments[0].value)].format(*map(self._value, arguments[1:]))
         if name not in _CALLS:
             raise NotPrintable(what=f"a call of {name}: {str(node)[:80]}")
         return f"{_CALLS[name]}({', '.join(map(self._value, arguments))})"

@@ -36,6 +36,7 @@ from dsv3c.targets.gpu.kernels.frame import (
 )
 from dsv3c.targets.gpu.kernels.functions import exp
 from dsv3c.targets.gpu.kernels.rows import elementwise, inverse_rms, rotated
+from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import bf16_bits, load
 from dsv3c.targets.plan import Operand
 
@@ -73,26 +74,26 @@ def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     alone = paging.element == "bf16" and paging.width % 2 == 1
     grid = (Extent() if alone else Extent(1, spec.rows),)
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        space, total = shared(THREADS), local(1)
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        runs, total = Runs(exchange, thread), local(1)
         if not alone:
-            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, space, total)
+            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, runs, total)
             return
         with T.serial(0, row_count(buffers, spec.rows)) as t:
-            _write_token(spec, buffers, t, view.start(t), thread, space, total)
+            _write_token(spec, buffers, t, view.start(t), thread, runs, total)
             barrier()  # the sum is read before the next one is added up
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    return forms(operands, grid, spec.rows, emit)
 
 
 def _write_token(
-    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, space: Buffer, total: Buffer
+    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, runs: Runs, total: Buffer
 ) -> None:
     paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
     start, half = T.bind(start), paging.d // 2
     row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
     out = T.bind(row * paging.width)
-    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, space, total)
+    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
     value = local(1)
 
     def column(j: Expr) -> Expr:

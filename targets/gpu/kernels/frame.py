@@ -1,14 +1,14 @@
 """The frame of a GPU kernel: operands, workgroups, shared memory, and the PrimFunc around them.
 
 Kernels are built with TVM's IR builder from plain Python: Python loops unroll, `T.serial` loops at run time. They are
-written for any GPU: workgroups are one-dimensional, nothing depends on the width of a subgroup, shared memory stays
-below 16 KiB, which every Vulkan device has, and every operand is an array of 32-bit words. Narrower elements are
-unpacked in registers (see `words`), so no device feature for 8 or 16-bit storage is needed.
+written for any GPU: workgroups are one-dimensional, shared memory stays below 16 KiB, which every Vulkan device has,
+and every operand is an array of 32-bit words. Narrower elements are unpacked in registers (see `words`), so no device
+feature for 8 or 16-bit storage is needed. What uses subgroups has a form for devices without (see `subgroups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -132,29 +132,6 @@ def spread(count: Expr, thread: Expr, body: Callable[[Expr], None]) -> None:
         else:
             with T.If(i < count), T.Then():
                 body(i)
-
-
-def halves(count: int) -> Iterator[int]:
-    """Steps of a tree over what the first `count` threads have: the threads of each, from half of them to one."""
-    half = 1 << (min(count, THREADS) - 1).bit_length() >> 1
-    while half:
-        yield half
-        half //= 2
-
-
-def reduced(value: Expr, thread: Expr, combine: Callable[[Expr, Expr], Expr], space: Buffer) -> Expr:
-    """The values of all threads combined, in a fixed tree. Every thread gets it.
-
-    space: shared f32 [THREADS], which may be written again behind the next barrier. What was written to other shared
-    memory before is seen by all threads after.
-    """
-    store(space, thread, value)
-    for half in halves(THREADS):
-        barrier()
-        with T.If(thread < half), T.Then():
-            store(space, thread, combine(space[thread], space[thread + half]))
-    barrier()
-    return T.bind(space[0])
 
 
 def add(a: Expr, b: Expr) -> Expr:

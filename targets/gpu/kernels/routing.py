@@ -10,7 +10,6 @@ from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights,
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
-    THREADS,
     Buffer,
     Buffers,
     Expr,
@@ -19,16 +18,15 @@ from dsv3c.targets.gpu.kernels.frame import (
     add,
     barrier,
     f32,
-    halves,
     local,
     prim_func,
-    reduced,
     row_count,
     shared,
     spread,
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import exp, sigmoid
+from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms, larger
 from dsv3c.targets.plan import Operand
 
 
@@ -52,11 +50,11 @@ def router(spec: Router, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     """
     grid, width = (Extent(1, spec.rows),), spec.experts // spec.n_group
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         logits, first = buffers["logits"], T.bind(groups[0] * spec.experts)
-        space, scores, best = shared(THREADS), shared(spec.experts), shared(spec.n_group)
-        index, kept = shared(THREADS, "int32"), local(2)
-        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, kept)
+        runs = Runs(exchange, thread, ("float32", "int32"))
+        scores, best = shared(spec.experts), shared(spec.n_group)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, exchange)
 
         def score(e: Expr) -> None:
             value = _score(spec.scoring, logits[first + e], top, total)
@@ -75,24 +73,24 @@ def router(spec: Router, operands: Sequence[Operand]) -> tuple[Variant, ...]:
             barrier()
             spread(spec.n_group, thread, rate)
             with T.serial(0, spec.topk_group):
-                _pick(best, spec.n_group, thread, space, index)
+                _pick(best, spec.n_group, thread, runs)
             spread(spec.experts, thread, leave)
         with T.serial(0, spec.top_k) as j:
-            picked = _pick(scores, spec.experts, thread, space, index)
+            picked = _pick(scores, spec.experts, thread, runs)
             with T.If(thread == 0), T.Then():
                 store(buffers["y"], groups[0] * spec.top_k + j, picked)
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    return forms(operands, grid, spec.rows, emit)
 
 
 def router_weights(spec: RouterWeights, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     """A workgroup a token."""
     grid = (Extent(1, spec.rows),)
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         logits, ids, first = buffers["logits"], buffers["ids"], T.bind(groups[0] * spec.experts)
-        chosen, space, kept, sums = T.bind(groups[0] * spec.top_k), shared(THREADS), local(2), local(1)
-        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, kept)
+        chosen, runs, sums = T.bind(groups[0] * spec.top_k), Runs(exchange, thread), local(1)
+        top, total = _softmax(spec.scoring, logits, first, spec.experts, thread, exchange)
         store(sums, 0, f32(0))
 
         def score(j: Expr) -> Expr:
@@ -102,11 +100,12 @@ def router_weights(spec: RouterWeights, operands: Sequence[Operand]) -> tuple[Va
             store(sums, 0, sums[0] + score(j))
 
         spread(spec.top_k, thread, count)
-        divisor = reduced(sums[0], thread, add, space) + f32(1e-20) if spec.norm_topk_prob else f32(1)
+        divisor = runs.reduced(sums[0], add) + f32(1e-20) if spec.norm_topk_prob else f32(1)
         factor = T.bind(f32(spec.scale) / divisor)
         spread(spec.top_k, thread, lambda j: store(buffers["y"], chosen + j, score(j) * factor))
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    made = forms(operands, grid, spec.rows, emit)
+    return made if spec.norm_topk_prob or spec.scoring == "softmax" else made[-1:]  # else there are no sums
 
 
 def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Variant, ...]:
@@ -164,16 +163,18 @@ def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Varian
     return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
 
 
-def _softmax(scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, kept: Buffer) -> tuple[Expr, Expr]:
+def _softmax(scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, exchange: Exchange) -> tuple[Expr, Expr]:
     """The largest of n logits and the sum of exp of their distances to it; nothing for another scoring."""
     if scoring != "softmax":
         return f32(0), f32(1)
+    runs, kept = Runs(exchange, thread), local(2)
     store(kept, 0, f32(LOWEST))
     store(kept, 1, f32(0))
     spread(n, thread, lambda e: store(kept, 0, T.max(kept[0], logits[first + e])))
-    top = reduced(kept[0], thread, T.max, shared(THREADS))
+    top = runs.reduced(kept[0], T.max)
     spread(n, thread, lambda e: store(kept, 1, kept[1] + exp(logits[first + e] - top)))
-    return top, reduced(kept[1], thread, add, shared(THREADS))
+    barrier()  # the largest is read
+    return top, runs.reduced(kept[1], add)
 
 
 def _score(scoring: str, logit: Expr, top: Expr, total: Expr) -> Expr:
@@ -192,8 +193,9 @@ def _group_score(x: Buffer, start: Expr, width: int, kind: str) -> Expr:
     return T.bind(best[0] + best[1] if kind == "top2" else best[0])
 
 
-def _pick(x: Buffer, n: int, thread: Expr, space: Buffer, index: Buffer) -> Expr:
-    """Index of the largest of shared x[0 : n], the lower one of equals; it is taken out. Every thread gets it."""
+def _pick(x: Buffer, n: int, thread: Expr, runs: Runs) -> Expr:
+    """Index of the largest of shared x[0 : n], the lower one of equals; it is taken out. Every thread gets it. runs: of
+    pairs of float32 and int32."""
     best, at = local(1), local(1, "int32")
     store(best, 0, f32(LOWEST))
     store(at, 0, T.int32(n))
@@ -205,18 +207,8 @@ def _pick(x: Buffer, n: int, thread: Expr, space: Buffer, index: Buffer) -> Expr
             store(at, 0, i)
 
     spread(n, thread, look)
-    store(space, thread, best[0])
-    store(index, thread, at[0])
-    for half in halves(n):
-        barrier()
-        with T.If(thread < half), T.Then():
-            mine, other = T.bind(space[thread]), T.bind(space[thread + half])
-            earlier = T.And(other == mine, index[thread + half] < index[thread])
-            with T.If(T.Or(other > mine, earlier)), T.Then():
-                store(space, thread, other)
-                store(index, thread, index[thread + half])
-    barrier()
-    found = T.bind(T.min(index[0], n - 1))
+    _, index = runs.of_all((best[0], at[0]), larger, n)
+    found = T.bind(T.min(index, n - 1))
     with T.If(thread == 0), T.Then():
         store(x, found, f32(LOWEST))
     barrier()

@@ -24,15 +24,15 @@ from dsv3c.targets.gpu.kernels.frame import (
     Variant,
     add,
     f32,
+    local,
     prim_func,
-    reduced,
     row_count,
-    shared,
     spread,
     store,
     view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import cos_sin, silu
+from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import load
 from dsv3c.targets.plan import Operand
 
@@ -74,9 +74,8 @@ def take(spec: Take, operands: Sequence[Operand], held: range | None = None) -> 
     return elementwise(operands, spec.rows, spec.d, body)
 
 
-def inverse_rms(x: Buffer, start: Expr, d: int, eps: float, thread: Expr, space: Buffer, total: Buffer) -> Expr:
-    """1 / sqrt(mean of squares + eps) of x[start : start + d]. space: shared [THREADS], as `reduced` has
-    it; total: local [1]."""
+def inverse_rms(x: Buffer, start: Expr, d: int, eps: float, thread: Expr, runs: Runs, total: Buffer) -> Expr:
+    """1 / sqrt(mean of squares + eps) of x[start : start + d]; a reduction of `runs`. total: local [1]."""
     store(total, 0, f32(0))
 
     def square(at: Expr) -> None:
@@ -84,7 +83,7 @@ def inverse_rms(x: Buffer, start: Expr, d: int, eps: float, thread: Expr, space:
         store(total, 0, total[0] + value * value)
 
     spread(d, thread, square)
-    squares = reduced(total[0], thread, add, space)
+    squares = runs.reduced(total[0], add)
     return T.bind(f32(1) / T.sqrt(squares * f32(1 / d) + f32(eps)))
 
 
@@ -92,18 +91,17 @@ def rms_norm(spec: RmsNorm, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     """A workgroup a row."""
     grid, view = (Extent(1, spec.rows),), view_of(spec.view, 1, spec.d)
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         x, row = buffers["x"], groups[0]
-        space, total = shared(THREADS), T.alloc_buffer((1,), "float32", scope="local")
         start = T.bind(view.start(row))
-        scale = inverse_rms(x, start, spec.d, spec.eps, thread, space, total)
+        scale = inverse_rms(x, start, spec.d, spec.eps, thread, Runs(exchange, thread), local(1))
 
         def column(at: Expr) -> None:
             store(buffers["y"], row * spec.d + at, x[start + at] * scale * buffers["weight"][at])
 
         spread(spec.d, thread, column)
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    return forms(operands, grid, spec.rows, emit)
 
 
 def rope_table(spec: RopeTable, operands: Sequence[Operand]) -> tuple[Variant, ...]:

@@ -36,10 +36,8 @@ from dsv3c.targets.gpu.kernels.frame import (
     add,
     barrier,
     f32,
-    halves,
     local,
     prim_func,
-    reduced,
     shared,
     store,
 )
@@ -64,6 +62,7 @@ from dsv3c.targets.gpu.kernels.search import (
     Search,
     reached,
 )
+from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms, larger
 from dsv3c.targets.gpu.kernels.words import unsigned
 from dsv3c.targets.plan import Operand
 
@@ -170,9 +169,9 @@ def best(stage: Best, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     spec = stage.spec
     grid = (Extent(spec.segments), Extent(1, spec.rows))
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         logits, scratch, row = buffers["logits"], buffers["scratch"], groups[1]
-        found, space = local(2, "int32"), shared(2 * THREADS, "int32")
+        found, runs = local(2, "int32"), Runs(exchange, thread, ("int32", "int32"))
         store(found, 0, T.int32(_BELOW_ALL))
         store(found, 1, T.int32(spec.vocab - 1))
         with T.serial(0, EACH) as turn:
@@ -182,20 +181,22 @@ def best(stage: Best, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 with T.If(order > found[0]), T.Then():
                     store(found, 0, order)
                     store(found, 1, i)
-        _best_of_all(found, space, THREADS, thread)
+        order, token = runs.of_all((found[0], found[1]), larger)
         with T.If(thread < 2), T.Then():
-            store(scratch, (row * spec.segments + groups[0]) * 2 + thread, space[thread * THREADS])
+            value = T.Select(thread == 0, order, token)
+            store(scratch, (row * spec.segments + groups[0]) * 2 + thread, value)
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    return forms(operands, grid, spec.rows, emit)
 
 
 def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     spec = stage.spec
     grid = (Extent(1, spec.rows),)
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         scratch, row = buffers["scratch"], groups[0]
-        found, space, first = local(2, "int32"), shared(2 * THREADS, "int32"), T.bind(row * (2 * spec.segments))
+        found, runs = local(2, "int32"), Runs(exchange, thread, ("int32", "int32"))
+        first = T.bind(row * (2 * spec.segments))
         store(found, 0, T.int32(_BELOW_ALL))
         store(found, 1, T.int32(spec.vocab - 1))
         with T.serial(0, -(-spec.segments // THREADS)) as turn:
@@ -205,10 +206,9 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 with T.If(order > found[0]), T.Then():
                     store(found, 0, order)
                     store(found, 1, scratch[first + segment * 2 + 1])
-        _best_of_all(found, space, spec.segments, thread)
-        order = T.bind(space[0])
+        order, likeliest = runs.of_all((found[0], found[1]), larger, spec.segments)
         failed = T.Select(order == _NAN, T.int32(-1), T.int32(-2))
-        token = T.Select(order >= _INFINITY, failed, T.Select(order == _BELOW_ALL, T.int32(-3), space[THREADS]))
+        token = T.Select(order >= _INFINITY, failed, T.Select(order == _BELOW_ALL, T.int32(-3), likeliest))
         with T.If(thread == 0), T.Then():
             store(buffers["token"], row, token)
             if isinstance(spec, Sample):
@@ -225,23 +225,24 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 ):
                     store(scratch, begin + word, value)
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    made = forms(operands, grid, spec.rows, emit)
+    return made if spec.segments > 1 else made[-1:]  # one has nothing to exchange
 
 
 def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     spec = stage.spec
     grid = (Extent(spec.segments), Extent(1, spec.rows))
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
         scratch, row = buffers["scratch"], groups[1]
         halves = [T.bind(_row_start(spec, row) + i * _half_words(spec)) for i in range(2)]
         before, after = reversed(halves) if stage.backwards else halves
-        bins, space, weights = shared(BINS, "uint32"), shared(THREADS * BINS, "uint32"), shared(THREADS)
+        bins, space, runs = shared(BINS, "uint32"), shared(THREADS * BINS, "uint32"), Runs(exchange, thread)
         search = Search(spec.vocab, buffers, row, local(STATE, "int32"))
         search.load(scratch, before)
         over = T.bind(search[PASS] >= WITHIN)  # then finds are handed on
         _add_segments(spec, scratch, before, bins, space, thread)
-        weight = _weight_of_segments(spec, scratch, before, weights, thread)
+        weight = _weight_of_segments(spec, scratch, before, runs, thread)
         search.advance(bins, weight)
         with T.If(T.And(groups[0] == 0, thread == 0)), T.Then():
             for word in range(STATE):
@@ -256,7 +257,7 @@ def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 search.look(i, counts, sums)
         own = T.bind(after + STATE + groups[0] * BINS)
         _add_threads(counts, space, thread)
-        total = reduced(sums[0], thread, add, weights)
+        total = runs.reduced(sums[0], add)
         with T.If(thread < BINS), T.Then():
             value = local(1, "int32")
             store(value, 0, T.Cast("int32", _of_bin(space, thread)))
@@ -266,7 +267,7 @@ def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
                 store(value, 0, scratch[before + STATE + groups[0] * BINS + thread])
             store(scratch, own + thread, value[0])
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    return forms(operands, grid, spec.rows, emit)
 
 
 def finish(stage: Finish, operands: Sequence[Operand]) -> tuple[Variant, ...]:
@@ -316,22 +317,6 @@ def _is_finite(order: Expr) -> Expr:
     return T.And(order < _INFINITY, order > _BELOW_ALL)
 
 
-def _best_of_all(found: Buffer, space: Buffer, count: int, thread: Expr) -> None:
-    """(order, id) of the first `count` threads in a tree, the lower id of equals; the result in space[0] and
-    space[THREADS]."""
-    store(space, thread, found[0])
-    store(space, thread + THREADS, found[1])
-    for half in halves(count):
-        barrier()
-        with T.If(thread < half), T.Then():
-            mine, other = T.bind(space[thread]), T.bind(space[thread + half])
-            earlier = T.And(other == mine, space[thread + (half + THREADS)] < space[thread + THREADS])
-            with T.If(T.Or(other > mine, earlier)), T.Then():
-                store(space, thread, other)
-                store(space, thread + THREADS, space[thread + (half + THREADS)])
-    barrier()
-
-
 def _add_segments(spec: Sample, scratch: Buffer, start: Expr, bins: Buffer, space: Buffer, thread: Expr) -> None:
     """bins[b]: the sum over all segments of what they found, to be read behind the next barrier."""
     b, part, sums = T.bind(T.floormod(thread, BINS)), T.bind(T.floordiv(thread, BINS)), local(1, "uint32")
@@ -347,7 +332,7 @@ def _add_segments(spec: Sample, scratch: Buffer, start: Expr, bins: Buffer, spac
         store(bins, thread, _of_bin(space, thread))
 
 
-def _weight_of_segments(spec: Sample, scratch: Buffer, start: Expr, space: Buffer, thread: Expr) -> Expr:
+def _weight_of_segments(spec: Sample, scratch: Buffer, start: Expr, runs: Runs, thread: Expr) -> Expr:
     """The sum of the segments' first words as float32; of use after the pass WEIGH alone."""
     sums = local(1)
     store(sums, 0, f32(0))
@@ -356,7 +341,7 @@ def _weight_of_segments(spec: Sample, scratch: Buffer, start: Expr, space: Buffe
         with T.If(segment < spec.segments), T.Then():
             word = T.bind(scratch[start + STATE + segment * BINS])
             store(sums, 0, sums[0] + T.reinterpret("float32", word))
-    return reduced(sums[0], thread, add, space)
+    return runs.reduced(sums[0], add)
 
 
 def _add_threads(counts: Buffer, space: Buffer, thread: Expr) -> None:

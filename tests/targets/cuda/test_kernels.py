@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.op_tests import OpTests, exchanging
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels, parameters
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
@@ -15,7 +16,7 @@ from tests.targets.gpu.shim.library import ORDERS
 
 @pytest.fixture(scope="module")
 def forms():
-    return Forms()
+    return Forms(TestCuda.capabilities)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,8 @@ def library(forms, tmp_path_factory):
 
 
 class TestCuda(OpTests):
+    capabilities = exchanging(capabilities.CUDA)
+
     @pytest.fixture
     def runner(self, forms, library):
         def run(name, kernel, arrays, grid):

@@ -1,7 +1,8 @@
 """Tests of the GPU kernels for every GPU target: what the CPU kernels' tests expect, with float32 activations.
 
-A target's tests subclass `OpTests` with a fixture `runner`: a function (name, kernel, arrays, grid), which runs a
-PrimFunc on the operands `arrays`, flat and in order, and leaves their new contents in them; grid: workgroups (x, y, z).
+A target's tests subclass `OpTests` with the `capabilities` whose forms are run, and a fixture `runner`: a function
+(name, kernel, arrays, grid), which runs a PrimFunc on the operands `arrays`, flat and in order, and leaves their new
+contents in them; grid: workgroups (x, y, z).
 """
 
 from collections import defaultdict
@@ -11,6 +12,7 @@ import pytest
 
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.rope import RopeTable
+from dsv3c.targets.gpu.capabilities import NOTHING, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
@@ -91,9 +93,15 @@ def groups(extent, control):
     return max(1, count if most is None else min(count, most))
 
 
-def chosen(spec, control):
+def exchanging(table):
+    """Of what a target's devices have: subgroups, as if not all had them, so that all forms are kept. Products of
+    matrices round otherwise; they have tests of their own."""
+    return Capabilities(some=(table.always | table.some) & {SUBGROUP_32, SUBGROUP_SHUFFLE})
+
+
+def chosen(spec, control, capabilities=NOTHING):
     """The variants that may run the rows that the control buffer names."""
-    forms = variants(spec)
+    forms = variants(spec, capabilities)
     count = control[forms[0].rows.index]
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
@@ -113,13 +121,15 @@ def parts(whole):
 class OpTests:
     """Subclass it as `Test<Target>` with a fixture `runner`."""
 
+    capabilities = NOTHING
+
     @pytest.mark.parametrize("name", CASES)
     def test_matches_numpy(self, name, runner):
         """Every form that may serve the rows of the case, so that the one for many is tried with few, too."""
         spec, inputs, expected, tolerance = CASES[name]
         inputs, kernels = with_float_activations(inputs, spec), stages(spec)
         control = inputs["control"]
-        forms = [chosen(kernel, control) for kernel in kernels]
+        forms = [chosen(kernel, control, self.capabilities) for kernel in kernels]
         for number in range(max(map(len, forms))):
             arrays = arguments(kernels, inputs)
             for kernel, possible in zip(kernels, forms, strict=True):
@@ -135,10 +145,10 @@ class OpTests:
         spec, inputs, expected, tolerance = CASES[name]
         inputs, (whole, *rest) = with_float_activations(inputs, spec), stages(spec)
         role, total, control = weight_role(whole), units(whole), inputs["control"]
-        for number in range(len(chosen(whole, control))):
+        for number in range(len(chosen(whole, control, self.capabilities))):
             arrays = arguments((whole, *rest), inputs)
             for kernel in (*parts(whole), *rest):
-                forms = chosen(kernel, control)
+                forms = chosen(kernel, control, self.capabilities)
                 form = forms[min(number, len(forms) - 1)]
                 grid = [groups(extent, control) for extent in form.grid]
                 used = []
@@ -152,11 +162,12 @@ class OpTests:
             compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
 
     def test_every_form_of_every_kernel_is_run_by_some_case(self):
-        """By kind of kernel, the bits of its weight and the rows that a form is for."""
+        """By kind of kernel, the bits of its weight, and the rows that a form is for and what it requires."""
         exist, run = defaultdict(set), defaultdict(set)
         for spec, inputs, *_ in CASES.values():
             for kernel in stages(spec):
                 kind = (type(kernel).__name__, getattr(getattr(spec, "weight", None), "bits", None))
-                exist[kind] |= {form.most_rows for form in variants(kernel)}
-                run[kind] |= {form.most_rows for form in chosen(kernel, inputs["control"])}
+                used = chosen(kernel, inputs["control"], self.capabilities)
+                exist[kind] |= {(form.most_rows, form.requires) for form in variants(kernel, self.capabilities)}
+                run[kind] |= {(form.most_rows, form.requires) for form in used}
         assert run == exist

@@ -7,11 +7,12 @@ import pytest
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.gpu.capabilities import METAL as METAL_HAS
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, barrier, f32, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, METAL, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import CASES
+from tests.targets.gpu.op_tests import CASES, exchanging
 
 PARAMETERS = {
     CUDA: r'^extern "C" __global__ void __launch_bounds__\(128, [248]\) (\w+)\((.*)\) \{$',
@@ -29,7 +30,7 @@ def kernels():
             if stage in specs:
                 continue
             specs.add(stage)
-            for form, variant in enumerate(variants(stage)):
+            for form, variant in enumerate(variants(stage, exchanging(METAL_HAS))):
                 roles = [operand.role.replace(".", "_") for operand in operands(stage)]
                 found[f"{type(stage).__name__}_{number}_{form}"] = variant.build(), roles
     return found
@@ -48,6 +49,14 @@ def test_every_form_of_every_kernel_is_printed_with_its_operands_in_order(kernel
 def test_cuda_text_needs_no_header(kernels):
     text = source({name: function for name, (function, _) in kernels.items()}, CUDA)
     assert "#include" not in text and "half" not in text and "dsv3c_f16(" in text
+
+
+@DIALECTS
+def test_subgroups_exchange_by_the_function_that_the_language_has(kernels, dialect):
+    text = source({name: function for name, (function, _) in kernels.items()}, dialect)
+    function = {CUDA: r"dsv3c_shuffle_xor\(.*, 16\)", METAL: r"simd_shuffle_xor\(.*, \(\(ushort\)16\)\)"}[dialect]
+    assert re.search(rf"(?:float|int) \w+ = {function};", text)
+    assert "dsv3c_" not in text or dialect is CUDA
 
 
 def filled(emit):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import CASES, PARTED, OpTests
+from tests.targets.gpu.op_tests import CASES, PARTED, OpTests, exchanging
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
@@ -29,11 +30,15 @@ KNOWN = {
 }
 
 
+class _Tests(OpTests):
+    capabilities = exchanging(capabilities.METAL)
+
+
 class Mutants:
     """places: by barrier, the (form, line) that stand for it."""
 
     def __init__(self, folder, wanted=lambda kind: True):
-        self._forms = Forms()
+        self._forms = Forms(_Tests.capabilities)
         functions = {name: f for name, f in self._forms.functions.items() if wanted(self._forms.kinds[name])}
         text = source(functions, METAL)
         self._library = metal_library(text, folder, races=True)
@@ -46,7 +51,7 @@ class Mutants:
 
     def _used(self):
         """The cases of each form, the fastest first. A mutant is tried where the kernel itself is right."""
-        used, tests = defaultdict(dict), OpTests()
+        used, tests = defaultdict(dict), _Tests()
         whole = [(tests.test_matches_numpy, name) for name in CASES]
         parted = [(tests.test_parts_of_a_weight_give_together_what_the_whole_gives, name) for name in PARTED]
         for case in whole + parted:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.op_tests import OpTests, exchanging
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library
@@ -11,7 +12,7 @@ from tests.targets.gpu.shim.metal import metal_library
 
 @pytest.fixture(scope="module")
 def forms():
-    return Forms()
+    return Forms(TestMetal.capabilities)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,8 @@ def library(forms, tmp_path_factory):
 
 
 class TestMetal(OpTests):
+    capabilities = exchanging(capabilities.METAL)
+
     @pytest.fixture(params=["forward", "reverse"])  # `make barriers` looks for races besides
     def runner(self, request, forms, library):
         def run(name, kernel, arrays, grid):

@@ -3,9 +3,25 @@
 import numpy as np
 import vulkan as vk
 
+from dsv3c.runtime.vulkan.subgroups import Stage, device_wishes, subgroup_width
 from dsv3c.targets.gpu.kernels.frame import THREADS
 
 SECONDS = 60  # after which a submission counts as hung
+SHADER, SUBGROUPS, SHUFFLE = 1, 61, 65  # capabilities of SPIR-V: the language, its GroupNonUniform and …Shuffle
+
+
+def capabilities(spirv):
+    """Operands of the instructions OpCapability (17) of a module; they come first."""
+    words = np.frombuffer(spirv, "<u4")
+    at, found = 5, set()
+    while words[at] & 0xFFFF == 17:
+        found.add(int(words[at + 1]))
+        at += int(words[at] >> 16)
+    return found
+
+
+def shuffles(spirv):
+    return SHUFFLE in capabilities(spirv)
 
 
 class Runner:
@@ -20,7 +36,9 @@ class Runner:
         families = vk.vkGetPhysicalDeviceQueueFamilyProperties(self.physical)
         family = next(i for i, item in enumerate(families) if item.queueFlags & vk.VK_QUEUE_COMPUTE_BIT)
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
-        self.device = vk.vkCreateDevice(self.physical, vk.VkDeviceCreateInfo(pQueueCreateInfos=queues), None)
+        self.subgroup = subgroup_width(vk, self.physical)
+        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **device_wishes(vk, self.subgroup))
+        self.device = vk.vkCreateDevice(self.physical, wanted, None)
         self.queue = vk.vkGetDeviceQueue(self.device, family, 0)
         self.memory = vk.vkGetPhysicalDeviceMemoryProperties(self.physical)
         self.pool = vk.vkCreateCommandPool(self.device, vk.VkCommandPoolCreateInfo(queueFamilyIndex=family), None)
@@ -78,9 +96,8 @@ class Runner:
         layout = vk.vkCreateDescriptorSetLayout(self.device, layout_info, None)
         pipeline_layout_info = vk.VkPipelineLayoutCreateInfo(pSetLayouts=[layout])
         pipeline_layout = vk.vkCreatePipelineLayout(self.device, pipeline_layout_info, None)
-        # In a variable: the package copies the struct but does not keep the string it points to.
-        stage = vk.VkPipelineShaderStageCreateInfo(stage=stages, module=module, pName="main")
-        create = vk.VkComputePipelineCreateInfo(stage=stage, layout=pipeline_layout)
+        stage = Stage(vk, module, self.subgroup if shuffles(spirv) else 0)
+        create = vk.VkComputePipelineCreateInfo(stage=stage.info, layout=pipeline_layout)
         (pipeline,) = vk.vkCreateComputePipelines(self.device, None, 1, [create], None)
         return layout, pipeline_layout, pipeline, module
 

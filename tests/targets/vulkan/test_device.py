@@ -15,7 +15,7 @@ from dsv3c.runtime.vulkan import memory
 from dsv3c.runtime.vulkan.device import VulkanDevice
 from dsv3c.runtime.vulkan.gpu import Gpu
 from dsv3c.targets.vulkan.spirv import ENVIRONMENT
-from tests.targets.vulkan.test_kernels import capabilities
+from tests.targets.vulkan.runner import SHADER, SHUFFLE, SUBGROUPS, capabilities
 
 SLOTS = 64
 TOKENS = np.arange(3, 40, dtype=np.int32)
@@ -189,12 +189,26 @@ def test_a_module_that_is_not_what_the_plan_names_is_refused(change, fault, arti
         VulkanDevice(Artifact.open(folder), SLOTS, None)
 
 
-def test_every_module_is_valid_and_asks_for_no_feature(artifacts, glslc):
-    """spirv-val accepts them, and the only capability they name is Shader, which every device has."""
+def test_every_module_is_valid_and_asks_for_what_its_form_requires(artifacts, glslc):
+    """spirv-val accepts them, and they name the capability Shader, which every device has, and those of shuffles."""
     if shutil.which("spirv-val") is None:
         pytest.skip("no spirv-val (Debian package spirv-tools)")
-    modules = sorted((artifacts("int4-g32") / "kernels").iterdir())
-    assert len(modules) > 50 and {path.suffix for path in modules} == {".spv"}
+    artifact = Artifact.open(artifacts("int4-g32"))
+    forms = {form["function"]: form for group in artifact.plan.content["dispatches"].values() for form in group}
+    modules = sorted((artifact.folder / "kernels").iterdir())
+    assert len(modules) > 50 and {path.name for path in modules} == {f"{name}.spv" for name in forms}
     for path in modules:
         subprocess.run(["spirv-val", "--target-env", ENVIRONMENT, str(path)], check=True)
-        assert capabilities(path.read_bytes()) == {1}
+        wanted = {SHADER, SUBGROUPS, SHUFFLE} if forms[path.stem].get("requires") else {SHADER}
+        assert capabilities(path.read_bytes()) == wanted
+
+
+def test_a_device_without_subgroups_takes_the_other_forms_to_the_same_bits(opened, artifact, monkeypatch):
+    first = opened()
+    expected = logits(first, artifact)
+    with monkeypatch.context() as patch:
+        patch.setattr("dsv3c.runtime.vulkan.gpu.subgroup_width", lambda *_: 0)
+        plain = opened()
+    assert first.report()["subgroup"] and not plain.report()["subgroup"]
+    assert first._pipelines.of.keys() != plain._pipelines.of.keys()
+    np.testing.assert_array_equal(logits(plain, artifact), expected)

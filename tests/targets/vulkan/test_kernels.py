@@ -6,14 +6,18 @@ import subprocess
 import numpy as np
 import pytest
 
+from dsv3c.targets.gpu.capabilities import VULKAN
 from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.gpu.kernels.frame import Extent, Rows
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import ENVIRONMENT, compile_glsl
-from tests.targets.gpu.op_tests import CASES, OpTests, groups
+from tests.targets.gpu.op_tests import CASES, OpTests, exchanging, groups
+from tests.targets.vulkan.runner import SHADER, SHUFFLE, SUBGROUPS, capabilities
 
 
 class TestVulkan(OpTests):
+    capabilities = exchanging(VULKAN)
+
     @pytest.fixture
     def runner(self, glslc, device, tmp_path):
         def run(name, kernel, arrays, grid):
@@ -23,25 +27,18 @@ class TestVulkan(OpTests):
         return run
 
 
-@pytest.mark.parametrize("name", ["linear-int4-g32-asym-t5-n15-k31", "linear-float16-t17-n272-k160", "rope-table"])
-def test_modules_are_valid_and_ask_for_no_feature(name, glslc, tmp_path):
-    """spirv-val accepts them, and the only capability they name is Shader, which every device has."""
+NAMES = ["linear-int4-g32-asym-t5-n15-k31", "linear-float16-t17-n272-k160", "rope-table", "rms-t3-d15"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_are_valid_and_ask_for_what_their_form_requires(name, glslc, tmp_path):
+    """spirv-val accepts them, and they name the capability Shader, which every device has, and those of shuffles."""
     if shutil.which("spirv-val") is None:
         pytest.skip("no spirv-val (Debian package spirv-tools)")
-    for number, variant in enumerate(variants(CASES[name][0])):
+    for number, variant in enumerate(variants(CASES[name][0], VULKAN)):
         path = compile_glsl(name, print_kernel(variant.build()), tmp_path / f"{number}.spv")
         subprocess.run(["spirv-val", "--target-env", ENVIRONMENT, str(path)], check=True)
-        assert capabilities(path.read_bytes()) == {1}
-
-
-def capabilities(spirv):
-    """Operands of the instructions OpCapability (17) of a module; they come first."""
-    words = np.frombuffer(spirv, "<u4")
-    at, found = 5, set()
-    while words[at] & 0xFFFF == 17:
-        found.add(int(words[at + 1]))
-        at += int(words[at] >> 16)
-    return found
+        assert capabilities(path.read_bytes()) == ({SHADER, SUBGROUPS, SHUFFLE} if variant.requires else {SHADER})
 
 
 def test_extents_round_up_and_are_capped():

@@ -37,6 +37,15 @@ inline uint dsv3c_bf16x2(float low, float high) {
     return rounded(low) | rounded(high) << 16;
 }
 
+#define OF_WORDS(T)                                                                                             \
+    inline T dsv3c_shuffle_xor(T value, int mask,                                                               \
+                               std::source_location place = std::source_location::current()) {                  \
+        return shim::exchange(value, shim::launch.thread % shim::SIMD_WIDTH ^ mask, shim::SIMD_WIDTH, place);   \
+    }
+OF_WORDS(int)
+OF_WORDS(float)
+#undef OF_WORDS
+
 // Fragments of matrices [16, 16] and [16, 8] as the PTX ISA spreads them over a warp.
 inline void dsv3c_mma_bf16(float* d, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1,
                            std::source_location place = std::source_location::current()) {

@@ -9,15 +9,15 @@ from tests.targets.gpu.op_tests import CASES, PARTED, parts
 class Forms:
     """functions: the PrimFunc of each form by a name of its own; forms of several specs that are equal are one.
 
-    kinds: by that name, the type of the kernel and the place of the form among its forms.
+    kinds: by that name, the type of the kernel and the place of the form among its forms. capabilities: as OpTests has.
     """
 
-    def __init__(self):
+    def __init__(self, capabilities):
         self.functions, self.kinds, self._names = {}, {}, {}
         specs = dict.fromkeys(stage for spec, *_ in CASES.values() for stage in stages(spec))
         specs |= dict.fromkeys(part for name in PARTED for part in parts(stages(CASES[name][0])[0]))
         for number, spec in enumerate(specs):
-            for place, form in enumerate(variants(spec)):
+            for place, form in enumerate(variants(spec, capabilities)):
                 function = form.build()
                 name = f"{type(spec).__name__}_{number}_{place}"
                 if self._names.setdefault(tvm_ffi.structural_hash(function), name) == name:
