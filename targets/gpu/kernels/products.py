@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from tvm.script.ir_builder import tirx as T
 
@@ -54,25 +55,32 @@ def stream(
     sums, space = local(outs), shared(outs * THREADS)
     for i in range(outs):
         store(sums, i, f32(0))
-    ahead = min(AHEAD if len(starts) == 1 else AHEAD // 2, -(-weight.chunks // SLICES))
+    ahead = _ahead(weight, len(starts))
     whole = weight.chunks % (SLICES * ahead) == 0
     with T.serial(0, -(-weight.chunks // (SLICES * ahead))) as step:
-        wanted = [T.bind((step * ahead + i) * SLICES + part) for i in range(ahead)]
+        # Side by side, so that a thread's chunks have a factor in common.
+        wanted = [T.bind((step * SLICES + part) * ahead + i) for i in range(ahead)]
         # Without a condition around them, so that all words are under way before the first is used.
         chunks = wanted if whole else [T.bind(T.min(chunk, weight.chunks - 1)) for chunk in wanted]
-        decoded = [[weight.decode(block, chunk, lane) for block in blocks] for chunk in chunks]
+        scales = [weight.scales(block, chunks[0], lane) for block in blocks]
+        values = [
+            [weight.values(block, chunk, lane, scale) for chunk in chunks]
+            for block, scale in zip(blocks, scales, strict=True)
+        ]
+        products: list[list[Expr]] = [[] for _ in range(outs)]
         for number, chunk in enumerate(chunks):
             columns = [T.bind(_column(weight, chunk, i)) for i in range(weight.chunk)]
             rows = [[T.bind(x[start + column]) for column in columns] for start in starts]
-            for i, (values, factor) in enumerate(decoded[number]):
+            for i, of_block in enumerate(values):
                 for j, row in enumerate(rows):
-                    product = values[0] * row[0]
-                    for value, activation in zip(values[1:], row[1:], strict=True):
+                    product = of_block[number][0] * row[0]
+                    for value, activation in zip(of_block[number][1:], row[1:], strict=True):
                         product = product + value * activation
-                    scaled = product if factor is None else product * factor
-                    at = i * len(starts) + j
-                    inside = scaled if whole else T.Select(wanted[number] < weight.chunks, scaled, f32(0))
-                    store(sums, at, sums[at] + inside)
+                    inside = product if whole else T.Select(wanted[number] < weight.chunks, product, f32(0))
+                    products[i * len(starts) + j].append(T.bind(inside))
+        for at, parts in enumerate(products):
+            total, factor = sum(parts[1:], parts[0]), scales[at // len(starts)].factor
+            store(sums, at, sums[at] + (total if factor is None else total * factor))
     for i in range(outs):
         store(space, i * THREADS + thread, sums[i])
     barrier()
@@ -85,6 +93,12 @@ def stream(
         return value
 
     return lane, total
+
+
+def _ahead(weight: Weight, rows: int) -> int:
+    """Chunks that a thread takes at a time: within one group, and no more than there are."""
+    most = min(AHEAD if rows == 1 else AHEAD // 2, -(-weight.chunks // SLICES))
+    return most if weight.groups == 1 else gcd(most, weight.group_chunks)
 
 
 def _column(weight: Weight, chunk: Expr, i: int) -> Expr:

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.gpu.kernels.frame import Buffer, Buffers, Expr, f32
-from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16
+from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16, numbers
 
 
 @dataclass(frozen=True)
@@ -59,31 +59,49 @@ class Weight:
         half = bit_field(self.scale[T.shift_right(at, T.int32(1))], T.bitwise_and(at, T.int32(1)) * 16, 16)
         return T.bind(f16(T.bind(half)))
 
-    def decode(self, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr | None]:
-        """(values, factor of all of them or None) of row `lane`, k from chunk * self.chunk on."""
+    @property
+    def group_chunks(self) -> int:
+        """Chunks of one row that have a factor in common."""
+        return -(-self.chunks // self.groups)
+
+    def scales(self, block: Expr, chunk: Expr, lane: Expr) -> Scales:
+        """Those of row `lane` for the group of a chunk."""
+        if self.scale is None:
+            return Scales(None, None)
+        group = T.floordiv(chunk, self.group_chunks) if self.groups > 1 else 0
+        at = T.bind((block * self.groups + group) * LANES + lane)
+        if self.zero is None:
+            return Scales(self._factor(at), f32(self.spec.zero_point))
+        byte = bit_field(self.zero[T.shift_right(at, T.int32(2))], T.bitwise_and(at, T.int32(3)) * 8, 8)
+        return Scales(self._factor(at), T.bind(T.Cast("float32", T.Cast("int32", byte))))
+
+    def values(self, block: Expr, chunk: Expr, lane: Expr, scales: Scales) -> list[Expr]:
+        """Row `lane`, k from chunk * self.chunk on, before the factor."""
         at = T.bind((block * self.chunks + chunk) * LANES + lane)
         if self.spec.element == "f32":
-            return [T.bind(self.data[at])], None
+            return [T.bind(self.data[at])]
         if self.spec.element == "f16":
             word = self.data[T.shift_right(at, T.int32(1))]
-            return [T.bind(f16(T.bind(bit_field(word, T.bitwise_and(at, T.int32(1)) * 16, 16))))], None
+            return [T.bind(f16(T.bind(bit_field(word, T.bitwise_and(at, T.int32(1)) * 16, 16))))]
         word = T.bind(self.data[at])
         if self.spec.element == "bf16":
-            return [low_bf16(word), high_bf16(word)], None
-        return self._integers(word, block, chunk, lane)
-
-    def _integers(self, word: Expr, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr]:
-        group = T.floordiv(chunk * self.chunk, self.spec.group) if self.spec.group else 0
-        at = T.bind((block * self.groups + group) * LANES + lane)
+            return [low_bf16(word), high_bf16(word)]
         if self.spec.is_fp8:
             codes = [T.bind(bit_field(word, start, 8)) for start in (0, 8, 16, 24)]
-            return [T.bind(e4m3(code)) for code in codes], self._factor(at)
-        zero = f32(self.spec.zero_point)
-        if self.zero is not None:
-            byte = bit_field(self.zero[T.shift_right(at, T.int32(2))], T.bitwise_and(at, T.int32(3)) * 8, 8)
-            zero = T.bind(T.Cast("float32", T.Cast("int32", byte)))
-        factor = self._factor(at)
+            return [T.bind(e4m3(code)) for code in codes]
         # Of int4, byte j has k = j in its low and k = 4 + j in its high nibble.
         starts = [0, 8, 16, 24] if self.spec.bits == 8 else [0, 8, 16, 24, 4, 12, 20, 28]
-        codes = [bit_field(word, start, self.spec.bits) for start in starts]
-        return [T.bind(T.Cast("float32", T.Cast("int32", code)) - zero) for code in codes], factor
+        return numbers(word, starts, self.spec.bits, scales.zero)
+
+    def decode(self, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr | None]:
+        """(values, factor of all of them or None) of row `lane`, k from chunk * self.chunk on."""
+        scales = self.scales(block, chunk, lane)
+        return self.values(block, chunk, lane, scales), scales.factor
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What values of a group have in common: (code - zero) * factor; None where codes are the values."""
+
+    factor: Expr | None
+    zero: Expr | None
