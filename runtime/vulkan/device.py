@@ -7,6 +7,7 @@ inputs and grids to memory that the host sees, submits what was recorded, and wa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,7 @@ class VulkanDevice:
             "api": ".".join(map(str, physical.api)),
             "driver_version": physical.driver_version,
             "subgroup": self._gpu.subgroup,
+            "matrices": None if self._gpu.matrices is None else asdict(self._gpu.matrices),
             "mapped": self._gpu.direct,
             **needs.report(),
             "cache_slots": self.slots,

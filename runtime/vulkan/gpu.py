@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.vulkan.binding import check, guarded
 from dsv3c.runtime.vulkan.instance import API, Instance, Physical
-from dsv3c.runtime.vulkan.subgroups import SHUFFLE, device_wishes, subgroup_width
+from dsv3c.runtime.vulkan.matrices import MATRIX, matrices_of, with_matrices
+from dsv3c.runtime.vulkan.subgroups import SHUFFLE, WIDTH, device_wishes, subgroup_width
 
 WAIT_NS = 10**9  # between two looks at the keyboard
 DEFAULT_ALLOCATION = 1 << 30  # every Vulkan 1.1 device allows as much
@@ -33,7 +34,8 @@ class Gpu:
     """One device with one queue for compute. Raises DeviceLacks, DeviceMemoryRefused, DeviceLost.
 
     direct: whether the host sees the device's own memory, cached, so that nothing need be copied. None asks the device.
-    capabilities: that forms of kernels may require. subgroup: threads that shuffle registers, 0 without the capability.
+    capabilities: that forms of kernels may require, with the specialisation constants of such forms. subgroup: threads
+    that shuffle registers, 0 without the capability. matrices: cooperative ones, if it has any.
     """
 
     def __init__(self, instance: Instance, physical: Physical, direct: bool | None = None) -> None:
@@ -48,8 +50,14 @@ class Gpu:
         self.largest_allocation = _largest_allocation(vk, physical)
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
         self.subgroup = subgroup_width(vk, physical.handle)
-        self.capabilities = frozenset({SHUFFLE} if self.subgroup else ())
-        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **device_wishes(vk, self.subgroup))
+        self.matrices = matrices_of(vk, instance.handle, physical.handle, self.subgroup)
+        wishes = device_wishes(vk, self.subgroup)
+        # By capability that forms of kernels may require, the specialisation constants of these forms.
+        self.capabilities: dict[str, dict[int, int]] = {SHUFFLE: {WIDTH: self.subgroup}} if self.subgroup else {}
+        if self.matrices is not None:
+            self.capabilities[MATRIX] = self.matrices.constants
+            wishes = with_matrices(vk, wishes)
+        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)
         with guarded(vk, self.name, "a device"):
             self.handle = vk.vkCreateDevice(physical.handle, wanted, None)
         self.queue = vk.vkGetDeviceQueue(self.handle, family, 0)

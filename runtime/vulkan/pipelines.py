@@ -18,7 +18,7 @@ from dsv3c.runtime.dispatch import Form
 from dsv3c.runtime.errors import KernelMissing, ModuleInvalid
 from dsv3c.runtime.vulkan.binding import check, guarded
 from dsv3c.runtime.vulkan.gpu import Gpu
-from dsv3c.runtime.vulkan.subgroups import SHUFFLE, Stage
+from dsv3c.runtime.vulkan.subgroups import Stage
 
 _MAGIC = (0x07230203).to_bytes(4, "little")  # of SPIR-V
 _CACHE_LIMIT = 1 << 30
@@ -77,7 +77,8 @@ class Pipelines:
         vk, device = self._gpu.vk, self._gpu.handle
         with guarded(vk, self._gpu.name, f"the kernel {form.function}", len(code)):
             module = vk.vkCreateShaderModule(device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None)
-            stage = Stage(vk, module, self._gpu.subgroup if SHUFFLE in form.requires else 0)
+            constants = {i: value for name in form.requires for i, value in self._gpu.capabilities[name].items()}
+            stage = Stage(vk, module, constants)
             wanted = vk.VkComputePipelineCreateInfo(stage=stage.info, layout=layout)
             try:
                 return vk.vkCreateComputePipelines(device, self._cache.handle, 1, [wanted], None)[0]

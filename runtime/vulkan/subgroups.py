@@ -7,13 +7,14 @@ allows a varying size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 SHUFFLE = "subgroup-shuffle"  # what forms of kernels require
 EXTENSION = "VK_EXT_subgroup_size_control"  # part of Vulkan only from 1.3 on
 THREADS = 128  # of a workgroup: subgroups divide it
 NARROWEST = 4
-_WIDTH = 0  # the specialisation constant
+WIDTH = 0  # the specialisation constant
 
 
 def subgroup_width(vk: Any, handle: Any) -> int:
@@ -43,17 +44,21 @@ def device_wishes(vk: Any, width: int) -> dict[str, Any]:
 
 
 class Stage:
-    """info: the VkPipelineShaderStageCreateInfo of a module; width: of its subgroups, 0 where it has no use for them.
+    """info: the VkPipelineShaderStageCreateInfo of a module.
 
+    constants: specialisation constants by id; only kernels that have a use for full subgroups have any.
     Keep it until the pipeline is made: the package copies structs, but does not keep what they point to.
     """
 
-    def __init__(self, vk: Any, module: Any, width: int = 0) -> None:
+    def __init__(self, vk: Any, module: Any, constants: Mapping[int, int]) -> None:
         stated = {"stage": vk.VK_SHADER_STAGE_COMPUTE_BIT, "module": module, "pName": "main"}
-        if width:
-            self._data = vk.ffi.new("uint32_t*", width)
-            entries = [vk.VkSpecializationMapEntry(constantID=_WIDTH, offset=0, size=4)]
-            self._constants = vk.VkSpecializationInfo(pMapEntries=entries, dataSize=4, pData=self._data)
+        if constants:
+            self._data = vk.ffi.new("uint32_t[]", list(constants.values()))
+            entries = [
+                vk.VkSpecializationMapEntry(constantID=constant, offset=4 * i, size=4)
+                for i, constant in enumerate(constants)
+            ]
+            self._constants = vk.VkSpecializationInfo(pMapEntries=entries, dataSize=4 * len(entries), pData=self._data)
             stated |= {
                 "flags": vk.VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT_EXT,
                 "pSpecializationInfo": self._constants,

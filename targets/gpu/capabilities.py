@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MMA = "mma-m16n8k16"  # matrices of bfloat16 in the registers of a warp, see the PTX ISA; compute capability 8.0
 SIMDGROUP_MATRIX = "simdgroup-matrix"  # matrices of 8 x 8 float32 in a SIMD group, see the MSL specification
+COOPERATIVE_MATRIX = "cooperative-matrix"  # float16 in a subgroup, sizes known at loading, VK_KHR_cooperative_matrix
 SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
 SUBGROUP_SHUFFLE = "subgroup-shuffle"  # full subgroups of a width known at loading that do so, see runtime/vulkan
 
@@ -24,6 +25,10 @@ class Capabilities:
 
     always: frozenset[str] = frozenset()
     some: frozenset[str] = frozenset()
+
+    def without(self, name: str) -> Capabilities:
+        """What is left for a compiler that cannot express one of them."""
+        return Capabilities(self.always - {name}, self.some - {name})
 
     def usable(self, forms: Sequence[Variant]) -> tuple[Variant, ...]:
         """The forms that some device runs, requiring only what not all have; none that an earlier one stands for."""
@@ -44,4 +49,4 @@ def _stands_for(earlier: Variant, other: Variant) -> bool:
 NOTHING = Capabilities()
 CUDA = Capabilities(always=frozenset({SUBGROUP_32}), some=frozenset({MMA}))
 METAL = Capabilities(always=frozenset({SUBGROUP_32, SIMDGROUP_MATRIX}))
-VULKAN = Capabilities(some=frozenset({SUBGROUP_SHUFFLE}))
+VULKAN = Capabilities(some=frozenset({SUBGROUP_SHUFFLE, COOPERATIVE_MATRIX}))

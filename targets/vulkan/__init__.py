@@ -45,12 +45,15 @@ class Vulkan:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises NoShaderCompiler before anything is built."""
-        from dsv3c.targets.gpu.capabilities import VULKAN
+        from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
         from dsv3c.targets.gpu.emit import Backend, emit
-        from dsv3c.targets.vulkan.spirv import SPIRV, compile_modules, find_compiler
+        from dsv3c.targets.vulkan.spirv import SPIRV, compile_modules, find_compiler, find_matrix_compiler, version
 
-        find_compiler()
-        backend = Backend(compile_modules, (), {"modules": SPIRV}, self.max_binding, VULKAN)
+        programs = [find_compiler(), find_matrix_compiler()]
+        capabilities = VULKAN if programs[1] else VULKAN.without(COOPERATIVE_MATRIX)
+        used = dict.fromkeys(version(program) for program in programs if program is not None)
+        facts = {"modules": SPIRV, "compiler": ", ".join(used)}
+        backend = Backend(compile_modules, (), facts, self.max_binding, capabilities)
         return emit(entries, bounds, backend)
 
 

@@ -2,7 +2,8 @@
 
 It prints what kernels of dsv3c.targets.gpu consist of: flat buffers of 32-bit words, scalar expressions, loops,
 conditions, one-dimensional workgroups. Index arithmetic is never negative there, so FloorDiv is `/`. A float16 exists
-only as bits that are widened at once, which is `unpackHalf2x16`: no device feature is asked for.
+only as bits that are widened at once, which is `unpackHalf2x16`: no device feature is asked for. Kernels that have
+subgroups or cooperative matrices (see `matrices`) do ask for some, by what they call.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from tvm import s_tir
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR, SUBGROUP_SIZE
+from dsv3c.targets.vulkan import matrices
 
-_TYPES = {"float32": "float", "int32": "int", "uint32": "uint", "bool": "bool"}
+_TYPES = {"float32": "float", "int32": "int", "uint32": "uint", "bool": "bool", "float16x2": "f16vec2"}
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "FloorDiv": "/", "FloorMod": "%", "LT": "<", "LE": "<=",
     "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
@@ -61,7 +63,7 @@ class _Printer:
         self._lines: list[str] = []
         self._shared: list[str] = []
         self._threads = 1
-        self._subgroups = False
+        self._subgroups = self._matrices = False
         self._function = function
 
     def text(self) -> str:
@@ -71,7 +73,8 @@ class _Printer:
             block = f"buffer Operand{index} {{ {dtype} {name}[]; }};"
             bindings.append(f"layout(set = 0, binding = {index}, std430) {block}")
         self._statement(self._function.body, 1)
-        head = ["#version 450", *(_SUBGROUPS if self._subgroups else ()), f"layout(local_size_x = {self._threads}) in;"]
+        asked = (*(_SUBGROUPS if self._subgroups else ()), *(matrices.HEAD if self._matrices else ()))
+        head = ["#version 450", *asked, f"layout(local_size_x = {self._threads}) in;"]
         thread = f"  int thread = {_THREAD_OF_SUBGROUP if self._subgroups else _THREAD};"
         return "\n".join([*head, *bindings, *self._shared, "void main() {", thread, *self._lines, "}", ""])
 
@@ -119,6 +122,10 @@ class _Printer:
 
     def _allocbuffer(self, node: Any, depth: int) -> None:
         buffer = node.buffer
+        if matrices.is_matrix(str(buffer.scope())):
+            self._matrices = True
+            self._line(depth, matrices.declared(str(buffer.scope()), self._name(buffer)))
+            return
         size = math.prod(int(extent) for extent in buffer.shape)
         declared = f"{self._element_type(buffer)} {self._name(buffer)}[{size}];"
         if str(buffer.scope()).startswith("shared"):
@@ -135,7 +142,8 @@ class _Printer:
 
     def _for(self, node: Any, depth: int) -> None:
         i, first = self._name(node.loop_var), self._value(node.min)
-        self._line(depth, f"for (int {i} = {first}; {i} < {first} + {self._value(node.extent)}; ++{i}) {{")
+        unroll = "[[unroll]] " if node.kind == tvm.tirx.ForKind.UNROLLED else ""
+        self._line(depth, f"{unroll}for (int {i} = {first}; {i} < {first} + {self._value(node.extent)}; ++{i}) {{")
         self._statement(node.body, depth + 1)
         self._line(depth, "}")
 
@@ -151,6 +159,8 @@ class _Printer:
         value = node.value
         if type(value).__name__ == "Call" and value.op.name == "tirx.tvm_storage_sync":
             self._line(depth, "barrier();")
+        elif type(value).__name__ == "Call" and value.op.name == "tirx.call_extern":
+            self._line(depth, f"{self._value(value)};")
         elif type(value).__name__ != "IntImm":
             raise NotPrintable(what=f"the statement {str(node)[:80]}")
 
@@ -188,12 +198,24 @@ class _Printer:
                 return f"{_BITCASTS[key]}({self._value(arguments[0])})"
         if name == "prim.if_then_else":
             return "({} ? {} : {})".format(*map(self._value, arguments))
-        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL:
+        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL | matrices.EXTERNAL:
+            called, values = str(arguments[0].value), [self._value(argument) for argument in arguments[1:]]
+            if called in matrices.EXTERNAL:
+                self._matrices = True
+                return matrices.EXTERNAL[called].format(*values)
             self._subgroups = True
-            return _EXTERNAL[str(arguments[0].value)].format(*map(self._value, arguments[1:]))
+            return _EXTERNAL[called].format(*values)
+        if name == "tirx.address_of":
+            return self._place(arguments[0])
         if name not in _CALLS:
             raise NotPrintable(what=f"a call of {name}: {str(node)[:80]}")
         return f"{_CALLS[name]}({', '.join(map(self._value, arguments))})"
+
+    def _place(self, load: Any) -> str:
+        """An element of matrices itself; of other memory the array and the index, two arguments."""
+        buffer, index = load.source if hasattr(load, "source") else load.buffer, self._value(load.indices[0])
+        pattern = "{}[{}]" if matrices.is_matrix(str(buffer.scope())) else "{}, {}"
+        return pattern.format(self._name(buffer), index)
 
     def _cast(self, node: Any) -> str:
         bits = _half_bits(node)

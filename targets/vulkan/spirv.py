@@ -1,4 +1,8 @@
-"""From GLSL to SPIR-V when an artifact is made: by glslc (Google's shaderc), else by Khronos' glslangValidator."""
+"""From GLSL to SPIR-V when an artifact is made: by glslc (Google's shaderc), else by Khronos' glslangValidator.
+
+Kernels with cooperative matrices take a program that knows them (glslang 13.1 and what is built of it); where the first
+one does not, the second may.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.targets.vulkan.glsl import print_kernel
+from dsv3c.targets.vulkan.matrices import EXTENSION
 
 ENVIRONMENT = "vulkan1.2"  # 1.3 would ask devices for maintenance4
 SPIRV = "spirv-1.5"  # what this environment has
@@ -37,18 +44,43 @@ class ShaderInvalid(Dsv3cError):
 
 def find_compiler() -> str:
     """The path of the program. Raises NoShaderCompiler."""
-    for name in _OPTIONS:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise NoShaderCompiler(known=" nor ".join(_OPTIONS))
+    return _programs()[0]
+
+
+def find_matrix_compiler() -> str | None:
+    """The path of the first program that knows cooperative matrices, None without one. Raises NoShaderCompiler."""
+    return next(filter(_knows_matrices, _programs()), None)
+
+
+def version(program: str) -> str:
+    """What it says of itself."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"{Path(program).stem}: {(said.splitlines() or [''])[0]}"
+
+
+def _programs() -> list[str]:
+    found = [path for name in _OPTIONS if (path := shutil.which(name)) is not None]
+    if not found:
+        raise NoShaderCompiler(known=" nor ".join(_OPTIONS))
+    return found
+
+
+@cache
+def _knows_matrices(program: str) -> bool:
+    source = f"#version 450\n#extension {EXTENSION} : require\nlayout(local_size_x = 1) in;\nvoid main() {{}}\n"
+    with TemporaryDirectory() as folder:
+        return _run(program, source, Path(folder) / "probe.spv").returncode == 0
+
+
+def _run(program: str, source: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = [program, *_OPTIONS[Path(program).stem], "-o", str(path)]
+    return subprocess.run(command, input=source, capture_output=True, text=True, check=False)
 
 
 def compile_glsl(name: str, source: str, path: Path) -> Path:
     """Compile to the file `path`. Raises NoShaderCompiler, ShaderInvalid."""
-    program = find_compiler()
-    command = [program, *_OPTIONS[Path(program).stem], "-o", str(path)]
-    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    program = (find_matrix_compiler() if EXTENSION in source else None) or find_compiler()
+    done = _run(program, source, path)
     if done.returncode != 0:
         output = (done.stderr + done.stdout).strip()  # one of them writes here, the other there
         raise ShaderInvalid(program=Path(program).name, name=name, output=output)

@@ -3,11 +3,13 @@
 import numpy as np
 import vulkan as vk
 
-from dsv3c.runtime.vulkan.subgroups import Stage, device_wishes, subgroup_width
+from dsv3c.runtime.vulkan.matrices import matrices_of, with_matrices
+from dsv3c.runtime.vulkan.subgroups import WIDTH, Stage, device_wishes, subgroup_width
 from dsv3c.targets.gpu.kernels.frame import THREADS
 
 SECONDS = 60  # after which a submission counts as hung
 SHADER, SUBGROUPS, SHUFFLE = 1, 61, 65  # capabilities of SPIR-V: the language, its GroupNonUniform and …Shuffle
+MATRICES = 6022  # CooperativeMatrixKHR
 
 
 def capabilities(spirv):
@@ -37,7 +39,10 @@ class Runner:
         family = next(i for i, item in enumerate(families) if item.queueFlags & vk.VK_QUEUE_COMPUTE_BIT)
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
         self.subgroup = subgroup_width(vk, self.physical)
-        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **device_wishes(vk, self.subgroup))
+        self.matrices = matrices_of(vk, self.instance, self.physical, self.subgroup)
+        wishes = device_wishes(vk, self.subgroup)
+        wishes = wishes if self.matrices is None else with_matrices(vk, wishes)
+        wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)
         self.device = vk.vkCreateDevice(self.physical, wanted, None)
         self.queue = vk.vkGetDeviceQueue(self.device, family, 0)
         self.memory = vk.vkGetPhysicalDeviceMemoryProperties(self.physical)
@@ -96,7 +101,10 @@ class Runner:
         layout = vk.vkCreateDescriptorSetLayout(self.device, layout_info, None)
         pipeline_layout_info = vk.VkPipelineLayoutCreateInfo(pSetLayouts=[layout])
         pipeline_layout = vk.vkCreatePipelineLayout(self.device, pipeline_layout_info, None)
-        stage = Stage(vk, module, self.subgroup if shuffles(spirv) else 0)
+        asked = capabilities(spirv)
+        constants = {WIDTH: self.subgroup} if SHUFFLE in asked else {}
+        constants |= self.matrices.constants if MATRICES in asked else {}
+        stage = Stage(vk, module, constants)
         create = vk.VkComputePipelineCreateInfo(stage=stage.info, layout=pipeline_layout)
         (pipeline,) = vk.vkCreateComputePipelines(self.device, None, 1, [create], None)
         return layout, pipeline_layout, pipeline, module

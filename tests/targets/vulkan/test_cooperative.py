@@ -1,0 +1,268 @@
+"""Products on cooperative matrices: their text, their modules, and their results on a device that has such matrices.
+
+Expected arrays have the factors rounded as the kernel rounds them, so that only the order of float32 sums differs.
+"""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.runtime.vulkan import matrices as device_matrices
+from dsv3c.targets.cpu.kernels.frame import View
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
+from dsv3c.targets.gpu.kernels import cooperative, operands, stages, tiles, variants
+from dsv3c.targets.gpu.kernels.frame import Rows
+from dsv3c.targets.gpu.kernels.parts import Part
+from dsv3c.targets.vulkan import matrices
+from dsv3c.targets.vulkan.glsl import print_kernel
+from dsv3c.targets.vulkan.spirv import ENVIRONMENT, compile_glsl, find_matrix_compiler
+from tests.targets.cpu.harness import compare
+from tests.targets.cpu.test_dense_kernels import control, normal
+from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
+from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.vulkan.runner import MATRICES, capabilities
+
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
+BOUND = 130
+UNIT = 2.0**-11  # the largest relative error of a number rounded to float16
+LOST = 2.0**-28  # of the largest magnitude in its row: what a factor may lose besides
+LEAST_SHARED = 16384  # maxComputeSharedMemorySize of every device
+BYTES = {"float": 4, "f16vec2": 4}
+FEATURES = {9, 61, 5345}  # of SPIR-V: Float16, GroupNonUniform, VulkanMemoryModel
+
+
+def rounded(x):
+    """Rows x[..., K] of float16 after the scaling by a power of two that puts the largest of each below 2^15."""
+    x = x.astype(np.float64)
+    largest = abs(x).max(-1, keepdims=True)
+    scale = 2.0 ** (14 - np.floor(np.log2(np.where(largest, largest, 1))))
+    return (x * scale).astype(np.float16).astype(np.float64) / scale
+
+
+def is_rounded(spec, k):
+    """Whether the weights are: codes of a row with one factor are exact, so are float16 and bfloat16."""
+    return spec.scale_groups(k) > 1
+
+
+def case(name, t, n, k, heads=1, view=None, x=None, w=None):
+    """(spec, inputs, expected, (exact, |x| times |w|, what is lost besides)); x f32 [t, K'], w f32 [heads, n, k]."""
+    spec = QuantSpec.parse(name)
+    w = normal(heads, n, k) if w is None else w
+    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
+    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+    wide = normal(t, view.row_stride if view else heads * k) if x is None else x
+    starts = [view.start(0, head) if view else head * k for head in range(heads)]
+    x = np.stack([wide[:, start : start + k] for start in starts], 1).astype(np.float64)
+    inputs = {"control": control(t), "x": wide}
+    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+    factors = rounded(weight) if is_rounded(spec, k) else weight
+
+    def product(x, w):
+        return np.einsum("mhk,hnk->mhn", x, w)
+
+    tops = [np.broadcast_to(abs(side).max(-1, keepdims=True, initial=0), side.shape) for side in (x, weight)]
+    lost = LOST * (product(tops[0], abs(weight)) + product(abs(x), tops[1]))
+    sides = product(x, weight), product(abs(x), abs(weight)), lost
+    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": product(rounded(x), factors)}, sides
+
+
+def expert_case(op, name, t, d, i):
+    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
+    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
+    inputs = with_float_activations(inputs, spec)
+    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
+    parts = 2 if op is MoeGateUp else 1
+    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
+    _, w = stored_weight(normal(*shape), spec.weight)
+    w = rounded(w) if is_rounded(spec.weight, shape[-1]) else w
+    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
+    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
+    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
+    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
+
+
+def spread(rows, columns):
+    """Normal numbers, whose rows are of very different sizes: 1e6, 1e-6, 1, all zero, and 1 beside one of 1e6."""
+    x = normal(rows, columns) * np.float32([1e6, 1e-6, 1, 0, 1])[np.arange(rows) % 5, None]
+    x[4::5, columns // 2] = 1e6
+    return x
+
+
+CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
+CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
+CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
+CASES["no-rows"] = case("bfloat16", 0, 17, 32)
+BEYOND = {f"activations-{name}": case(name, 66, 33, 96, x=spread(66, 96)) for name in FORMATS}
+BEYOND |= {f"weights-{name}": case(name, 66, 33, 96, w=spread(33, 96)[None]) for name in ("bfloat16", "int8", "fp8")}
+BEYOND |= {f"small-{name}": case(name, 66, 33, 96, w=normal(1, 33, 96) * np.float32(1e-5)) for name in FORMATS}
+BEYOND["largest"] = case("bfloat16", 18, 20, 32, x=normal(18, 32) * np.float32(1e30))
+EXPERTS = {
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    for op in (MoeGateUp, MoeDown)
+    for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
+}
+
+
+def form(spec):
+    (found,) = [form for form in variants(spec, VULKAN) if COOPERATIVE_MATRIX in form.requires]
+    return found
+
+
+def text(spec):
+    return print_kernel(form(spec).build())
+
+
+@pytest.fixture(scope="module")
+def compiler(glslc):
+    """A program that knows cooperative matrices."""
+    program = find_matrix_compiler()
+    if program is None:
+        pytest.skip(f"{glslc} does not know {matrices.EXTENSION} (glslang 13.1 does)")
+    return program
+
+
+@pytest.fixture(scope="module")
+def modules(compiler, tmp_path_factory):
+    """The module of a kernel."""
+    folder, made = tmp_path_factory.mktemp("cooperative"), {}
+
+    def module(spec):
+        if spec not in made:
+            made[spec] = compile_glsl("cooperative", text(spec), folder / f"{len(made)}.spv")
+        return made[spec]
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(modules, device):
+    """The operands of a kernel by role after it ran on them; `given` are those of another one that it shares."""
+    if device.matrices is None:
+        pytest.skip("the device reports no cooperative matrices that fit")
+
+    def run(spec, inputs, given=None):
+        arrays = arguments((spec,), inputs) if given is None else given
+        grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
+        device.run(modules(spec).read_bytes(), [arrays[operand.role] for operand in operands(spec)], (*grid, 1))
+        return arrays
+
+    return run
+
+
+# --- everywhere
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_few_rows_keep_float32_and_the_last_form_runs_on_any_device(name):
+    forms = variants(Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name)), VULKAN)
+    needs = [form.requires - {"subgroup-shuffle"} for form in forms]
+    assert needs[-2:] == [{COOPERATIVE_MATRIX}, frozenset()] and forms[-1].most_rows is None
+    assert not any(needs[:-2]) and all(form.most_rows for form in forms[:-2])
+
+
+def test_float32_weights_and_compilers_without_the_extension_have_no_such_form():
+    exact = Linear(Rows(BOUND), 64, 64, QuantSpec.parse("float32"))
+    spec = CASES["no-rows"][0]
+    assert not any(COOPERATIVE_MATRIX in form.requires for form in variants(exact, VULKAN))
+    without = VULKAN.without(COOPERATIVE_MATRIX)
+    assert [form for form in variants(spec, VULKAN) if COOPERATIVE_MATRIX in form.requires]
+    assert not [form for form in variants(spec, without) if COOPERATIVE_MATRIX in form.requires]
+
+
+def test_only_such_a_form_asks_for_the_extension():
+    for each in variants(CASES["no-rows"][0], VULKAN):
+        assert (matrices.EXTENSION in print_kernel(each.build())) == (COOPERATIVE_MATRIX in each.requires)
+
+
+@pytest.mark.parametrize("spec", [CASES["no-rows"][0], EXPERTS["MoeGateUp-int8-t17"][0]], ids=["linear", "experts"])
+def test_shared_memory_is_what_every_device_has(spec):
+    declared = re.findall(r"^shared (\w+) \w+\[(\d+)\];$", text(spec), re.M)
+    assert len(declared) == 4
+    sizes = [BYTES[dtype] * int(count) for dtype, count in declared]
+    assert sum(sizes) <= LEAST_SHARED
+    assert all(size % 16 == 0 for size in sizes)  # so that each begins where a matrix may
+
+
+def test_rows_in_shared_memory_begin_where_vulkan_lets_matrices_begin():
+    """Pointer and stride are multiples of 16 bytes or of a row of the matrix."""
+    assert cooperative.STRIDE * BYTES["f16vec2"] % 16 == 0
+    assert cooperative.SUM_STRIDE * BYTES["float"] % 16 == 0
+
+
+def test_the_runtime_means_the_same_constants_and_tile():
+    sizes = device_matrices.Matrices(m=1, n=2, k=3, rows=4, columns=5)
+    names = {"MATRIX_M": 1, "MATRIX_N": 2, "MATRIX_K": 3, "SUBGROUP_ROWS": 4, "SUBGROUP_COLUMNS": 5}
+    found = dict(re.findall(r"^layout\(constant_id = (\d+)\) const int (\w+) = \d+;$", text(CASES["view"][0]), re.M))
+    assert {int(number): names[name] for number, name in found.items()} == sizes.constants
+    assert device_matrices.MATRIX == COOPERATIVE_MATRIX
+    assert (device_matrices.TILE, device_matrices.K_TILE) == (tiles.TILE, tiles.K_TILE)
+    assert device_matrices.SUM_ROWS == cooperative.SUM_ROWS
+
+
+# --- with a compiler that knows the extension
+
+
+@pytest.mark.parametrize("name", [*(f"{name}-t65-n130-k129" for name in FORMATS), "MoeGateUp-int8-t17"])
+def test_modules_are_valid_and_ask_for_what_the_runtime_looks_for(name, modules):
+    path = modules((CASES | EXPERTS)[name][0])
+    assert capabilities(path.read_bytes()) == {1, MATRICES} | FEATURES
+    if shutil.which("spirv-val") is None:
+        pytest.skip("no spirv-val (Debian package spirv-tools)")
+    done = subprocess.run(["spirv-val", "--target-env", ENVIRONMENT, path], capture_output=True, text=True, check=False)
+    if f"Invalid capability operand: {MATRICES}" in done.stderr:
+        pytest.skip("this spirv-val does not know cooperative matrices")
+    assert done.returncode == 0, done.stderr
+
+
+# --- on a device that has such matrices
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_numpy_with_rounded_factors(name, run):
+    spec, inputs, expected, _ = CASES[name]
+    compare(run(spec, inputs), inputs, expected, SUMS)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_match_numpy_with_rounded_factors(name, run):
+    spec, inputs, expected = EXPERTS[name]
+    compare(run(spec, inputs), inputs, expected, SUMS)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "t65" in name])
+def test_the_error_of_rounding_is_bounded_by_that_of_its_factors(name, run):
+    spec, inputs, _, (exact, size, lost) = CASES[name]
+    found = run(spec, inputs)["y"][: exact.size].reshape(exact.shape)
+    unit = 2 * UNIT + UNIT**2 if is_rounded(spec.weight, spec.k) else UNIT
+    error = abs(found - exact)
+    assert (error <= (unit + SUMS) * size + lost).all()
+    assert error.max() > 100 * SUMS * UNIT  # the factors were rounded
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_numbers_that_float16_does_not_have_are_not_lost(name, run):
+    """Rows of 1e6, of 1e-6 and of zero side by side: every sum within the error that its own factors are due."""
+    spec, inputs, _, (exact, size, lost) = BEYOND[name]
+    found = run(spec, inputs)["y"][: exact.size].reshape(exact.shape)
+    assert np.isfinite(found).all()
+    unit = 2 * UNIT + UNIT**2 if is_rounded(spec.weight, spec.k) else UNIT
+    assert (abs(found - exact) <= (unit + SUMS) * size + lost).all()
+
+
+def test_parts_of_a_weight_write_only_their_own_columns(run):
+    spec, inputs, expected, _ = case("bfloat16", 20, 80, 64)
+    arrays = arguments((spec,), inputs)
+    for part in (Part(spec, 0, 3), Part(spec, 3, 2)):
+        each = arrays["w.data"].size // 5
+        own = arrays | {"w.data": arrays["w.data"][part.first * each : (part.first + part.count) * each].copy()}
+        run(part, inputs, own)
+    compare(arrays, inputs, expected, SUMS)
