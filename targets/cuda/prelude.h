@@ -2,11 +2,21 @@
 typedef unsigned int uint;
 typedef unsigned short ushort;
 
+// Tells the compiler that an operand begins at a multiple of sixteen bytes.
+#define DSV3C_ALIGNED(operand) operand = (decltype(operand))__builtin_assume_aligned(operand, 16)
+
 // float32 of the float16 in the low half of `bits`.
 static __device__ __forceinline__ float dsv3c_f16(uint bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((ushort)bits));
     return value;
+}
+
+// (word & mask) | bits.
+static __device__ __forceinline__ uint dsv3c_and_or(uint word, uint mask, uint bits) {
+    uint both;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(both) : "r"(word), "r"(mask), "r"(bits));
+    return both;
 }
 
 // What the thread has whose number differs in the bit `mask`, below 32; all threads of the warp come here.

@@ -111,6 +111,15 @@ def _simd_shuffle(call: Node) -> Node:
     return tirx.call_extern(str(call.ty.dtype), "simd_shuffle_xor", call.args[1], tirx.Cast("uint16", call.args[2]))
 
 
+def _one_operation(either: Node) -> Node:
+    """(a & mask) | bits as one call: nvcc makes two instructions of it, since one holds only one of the constants."""
+    masked = either.a
+    constants = isinstance(masked, tirx.BitwiseAnd) and all(isinstance(x, tirx.IntImm) for x in (masked.b, either.b))
+    if not constants or str(either.ty.dtype) != "uint32":
+        return either
+    return tirx.call_extern("uint32", "dsv3c_and_or", masked.a, masked.b, either.b)
+
+
 def _rounded_float(number: Node) -> Node:
     """TVM prints all digits of the double that a constant was written as; nvcc warns of those that float32 drops."""
     if str(number.ty.dtype) != "float32":
@@ -146,7 +155,7 @@ def _occupancy(body: Node) -> dict[str, int]:
 
 CUDA = Dialect(
     {"kind": "cuda", "arch": "sm_80"},
-    ((tirx.Cast, _half_call), (tirx.FloatImm, _rounded_float)),
+    ((tirx.Cast, _half_call), (tirx.FloatImm, _rounded_float), (tirx.BitwiseOr, _one_operation)),
     _occupancy,
     first=_PREFIX,
 )

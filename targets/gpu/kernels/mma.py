@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.compiler.layouts import LANES
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.gpu.capabilities import MMA
+from dsv3c.targets.gpu.kernels.fragments import Place, multiply, pair
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
@@ -49,42 +50,25 @@ class TensorCores:
         return Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE))
 
     def product(self, factors: Factors, thread: Expr, space: Space, keep: Keep) -> None:
-        place = _Place(thread)
-        sums = _product(factors, place, space)
-        place.each(sums, keep)
+        place = Place.of(thread)
+        _each(place, _product(factors, place, space), keep)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a thread is: the corner of its warp's square in the tile, and its own part of the fragments (the PTX ISA's
-    groupID and threadID_in_group)."""
+def _corner(place: Place) -> tuple[Expr, Expr]:
+    """(activation row, output row) of the square of a thread's warp."""
+    return T.bind(T.bitwise_and(place.warp, T.int32(1)) * SIDE), T.bind(T.shift_right(place.warp, T.int32(1)) * SIDE)
 
-    thread: Expr
 
-    @property
-    def corner(self) -> tuple[Expr, Expr]:
-        """(activation row, output row)."""
-        warp = T.bind(T.shift_right(self.thread, T.int32(5)))
-        return T.bind(T.bitwise_and(warp, T.int32(1)) * SIDE), T.bind(T.shift_right(warp, T.int32(1)) * SIDE)
-
-    @property
-    def group(self) -> Expr:
-        return T.bind(T.shift_right(T.bitwise_and(self.thread, T.int32(31)), T.int32(2)))
-
-    @property
-    def member(self) -> Expr:
-        return T.bind(T.bitwise_and(self.thread, T.int32(3)))
-
-    def each(self, sums: Buffer, keep: Keep) -> None:
-        """The square of a warp is two blocks wide: of each row, a thread has the same columns of both."""
-        row, column = self.corner
-        row, pair, lane = T.bind(row + self.group), T.bind(T.shift_right(column, T.int32(5))), T.bind(self.member * 2)
-        for i in range(ROW_FRAGMENTS):
-            for j in range(COLUMN_FRAGMENTS // 2):
-                for element in range(4):
-                    first, second = (sums[_sum(i, j + block * 2, element)] for block in range(2))
-                    own, n = row + (i * 16 + element // 2 * 8), lane + (j * 8 + element % 2)
-                    keep(T.bind(own), pair, T.bind(n), (first, second))
+def _each(place: Place, sums: Buffer, keep: Keep) -> None:
+    """The square of a warp is two blocks wide: of each row, a thread has the same columns of both."""
+    row, column = _corner(place)
+    row, two, lane = T.bind(row + place.group), T.bind(T.shift_right(column, T.int32(5))), T.bind(place.member * 2)
+    for i in range(ROW_FRAGMENTS):
+        for j in range(COLUMN_FRAGMENTS // 2):
+            for element in range(4):
+                first, second = (sums[_sum(i, j + block * 2, element)] for block in range(2))
+                own, n = row + (i * 16 + element // 2 * 8), lane + (j * 8 + element % 2)
+                keep(T.bind(own), two, T.bind(n), (first, second))
 
 
 def _sum(i: int, j: int, element: int) -> int:
@@ -92,13 +76,13 @@ def _sum(i: int, j: int, element: int) -> int:
     return (i * COLUMN_FRAGMENTS + j) * 4 + element
 
 
-def _product(factors: Factors, place: _Place, space: Space) -> Buffer:
+def _product(factors: Factors, place: Place, space: Space) -> Buffer:
     """The sums of a thread."""
     weight, thread = factors.weight, place.thread
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
     starts = [factors.start(turn * SLICES + part) for turn in range(TILE // SLICES)]
     sums, steps = local(SUMS), factors.steps
-    (row, column), group, member = place.corner, place.group, place.member
+    (row, column), group, member = _corner(place), place.group, place.member
     row_words, column_words = T.bind((row + group) * STRIDE + member), T.bind((column + group) * STRIDE + member)
 
     def add(step: Expr) -> None:
@@ -107,7 +91,7 @@ def _product(factors: Factors, place: _Place, space: Space) -> Buffer:
         for turn, first in enumerate(starts):
             low = T.bind(step * K_TILE + lane * 2)
             values = [T.bind(factors.x[first + T.min(low + i, weight.k - 1)]) for i in range(2)]
-            store(space.rows, (turn * SLICES + part) * STRIDE + lane, _pair(*values))
+            store(space.rows, (turn * SLICES + part) * STRIDE + lane, pair(*values))
         barrier()
         for at in range(0, PAIRS, 8):
             _multiply(sums, (space.rows, T.bind(row_words + at)), (space.weights, T.bind(column_words + at)))
@@ -181,7 +165,7 @@ def _pairs(weight: Weight, block: Expr, item: Expr, lane: Expr) -> list[Expr]:
         held = chunk if whole else T.bind(T.min(chunk, weight.chunks - 1))
         found, _ = weight.decode(block, held, lane)
         values += [value if whole else T.Select(chunk < weight.chunks, value, f32(0)) for value in found]
-    return [_pair(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return [pair(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
 
 
 def _multiply(sums: Buffer, rows: tuple[Buffer, Expr], weights: tuple[Buffer, Expr]) -> None:
@@ -194,10 +178,4 @@ def _multiply(sums: Buffer, rows: tuple[Buffer, Expr], weights: tuple[Buffer, Ex
     b = [[T.bind(right[column + (j * 8 * STRIDE + k * 4)]) for k in range(2)] for j in range(COLUMN_FRAGMENTS)]
     for i in range(ROW_FRAGMENTS):
         for j in range(COLUMN_FRAGMENTS):
-            at = (i * COLUMN_FRAGMENTS + j) * 4
-            T.evaluate(T.call_extern("void", "dsv3c_mma_bf16", T.address_of(sums[at]), *a[i], *b[j]))
-
-
-def _pair(low: Expr, high: Expr) -> Expr:
-    """Two float32 as bfloat16, to nearest even, the first in the low half of a word."""
-    return T.bind(T.call_extern("uint32", "dsv3c_bf16x2", low, high))
+            multiply(sums, _sum(i, j, 0), a[i], b[j])

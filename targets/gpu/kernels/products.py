@@ -67,20 +67,20 @@ def stream(
             [weight.values(block, chunk, lane, scale) for chunk in chunks]
             for block, scale in zip(blocks, scales, strict=True)
         ]
-        products: list[list[Expr]] = [[] for _ in range(outs)]
+        totals: list[Expr | None] = [None] * outs
         for number, chunk in enumerate(chunks):
             columns = [T.bind(_column(weight, chunk, i)) for i in range(weight.chunk)]
             rows = [[T.bind(x[start + column]) for column in columns] for start in starts]
-            for i, of_block in enumerate(values):
-                for j, row in enumerate(rows):
-                    product = of_block[number][0] * row[0]
-                    for value, activation in zip(of_block[number][1:], row[1:], strict=True):
-                        product = product + value * activation
-                    inside = product if whole else T.Select(wanted[number] < weight.chunks, product, f32(0))
-                    products[i * len(starts) + j].append(T.bind(inside))
-        for at, parts in enumerate(products):
-            total, factor = sum(parts[1:], parts[0]), scales[at // len(starts)].factor
-            store(sums, at, sums[at] + (total if factor is None else total * factor))
+            for at in range(outs):
+                of_block, row = values[at // len(starts)][number], rows[at % len(starts)]
+                if whole:
+                    totals[at] = _dot(totals[at], of_block, row)
+                    continue
+                inside = T.Select(wanted[number] < weight.chunks, _dot(None, of_block, row), f32(0))
+                totals[at] = T.bind(inside if number == 0 else totals[at] + inside)
+        for at, found in enumerate(totals):
+            factor = scales[at // len(starts)].factor
+            store(sums, at, sums[at] + (found if factor is None else found * factor))
     for i in range(outs):
         store(space, i * THREADS + thread, sums[i])
     barrier()
@@ -93,6 +93,13 @@ def stream(
         return value
 
     return lane, total
+
+
+def _dot(total: Expr | None, values: Sequence[Expr], row: Sequence[Expr]) -> Expr:
+    for value, activation in zip(values, row, strict=True):
+        product = value * activation
+        total = T.bind(product if total is None else total + product)
+    return total
 
 
 def _ahead(weight: Weight, rows: int) -> int:

@@ -28,6 +28,8 @@ inline float dsv3c_f16(uint bits) {
     return value;
 }
 
+inline uint dsv3c_and_or(uint word, uint mask, uint bits) { return (word & mask) | bits; }
+
 inline uint dsv3c_bf16x2(float low, float high) {
     auto rounded = [](float value) {
         uint bits;
