@@ -21,6 +21,9 @@ OF_NUMBERS(float)
 #undef OF_NUMBERS
 
 // The prelude's, see targets/cuda/prelude.h.
+#define DSV3C_ALIGNED(operand) \
+    if (reinterpret_cast<uintptr_t>(operand) % 16) shim::fail("operand " #operand " does not begin at sixteen bytes")
+
 inline float dsv3c_f16(uint bits) {
     ushort low = static_cast<ushort>(bits);
     _Float16 value;
