@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.device_memory import Needs, disjoint
+from dsv3c.runtime.device_memory import Needs, disjoint, require_countable
 from dsv3c.runtime.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import (
     DeviceLacks,
@@ -27,7 +27,7 @@ from dsv3c.runtime.memory import map_file
 from dsv3c.runtime.metal_gpu import Gpu, address, choose
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 
-CAPABILITIES: frozenset[str] = frozenset()  # no form of a kernel asks for more than every device has, so far
+CAPABILITIES: frozenset[str] = frozenset()  # forms ask for no more than every GPU of Apple silicon has
 MOST_OPERANDS = 31  # buffers that a kernel of Metal may have
 CHUNK = 32 << 20  # bytes that are copied at once; TVM's runtime takes as much again to copy them
 PAGE = 16 << 10  # Metal's buffers are whole pages
@@ -59,6 +59,7 @@ class MetalDevice:
         self._gpu = open_gpu(wanted)
         table = parse_dispatches(plan).usable(CAPABILITIES)
         _require_operands(self._gpu, plan)
+        require_countable(self._gpu.name, plan, slots)
         self.needs = needs(plan, slots)
         self.needs.require(self._gpu.name, self._gpu.available())
         self._kernels = _Kernels(self._gpu, artifact, table)
