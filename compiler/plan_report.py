@@ -14,14 +14,16 @@ from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.sizes import Part, model_parts
 from dsv3c.compiler.target import Target
-from dsv3c.runtime import machine
+from dsv3c.runtime import cpu_features, machine
+from dsv3c.runtime.cpu_features import MACHINES
 
 
 @dataclass(frozen=True)
 class PlanReport:
     """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
 
-    available_bytes: memory of this machine that is free, 0 where the system does not tell.
+    available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
+    elsewhere: on a GPU, or on the CPU of another machine.
     """
 
     parts: Mapping[str, Part]
@@ -39,7 +41,7 @@ class PlanReport:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the free memory is enough; None where the system does not tell."""
+        """Whether the free memory is enough; None where that is not known."""
         return self.total_bytes <= self.available_bytes if self.available_bytes else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +74,11 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
         cache_bytes=slots * pipeline.cache_bytes_per_token(config, lowered.cache_dtype),
         arena_bytes=int(emission.plan["arena_bytes"]),
         context=tokens,
-        available_bytes=machine.memory().available,
+        available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=source.notes,
     )
+
+
+def _runs_in_host_memory(target: str) -> bool:
+    """Whether what is compiled for the target runs in this machine's memory."""
+    return target == "onnx" or MACHINES.get(target) == cpu_features.machine()

@@ -59,6 +59,6 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
 
 def _verdict(total: int, available: int) -> str:
     if not available:
-        return "this system does not tell how much memory is free"
+        return "whether it fits is not known here: `dsv3c doctor` on the machine that is to run it says what is free"
     free = f"{size(available)} of this machine's memory is free"
     return f"fits: {free}" if total <= available else f"does not fit: {free}, {size(total - available)} too little"

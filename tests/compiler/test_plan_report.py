@@ -9,6 +9,7 @@ import pytest
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.plan_report import PlanReport, plan_checkpoint
+from dsv3c.runtime import cpu_features
 
 LATENT, LAYERS, MTP_LAYERS = 128 + 16, 4, 1
 
@@ -54,3 +55,9 @@ def test_verdict(bundled_model: Path) -> None:
     total = report.weight_bytes + report.cache_bytes + report.arena_bytes
     assert report.total_bytes == report.to_dict()["total_bytes"] == total
     assert report.fits is None or report.fits == (total <= report.available_bytes)
+
+
+def test_this_machines_memory_says_nothing_of_another_one(bundled_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "machine", lambda: "riscv64")
+    report = plan(bundled_model, target="x86")
+    assert report.available_bytes == 0 and report.fits is None
