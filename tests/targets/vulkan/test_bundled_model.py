@@ -20,6 +20,8 @@ ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
 # The cache is bfloat16 there: a value between two of its numbers may fall to either side. It was 2.3e-4 at most.
 CACHE_ROUNDING = 2e-3
+# Matrices have float16 factors, of a relative error of 5e-4: on lavapipe of Mesa 26.2 it was 5.4e-3 at most.
+MATRIX_ROUNDING = 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,8 @@ def test_rounded_models_compute_what_their_graph_says(quant, loaded, checkpoint)
     sequences = random_tokens(LENGTHS)
     together = [[(0, 6), (1, 30)], *[[(1, 1), (0, 1)]] * 3, [(1, 7)]]
     found, expected = runs.run(model, sequences, together), runs.run(graph, sequences, together)
-    assert runs.worst(found, expected) <= CACHE_ROUNDING
+    plain = loaded(quant).report()["matrices"] is None
+    assert runs.worst(found, expected) <= (CACHE_ROUNDING if plain else MATRIX_ROUNDING)
     chosen = [np.concatenate(logits).argmax(-1) for logits in (found, expected)]
     assert np.mean(chosen[0] == chosen[1]) >= 0.95
 

@@ -1,4 +1,5 @@
-"""Products on cooperative matrices: their text, their modules, and their results on a device that has such matrices.
+"""Products on cooperative matrices: their text, its meaning by the definition of such matrices, with the sizes of
+several devices, their modules, and their results on a device that has some.
 
 Expected arrays have the factors rounded as the kernel rounds them, so that only the order of float32 sums differs.
 """
@@ -10,6 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from dsv3c import runtime
 from dsv3c.compiler import layouts
 from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.runtime.vulkan import matrices as device_matrices
@@ -23,10 +25,12 @@ from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.vulkan import matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import ENVIRONMENT, compile_glsl, find_matrix_compiler
+from tests.conformance.runs import relative_error
 from tests.targets.cpu.harness import compare
 from tests.targets.cpu.test_dense_kernels import control, normal
 from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
 from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.vulkan.matrix_model import modelled
 from tests.targets.vulkan.runner import MATRICES, capabilities
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
@@ -110,6 +114,9 @@ EXPERTS = {
     for op in (MoeGateUp, MoeDown)
     for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
 }
+MODELLED = ("int4-g32-asym-t65-n130-k129", "float16-t18-n64-k160", "MoeGateUp-int8-t17", "MoeDown-bfloat16-t130")
+NVIDIA = device_matrices.choose([(16, 16, 16)], 32).constants, 32
+DEVICES = (((16, 16, 16), 64), ((8, 16, 16), 16), ((16, 8, 8), 32), ((8, 8, 8), 8))
 
 
 def form(spec):
@@ -121,6 +128,14 @@ def text(spec):
     return print_kernel(form(spec).build())
 
 
+def launch(device, module, spec, inputs, given=None):
+    """The operands by role after the kernel ran on them; `given` are those of another one that it shares."""
+    arrays = arguments((spec,), inputs) if given is None else given
+    grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
+    device.run(module.read_bytes(), [arrays[operand.role] for operand in operands(spec)], (*grid, 1))
+    return arrays
+
+
 @pytest.fixture(scope="module")
 def compiler(glslc):
     """A program that knows cooperative matrices."""
@@ -130,32 +145,35 @@ def compiler(glslc):
     return program
 
 
+class Modules:
+    """Of kernels, each compiled once from what `printed` says."""
+
+    def __init__(self, folder, printed):
+        self._folder, self._printed, self._made = folder, printed, {}
+
+    def of(self, spec):
+        if spec not in self._made:
+            path = self._folder / f"{len(self._made)}.spv"
+            self._made[spec] = compile_glsl("cooperative", self._printed(spec), path)
+        return self._made[spec]
+
+
 @pytest.fixture(scope="module")
 def modules(compiler, tmp_path_factory):
-    """The module of a kernel."""
-    folder, made = tmp_path_factory.mktemp("cooperative"), {}
-
-    def module(spec):
-        if spec not in made:
-            made[spec] = compile_glsl("cooperative", text(spec), folder / f"{len(made)}.spv")
-        return made[spec]
-
-    return module
+    return Modules(tmp_path_factory.mktemp("cooperative"), text)
 
 
-@pytest.fixture(scope="module")
-def run(modules, device):
-    """The operands of a kernel by role after it ran on them; `given` are those of another one that it shares."""
-    if device.matrices is None:
+@pytest.fixture(scope="module", params=["definition", "device"])
+def run(request, device, tmp_path_factory):
+    """`launch` of a kernel, by the definition of the matrices with sizes of NVIDIA, or with those of the device."""
+    if request.param == "definition":
+        request.getfixturevalue("glslc")
+        modules = Modules(tmp_path_factory.mktemp("modelled"), lambda spec: modelled(text(spec), *NVIDIA))
+    elif device.matrices is None:
         pytest.skip("the device reports no cooperative matrices that fit")
-
-    def run(spec, inputs, given=None):
-        arrays = arguments((spec,), inputs) if given is None else given
-        grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
-        device.run(modules(spec).read_bytes(), [arrays[operand.role] for operand in operands(spec)], (*grid, 1))
-        return arrays
-
-    return run
+    else:
+        modules = request.getfixturevalue("modules")
+    return lambda spec, inputs, given=None: launch(device, modules.of(spec), spec, inputs, given)
 
 
 # --- everywhere
@@ -213,7 +231,7 @@ def test_the_runtime_means_the_same_constants_and_tile():
 
 @pytest.mark.parametrize("name", [*(f"{name}-t65-n130-k129" for name in FORMATS), "MoeGateUp-int8-t17"])
 def test_modules_are_valid_and_ask_for_what_the_runtime_looks_for(name, modules):
-    path = modules((CASES | EXPERTS)[name][0])
+    path = modules.of((CASES | EXPERTS)[name][0])
     assert capabilities(path.read_bytes()) == {1, MATRICES} | FEATURES
     if shutil.which("spirv-val") is None:
         pytest.skip("no spirv-val (Debian package spirv-tools)")
@@ -223,7 +241,16 @@ def test_modules_are_valid_and_ask_for_what_the_runtime_looks_for(name, modules)
     assert done.returncode == 0, done.stderr
 
 
-# --- on a device that has such matrices
+# --- on any device by the definition of the matrices, and on one that has them
+
+
+@pytest.mark.parametrize("name", MODELLED)
+@pytest.mark.parametrize(("size", "width"), DEVICES, ids=[f"{size}-{width}" for size, width in DEVICES])
+def test_any_size_of_matrices_and_subgroups_gives_the_sums(size, width, name, glslc, device, tmp_path):
+    spec, inputs, expected, *_ = (CASES | EXPERTS)[name]
+    source = modelled(text(spec), device_matrices.choose([size], width).constants, width)
+    arrays = launch(device, compile_glsl(name, source, tmp_path / "kernel.spv"), spec, inputs)
+    compare(arrays, inputs, expected, SUMS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -266,3 +293,23 @@ def test_parts_of_a_weight_write_only_their_own_columns(run):
         own = arrays | {"w.data": arrays["w.data"][part.first * each : (part.first + part.count) * each].copy()}
         run(part, inputs, own)
     compare(arrays, inputs, expected, SUMS)
+
+
+# --- the bundled model on such a device
+
+
+def test_the_model_says_nearly_the_same_with_and_without_matrices(compiler, device, artifacts, monkeypatch):
+    """A prompt long enough for the forms of many rows: logits within what float16 factors cost, the same tokens."""
+    if device.matrices is None:
+        pytest.skip("the device reports no cooperative matrices that fit")
+    tokens = np.random.default_rng(5).integers(0, 2048, 40).astype(np.int32)
+    logits, chosen = [], []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr("dsv3c.runtime.vulkan.gpu.matrices_of", lambda *_: None)
+        with runtime.load(artifacts("int4-g32"), max_batch=4) as model:
+            assert (model.report()["matrices"] is None) == plain
+            logits.append(model.logits(tokens))
+            chosen.append(list(model.generate(list(tokens), temperature=0, max_new_tokens=12).token_ids))
+    assert 0 < relative_error(*logits) <= 1e-2
+    assert chosen[0] == chosen[1]
