@@ -47,10 +47,10 @@ test-arm: arm-root  ## run ARM kernels and the bundled model under qemu
 
 vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fetches only what is missing)
 	@dpkg --status $(VULKAN_DEBS) >/dev/null 2>&1 || apt-get install -y --no-install-recommends $(VULKAN_DEBS)
-	@$(PIP) install --editable '.[dev,vulkan]'
+	@$(PIP) install --editable '.[dev,vulkan,glslang]'
 
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
-	VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
+	PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
 	  $(PYTEST) tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
 
 barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed

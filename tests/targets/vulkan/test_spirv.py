@@ -1,14 +1,25 @@
 """Compiling GLSL: either program will do, and without one it is said before anything is built."""
 
+import json
 import shutil
 
 import pytest
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
 from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.vulkan import BindingInvalid
-from dsv3c.targets.vulkan.spirv import NoShaderCompiler, ShaderInvalid, compile_glsl, compile_modules
+from dsv3c.targets.vulkan.matrices import EXTENSION
+from dsv3c.targets.vulkan.spirv import (
+    NoShaderCompiler,
+    ShaderInvalid,
+    compile_glsl,
+    compile_modules,
+    find_compiler,
+    find_matrix_compiler,
+    version,
+)
 from tests.targets.gpu.op_tests import CASES
 
 SHADER = "#version 450\nlayout(local_size_x = 1) in;\nvoid main() {}\n"
@@ -44,6 +55,48 @@ def test_without_a_program_compiling_for_the_target_stops_at_once(monkeypatch, t
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoShaderCompiler, match=r"neither glslc nor glslangValidator was found(.|\n)*glslang-tools"):
         targets.get("vulkan").emit({}, {})
+
+
+def stand_in(folder, name, refused):
+    """A program that writes its name for a module, and refuses sources with `refused` in them."""
+    path = folder / name
+    write = f'while [ "$1" != -o ]; do shift; done; echo {name} > "$2"'
+    path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\nif grep -q '{refused}'; then exit 1; fi\n{write}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def two_programs(monkeypatch, tmp_path):
+    """Of which the first does not know cooperative matrices."""
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    return [
+        stand_in(tmp_path / "programs", name, refused)
+        for name, refused in (("glslc", EXTENSION), ("glslangValidator", "nothing"))
+    ]
+
+
+def test_kernels_with_matrices_take_the_program_that_knows_them(two_programs, tmp_path):
+    assert [find_compiler(), find_matrix_compiler()] == two_programs
+    asking = SHADER.replace("layout", f"#extension {EXTENSION} : require\nlayout")
+    for source, program in ((SHADER, "glslc"), (asking, "glslangValidator")):
+        assert compile_glsl("k", source, tmp_path / "k.spv").read_text().strip() == program
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_forms_with_matrices_are_made_where_a_program_knows_them(known, two_programs, monkeypatch, tmp_path):
+    if not known:
+        (tmp_path / "programs" / "glslangValidator").unlink()
+    monkeypatch.setattr("dsv3c.targets.gpu.emit.emit", lambda entries, bounds, backend: backend)
+    backend = targets.get("vulkan").emit({}, {})
+    assert backend.capabilities.some == VULKAN.some - (set() if known else {COOPERATIVE_MATRIX})
+
+
+def test_the_manifest_says_which_program_made_the_modules(glslc, artifacts):
+    manifest = json.loads((artifacts("int4-g32") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["target"]["compiler"].split(", ")[0] == version(glslc)
+    assert any(character.isdigit() for character in version(glslc))
 
 
 @pytest.mark.parametrize("text", ["0", "2048", "-1", "1.5", "x", "²"])
