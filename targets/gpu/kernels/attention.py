@@ -1,9 +1,14 @@
 """mla_write, which fills the paged latent cache, and mla_absorbed, which attends to it in latent space.
 
-A workgroup of mla_absorbed has one token, a few heads and a part of the context. It walks blocks of slots: scores, with
-four threads a slot; softmax, online (Milakov and Gimelshein 2018, arXiv 1805.02867); sums of latent rows, with a thread
-for each run of columns. In short steps the context is cut into parts, whose results a second kernel merges by their
-maxima and sums (Flash-Decoding, Dao and others 2023).
+A workgroup of mla_absorbed has one token, four heads and a part of the context, which it walks in blocks of 32 slots.
+
+Scores: a run of 32 threads takes a few slots and reads their rows side by side, a word a thread, for all heads; what
+each thread has of the dot products is then added up so that each gets the sum of one slot and head. Softmax, online
+(Milakov and Gimelshein 2018, arXiv 1805.02867): a run has a head, a thread a slot. Sums of latent rows: a thread has a
+word of the row, again for all heads.
+
+In short steps the contexts are cut into parts, whose results a second kernel merges by their maxima and sums
+(Flash-Decoding, Dao and others 2023).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     Expr,
     Extent,
     Variant,
+    add,
     barrier,
     f32,
     local,
@@ -35,23 +41,43 @@ from dsv3c.targets.gpu.kernels.frame import (
     view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.rows import elementwise, inverse_rms, rotated
-from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
-from dsv3c.targets.gpu.kernels.words import bf16_bits, load
+from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
+from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, Exchange, Runs, forms
+from dsv3c.targets.gpu.kernels.words import bf16_bits, high_bf16, load, low_bf16
 from dsv3c.targets.plan import Operand
 
-FEW = 8  # tokens of a step whose contexts are cut into parts
-PARTS = 8
-HEADS = 4  # that share a pass over the cache: 4 queries of 576 fit into shared memory
-SLOTS = 32  # of one softmax step
-SLICES = THREADS // SLOTS
+HEADS = RUNS  # that share a pass over the cache: 4 queries of 576 fit into shared memory
+SLOTS = RUN  # of one softmax step
+LEAST = 2 * SLOTS  # of a part: 64 rows of 1,152 bytes to read, for sums of 8 kB that are written and read once more
+GROUPS = 512  # workgroups that fill a large GPU: four for each of 132 multiprocessors are 528
+FEWER = 2  # slots of which a run scores at once where its threads exchange sums by shared memory
+MERGED = 2  # columns that a thread merges
+AHEAD = 4  # slots of which a thread reads words before it uses them
 
 
 @dataclass(frozen=True)
 class Partial:
-    """q_latent, q_pe, cache, … -> y; in short steps scratch f32 [FEW, heads, PARTS, rank + 2]: sums, maximum, total."""
+    """q_latent, q_pe, cache, … -> y; in short steps scratch f32 [parts, heads, rank + 2]: sums, maximum, total.
+
+    Each of T tokens has parts // T of the parts; those behind the end of its context are not written.
+    """
 
     spec: MlaAbsorbed
+
+    @property
+    def parts(self) -> int:
+        """So many that they fill a large GPU, and none that no context would fill."""
+        longest = self.spec.paging.pages * self.spec.paging.page_size
+        return max(2, min(GROUPS // -(-self.spec.heads // HEADS), -(-longest // LEAST), THREADS))
+
+    @property
+    def few(self) -> int:
+        """Tokens of a short step: more would have less than two parts each, and need none."""
+        return self.parts // 2
+
+    @property
+    def record(self) -> int:
+        return self.spec.paging.rank + 2
 
 
 @dataclass(frozen=True)
@@ -139,12 +165,38 @@ def _write_token(
     halves(thread)
 
 
-def _record(spec: MlaAbsorbed) -> int:
-    return spec.paging.rank + 2
+@dataclass(frozen=True)
+class _Units:
+    """How rows of the cache are read: by words of two bfloat16 where every row begins with one, else by element."""
+
+    paging: Paging
+
+    @property
+    def columns(self) -> int:
+        """Of a unit."""
+        return 2 if self.paging.element == "bf16" and self.paging.width % 2 == 0 else 1
+
+    @property
+    def count(self) -> int:
+        """Of a row."""
+        return self.paging.width // self.columns
+
+    @property
+    def latent(self) -> int:
+        """Those with columns of the latent."""
+        return -(-self.paging.rank // self.columns)
+
+    def load(self, cache: Buffer, index: Expr) -> list[Expr]:
+        """The columns of a unit as float32."""
+        if self.columns == 1:
+            return [T.bind(load(cache, T.bind(index), self.paging.element))]
+        word = T.bind(cache[index])
+        return [T.bind(low_bf16(word)), T.bind(high_bf16(word))]
 
 
 def _scratch(spec: MlaAbsorbed) -> Operand:
-    return Operand("scratch", "f32", FEW * spec.heads * PARTS * _record(spec))
+    partial = Partial(spec)
+    return Operand("scratch", "f32", partial.parts * spec.heads * partial.record)
 
 
 def partial_operands(partial: Partial) -> tuple[Operand, ...]:
@@ -162,157 +214,265 @@ def partial_operands(partial: Partial) -> tuple[Operand, ...]:
 
 
 def merge_operands(merge: Merge) -> tuple[Operand, ...]:
-    spec = merge.spec
-    return (CONTROL, _scratch(spec), Operand("y", "f32", spec.rows.maximum * spec.heads * spec.paging.rank))
+    spec, m = merge.spec, merge.spec.rows.maximum
+    y = Operand("y", "f32", m * spec.heads * spec.paging.rank)
+    return (CONTROL, Operand("positions", "i32", m), _scratch(spec), y)
 
 
 def partial(stage: Partial, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     spec = stage.spec
-    runs = -(-spec.heads // HEADS)
-    short = (Extent(runs), Extent(1, spec.rows), Extent(PARTS))
-    long = (Extent(runs), Extent(1, spec.rows), Extent())
+    runs = Extent(-(-spec.heads // HEADS))
+
+    def short(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        tokens = T.bind(T.max(row_count(buffers, spec.rows), 1))
+        each = T.bind(T.floordiv(T.int32(stage.parts), tokens))
+        token = T.bind(T.min(T.floordiv(groups[1], each), tokens - 1))
+        part, count = T.bind(groups[1] - token * each), T.bind(buffers["positions"][token] + 1)
+        length = _part_length(count, each)
+        begin = T.bind(part * length)
+        end = T.bind(T.Select(part < each, T.min(begin + length, count), 0))
+        place = _Place(token, T.bind(groups[0] * HEADS), begin, end, groups[1])
+        _Attention(spec, exchange, buffers, thread, place).emit()
+
+    def long(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        token = groups[1]
+        end = T.bind(buffers["positions"][token] + 1)
+        place = _Place(token, T.bind(groups[0] * HEADS), T.int32(0), end, None)
+        _Attention(spec, exchange, buffers, thread, place).emit()
+
     return (
-        Variant(short, lambda: _attend(spec, operands, short, PARTS), spec.rows, FEW),
-        Variant(long, lambda: _attend(spec, operands, long, 1), spec.rows),
+        *forms(operands, (runs, Extent(stage.parts)), spec.rows, short, stage.few),
+        *forms(operands, (runs, Extent(1, spec.rows)), spec.rows, long),
     )
 
 
+def _part_length(count: Expr, each: Expr) -> Expr:
+    """Slots of a part, whole blocks, of a context of `count` that has `each` parts."""
+    block = T.bind(each * SLOTS)
+    return T.bind(T.max(T.floordiv(count + block - 1, block) * SLOTS, T.int32(LEAST)))
+
+
 def merge(stage: Merge, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    spec, record = stage.spec, _record(stage.spec)
-    rank = spec.paging.rank
+    """A workgroup for 64 columns of a head. A thread has the factor of a part; then a run takes every fourth part."""
+    spec, short = stage.spec, Partial(stage.spec)
+    rank, piece, stride = spec.paging.rank, MERGED * RUN, spec.heads * short.record
+    pieces = -(-rank // piece)
 
-    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
-        scratch, head = buffers["scratch"], T.bind(T.floordiv(column, rank))
-        first = T.bind((row * spec.heads + head) * (PARTS * record))
-        largest = T.bind(scratch[first + rank])
-        for part in range(1, PARTS):
-            largest = T.bind(T.max(largest, scratch[first + part * record + rank]))
-        total, value = f32(0), f32(0)
-        for part in range(PARTS):
-            at = first + part * record
-            factor = T.bind(exp(scratch[at + rank] - largest))
-            total = T.bind(total + factor * scratch[at + (rank + 1)])
-            value = T.bind(value + factor * scratch[at + (column - head * rank)])
-        store(buffers["y"], row * (spec.heads * rank) + column, value / total)
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        scratch, token, head = buffers["scratch"], groups[1], T.bind(T.floordiv(groups[0], pieces))
+        runs, factors, sums = Runs(exchange, thread), shared(THREADS), shared(MERGED * THREADS)
+        column = T.bind((groups[0] - head * pieces) * piece)  # the first
+        each = T.bind(T.floordiv(T.int32(short.parts), T.max(row_count(buffers, spec.rows), 1)))
+        count = T.bind(buffers["positions"][token] + 1)
+        length = _part_length(count, each)
+        used = T.bind(T.floordiv(count + length - 1, length))
+        first = T.bind((token * each * spec.heads + head) * short.record)
+        own, values = local(2), local(MERGED)  # maximum and total of a part; sums of columns
+        store(own, 0, f32(LOWEST))
+        store(own, 1, f32(0))
+        with T.If(thread < used), T.Then():
+            at = T.bind(first + thread * stride + rank)
+            store(own, 0, scratch[at])
+            store(own, 1, scratch[at + 1])
+        largest = runs.reduced(own[0], T.max)
+        store(factors, thread, exp(own[0] - largest))
+        barrier()
+        total = runs.reduced(own[1] * factors[thread], add)
+        places = [T.bind(first + T.min(column + i * RUN + runs.lane, rank - 1)) for i in range(MERGED)]
+        for i in range(MERGED):
+            store(values, i, f32(0))
+        with T.serial(0, T.floordiv(T.max(used - runs.run, 0) + (RUNS - 1), RUNS)) as turn:
+            part = T.bind(turn * RUNS + runs.run)
+            factor = T.bind(factors[part])
+            for i, place in enumerate(places):
+                store(values, i, values[i] + factor * scratch[place + part * stride])
+        for i in range(MERGED):
+            store(sums, runs.run * piece + i * RUN + runs.lane, values[i])
+        barrier()
+        with T.If(T.And(thread < piece, column + thread < rank)), T.Then():
+            a, b, c, d = (sums[thread + run * piece] for run in range(RUNS))
+            store(buffers["y"], (token * spec.heads + head) * rank + column + thread, ((a + b) + (c + d)) / total)
 
-    (short,) = elementwise(operands, spec.rows, spec.heads * rank, body)
     nothing = (Extent(0),)
     return (
-        Variant(short.grid, short.build, spec.rows, FEW),
+        *forms(operands, (Extent(spec.heads * pieces), Extent(1, spec.rows)), spec.rows, emit, short.few),
         Variant(nothing, lambda: prim_func(operands, nothing, lambda *_: None), spec.rows),
     )
 
 
-def _attend(spec: MlaAbsorbed, operands: Sequence[Operand], grid: Sequence[Extent], parts: int) -> object:
-    paging = spec.paging
-    rank, width = paging.rank, paging.width
-    columns = -(-rank // THREADS)  # of a thread
+@dataclass(frozen=True)
+class _Place:
+    """What a workgroup has: its token, the first of its heads, slots begin … end of the context, and the part that it
+    writes, None where it writes y."""
 
-    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        cache, token, first = buffers["cache"], groups[1], T.bind(groups[0] * HEADS)
-        part = groups[2] if parts > 1 else 0
-        query, scores = shared(HEADS * width), shared(HEADS * THREADS)
-        slots, state = shared(SLOTS, "int32"), shared(3 * HEADS)  # maximum, total, factor of each head
-        sums, dots = local(HEADS * columns), local(HEADS)
-        heads = [T.bind(T.min(first + h, spec.heads - 1)) for h in range(HEADS)]
-        count = T.bind(buffers["positions"][token] + 1)
-        length = T.bind(T.floordiv(count + (parts * SLOTS - 1), parts * SLOTS) * SLOTS)
-        begin = T.bind(part * length)
-        end = T.bind(T.min(begin + length, count))
+    token: Expr
+    head: Expr
+    begin: Expr
+    end: Expr
+    part: Expr | None
+
+
+class _Attention:
+    """The body of the kernel for one way of exchange; made at its outermost scope."""
+
+    def __init__(self, spec: MlaAbsorbed, exchange: Exchange, buffers: Buffers, thread: Expr, place: _Place) -> None:
+        self._spec, self._buffers, self._thread, self._place = spec, buffers, thread, place
+        self._units = units = _Units(spec.paging)
+        self._at_once = SLOTS // RUNS if exchange.width == RUN else FEWER  # slots that a run scores
+        self._runs = Runs(exchange, thread, at_once=self._at_once * HEADS // 2)
+        self._steps = -(-units.count // RUN)  # of a run along a row
+        self._turns = -(-units.latent // THREADS)  # of the workgroup along a latent row
+        self._query = shared(HEADS * units.columns * self._steps * RUN)
+        self._scores = shared(SLOTS * HEADS)  # then probabilities
+        self._slots = shared(SLOTS, "int32")  # first units of their rows
+        self._factors, self._totals = shared(HEADS), shared(HEADS)
+        self._sums = local(HEADS * units.columns * self._turns)
+        self._dots = local(self._at_once * HEADS)
+        self._state = local(2)  # of the head of this run: the maximum, and this thread's share of the total
+
+    def emit(self) -> None:
+        begin, end = self._place.begin, self._place.end
+        with T.If(begin < end), T.Then():
+            self._fetch_query()
+            for at in range(HEADS * self._units.columns * self._turns):
+                store(self._sums, at, f32(0))
+            store(self._state, 0, f32(LOWEST))
+            store(self._state, 1, f32(0))
+            with T.serial(0, T.floordiv(end - begin + (SLOTS - 1), SLOTS)) as step:
+                base = T.bind(begin + step * SLOTS)
+                used = T.bind(T.min(end - base, SLOTS))
+                barrier()  # the last block's slots and probabilities are read
+                self._find(base)
+                barrier()
+                self._score(used)
+                barrier()
+                self._softmax(used)
+                barrier()
+                self._add(used)
+            self._write()
+
+    def _index(self, h: int, column: Expr) -> Expr:
+        """Of a column of a query: the first columns of all units, then the second ones."""
+        columns, row = self._units.columns, self._steps * RUN
+        return T.floormod(column, columns) * row + T.floordiv(column, columns) + h * columns * row
+
+    def _fetch_query(self) -> None:
+        """The queries of all heads, zero behind the last column."""
+        spec, paging = self._spec, self._spec.paging
+        rows = [
+            T.bind(self._place.token * spec.heads + T.min(self._place.head + h, spec.heads - 1)) for h in range(HEADS)
+        ]
 
         def fetch(j: Expr) -> None:
-            for h, head in enumerate(heads):
-                row = T.bind(token * spec.heads + head)
-                with T.If(j < rank):
+            value = local(1)
+            for h, row in enumerate(rows):
+                store(value, 0, f32(0))
+                with T.If(j < paging.rank):
                     with T.Then():
-                        store(query, h * width + j, buffers["q_latent"][row * rank + j])
-                    with T.Else():
-                        store(query, h * width + j, buffers["q_pe"][row * paging.d + (j - rank)])
+                        store(value, 0, self._buffers["q_latent"][row * paging.rank + j])
+                    with T.Else(), T.If(j < paging.width), T.Then():
+                        store(value, 0, self._buffers["q_pe"][row * paging.d + (j - paging.rank)])
+                store(self._query, self._index(h, j), value[0])
 
-        spread(width, thread, fetch)
+        spread(self._steps * RUN * self._units.columns, self._thread, fetch)
+
+    def _find(self, base: Expr) -> None:
+        """The slots of a block; behind the end, again the last one, which may then be read as the others are."""
+        with T.If(self._thread < SLOTS), T.Then():
+            sequence = self._buffers["sequence"][self._place.token]
+            position = T.bind(T.min(base + self._thread, self._place.end - 1))
+            row = slot(self._spec.paging, self._buffers["page_table"], sequence, position)
+            store(self._slots, self._thread, row * self._units.count)
+
+    def _score(self, used: Expr) -> None:
+        """The scores of a block, [SLOTS, HEADS]."""
+        runs, dots, at_once = self._runs, self._dots, self._at_once
+        count, last = at_once * HEADS, self._units.count - 1
+        with T.serial(0, T.floordiv(used + (RUNS * at_once - 1), RUNS * at_once)) as turn:
+            first = T.bind((turn * RUNS + runs.run) * at_once)
+            starts = [T.bind(self._slots[first + i]) for i in range(at_once)]
+            for at in range(count):
+                store(dots, at, f32(0))
+            with T.serial(0, self._steps) as step:
+                unit = T.bind(step * RUN + runs.lane)
+                held = unit if self._units.count % RUN == 0 else T.bind(T.min(unit, last))
+                keys = [self._units.load(self._buffers["cache"], start + held) for start in starts]
+                for h in range(HEADS):
+                    for column in range(self._units.columns):
+                        row = (h * self._units.columns + column) * self._steps * RUN
+                        query = T.bind(self._query[unit + row])
+                        for i, key in enumerate(keys):
+                            store(dots, i * HEADS + h, dots[i * HEADS + h] + query * key[column])
+            runs.renew()
+            score = runs.scattered([T.bind(dots[at]) for at in range(count)])
+            each = RUN // count  # threads that have the same score
+            with T.If(T.bitwise_and(runs.lane, T.int32(each - 1)) == 0), T.Then():
+                at = T.bind(first * HEADS + T.floordiv(runs.lane, each))
+                store(self._scores, at, score * f32(self._spec.scale))
+
+    def _softmax(self, used: Expr) -> None:
+        """Probabilities in the place of scores, 0 behind the last slot, and the factors of what was before."""
+        runs, state = self._runs, self._state
+        at, inside = T.bind(runs.lane * HEADS + runs.run), T.bind(runs.lane < used)
+        score = T.bind(T.Select(inside, self._scores[at], f32(LOWEST)))
+        (largest,) = runs.of_run((score,), lambda a, b: (T.max(a[0], b[0]),))
+        largest = T.bind(T.max(state[0], largest))
+        factor = T.bind(exp(state[0] - largest))
+        probability = T.bind(T.Select(inside, exp(score - largest), f32(0)))
+        store(state, 0, largest)
+        store(state, 1, state[1] * factor + probability)
+        store(self._scores, at, probability)
+        with T.If(runs.lane == 0), T.Then():
+            store(self._factors, runs.run, factor)
+
+    def _add(self, used: Expr) -> None:
+        """The latent rows of a block times their probabilities, on top of what was before."""
+        columns, sums = self._units.columns, self._sums
+        each = columns * self._turns
         for h in range(HEADS):
+            factor = T.bind(self._factors[h])
+            for at in range(h * each, (h + 1) * each):
+                store(sums, at, sums[at] * factor)
+        with T.serial(0, T.floordiv(used + (AHEAD - 1), AHEAD)) as turn:
+            starts = [T.bind(self._slots[turn * AHEAD + i]) for i in range(AHEAD)]
+            for number in range(self._turns):
+                unit = T.bind(self._thread + number * THREADS)
+                with T.If(unit < self._units.latent), T.Then():
+                    rows = [self._units.load(self._buffers["cache"], start + unit) for start in starts]
+                    for i, row in enumerate(rows):
+                        for h in range(HEADS):
+                            probability = T.bind(self._scores[(turn * AHEAD + i) * HEADS + h])
+                            for column, value in enumerate(row):
+                                at = h * each + number * columns + column
+                                store(sums, at, sums[at] + probability * value)
+
+    def _write(self) -> None:
+        spec, place, runs, rank = self._spec, self._place, self._runs, self._spec.paging.rank
+        record = Partial(spec).record
+        row = place.token if place.part is None else place.part
+        (total,) = runs.of_run((self._state[1],), lambda a, b: (a[0] + b[0],))
+        with T.If(runs.lane == 0), T.Then():
+            if place.part is None:
+                store(self._totals, runs.run, total)
+            else:
+                with T.If(place.head + runs.run < spec.heads), T.Then():
+                    out = T.bind((row * spec.heads + place.head + runs.run) * record + rank)
+                    store(self._buffers["scratch"], out, self._state[0])
+                    store(self._buffers["scratch"], out + 1, total)
+        if place.part is None:
+            barrier()
+        for h in range(HEADS):
+            with T.If(place.head + h < spec.heads), T.Then():
+                self._write_head(h, T.bind(row * spec.heads + place.head + h))
+
+    def _write_head(self, h: int, row: Expr) -> None:
+        rank, columns = self._spec.paging.rank, self._units.columns
+        for number in range(self._turns):
             for column in range(columns):
-                store(sums, h * columns + column, f32(0))
-        with T.If(thread < HEADS), T.Then():
-            store(state, thread, f32(LOWEST))
-            store(state, HEADS + thread, f32(0))
-        with T.serial(0, T.floordiv(T.max(end - begin, 0) + (SLOTS - 1), SLOTS)) as step:
-            base = T.bind(begin + step * SLOTS)
-            used = T.bind(T.min(end - base, SLOTS))
-            barrier()  # the last block's probabilities are read
-            with T.If(thread < used), T.Then():
-                row = slot(paging, buffers["page_table"], buffers["sequence"][token], T.bind(base + thread))
-                store(slots, thread, row * width)
-            barrier()
-            index, piece = T.bind(T.floormod(thread, SLOTS)), T.bind(T.floordiv(thread, SLOTS))
-            for h in range(HEADS):
-                store(dots, h, f32(0))
-            with T.If(index < used), T.Then():
-                start = T.bind(slots[index])
-                with T.serial(0, -(-width // SLICES)) as turn:
-                    j = T.bind(turn * SLICES + piece)
-                    with T.If(j < width), T.Then():
-                        key = T.bind(load(cache, T.bind(start + j), paging.element))
-                        for h in range(HEADS):
-                            store(dots, h, dots[h] + query[h * width + j] * key)
-            for h in range(HEADS):
-                store(scores, h * THREADS + thread, dots[h])
-            barrier()
-            with T.If(thread < HEADS), T.Then():
-                _softmax_step(scores, state, thread, used, spec.scale)
-            barrier()
-            for h in range(HEADS):
-                factor = T.bind(state[2 * HEADS + h])
-                for column in range(columns):
-                    store(sums, h * columns + column, sums[h * columns + column] * factor)
-            with T.serial(0, used) as i:
-                start = T.bind(slots[i])
-                for column in range(columns):
-                    c = T.bind(thread + column * THREADS)
-                    with T.If(c < rank), T.Then():
-                        value = T.bind(load(cache, T.bind(start + c), paging.element))
-                        for h in range(HEADS):
-                            at = h * columns + column
-                            store(sums, at, sums[at] + scores[h * THREADS + i] * value)
-        if parts > 1:
-            barrier()  # a part may have no slots, and then none was met since the state was written
-        for h in range(HEADS):
-            with T.If(first + h < spec.heads), T.Then():
-                row = T.bind(token * spec.heads + first + h)
-                out = T.bind((row * PARTS + part) * _record(spec) if parts > 1 else row * rank)
-                for column in range(columns):
-                    c = T.bind(thread + column * THREADS)
-                    value = sums[h * columns + column]
-                    with T.If(c < rank), T.Then():
-                        if parts > 1:
-                            store(buffers["scratch"], out + c, value)
-                        else:
-                            store(buffers["y"], out + c, value / state[HEADS + h])
-                if parts > 1:
-                    with T.If(thread < 2), T.Then():
-                        store(buffers["scratch"], out + rank + thread, state[thread * HEADS + h])
-
-    return prim_func(operands, grid, emit)
-
-
-def _softmax_step(scores: Buffer, state: Buffer, h: Expr, used: Expr, scale: float) -> None:
-    """Probabilities of one head's block in place of its scores, whose slices are added up; the state goes on."""
-    running = local(2)
-    store(running, 0, state[h])
-    with T.serial(0, used) as i:
-        at = T.bind(h * THREADS + i)
-        score = scores[at]
-        for piece in range(1, SLICES):
-            score = score + scores[at + piece * SLOTS]
-        store(scores, at, score * f32(scale))
-        store(running, 0, T.max(running[0], scores[at]))
-    largest = T.bind(running[0])
-    factor = T.bind(exp(state[h] - largest))
-    store(running, 1, state[T.int32(HEADS) + h] * factor)
-    with T.serial(0, used) as i:
-        at = T.bind(h * THREADS + i)
-        store(scores, at, exp(scores[at] - largest))
-        store(running, 1, running[1] + scores[at])
-    store(state, h, largest)
-    store(state, T.int32(HEADS) + h, running[1])
-    store(state, T.int32(2 * HEADS) + h, factor)
+                j = T.bind((self._thread + number * THREADS) * columns + column)
+                value = self._sums[(h * self._turns + number) * columns + column]
+                with T.If(j < rank), T.Then():
+                    if self._place.part is None:
+                        store(self._buffers["y"], row * rank + j, value / self._totals[h])
+                    else:
+                        store(self._buffers["scratch"], row * Partial(self._spec).record + j, value)

@@ -79,22 +79,24 @@ def forms(
 class Runs:
     """The runs of a workgroup, with the shared memory that they exchange values by.
 
-    dtypes: of the values that are exchanged at once. Made at the outermost scope of a kernel. Every thread must come to
-    a method, and must pass a barrier before the next one.
+    dtypes: of the values that are reduced together. at_once: how many of each are exchanged at once. Made at the
+    outermost scope of a kernel. Every thread must come to a method, and must pass a barrier before the next one.
     """
 
-    def __init__(self, exchange: Exchange, thread: Expr, dtypes: Sequence[str] = ("float32",)) -> None:
-        self._width, self._thread, self._dtypes = exchange.width, thread, tuple(dtypes)
+    def __init__(
+        self, exchange: Exchange, thread: Expr, dtypes: Sequence[str] = ("float32",), at_once: int = 1
+    ) -> None:
+        self._width, self._thread, self._dtypes = exchange.width, thread, tuple(dtypes) * at_once
         self.lane = T.bind(T.bitwise_and(thread, T.int32(RUN - 1)))
         self.run = T.bind(T.shift_right(thread, T.int32(RUN.bit_length() - 1)))
         self._firsts = [shared(RUNS, dtype) for dtype in dtypes]
         self._cells = [local(1, dtype) for dtype in dtypes]
         # Two by turns, so that a step need not wait until the last one's values are read.
         alone = self._width == RUN
-        self._spaces = [] if alone else [[shared(THREADS, dtype) for dtype in dtypes] for _ in range(2)]
+        self._spaces = [] if alone else [[shared(THREADS, dtype) for dtype in self._dtypes] for _ in range(2)]
 
     def others(self, values: Sequence[Expr], mask: int) -> Values:
-        """The values of the thread whose number differs in the bit `mask`; at most as many as there are dtypes."""
+        """The values of the thread whose number differs in the bit `mask`; at most as many as are exchanged at once."""
         if self._width is not None:
             return self._shuffled(values, mask) if mask < self._width else self._shared(values, mask)
         found = [local(1, dtype) for dtype, _ in zip(self._dtypes, values, strict=False)]
@@ -132,6 +134,26 @@ class Runs:
     def reduced(self, value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
         """`of_all` for one value."""
         return self.of_all((value,), lambda a, b: (combine(a[0], b[0]),))[0]
+
+    def scattered(self, values: Sequence[Expr]) -> Expr:
+        """The sums over a run of each of N values, N a power of two up to 32: thread i gets that of value i * N // 32.
+        N / 2 are exchanged at once: in each step a thread hands on half of the sums, and goes on with the other."""
+        for mask in MASKS:
+            upper, half = T.bind(T.bitwise_and(self._thread, T.int32(mask)) != 0), len(values) // 2
+            pairs = list(zip(values[:half], values[half:], strict=False))
+            kept = [T.Select(upper, b, a) for a, b in pairs] or values
+            sent = [T.bind(T.Select(upper, a, b)) for a, b in pairs] or values
+            got = self.others(sent, mask)
+            values = [T.bind(own + other) for own, other in zip(kept, got, strict=True)]
+        return values[0]
+
+    def renew(self) -> None:
+        """Must stand between two methods if no barrier does; is one where shared memory is used."""
+        if self._width is None:
+            with T.If(T.call_extern("int32", SUBGROUP_SIZE) < RUN), T.Then():
+                barrier()
+        elif self._width < RUN:
+            barrier()
 
     def _kept(self, values: Values) -> Values:
         """In registers: TVM's analyser would put the values of names in the place of the names, which doubles a choice

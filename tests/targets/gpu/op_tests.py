@@ -10,6 +10,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
+from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.rope import RopeTable
 from dsv3c.targets.gpu.capabilities import NOTHING, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
@@ -18,7 +20,7 @@ from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
 from tests.targets.cpu.harness import aligned, compare
 from tests.targets.cpu.test_attention_kernels import CASES as ATTENTION
-from tests.targets.cpu.test_attention_kernels import materialized_case
+from tests.targets.cpu.test_attention_kernels import F32, attend, filled_cache, materialized_case, normal, place
 from tests.targets.cpu.test_dense_kernels import CASES as DENSE
 from tests.targets.cpu.test_dense_kernels import control as control_of
 from tests.targets.cpu.test_dense_kernels import dequantized
@@ -41,6 +43,19 @@ def angles_case():
     return RopeTable(Rows(18), 128, 1.0), inputs, {"y": y}, 3e-7
 
 
+def deep_case(contexts, pages, heads, rank, d, element):
+    """mla_absorbed in a short step, with tables of `pages` pages of 16 slots: contexts are cut into parts."""
+    positions, sequence, table, slots = place(contexts, 16, pages)
+    paging = Paging(len(contexts), pages, 16, rank, d, element)
+    cache = filled_cache(positions, sequence, table, slots, paging)
+    q_latent, q_pe = normal(positions.size, heads, rank), normal(positions.size, heads, d, seed=1)
+    query, scale = np.concatenate([q_latent, q_pe], -1), (rank + d) ** -0.5
+    y = attend(query, cache, positions, sequence, table, 16, scale, rank)
+    inputs = {"control": control_of(positions.size), "positions": positions, "sequence": sequence, "page_table": table}
+    inputs |= {"cache": cache, "q_latent": q_latent, "q_pe": q_pe}
+    return MlaAbsorbed(Rows(positions.size), heads, paging, scale), inputs, {"y": y}, F32
+
+
 def more_cases():
     """What only these kernels find hard: more experts than threads, trees of which every thread takes part, more pairs
     of an expert than a tile has rows, more tokens of a sequence than see a block together."""
@@ -51,6 +66,13 @@ def more_cases():
         yield f"router-{scoring}-e32-groups", router_case(3, 32, 5, 4, 3, scoring, "max", False)
     for op in (MoeGateUp, MoeDown):
         yield f"{op.__name__}-int4-g32-t33", moe_case(op, "int4-g32", 33, 48, 33, 3, 2, 1, bound=33)
+    yield "absorbed-parts-that-tokens-do-not-share-evenly", deep_case([(1000, 3)], 64, 5, 64, 16, "bf16")
+    yield "absorbed-rows-that-share-words", deep_case([(700, 1), (1, 1)], 64, 1, 51, 10, "bf16")
+    yield "absorbed-odd-rank", deep_case([(130, 2)], 64, 3, 51, 11, "bf16")
+    yield "absorbed-odd-f32", deep_case([(130, 2)], 64, 2, 33, 7, "f32")
+    yield "absorbed-128-heads", deep_case([(1000, 1)], 64, 128, 32, 8, "bf16")
+    yield "absorbed-as-many-parts-as-threads", deep_case([(8000, 1)], 600, 4, 32, 8, "bf16")
+    yield "absorbed-one-page", deep_case([(16, 1)], 1, 2, 32, 8, "bf16")
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 

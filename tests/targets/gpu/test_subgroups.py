@@ -8,7 +8,7 @@ from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
 from dsv3c.targets.gpu.capabilities import METAL, SUBGROUP_32, SUBGROUP_SHUFFLE, VULKAN
 from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.gpu.kernels.frame import CONTROL, THREADS, Extent, Rows, add, barrier, local, store
-from dsv3c.targets.gpu.kernels.subgroups import RUN, SUBGROUP_SIZE, Runs, forms, larger
+from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, SUBGROUP_SIZE, Runs, forms, larger
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
 from tests.targets.gpu.op_tests import CASES
@@ -21,7 +21,9 @@ OPERANDS = (
     Operand("sums", "f32", 2 * THREADS),
     Operand("best", "i32", THREADS),
     Operand("few", "i32", THREADS),
+    Operand("scattered", "f32", 2 * THREADS),
 )
+SUMS = 8  # that a thread has, to be scattered over its run
 COUNT = 37  # threads that have anything, of a reduction of few
 WIDTHS = (4, 8, 16, 32, 64, 128)
 NAMES = ("shuffled", *(f"wide_{width}" for width in WIDTHS), "shared")
@@ -30,7 +32,7 @@ NAMES = ("shuffled", *(f"wide_{width}" for width in WIDTHS), "shared")
 def emit(exchange, buffers, _, thread):
     """Twice each, as kernels reduce in loops."""
     x, total = T.bind(buffers["x"][thread]), local(1)
-    sums, pairs = Runs(exchange, thread), Runs(exchange, thread, ("float32", "int32"))
+    sums, pairs = Runs(exchange, thread, at_once=SUMS // 2), Runs(exchange, thread, ("float32", "int32"))
     with T.serial(0, 2) as turn:
         store(total, 0, sums.reduced(x, add))
         store(buffers["sums"], turn * THREADS + thread, total[0])
@@ -39,6 +41,10 @@ def emit(exchange, buffers, _, thread):
         mine = T.bind(T.Select(thread < COUNT, x, T.float32(-1e30)))
         store(buffers["few"], thread, pairs.of_all((mine, thread), larger, COUNT)[1])
         barrier()
+    for turn in range(2):
+        products = [T.bind(x * T.float32(turn * SUMS + i)) for i in range(SUMS)]
+        store(buffers["scattered"], thread + turn * THREADS, sums.scattered(products))
+        sums.renew()
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,9 @@ def library(tmp_path_factory):
 def run(library, name, order, x):
     sums = np.zeros((2, THREADS), np.float32)
     best, few = np.zeros(THREADS, np.int32), np.zeros(THREADS, np.int32)
-    library.run(name, [np.zeros(16, np.int32), x, sums, best, few], (1, 1, 1), ORDERS[order])
-    return sums, best, few
+    scattered = np.zeros((2, RUNS, RUN), np.float32)
+    library.run(name, [np.zeros(16, np.int32), x, sums, best, few, scattered.ravel()], (1, 1, 1), ORDERS[order])
+    return sums, best, few, scattered
 
 
 @pytest.fixture
@@ -67,27 +74,34 @@ def x():
 
 def tree(x):
     """The sum as the module says that it is made."""
+    a, b, c, d = run_sums(x)
+    return (a + b) + (c + d)
+
+
+def run_sums(x):
     runs = x.reshape(-1, RUN)
     for mask in (16, 8, 4, 2, 1):
         runs = runs[:, :mask] + runs[:, mask : 2 * mask]
-    (a,), (b,), (c,), (d,) = runs
-    return (a + b) + (c + d)
+    return runs[:, 0]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_thread_gets_the_same_bits_whatever_the_strategy(name, order, library, x):
-    sums, best, few = run(library, name, order, x)
+    sums, best, few, scattered = run(library, name, order, x)
     np.testing.assert_array_equal(sums, tree(x))
     np.testing.assert_array_equal(best, 9)
     np.testing.assert_array_equal(few, 9)
+    each = [run_sums(x * np.float32(i)) for i in range(2 * SUMS)]
+    expected = np.repeat(np.array(each).reshape(2, SUMS, RUNS).swapaxes(1, 2), RUN // SUMS, axis=-1)
+    np.testing.assert_array_equal(scattered, expected)
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 36, 127])
 def test_the_largest_is_found_wherever_it_is(place, library, x):
     x[place] = 9
     for name in NAMES:
-        _, best, few = run(library, name, "forward", x)
+        _, best, few, _ = run(library, name, "forward", x)
         assert set(best) == {place} and set(few) == {place if place < COUNT else 9}
 
 
