@@ -20,6 +20,7 @@ from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.memory import typed
 from dsv3c.runtime.plan import ELEMENT_BYTES
 from dsv3c.runtime.vulkan.binding import check
+from dsv3c.runtime.vulkan.dots import DOT
 from dsv3c.runtime.vulkan.gpu import Buffer, Gpu
 from dsv3c.runtime.vulkan.instance import Instance
 from dsv3c.runtime.vulkan.limits import require
@@ -161,6 +162,7 @@ class VulkanDevice:
             "driver_version": physical.driver_version,
             "subgroup": self._gpu.subgroup,
             "matrices": None if self._gpu.matrices is None else asdict(self._gpu.matrices),
+            "integer_dots": DOT in self._gpu.capabilities,
             "mapped": self._gpu.direct,
             **needs.report(),
             "cache_slots": self.slots,

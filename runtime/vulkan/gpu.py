@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.errors import DeviceLacks
 from dsv3c.runtime.vulkan.binding import check, guarded
+from dsv3c.runtime.vulkan.dots import DOT, has_fast_dots, with_dots
 from dsv3c.runtime.vulkan.instance import API, Instance, Physical
 from dsv3c.runtime.vulkan.matrices import MATRIX, matrices_of, with_matrices
 from dsv3c.runtime.vulkan.subgroups import SHUFFLE, WIDTH, device_wishes, subgroup_width
@@ -57,6 +58,9 @@ class Gpu:
         if self.matrices is not None:
             self.capabilities[MATRIX] = self.matrices.constants
             wishes = with_matrices(vk, wishes)
+        if has_fast_dots(vk, physical.handle):
+            self.capabilities[DOT] = {}
+            wishes = with_dots(vk, wishes)
         wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)
         with guarded(vk, self.name, "a device"):
             self.handle = vk.vkCreateDevice(physical.handle, wanted, None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MMA = "mma-m16n8k16"  # matrices of bfloat16 in the registers of a warp, see the PTX ISA; compute capability 8.0
 SIMDGROUP_MATRIX = "simdgroup-matrix"  # matrices of 8 x 8 float32 in a SIMD group, see the MSL specification
 COOPERATIVE_MATRIX = "cooperative-matrix"  # float16 in a subgroup, sizes known at loading, VK_KHR_cooperative_matrix
+INTEGER_DOT = "integer-dot-product"  # of four int8 with four in one instruction, VK_KHR_shader_integer_dot_product
 SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
 SUBGROUP_SHUFFLE = "subgroup-shuffle"  # full subgroups of a width known at loading that do so, see runtime/vulkan
 
@@ -49,4 +50,4 @@ def _stands_for(earlier: Variant, other: Variant) -> bool:
 NOTHING = Capabilities()
 CUDA = Capabilities(always=frozenset({SUBGROUP_32}), some=frozenset({MMA}))
 METAL = Capabilities(always=frozenset({SUBGROUP_32, SIMDGROUP_MATRIX}))
-VULKAN = Capabilities(some=frozenset({SUBGROUP_SHUFFLE, COOPERATIVE_MATRIX}))
+VULKAN = Capabilities(some=frozenset({SUBGROUP_SHUFFLE, COOPERATIVE_MATRIX, INTEGER_DOT}))

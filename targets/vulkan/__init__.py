@@ -45,15 +45,20 @@ class Vulkan:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises NoShaderCompiler before anything is built."""
-        from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
+        from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
         from dsv3c.targets.gpu.emit import Backend, emit
-        from dsv3c.targets.vulkan.spirv import SPIRV, compile_modules, find_compiler, find_matrix_compiler, version
+        from dsv3c.targets.vulkan import spirv
 
-        programs = [find_compiler(), find_matrix_compiler()]
-        capabilities = VULKAN if programs[1] else VULKAN.without(COOPERATIVE_MATRIX)
-        used = dict.fromkeys(version(program) for program in programs if program is not None)
-        facts = {"modules": SPIRV, "compiler": ", ".join(used)}
-        backend = Backend(compile_modules, (), facts, self.max_binding, capabilities)
+        capabilities, programs = VULKAN, [spirv.find_compiler()]
+        special = {COOPERATIVE_MATRIX: spirv.find_matrix_compiler(), INTEGER_DOT: spirv.find_dot_compiler()}
+        for name, program in special.items():
+            if program is None:
+                capabilities = capabilities.without(name)
+            else:
+                programs.append(program)
+        used = dict.fromkeys(spirv.version(program) for program in programs)
+        facts = {"modules": spirv.SPIRV, "compiler": ", ".join(used)}
+        backend = Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities)
         return emit(entries, bounds, backend)
 
 

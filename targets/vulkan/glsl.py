@@ -3,7 +3,7 @@
 It prints what kernels of dsv3c.targets.gpu consist of: flat buffers of 32-bit words, scalar expressions, loops,
 conditions, one-dimensional workgroups. Index arithmetic is never negative there, so FloorDiv is `/`. A float16 exists
 only as bits that are widened at once, which is `unpackHalf2x16`: no device feature is asked for. Kernels that have
-subgroups or cooperative matrices (see `matrices`) do ask for some, by what they call.
+subgroups, cooperative matrices (see `matrices`) or integer dot products (see `dots`) ask for some, by what they call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvm import s_tir
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR, SUBGROUP_SIZE
-from dsv3c.targets.vulkan import matrices
+from dsv3c.targets.vulkan import dots, matrices
 
 _TYPES = {"float32": "float", "int32": "int", "uint32": "uint", "bool": "bool", "float16x2": "f16vec2"}
 _BINARY = {
@@ -25,7 +25,7 @@ _BINARY = {
     "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
     "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "LShift": "<<", "RShift": ">>",
 }  # fmt: skip
-_CALLS = {"Min": "min", "Max": "max", "tirx.sqrt": "sqrt", "tirx.floor": "floor"}
+_CALLS = {"Min": "min", "Max": "max", "tirx.sqrt": "sqrt", "tirx.floor": "floor", "tirx.nearbyint": "roundEven"}
 _BITCASTS = {
     ("float32", "uint32"): "uintBitsToFloat",
     ("float32", "int32"): "intBitsToFloat",
@@ -63,7 +63,7 @@ class _Printer:
         self._lines: list[str] = []
         self._shared: list[str] = []
         self._threads = 1
-        self._subgroups = self._matrices = False
+        self._subgroups = self._matrices = self._dots = False
         self._function = function
 
     def text(self) -> str:
@@ -73,7 +73,8 @@ class _Printer:
             block = f"buffer Operand{index} {{ {dtype} {name}[]; }};"
             bindings.append(f"layout(set = 0, binding = {index}, std430) {block}")
         self._statement(self._function.body, 1)
-        asked = (*(_SUBGROUPS if self._subgroups else ()), *(matrices.HEAD if self._matrices else ()))
+        parts = ((_SUBGROUPS, self._subgroups), (matrices.HEAD, self._matrices), (dots.HEAD, self._dots))
+        asked = [line for lines, used in parts if used for line in lines]
         head = ["#version 450", *asked, f"layout(local_size_x = {self._threads}) in;"]
         thread = f"  int thread = {_THREAD_OF_SUBGROUP if self._subgroups else _THREAD};"
         return "\n".join([*head, *bindings, *self._shared, "void main() {", thread, *self._lines, "}", ""])
@@ -198,11 +199,14 @@ class _Printer:
                 return f"{_BITCASTS[key]}({self._value(arguments[0])})"
         if name == "prim.if_then_else":
             return "({} ? {} : {})".format(*map(self._value, arguments))
-        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL | matrices.EXTERNAL:
+        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL | matrices.EXTERNAL | dots.EXTERNAL:
             called, values = str(arguments[0].value), [self._value(argument) for argument in arguments[1:]]
             if called in matrices.EXTERNAL:
                 self._matrices = True
                 return matrices.EXTERNAL[called].format(*values)
+            if called in dots.EXTERNAL:
+                self._dots = True
+                return dots.EXTERNAL[called].format(*values)
             self._subgroups = True
             return _EXTERNAL[called].format(*values)
         if name == "tirx.address_of":

@@ -1,7 +1,7 @@
 """From GLSL to SPIR-V when an artifact is made: by glslc (Google's shaderc), else by Khronos' glslangValidator.
 
-Kernels with cooperative matrices take a program that knows them (glslang 13.1 and what is built of it); where the first
-one does not, the second may.
+Kernels with cooperative matrices take a program that knows them (glslang 13.1 and what is built of it), those with
+integer dot products one that takes instructions by number; where the first one does not, the second may.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
+from dsv3c.targets.vulkan import dots, matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
-from dsv3c.targets.vulkan.matrices import EXTENSION
 
 ENVIRONMENT = "vulkan1.2"  # 1.3 would ask devices for maintenance4
 SPIRV = "spirv-1.5"  # what this environment has
@@ -49,7 +49,12 @@ def find_compiler() -> str:
 
 def find_matrix_compiler() -> str | None:
     """The path of the first program that knows cooperative matrices, None without one. Raises NoShaderCompiler."""
-    return next(filter(_knows_matrices, _programs()), None)
+    return _first_that_knows(matrices.EXTENSION)
+
+
+def find_dot_compiler() -> str | None:
+    """As `find_matrix_compiler`, for integer dot products. Raises NoShaderCompiler."""
+    return _first_that_knows(dots.EXTENSION)
 
 
 def version(program: str) -> str:
@@ -65,9 +70,13 @@ def _programs() -> list[str]:
     return found
 
 
+def _first_that_knows(extension: str) -> str | None:
+    return next((program for program in _programs() if _knows(program, extension)), None)
+
+
 @cache
-def _knows_matrices(program: str) -> bool:
-    source = f"#version 450\n#extension {EXTENSION} : require\nlayout(local_size_x = 1) in;\nvoid main() {{}}\n"
+def _knows(program: str, extension: str) -> bool:
+    source = f"#version 450\n#extension {extension} : require\nlayout(local_size_x = 1) in;\nvoid main() {{}}\n"
     with TemporaryDirectory() as folder:
         return _run(program, source, Path(folder) / "probe.spv").returncode == 0
 
@@ -79,7 +88,8 @@ def _run(program: str, source: str, path: Path) -> subprocess.CompletedProcess[s
 
 def compile_glsl(name: str, source: str, path: Path) -> Path:
     """Compile to the file `path`. Raises NoShaderCompiler, ShaderInvalid."""
-    program = (find_matrix_compiler() if EXTENSION in source else None) or find_compiler()
+    asked = [extension for extension in (matrices.EXTENSION, dots.EXTENSION) if extension in source]
+    program = (_first_that_knows(asked[0]) if asked else None) or find_compiler()
     done = _run(program, source, path)
     if done.returncode != 0:
         output = (done.stderr + done.stdout).strip()  # one of them writes here, the other there

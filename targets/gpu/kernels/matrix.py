@@ -18,6 +18,7 @@ from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.gpu.kernels.cooperative import CooperativeMatrices
+from dsv3c.targets.gpu.kernels.dots import IntegerDots
 from dsv3c.targets.gpu.kernels.frame import Buffers, Expr, Extent, Variant, prim_func, row_count, store, view_of
 from dsv3c.targets.gpu.kernels.mma import TensorCores
 from dsv3c.targets.gpu.kernels.simdgroups import SimdgroupMatrices
@@ -25,7 +26,7 @@ from dsv3c.targets.gpu.kernels.tiles import BLOCKS, TILE, Factors, Unit
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
-UNITS: tuple[Unit, ...] = (TensorCores(), SimdgroupMatrices(), CooperativeMatrices())
+UNITS: tuple[Unit, ...] = (TensorCores(), SimdgroupMatrices(), CooperativeMatrices(), IntegerDots())
 
 
 def units(weight: QuantSpec) -> tuple[Unit, ...]:

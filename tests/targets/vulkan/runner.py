@@ -5,6 +5,7 @@ import subprocess
 import numpy as np
 import vulkan as vk
 
+from dsv3c.runtime.vulkan.dots import has_dots, with_dots
 from dsv3c.runtime.vulkan.matrices import matrices_of, with_matrices
 from dsv3c.runtime.vulkan.subgroups import WIDTH, Stage, device_wishes, subgroup_width
 from dsv3c.targets.gpu.kernels.frame import THREADS
@@ -16,6 +17,7 @@ HALF, MEMORY_MODEL, MATRICES = 9, 5345, 6022  # Float16, VulkanMemoryModel, Coop
 NAMED = {  # in the modules of forms that require it
     "subgroup-shuffle": {SUBGROUPS, SHUFFLE},
     "cooperative-matrix": {SUBGROUPS, HALF, MEMORY_MODEL, MATRICES},
+    "integer-dot-product": {6018, 6019},  # DotProductInput4x8BitPacked, DotProduct
 }
 
 
@@ -61,6 +63,8 @@ class Runner:
         self.matrices = matrices_of(vk, self.instance, self.physical, self.subgroup)
         wishes = device_wishes(vk, self.subgroup)
         wishes = wishes if self.matrices is None else with_matrices(vk, wishes)
+        self.dots = has_dots(vk, self.physical)  # accelerated or not
+        wishes = with_dots(vk, wishes) if self.dots else wishes
         wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)
         self.device = vk.vkCreateDevice(self.physical, wanted, None)
         self.queue = vk.vkGetDeviceQueue(self.device, family, 0)

@@ -1,0 +1,298 @@
+"""Products by integer dot products: real runs on any device that has them, however slow.
+
+Expected arrays have the activations rounded as the kernel rounds them, so that only the order of float32 sums differs.
+"""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import QuantSpec, quantize, quantize_rows
+from dsv3c.runtime.vulkan import dots as device_dots
+from dsv3c.targets.cpu.kernels.frame import View
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
+from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels.frame import Rows
+from dsv3c.targets.gpu.kernels.parts import Part
+from dsv3c.targets.gpu.kernels.tiles import K_TILE
+from dsv3c.targets.vulkan import dots
+from dsv3c.targets.vulkan.glsl import print_kernel
+from dsv3c.targets.vulkan.spirv import compile_glsl, find_dot_compiler
+from tests.targets.cpu.harness import compare
+from tests.targets.cpu.test_dense_kernels import control, normal
+from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
+from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.vulkan.runner import capabilities, named, validate
+
+FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+OTHERS = ("float32", "float16", "bfloat16", "fp8")
+SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
+BOUND = 130
+HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
+LEAST_SHARED = 16384  # maxComputeSharedMemorySize of every device
+
+
+def by_groups(x):
+    """x[..., K] as [..., groups, K_TILE], with zeros behind the end."""
+    *leading, k = x.shape
+    count = -(-k // K_TILE)
+    padded = np.zeros((*leading, count * K_TILE), x.dtype)
+    padded[..., :k] = x
+    return padded.reshape(*leading, count, K_TILE)
+
+
+def in_rows(found, k):
+    """The inverse of `by_groups`."""
+    *leading, count, width = found.shape
+    return found.reshape(*leading, count * width)[..., :k].astype(np.float64)
+
+
+def rounded(x):
+    """The numbers of which activations x[..., K] become int8."""
+    data, scale, _ = quantize_rows(x, K_TILE)
+    return in_rows(by_groups(data.astype(np.float64)) * scale[..., None], x.shape[-1])
+
+
+def largest(x):
+    """Of each value of x[..., K], the largest magnitude among those that are rounded with it."""
+    found = by_groups(abs(x))
+    return in_rows(np.broadcast_to(found.max(-1, keepdims=True), found.shape), x.shape[-1])
+
+
+def case(name, t, n, k, heads=1, view=None, x=None):
+    """(spec, inputs, expected, (exact, |x| times |w|, largest of x times |w|)); x f32 [t, K']."""
+    spec = QuantSpec.parse(name)
+    stored = quantize(normal(heads, n, k), spec)
+    weight = stored.dequantize().astype(np.float64)
+    wide = normal(t, view.row_stride if view else heads * k) if x is None else x
+    starts = [view.start(0, head) if view else head * k for head in range(heads)]
+    x = np.stack([wide[:, start : start + k] for start in starts], 1)
+    inputs = {"control": control(t), "x": wide}
+    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+
+    def product(x, w):
+        return np.einsum("mhk,hnk->mhn", x.astype(np.float64), w)
+
+    sides = product(x, weight), product(abs(x), abs(weight)), product(largest(x), abs(weight))
+    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": product(rounded(x), weight)}, sides
+
+
+def expert_case(op, name, t, d, i):
+    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
+    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
+    inputs = with_float_activations(inputs, spec)
+    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
+    parts = 2 if op is MoeGateUp else 1
+    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
+    _, w = stored_weight(normal(*shape), spec.weight)
+    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
+    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
+    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
+    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
+
+
+def spread(rows, columns):
+    """Normal numbers, whose rows are of very different sizes: 1e6, 1e-6, 1, all zero, and 1 beside one of 1e6."""
+    x = normal(rows, columns) * np.float32([1e6, 1e-6, 1, 0, 1])[np.arange(rows) % 5, None]
+    x[4::5, columns // 2] = 1e6
+    return x
+
+
+CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("int8", "int4-g32")}
+CASES["view"] = case("int4-g32", 66, 20, 63, view=View(100, offset=9))
+CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
+CASES["no-rows"] = case("int8", 0, 17, 32)
+CASES |= {f"rows-of-all-sizes-{name}": case(name, 66, 33, 96, x=spread(66, 96)) for name in FORMATS}
+CASES["largest"] = case("int4-g32-asym", 18, 20, 32, x=normal(18, 32) * np.float32(1e30))
+EXPERTS = {
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    for op in (MoeGateUp, MoeDown)
+    for name, t in (("int8", 1), ("int8", 130), ("int4-g32", 17), ("int4-g32-asym", 100))
+}
+
+
+def form(spec):
+    (found,) = [form for form in variants(spec, VULKAN) if INTEGER_DOT in form.requires]
+    return found
+
+
+@pytest.fixture(scope="module")
+def modules(glslc, tmp_path_factory):
+    """The module of a kernel."""
+    if find_dot_compiler() is None:
+        pytest.skip(f"{glslc} does not know {dots.EXTENSION}")
+    folder, made = tmp_path_factory.mktemp("dots"), {}
+
+    def module(spec):
+        if spec not in made:
+            made[spec] = compile_glsl("dots", print_kernel(form(spec).build()), folder / f"{len(made)}.spv")
+        return made[spec]
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(modules, device):
+    """Launch: the operands by role after it; `given` are those of another one that it shares."""
+    if not device.dots:
+        pytest.skip("the device has no integer dot products")
+
+    def launch(spec, inputs, given=None):
+        arrays = arguments((spec,), inputs) if given is None else given
+        grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
+        device.run(modules(spec).read_bytes(), [arrays[operand.role] for operand in operands(spec)], (*grid, 1))
+        return arrays
+
+    return launch
+
+
+# --- which kernels have the form, and which devices are offered it
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_few_rows_keep_float32_and_matrices_come_first(name):
+    forms = variants(Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name)), VULKAN)
+    needs = [form.requires - {"subgroup-shuffle"} for form in forms]
+    assert needs[-3:] == [{COOPERATIVE_MATRIX}, {INTEGER_DOT}, frozenset()]
+    assert [form.most_rows for form in forms[-3:]] == [None] * 3
+    assert not any(needs[:-3]) and all(form.most_rows for form in forms[:-3])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_of_floats_have_no_such_form(name):
+    spec = Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name))
+    assert not any(INTEGER_DOT in form.requires for form in variants(spec, VULKAN))
+
+
+class Driver:
+    """What `runtime.vulkan.dots` asks the package vulkan for, of a device that answers as told."""
+
+    def __init__(self, extension, feature, accelerated):
+        self._extensions = [SimpleNamespace(extensionName=device_dots.EXTENSION)] if extension else []
+        self._answers = {
+            "shaderIntegerDotProduct": feature,
+            "integerDotProduct4x8BitPackedSignedAccelerated": accelerated,
+        }
+
+    def __getattr__(self, name):
+        if not name.startswith("VkPhysicalDevice"):
+            raise AttributeError(name)
+        return lambda **fields: SimpleNamespace(structure=name, **fields)
+
+    def vkEnumerateDeviceExtensionProperties(self, handle, layer):
+        return self._extensions
+
+    def _fill(self, handle, asked):
+        for field, value in self._answers.items():
+            setattr(asked.pNext, field, int(value))
+
+    vkGetPhysicalDeviceFeatures2 = vkGetPhysicalDeviceProperties2 = _fill
+
+
+@pytest.mark.parametrize(
+    ("extension", "feature", "accelerated", "there", "offered"),
+    [
+        (True, True, True, True, True),
+        (True, True, False, True, False),  # lavapipe
+        (True, False, True, False, False),
+        (False, True, True, False, False),
+    ],
+)
+def test_only_devices_that_accelerate_them_are_offered_the_form(extension, feature, accelerated, there, offered):
+    driver = Driver(extension, feature, accelerated)
+    assert device_dots.has_dots(driver, None) == there
+    assert device_dots.has_fast_dots(driver, None) == offered
+
+
+def test_the_device_is_asked_for_the_extension_besides_other_wishes():
+    asked = device_dots.with_dots(Driver(True, True, True), {"pNext": "others", "ppEnabledExtensionNames": ["one"]})
+    assert asked["ppEnabledExtensionNames"] == ["one", device_dots.EXTENSION]
+    assert (asked["pNext"].shaderIntegerDotProduct, asked["pNext"].pNext) == (1, "others")
+
+
+def test_the_runtime_means_the_same_capability():
+    assert device_dots.DOT == INTEGER_DOT
+
+
+# --- their text and modules
+
+
+def test_only_such_a_form_asks_for_the_extension():
+    for each in variants(CASES["no-rows"][0], VULKAN):
+        assert (dots.EXTENSION in print_kernel(each.build())) == (INTEGER_DOT in each.requires)
+
+
+@pytest.mark.parametrize("name", ["view", "MoeGateUp-int4-g32-asym-t100"])
+def test_shared_memory_is_what_every_device_has(name):
+    text = print_kernel(form((CASES | EXPERTS)[name][0]).build())
+    sizes = [4 * int(count) for count in re.findall(r"^shared (?:uint|float) \w+\[(\d+)\];$", text, re.M)]
+    assert len(sizes) == 5 and sum(sizes) <= LEAST_SHARED
+
+
+@pytest.mark.parametrize("name", [*(f"{name}-t65-n130-k129" for name in FORMATS), "MoeGateUp-int4-g32-asym-t100"])
+def test_modules_are_valid_and_ask_for_integer_dot_products_alone(name, modules):
+    path = modules((CASES | EXPERTS)[name][0])
+    assert capabilities(path.read_bytes()) == named({INTEGER_DOT})
+    if shutil.which("spirv-val") is None:
+        pytest.skip("no spirv-val (Debian package spirv-tools)")
+    assert validate(path)
+
+
+# --- on a device that has them
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_numpy_with_rounded_activations(name, run):
+    spec, inputs, expected, _ = CASES[name]
+    compare(run(spec, inputs), inputs, expected, SUMS)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_match_numpy_with_rounded_activations(name, run):
+    spec, inputs, expected = EXPERTS[name]
+    compare(run(spec, inputs), inputs, expected, SUMS)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "t65" in name or "sizes" in name])
+def test_the_error_is_bounded_by_half_a_step_of_each_activation(name, run):
+    spec, inputs, _, (exact, size, step) = CASES[name]
+    found = run(spec, inputs)["y"][: exact.size].reshape(exact.shape)
+    error = abs(found - exact)
+    assert (error <= HALF_STEP * step + SUMS * size).all()
+    assert (error > 1e-4 * size).any()  # the activations were rounded
+
+
+@pytest.mark.parametrize("value", [0, 1e-44, 1e-38, 1e-31])
+def test_rows_of_zeros_and_of_what_has_no_inverse_give_zeros(value, run):
+    spec, inputs, _, (exact, *_) = case("int4-g32-asym", 18, 20, 32, x=np.full((18, 32), value, np.float32))
+    assert not run(spec, inputs)["y"][: exact.size].any()
+
+
+def test_what_is_not_finite_stays_so_and_leaves_other_rows_as_they_were(run):
+    spec, inputs, *_ = case("int4-g32", 20, 33, 96)
+    before = run(spec, inputs)["y"][: 20 * 33].reshape(20, 33)
+    x = inputs["x"].copy()
+    x[3, 7], x[9, 95] = np.nan, np.inf
+    found = run(spec, inputs | {"x": x})["y"][: 20 * 33].reshape(20, 33)
+    assert not np.isfinite(found[[3, 9]]).any()
+    others = np.delete(np.arange(20), [3, 9])
+    np.testing.assert_array_equal(found[others], before[others])
+
+
+def test_parts_of_a_weight_write_only_their_own_columns(run):
+    spec, inputs, expected, _ = case("int4-g32-asym", 20, 80, 64)
+    arrays = arguments((spec,), inputs)
+    for part in (Part(spec, 0, 3), Part(spec, 3, 2)):
+        own = dict(arrays)
+        for role in ("w.data", "w.scale", "w.zero"):
+            each = arrays[role].size // 5
+            own[role] = arrays[role][part.first * each : (part.first + part.count) * each].copy()
+        run(part, inputs, own)
+    compare(arrays, inputs, expected, SUMS)
