@@ -173,7 +173,7 @@ def _softmax(scoring: str, logits: Buffer, first: Expr, n: int, thread: Expr, ex
     spread(n, thread, lambda e: store(kept, 0, T.max(kept[0], logits[first + e])))
     top = runs.reduced(kept[0], T.max)
     spread(n, thread, lambda e: store(kept, 1, kept[1] + exp(logits[first + e] - top)))
-    barrier()  # the largest is read
+    runs.renew_all()
     return top, runs.reduced(kept[1], add)
 
 

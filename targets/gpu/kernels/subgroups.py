@@ -80,7 +80,7 @@ class Runs:
     """The runs of a workgroup, with the shared memory that they exchange values by.
 
     dtypes: of the values that are reduced together. at_once: how many of each are exchanged at once. Made at the
-    outermost scope of a kernel. Every thread must come to a method, and must pass a barrier before the next one.
+    outermost scope of a kernel. Every thread must come to each method, and pass a barrier before the next one.
     """
 
     def __init__(
@@ -147,12 +147,19 @@ class Runs:
             values = [T.bind(own + other) for own, other in zip(kept, got, strict=True)]
         return values[0]
 
-    def renew(self) -> None:
-        """Must stand between two methods if no barrier does; is one where shared memory is used."""
+    def renew_run(self) -> None:
+        """Must stand between two exchanges within runs if no barrier does: shared memory may still be read."""
+        self._barrier_if(lambda width: width < RUN)
+
+    def renew_all(self) -> None:
+        """Must stand between two `of_all` of all threads if no barrier does; steps in shared memory have barriers."""
+        self._barrier_if(lambda width: width >= RUN)
+
+    def _barrier_if(self, needed: Callable[[Expr], Expr]) -> None:
         if self._width is None:
-            with T.If(T.call_extern("int32", SUBGROUP_SIZE) < RUN), T.Then():
+            with T.If(needed(T.call_extern("int32", SUBGROUP_SIZE))), T.Then():
                 barrier()
-        elif self._width < RUN:
+        elif needed(self._width):
             barrier()
 
     def _kept(self, values: Values) -> Values:

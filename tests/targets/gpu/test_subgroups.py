@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
 from dsv3c.targets.gpu.capabilities import METAL, SUBGROUP_32, SUBGROUP_SHUFFLE, VULKAN
 from dsv3c.targets.gpu.kernels import variants
-from dsv3c.targets.gpu.kernels.frame import CONTROL, THREADS, Extent, Rows, add, barrier, local, store
+from dsv3c.targets.gpu.kernels.frame import CONTROL, THREADS, Extent, Rows, add, local, store
 from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, SUBGROUP_SIZE, Runs, forms, larger
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
@@ -37,14 +37,14 @@ def emit(exchange, buffers, _, thread):
         store(total, 0, sums.reduced(x, add))
         store(buffers["sums"], turn * THREADS + thread, total[0])
         store(buffers["best"], thread, pairs.of_all((x, thread), larger)[1])
-        barrier()
+        pairs.renew_all()
         mine = T.bind(T.Select(thread < COUNT, x, T.float32(-1e30)))
         store(buffers["few"], thread, pairs.of_all((mine, thread), larger, COUNT)[1])
-        barrier()
+        pairs.renew_all()
     for turn in range(2):
         products = [T.bind(x * T.float32(turn * SUMS + i)) for i in range(SUMS)]
         store(buffers["scattered"], thread + turn * THREADS, sums.scattered(products))
-        sums.renew()
+        sums.renew_run()
 
 
 @pytest.fixture(scope="module")
