@@ -55,6 +55,7 @@ class CudaDevice:
         physical = choose(devices(driver), wanted)
         table = parsed.usable([name for name, least in CAPABILITIES.items() if physical.capability >= least])
         self._level = fitting_level(artifact.manifest.target.levels, physical)
+        self.prefill_min_tokens = self._level.prefill_min_tokens
         self._gpu = gpu = Gpu(driver, physical)
         self._closers.append(gpu.close)
         self._steps = {name: Steps(plan, table, entry) for name, entry in plan.entries.items()}

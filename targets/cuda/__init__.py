@@ -38,7 +38,7 @@ class Cuda:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises NoCudaCompiler, NoFatbinLibrary or UnknownArchitecture before anything is built."""
-        from dsv3c.targets.cuda.binaries import Binaries, levels
+        from dsv3c.targets.cuda.binaries import Binaries, attending, levels
         from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.capabilities import CUDA
         from dsv3c.targets.gpu.emit import Backend, emit
@@ -47,7 +47,8 @@ class Cuda:
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
         backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
-        return emit(entries, bounds, backend)
+        emission = emit(entries, bounds, backend)
+        return replace(emission, levels=attending(emission.levels, emission.plan))
 
 
 TARGET = Cuda()

@@ -13,6 +13,7 @@ from dsv3c.compiler.errors import Dsv3cError
 # A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50. Other devices of these generations run the next lower of them.
 DEFAULT = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 PTX = "compute_80"  # for devices that no cubin fits
+FIRST_MMA = 80  # whose tensor cores multiply bfloat16
 LOWEST = 75  # what CUDA 13 still compiles for
 
 _NAME = re.compile(r"sm_(\d{2,3})")

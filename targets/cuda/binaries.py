@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.options import debug_level
-from dsv3c.targets.cuda.architectures import PTX
+from dsv3c.targets.cuda.architectures import FIRST_MMA, PTX, number
 from dsv3c.targets.cuda.toolchains import Toolchain
+from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.source import CUDA, source
 
 FILE = "kernels.fatbin"
+NEVER = 2**31 - 1  # of tokens: no step is as long
 PRELUDE = Path(__file__).with_name("prelude.h")
 _SIGNATURE = re.compile(r"__launch_bounds__\([^)]*\) \w+\((?P<parameters>[^)]*)\) \{\n")
 
@@ -26,6 +28,15 @@ def levels(architectures: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     A device of compute capability X.Y has the capabilities sm_Xy for y <= Y, and compute_V for V <= XY.
     """
     return tuple({"name": name, "requires": [name], "file": f"kernels/{FILE}"} for name in (PTX, *architectures))
+
+
+def attending(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The rows of the manifest with how long steps attend, where plan.json has attention in latent space on tensor
+    cores: in latent space, too. See docs/20."""
+    kernels = {name: forms for name, forms in plan["dispatches"].items() if name.startswith("mla_absorbed")}
+    if not any(MMA in form.get("requires", ()) for forms in kernels.values() for form in forms):
+        return tuple(rows)
+    return tuple({**row, **({"prefill_min_tokens": NEVER} if number(row["name"]) >= FIRST_MMA else {})} for row in rows)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe
 from dsv3c.targets.cpu.kernels import materialized as rebuilt
 from dsv3c.targets.cpu.kernels import router as routers
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
-from dsv3c.targets.gpu.kernels import attention, experts, materialized, parts, products, routing, rows, sampling
+from dsv3c.targets.gpu.kernels import attention, experts, materialized, paged, parts, products, routing, rows, sampling
 from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.plan import Operand
 
@@ -26,7 +26,7 @@ _Variants = Callable[[Any, Sequence[Operand]], tuple[Variant, ...]]
 _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     attention.Merge: (attention.merge_operands, attention.merge),
     attention.Partial: (attention.partial_operands, attention.partial),
-    cache.MlaWrite: (cache.operands, attention.write),
+    cache.MlaWrite: (cache.operands, paged.write),
     elementwise.Add: (elementwise.add_operands, rows.add_rows),
     elementwise.Concat: (elementwise.concat_operands, rows.concat),
     elementwise.Swiglu: (elementwise.swiglu_operands, rows.swiglu),

@@ -1,6 +1,6 @@
-"""mla_write, which fills the paged latent cache, and mla_absorbed, which attends to it in latent space.
+"""mla_absorbed, which attends to the paged cache in latent space; on tensor cores see `mma_attention`.
 
-A workgroup of mla_absorbed has one token, four heads and a part of the context, which it walks in blocks of 32 slots.
+A workgroup has one token, four heads and a part of the context, which it walks in blocks of 32 slots.
 
 Scores: a run of 32 threads takes a few slots and reads their rows side by side, a word a thread, for all heads; what
 each thread has of the dot products is then added up so that each gets the sum of one slot and head. Softmax, online
@@ -13,13 +13,15 @@ In short steps the contexts are cut into parts, whose results a second kernel me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial as bind
 
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
+from dsv3c.targets.cpu.kernels.cache import Paging
+from dsv3c.targets.gpu.kernels import mma_attention
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
@@ -38,12 +40,11 @@ from dsv3c.targets.gpu.kernels.frame import (
     shared,
     spread,
     store,
-    view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
+from dsv3c.targets.gpu.kernels.paged import Span, slot
 from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, Exchange, Runs, forms
-from dsv3c.targets.gpu.kernels.words import bf16_bits, high_bf16, load, low_bf16
+from dsv3c.targets.gpu.kernels.words import high_bf16, load, low_bf16
 from dsv3c.targets.plan import Operand
 
 HEADS = RUNS  # that share a pass over the cache: 4 queries of 576 fit into shared memory
@@ -85,84 +86,6 @@ class Merge:
     """scratch of Partial -> y f32 [T, heads, rank] in short steps; in long ones y is there already."""
 
     spec: MlaAbsorbed
-
-
-def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> Expr:
-    """The cache row of a position."""
-    page = page_table[sequence * paging.pages + T.floordiv(position, paging.page_size)]
-    return T.bind(page * paging.page_size + T.floormod(position, paging.page_size))
-
-
-def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """A workgroup a token. Rows of odd width share words with their neighbours: then one workgroup writes all, and as a
-    word always has the same thread, no half of it is lost."""
-    paging, view = spec.paging, view_of(spec.view, 1, spec.paging.width)
-    alone = paging.element == "bf16" and paging.width % 2 == 1
-    grid = (Extent() if alone else Extent(1, spec.rows),)
-
-    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        runs, total = Runs(exchange, thread), local(1)
-        if not alone:
-            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, runs, total)
-            return
-        with T.serial(0, row_count(buffers, spec.rows)) as t:
-            _write_token(spec, buffers, t, view.start(t), thread, runs, total)
-            runs.renew_all()
-
-    return forms(operands, grid, spec.rows, emit)
-
-
-def _write_token(
-    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, runs: Runs, total: Buffer
-) -> None:
-    paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
-    start, half = T.bind(start), paging.d // 2
-    row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
-    out = T.bind(row * paging.width)
-    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
-    value = local(1)
-
-    def column(j: Expr) -> Expr:
-        """Column j of the row, 0 <= j < width."""
-        with T.If(j < paging.rank):
-            with T.Then():
-                store(value, 0, x[start + j] * scale * buffers["weight"][j])
-            with T.Else():
-                at = T.bind(j - paging.rank)
-                angle = T.bind(T.if_then_else(at < half, at, at - half))
-                table = buffers["table"]
-                pair = rotated(x, start + paging.rank, table, t * paging.d, paging.d, spec.interleave, angle)
-                store(value, 0, T.Select(at < half, pair[0], pair[1]))
-        return T.bind(value[0])
-
-    if paging.element == "f32":
-        spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
-        return
-    if paging.width % 2 == 0:
-
-        def whole(w: Expr) -> None:
-            low, high = T.bind(bf16_bits(column(w * 2))), bf16_bits(column(w * 2 + 1))
-            word = T.bitwise_or(low, T.shift_left(high, T.uint32(16)))
-            store(cache, T.shift_right(out, T.int32(1)) + w, word)
-
-        spread(paging.width // 2, thread, whole)
-        return
-    first = T.bind(T.shift_right(out, T.int32(1)))
-    words = T.bind(T.shift_right(out + (paging.width - 1), T.int32(1)) - first + 1)
-
-    def halves(number: Expr) -> None:
-        # Word w belongs to thread w modulo THREADS, wherever the row starts.
-        w = T.bind(first + T.floormod(number + THREADS - T.floormod(first, THREADS), THREADS))
-        with T.serial(0, T.floordiv(words + (THREADS - 1), THREADS)) as turn:
-            own = T.bind(w + turn * THREADS)
-            for part in range(2):
-                j = T.bind(own * 2 + part - out)
-                with T.If(T.And(own < first + words, T.And(j >= 0, j < paging.width))), T.Then():
-                    kept = T.bitwise_and(cache[own], T.uint32(0xFFFF0000 if part == 0 else 0xFFFF))
-                    bits = T.bind(bf16_bits(column(j)))
-                    store(cache, own, T.bitwise_or(kept, bits if part == 0 else T.shift_left(bits, T.uint32(16))))
-
-    halves(thread)
 
 
 @dataclass(frozen=True)
@@ -220,30 +143,56 @@ def merge_operands(merge: Merge) -> tuple[Operand, ...]:
 
 
 def partial(stage: Partial, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    spec = stage.spec
-    runs = Extent(-(-spec.heads // HEADS))
-
-    def short(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        tokens = T.bind(T.max(row_count(buffers, spec.rows), 1))
-        each = T.bind(T.floordiv(T.int32(stage.parts), tokens))
-        token = T.bind(T.min(T.floordiv(groups[1], each), tokens - 1))
-        part, count = T.bind(groups[1] - token * each), T.bind(buffers["positions"][token] + 1)
-        length = _part_length(count, each)
-        begin = T.bind(part * length)
-        end = T.bind(T.Select(part < each, T.min(begin + length, count), 0))
-        place = _Place(token, T.bind(groups[0] * HEADS), begin, end, groups[1])
-        _Attention(spec, exchange, buffers, thread, place).emit()
-
-    def long(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        token = groups[1]
-        end = T.bind(buffers["positions"][token] + 1)
-        place = _Place(token, T.bind(groups[0] * HEADS), T.int32(0), end, None)
-        _Attention(spec, exchange, buffers, thread, place).emit()
-
-    return (
-        *forms(operands, (runs, Extent(stage.parts)), spec.rows, short, stage.few),
-        *forms(operands, (runs, Extent(1, spec.rows)), spec.rows, long),
+    """For short steps and for any, each on tensor cores and by exchanges between threads."""
+    spec, found = stage.spec, list[Variant]()
+    steps: tuple[tuple[_Find, Extent, int | None], ...] = (
+        (_part_of_context, Extent(stage.parts), stage.few),
+        (_whole_context, Extent(1, spec.rows), None),
     )
+    for find, extent, most in steps:
+        if mma_attention.serves(spec):
+            found.append(_on_tensor_cores(stage, operands, find, extent, most))
+        body = bind(_attend, stage, find)
+        found += forms(operands, (Extent(-(-spec.heads // HEADS)), extent), spec.rows, body, most)
+    return tuple(found)
+
+
+_Find = Callable[[Partial, Buffers, Sequence[Expr], int], Span]
+
+
+def _part_of_context(stage: Partial, buffers: Buffers, groups: Sequence[Expr], heads: int) -> Span:
+    """What a workgroup for `heads` heads has in a short step."""
+    tokens = T.bind(T.max(row_count(buffers, stage.spec.rows), 1))
+    each = T.bind(T.floordiv(T.int32(stage.parts), tokens))
+    token = T.bind(T.min(T.floordiv(groups[1], each), tokens - 1))
+    part, count = T.bind(groups[1] - token * each), T.bind(buffers["positions"][token] + 1)
+    length = _part_length(count, each)
+    begin = T.bind(part * length)
+    end = T.bind(T.Select(part < each, T.min(begin + length, count), 0))
+    return Span(token, T.bind(groups[0] * heads), begin, end, groups[1])
+
+
+def _whole_context(stage: Partial, buffers: Buffers, groups: Sequence[Expr], heads: int) -> Span:
+    end = T.bind(buffers["positions"][groups[1]] + 1)
+    return Span(groups[1], T.bind(groups[0] * heads), T.int32(0), end, None)
+
+
+def _attend(
+    stage: Partial, find: _Find, exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr
+) -> None:
+    _Attention(stage.spec, exchange, buffers, thread, find(stage, buffers, groups, HEADS)).emit()
+
+
+def _on_tensor_cores(
+    stage: Partial, operands: Sequence[Operand], find: _Find, extent: Extent, most: int | None
+) -> Variant:
+    spec, heads = stage.spec, mma_attention.HEADS
+    grid = (Extent(-(-spec.heads // heads)), extent)
+
+    def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        mma_attention.attend(spec, buffers, find(stage, buffers, groups, heads), stage.record, thread)
+
+    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most, mma_attention.REQUIRES)
 
 
 def _part_length(count: Expr, each: Expr) -> Expr:
@@ -300,22 +249,10 @@ def merge(stage: Merge, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What a workgroup has: its token, the first of its heads, slots begin … end of the context, and the part that it
-    writes, None where it writes y."""
-
-    token: Expr
-    head: Expr
-    begin: Expr
-    end: Expr
-    part: Expr | None
-
-
 class _Attention:
     """The body of the kernel for one way of exchange; made at its outermost scope."""
 
-    def __init__(self, spec: MlaAbsorbed, exchange: Exchange, buffers: Buffers, thread: Expr, place: _Place) -> None:
+    def __init__(self, spec: MlaAbsorbed, exchange: Exchange, buffers: Buffers, thread: Expr, place: Span) -> None:
         self._spec, self._buffers, self._thread, self._place = spec, buffers, thread, place
         self._units = units = _Units(spec.paging)
         self._at_once = SLOTS // RUNS if exchange.width == RUN else FEWER  # slots that a run scores

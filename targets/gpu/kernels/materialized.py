@@ -18,7 +18,6 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.compiler.layouts import LANES
 from dsv3c.targets.cpu.kernels.frame import weight_operands
 from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
-from dsv3c.targets.gpu.kernels.attention import slot
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
@@ -39,6 +38,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
+from dsv3c.targets.gpu.kernels.paged import slot
 from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, Tile, tile
 from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.gpu.kernels.weights import Weight

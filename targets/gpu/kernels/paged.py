@@ -1,14 +1,117 @@
-"""The paged latent cache, as kernels find a row in it."""
+"""The paged latent cache: where a position has its row, and mla_write, which fills rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.gpu.kernels.frame import Buffer, Expr
+from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
+from dsv3c.targets.gpu.kernels.frame import (
+    THREADS,
+    Buffer,
+    Buffers,
+    Expr,
+    Extent,
+    Variant,
+    local,
+    row_count,
+    spread,
+    store,
+    view_of,
+)
+from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
+from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
+from dsv3c.targets.gpu.kernels.words import bf16_bits
+from dsv3c.targets.plan import Operand
 
 
 def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> Expr:
     """The cache row of a position."""
     page = page_table[sequence * paging.pages + T.floordiv(position, paging.page_size)]
     return T.bind(page * paging.page_size + T.floormod(position, paging.page_size))
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a workgroup of attention has: its token, the first of its heads, slots begin … end of the context, and the
+    part that it writes, None where it writes y."""
+
+    token: Expr
+    head: Expr
+    begin: Expr
+    end: Expr
+    part: Expr | None
+
+
+def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    """A workgroup a token. Rows of odd width share words with their neighbours: then one workgroup writes all, and as a
+    word always has the same thread, no half of it is lost."""
+    paging, view = spec.paging, view_of(spec.view, 1, spec.paging.width)
+    alone = paging.element == "bf16" and paging.width % 2 == 1
+    grid = (Extent() if alone else Extent(1, spec.rows),)
+
+    def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
+        runs, total = Runs(exchange, thread), local(1)
+        if not alone:
+            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, runs, total)
+            return
+        with T.serial(0, row_count(buffers, spec.rows)) as t:
+            _write_token(spec, buffers, t, view.start(t), thread, runs, total)
+            runs.renew_all()
+
+    return forms(operands, grid, spec.rows, emit)
+
+
+def _write_token(
+    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, runs: Runs, total: Buffer
+) -> None:
+    paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
+    start, half = T.bind(start), paging.d // 2
+    row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
+    out = T.bind(row * paging.width)
+    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
+    value = local(1)
+
+    def column(j: Expr) -> Expr:
+        """Column j of the row, 0 <= j < width."""
+        with T.If(j < paging.rank):
+            with T.Then():
+                store(value, 0, x[start + j] * scale * buffers["weight"][j])
+            with T.Else():
+                at = T.bind(j - paging.rank)
+                angle = T.bind(T.if_then_else(at < half, at, at - half))
+                table = buffers["table"]
+                pair = rotated(x, start + paging.rank, table, t * paging.d, paging.d, spec.interleave, angle)
+                store(value, 0, T.Select(at < half, pair[0], pair[1]))
+        return T.bind(value[0])
+
+    if paging.element == "f32":
+        spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
+        return
+    if paging.width % 2 == 0:
+
+        def whole(w: Expr) -> None:
+            low, high = T.bind(bf16_bits(column(w * 2))), bf16_bits(column(w * 2 + 1))
+            word = T.bitwise_or(low, T.shift_left(high, T.uint32(16)))
+            store(cache, T.shift_right(out, T.int32(1)) + w, word)
+
+        spread(paging.width // 2, thread, whole)
+        return
+    first = T.bind(T.shift_right(out, T.int32(1)))
+    words = T.bind(T.shift_right(out + (paging.width - 1), T.int32(1)) - first + 1)
+
+    def halves(number: Expr) -> None:
+        # Word w belongs to thread w modulo THREADS, wherever the row starts.
+        w = T.bind(first + T.floormod(number + THREADS - T.floormod(first, THREADS), THREADS))
+        with T.serial(0, T.floordiv(words + (THREADS - 1), THREADS)) as turn:
+            own = T.bind(w + turn * THREADS)
+            for part in range(2):
+                j = T.bind(own * 2 + part - out)
+                with T.If(T.And(own < first + words, T.And(j >= 0, j < paging.width))), T.Then():
+                    kept = T.bitwise_and(cache[own], T.uint32(0xFFFF0000 if part == 0 else 0xFFFF))
+                    bits = T.bind(bf16_bits(column(j)))
+                    store(cache, own, T.bitwise_or(kept, bits if part == 0 else T.shift_left(bits, T.uint32(16))))
+
+    halves(thread)

@@ -22,7 +22,7 @@ from tests.conftest import BUNDLED_MODEL
 SLOTS = 64
 # The cache is bfloat16 there: a value between two of its numbers may fall to either side.
 CACHE_ROUNDING = 2e-3
-# Of logits, where products on tensor cores take activations as bfloat16, with errors of up to 2^-9 of each.
+# Of logits, where products on tensor cores take activations as bfloat16, with errors of up to 2^-8 of each.
 BF16_PRODUCTS = 3e-2
 TOKENS = np.arange(3, 24, dtype=np.int32)
 
