@@ -32,7 +32,7 @@ ROWS = TILE // SLICES  # activation rows of a thread in products
 SUMS = ROWS * BLOCKS  # of a thread
 QUARTERS = 4  # threads that stage a row: each eight values, of words `quarter` and QUARTERS + `quarter`
 STAGED = THREADS // QUARTERS  # rows staged together
-LEAST = 2.0**-100  # rows below it count as zero, so that 127 / largest is finite on every device
+LEAST = (127 - 100) << 23  # bits of 2^-100; rows below it count as zero, so that 127 / largest is finite everywhere
 SIGNS = 0x80808080  # the highest bit of every byte
 EACH = 0x01010101  # times a byte: the byte four times
 
@@ -195,7 +195,7 @@ class _Rows:
         """The values as int8, and what a step of theirs is worth."""
         for row, own in zip(self._rows, values, strict=True):
             bits = T.bind(reduce(T.max, [space.largest[row * QUARTERS + i] for i in range(QUARTERS)]))
-            largest, none = T.bind(T.reinterpret("float32", bits)), T.bind(bits < T.reinterpret("uint32", f32(LEAST)))
+            largest, none = T.bind(T.reinterpret("float32", bits)), T.bind(bits < T.uint32(LEAST))
             inverse = T.bind(T.Select(none, f32(0), f32(127) / largest))
             with T.If(self._quarter == 0), T.Then():
                 store(space.steps, row, T.Select(none, f32(0), largest * f32(1 / 127)))

@@ -1,4 +1,4 @@
-"""Products by integer dot products: real runs on any device that has them, however slow.
+"""Products by integer dot products: real runs on any device that has them, however slow, and races on the CPU.
 
 Expected arrays have the activations rounded as the kernel rounds them, so that only the order of float32 sums differs.
 """
@@ -18,9 +18,11 @@ from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
 from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels.dots import DOT
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.kernels.tiles import K_TILE
+from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.vulkan import dots
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_dot_compiler
@@ -28,6 +30,8 @@ from tests.targets.cpu.harness import compare
 from tests.targets.cpu.test_dense_kernels import control, normal
 from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
 from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels
+from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.vulkan.runner import capabilities, named, validate
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
@@ -35,6 +39,12 @@ OTHERS = ("float32", "float16", "bfloat16", "fp8")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 BOUND = 130
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
+# The instruction by its definition, in C++.
+DEFINED = """[](uint a, uint b) {
+    int sum = 0;
+    for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int(int8_t(b >> i));
+    return sum;
+}""".replace("\n", " ")
 LEAST_SHARED = 16384  # maxComputeSharedMemorySize of every device
 
 
@@ -116,6 +126,8 @@ EXPERTS = {
     for op in (MoeGateUp, MoeDown)
     for name, t in (("int8", 1), ("int8", 130), ("int4-g32", 17), ("int4-g32-asym", 100))
 }
+
+RACED = ("int4-g32-asym-t65-n130-k129", "int8-t65-n130-k129", "MoeDown-int8-t130")
 
 
 def form(spec):
@@ -245,6 +257,38 @@ def test_modules_are_valid_and_ask_for_integer_dot_products_alone(name, modules)
     assert validate(path)
 
 
+# --- on the CPU, as C++
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    """(library, text): kernels of some cases, which fail where a barrier is missing."""
+    functions = {f"dots_{i}": form((CASES | EXPERTS)[name][0]).build() for i, name in enumerate(RACED)}
+    text = source(functions, CUDA).replace(f"{DOT}(", f"{DEFINED}(")
+    return cuda_library(text, tmp_path_factory.mktemp("races"), races=True), kernels(text)
+
+
+@pytest.mark.parametrize("name", RACED)
+def test_barriers_order_all_use_of_shared_memory_and_none_is_in_vain(name, races):
+    (library, texts), function = races, f"dots_{RACED.index(name)}"
+    spec, inputs, expected, *_ = (CASES | EXPERTS)[name]
+    grid = [groups(extent, inputs["control"]) for extent in form(spec).grid]
+
+    def launch(order, skipped=0):
+        arrays = arguments((spec,), inputs)
+        library.run(function, [arrays[operand.role] for operand in operands(spec)], (*grid, 1), ORDERS[order], skipped)
+        compare(arrays, inputs, expected, SUMS)
+
+    for order in ORDERS:
+        launch(order)
+    lines = barriers(texts[function])
+    assert len(lines) == (3 if name in EXPERTS else 2)
+    for line in lines:
+        with pytest.raises((AssertionError, ShimFault)):
+            for order in ORDERS:
+                launch(order, line)
+
+
 # --- on a device that has them
 
 
@@ -271,8 +315,9 @@ def test_the_error_is_bounded_by_half_a_step_of_each_activation(name, run):
 
 @pytest.mark.parametrize("value", [0, 1e-44, 1e-38, 1e-31])
 def test_rows_of_zeros_and_of_what_has_no_inverse_give_zeros(value, run):
-    spec, inputs, _, (exact, *_) = case("int4-g32-asym", 18, 20, 32, x=np.full((18, 32), value, np.float32))
-    assert not run(spec, inputs)["y"][: exact.size].any()
+    spec, inputs, _, (exact, *_) = case("int4-g32-asym", 18, 20, 32)
+    x = np.full((18, 32), value, np.float32)
+    assert not run(spec, inputs | {"x": x})["y"][: exact.size].any()
 
 
 def test_what_is_not_finite_stays_so_and_leaves_other_rows_as_they_were(run):
