@@ -1,7 +1,7 @@
-"""Attention in latent space on tensor cores: the CUDA C++ run on the CPU, instructions by what the PTX ISA says of them.
+"""Attention in latent space on tensor cores: the CUDA C++ run on the CPU, instructions as the PTX ISA has them.
 
-Expected arrays have the queries rounded as the kernel rounds them. Probabilities are rounded, too, relative to a maximum
-that depends on the order of the slots, so what that may cost is allowed for.
+Expected arrays have the queries rounded as the kernel rounds them. Probabilities are rounded, too, relative to a
+maximum that depends on the order of the slots, so what that may cost is allowed for.
 """
 
 import numpy as np
