@@ -8,7 +8,7 @@ from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import OpTests, exchanging
+from tests.targets.gpu.op_tests import OpTests, exact_forms
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels, parameters
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
@@ -25,7 +25,7 @@ def library(forms, tmp_path_factory):
 
 
 class TestCuda(OpTests):
-    capabilities = exchanging(capabilities.CUDA)
+    capabilities = exact_forms(capabilities.CUDA)
 
     @pytest.fixture
     def runner(self, forms, library):

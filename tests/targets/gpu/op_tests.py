@@ -14,7 +14,7 @@ from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.rope import RopeTable
-from dsv3c.targets.gpu.capabilities import NOTHING, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
+from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
@@ -115,10 +115,10 @@ def groups(extent, control):
     return max(1, count if most is None else min(count, most))
 
 
-def exchanging(table):
-    """Of what a target's devices have: subgroups, as if not all had them, so that all forms are kept. Products of
-    matrices round otherwise; they have tests of their own."""
-    return Capabilities(some=(table.always | table.some) & {SUBGROUP_32, SUBGROUP_SHUFFLE})
+def exact_forms(table):
+    """What a target's devices have that changes nothing but the order of sums, as if not all had it, so that all forms
+    are kept. Products with rounded factors have tests of their own."""
+    return Capabilities(some=(table.always | table.some) & {SUBGROUP_32, SUBGROUP_SHUFFLE, SIMDGROUP_MATRIX})
 
 
 def chosen(spec, control, capabilities=NOTHING):

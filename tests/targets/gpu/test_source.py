@@ -12,7 +12,7 @@ from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, barrier, f32, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, METAL, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import CASES, exchanging
+from tests.targets.gpu.op_tests import CASES, exact_forms
 
 PARAMETERS = {
     CUDA: r'^extern "C" __global__ void __launch_bounds__\(128, [248]\) (\w+)\((.*)\) \{$',
@@ -30,7 +30,7 @@ def kernels():
             if stage in specs:
                 continue
             specs.add(stage)
-            for form, variant in enumerate(variants(stage, exchanging(METAL_HAS))):
+            for form, variant in enumerate(variants(stage, exact_forms(METAL_HAS))):
                 roles = [operand.role.replace(".", "_") for operand in operands(stage)]
                 found[f"{type(stage).__name__}_{number}_{form}"] = variant.build(), roles
     return found

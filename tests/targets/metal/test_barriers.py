@@ -16,7 +16,7 @@ import pytest
 
 from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import CASES, PARTED, OpTests, exchanging
+from tests.targets.gpu.op_tests import CASES, PARTED, OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
@@ -31,7 +31,7 @@ KNOWN = {
 
 
 class _Tests(OpTests):
-    capabilities = exchanging(capabilities.METAL)
+    capabilities = exact_forms(capabilities.METAL)
 
 
 class Mutants:

@@ -4,7 +4,7 @@ import pytest
 
 from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import OpTests, exchanging
+from tests.targets.gpu.op_tests import OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library
@@ -21,7 +21,7 @@ def library(forms, tmp_path_factory):
 
 
 class TestMetal(OpTests):
-    capabilities = exchanging(capabilities.METAL)
+    capabilities = exact_forms(capabilities.METAL)
 
     @pytest.fixture(params=["forward", "reverse"])  # `make barriers` looks for races besides
     def runner(self, request, forms, library):

@@ -10,12 +10,12 @@ from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.gpu.kernels.frame import Extent, Rows
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_matrix_compiler
-from tests.targets.gpu.op_tests import CASES, OpTests, exchanging, groups
+from tests.targets.gpu.op_tests import CASES, OpTests, exact_forms, groups
 from tests.targets.vulkan.runner import capabilities, named, validate
 
 
 class TestVulkan(OpTests):
-    capabilities = exchanging(VULKAN)
+    capabilities = exact_forms(VULKAN)
 
     @pytest.fixture
     def runner(self, glslc, device, tmp_path):
