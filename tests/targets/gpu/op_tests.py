@@ -135,9 +135,10 @@ def aligned_copy(array):
 
 
 def parts(whole):
-    """The kernels for two units of a weight each."""
+    """The kernels for three parts of a weight, the last the smallest."""
     total = units(whole)
-    return tuple(Part(whole, first, min(2, total - first)) for first in range(0, total, 2))
+    each = -(-total // 3)
+    return tuple(Part(whole, first, min(each, total - first)) for first in range(0, total, each))
 
 
 class OpTests:
@@ -163,7 +164,7 @@ class OpTests:
 
     @pytest.mark.parametrize("name", PARTED)
     def test_parts_of_a_weight_give_together_what_the_whole_gives(self, name, runner):
-        """Cut into parts of two units, in every form: what no part writes fails the comparison."""
+        """Cut into three parts, in every form: what no part writes fails the comparison."""
         spec, inputs, expected, tolerance = CASES[name]
         inputs, (whole, *rest) = with_float_activations(inputs, spec), stages(spec)
         role, total, control = weight_role(whole), units(whole), inputs["control"]
