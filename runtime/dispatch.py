@@ -7,8 +7,9 @@ workgroups, so that the host knows both without asking the device. Calls whose g
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.errors import PlanInvalid
+from dsv3c.runtime.errors import PlanInvalid, UnknownCapability
 from dsv3c.runtime.fields import Fields
 from dsv3c.runtime.plan import ELEMENT_BYTES, Entry, Plan
 
 AXES = 3
+WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of capabilities, joined by commas
 T, R, ONE = 0, 1, 2  # what an axis counts: tokens, rows with logits, or nothing
 Key = tuple[int, int]
 
@@ -63,10 +65,30 @@ class Table:
     forms: Mapping[str, tuple[Form, ...]]
 
     def usable(self, capabilities: Collection[str]) -> Table:
-        """Only the forms that a device with these capabilities runs; each kernel has one that needs none."""
-        there = frozenset(capabilities)
-        kept = {kernel: tuple(form for form in forms if form.requires <= there) for kernel, forms in self.forms.items()}
+        """Only the forms that a device with these capabilities runs, less those that the environment variable
+        DSV3C_WITHOUT names; each kernel has one that needs none. Raises UnknownCapability."""
+        there = frozenset(capabilities) - self._unwanted()
+        kept = {
+            kernel: _reached(form for form in forms if form.requires <= there) for kernel, forms in self.forms.items()
+        }
         return Table(self.threads, MappingProxyType(kept))
+
+    def _unwanted(self) -> frozenset[str]:
+        names = frozenset(filter(None, os.environ.get(WITHOUT_VARIABLE, "").split(",")))
+        known = frozenset(name for forms in self.forms.values() for form in forms for name in form.requires)
+        if names <= known:
+            return names
+        raise UnknownCapability(name=min(names - known), known=", ".join(sorted(known)) or "none")
+
+
+def _reached(forms: Iterable[Form]) -> tuple[Form, ...]:
+    """Those up to the first that serves any number of rows."""
+    kept: list[Form] = []
+    for form in forms:
+        kept.append(form)
+        if form.most_rows is None:
+            break
+    return tuple(kept)
 
 
 @dataclass(frozen=True)

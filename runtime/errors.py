@@ -112,6 +112,11 @@ class UnknownIsaLevel(RuntimeFault):
     hint = "set DSV3C_ISA to one of these, or unset it to let the runtime choose"
 
 
+class UnknownCapability(RuntimeFault):
+    message = "DSV3C_WITHOUT names {name!r}; what kernels of the artifact ask of a device: {known}"
+    hint = "set DSV3C_WITHOUT to some of these, joined by commas, or unset it"
+
+
 class IsaNotSupported(RuntimeFault):
     message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
     hint = "compile with a lower level, or unset DSV3C_ISA if it forces this one"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.runtime.dispatch import Steps, Table, parse_dispatches
-from dsv3c.runtime.errors import ArtifactFault, PlanInvalid
+from dsv3c.runtime.errors import ArtifactFault, PlanInvalid, UnknownCapability
 from dsv3c.runtime.plan import Plan, parse_plan
 from dsv3c.runtime.weights import Tensor
 from tests.runtime import toy
@@ -119,6 +119,25 @@ def test_a_form_that_asks_for_a_capability_is_taken_only_where_it_is() -> None:
     for capabilities, function in (({"dot4", "more"}, "note_fast"), (set(), "note_0")):
         chosen = Steps(checked, table.usable(capabilities), checked.entries["decode"])
         assert chosen.launches(1, 1)[1].form.function == function
+
+
+def test_forms_behind_one_for_any_number_of_rows_are_not_loaded() -> None:
+    plan = content()
+    plan["dispatches"]["note"].insert(0, form("note_fast", [1], requires=["dot4"]))
+    _, table = parsed(plan)
+    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_fast"]
+    assert [form.function for form in table.usable(()).forms["fill"]] == ["fill_one", "fill_few", "fill_many"]
+
+
+def test_a_user_can_rule_capabilities_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = content()
+    plan["dispatches"]["note"].insert(0, form("note_fast", [1], requires=["dot4"]))
+    _, table = parsed(plan)
+    monkeypatch.setenv("DSV3C_WITHOUT", "dot4")
+    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_0"]
+    monkeypatch.setenv("DSV3C_WITHOUT", "dot4,dot8")
+    with pytest.raises(UnknownCapability, match="'dot8'; what kernels of the artifact ask of a device: dot4"):
+        table.usable({"dot4"})
 
 
 def test_the_largest_grid_is_that_of_the_largest_step_of_each_form() -> None:

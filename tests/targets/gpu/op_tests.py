@@ -65,7 +65,7 @@ def more_cases():
         yield f"router-{scoring}-e64-groups", router_case(8, 64, 5, 8, 6, scoring, "top2", True)
         yield f"router-{scoring}-e32-groups", router_case(3, 32, 5, 4, 3, scoring, "max", False)
     for op in (MoeGateUp, MoeDown):
-        yield f"{op.__name__}-int4-g32-t33", moe_case(op, "int4-g32", 33, 48, 33, 3, 2, 1, bound=33)
+        yield f"{op.__name__}-int4-g32-t70", moe_case(op, "int4-g32", 70, 48, 33, 3, 2, 1, bound=70)
     yield "absorbed-parts-that-tokens-do-not-share-evenly", deep_case([(1000, 3)], 64, 5, 64, 16, "bf16")
     yield "absorbed-rows-that-share-words", deep_case([(700, 1), (1, 1)], 64, 1, 51, 10, "bf16")
     yield "absorbed-odd-rank", deep_case([(130, 2)], 64, 3, 51, 11, "bf16")
