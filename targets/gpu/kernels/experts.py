@@ -183,7 +183,8 @@ def _few(product: _Product, operands: Sequence[Operand], rows: int, most: int) -
                     value = product.combine([T.bind(sums(part, j)) for part in range(product.parts)])
                     with T.If(index < expert.count), T.Then():
                         store(buffers[product.role], pair * product.n + n, value)
-            barrier()  # the sums are read before the next ones are written
+            if rows > 1:  # one token has one pair of an expert: a single turn
+                barrier()  # the sums are read before the next ones are written
 
     return Variant(grid, lambda: _kernel(product, operands, grid, body), product.order.rows, most)
 

@@ -80,7 +80,7 @@ CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FP8)
 CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
-    *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-asym-t17"),
+    *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-t70"),
     "MoeGateUp-int8-wide",
 )
 
