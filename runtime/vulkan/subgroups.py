@@ -60,7 +60,8 @@ class Stage:
             ]
             self._constants = vk.VkSpecializationInfo(pMapEntries=entries, dataSize=4 * len(entries), pData=self._data)
             stated |= {
-                "flags": vk.VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT_EXT,
+                # Not by the package's own name for it, which is None.
+                "flags": vk.lib.VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT,
                 "pSpecializationInfo": self._constants,
             }
         self.info = vk.VkPipelineShaderStageCreateInfo(**stated)
