@@ -2,12 +2,14 @@
 
 import re
 import struct
+from functools import cache
 
 import pytest
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.gpu.capabilities import METAL as METAL_HAS
+from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
+from dsv3c.targets.gpu.capabilities import METAL as APPLE
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, barrier, f32, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, METAL, source
@@ -21,39 +23,45 @@ PARAMETERS = {
 DIALECTS = pytest.mark.parametrize("dialect", PARAMETERS, ids=["cuda", "metal"])
 
 
-@pytest.fixture(scope="module")
-def kernels():
+@cache
+def kernels(dialect):
     """Every form of every kernel of the op tests: name -> (PrimFunc, roles of its operands)."""
+    table = exact_forms({CUDA: NVIDIA, METAL: APPLE}[dialect])
     found, specs = {}, set()
     for number, (spec, *_) in enumerate(CASES.values()):
         for stage in stages(spec):
             if stage in specs:
                 continue
             specs.add(stage)
-            for form, variant in enumerate(variants(stage, exact_forms(METAL_HAS))):
+            for form, variant in enumerate(variants(stage, table)):
                 roles = [operand.role.replace(".", "_") for operand in operands(stage)]
                 found[f"{type(stage).__name__}_{number}_{form}"] = variant.build(), roles
     return found
 
 
+@cache
+def text_of_all(dialect):
+    return source({name: function for name, (function, _) in kernels(dialect).items()}, dialect)
+
+
 @DIALECTS
-def test_every_form_of_every_kernel_is_printed_with_its_operands_in_order(kernels, dialect):
-    text = source({name: function for name, (function, _) in kernels.items()}, dialect)
+def test_every_form_of_every_kernel_is_printed_with_its_operands_in_order(dialect):
+    text = text_of_all(dialect)
     printed = dict(re.findall(PARAMETERS[dialect], text, re.MULTILINE))
     operand = r"(\w+)(?: \[\[ buffer\(\d+\) \]\])?(?:,|$)"
-    for name, (_, roles) in kernels.items():
+    for name, (_, roles) in kernels(dialect).items():
         assert re.findall(operand, printed[name])[: len(roles)] == roles
-    assert printed.keys() == kernels.keys()
+    assert printed.keys() == kernels(dialect).keys()
 
 
-def test_cuda_text_needs_no_header(kernels):
-    text = source({name: function for name, (function, _) in kernels.items()}, CUDA)
+def test_cuda_text_needs_no_header():
+    text = text_of_all(CUDA)
     assert "#include" not in text and "half" not in text and "dsv3c_f16(" in text
 
 
 @DIALECTS
-def test_subgroups_exchange_by_the_function_that_the_language_has(kernels, dialect):
-    text = source({name: function for name, (function, _) in kernels.items()}, dialect)
+def test_subgroups_exchange_by_the_function_that_the_language_has(dialect):
+    text = text_of_all(dialect)
     function = {CUDA: r"dsv3c_shuffle_xor\(.*, 16\)", METAL: r"simd_shuffle_xor\(.*, \(\(ushort\)16\)\)"}[dialect]
     assert re.search(rf"(?:float|int) \w+ = {function};", text)
     assert "dsv3c_" not in text or dialect is CUDA

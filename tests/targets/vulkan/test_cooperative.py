@@ -29,7 +29,7 @@ from tests.targets.cpu.test_dense_kernels import control, normal
 from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
 from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
 from tests.targets.vulkan.matrix_model import modelled
-from tests.targets.vulkan.runner import capabilities, named, validate
+from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K

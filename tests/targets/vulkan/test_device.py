@@ -13,7 +13,7 @@ from dsv3c.runtime.session import Request, Session
 from dsv3c.runtime.vulkan import memory
 from dsv3c.runtime.vulkan.device import VulkanDevice
 from dsv3c.runtime.vulkan.gpu import Gpu
-from tests.targets.vulkan.runner import capabilities, named, validate
+from tests.targets.vulkan.modules import capabilities, named, validate
 
 SLOTS = 64
 TOKENS = np.arange(3, 40, dtype=np.int32)

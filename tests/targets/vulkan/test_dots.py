@@ -32,7 +32,7 @@ from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, sto
 from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
-from tests.targets.vulkan.runner import capabilities, named, validate
+from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 OTHERS = ("float32", "float16", "bfloat16", "fp8")
