@@ -6,27 +6,24 @@ Expected arrays have the factors rounded as the kernel rounds them, so that only
 import numpy as np
 import pytest
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
 from dsv3c.targets.gpu.capabilities import MMA
-from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.source import CUDA, source
 from tests.targets.cpu.harness import compare
-from tests.targets.cpu.test_dense_kernels import control, normal
-from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
-from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product
+from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
-BOUND = 130
 UNIT = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 
 
@@ -35,34 +32,11 @@ def rounded(x):
 
 
 def case(name, t, n, k, heads=1, view=None):
-    """(spec, inputs, expected, |x| times |w|), x and w as they were before they were rounded."""
-    spec = QuantSpec.parse(name)
-    w = normal(heads, n, k)
-    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
-    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
-    wide = normal(t, view.row_stride if view else heads * k)
-    starts = [view.start(0, head) if view else head * k for head in range(heads)]
-    x = np.stack([wide[:, start : start + k] for start in starts], 1).astype(np.float64)
-    inputs = {"control": control(t), "x": wide}
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
-    factors = rounded(weight) if spec.element == "f16" else weight
-    expected, exact = (np.einsum("mhk,hnk->mhn", *pair) for pair in ((rounded(x), factors), (x, weight)))
-    size = np.einsum("mhk,hnk->mhn", abs(x), abs(weight))
-    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": expected}, (exact, size)
-
-
-def expert_case(op, name, t, d, i):
-    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
-    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
-    inputs = with_float_activations(inputs, spec)
-    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
-    parts = 2 if op is MoeGateUp else 1
-    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
-    _, w = stored_weight(normal(*shape), spec.weight)
-    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
-    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
-    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
-    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
+    """(spec, inputs, expected, (exact, |x| times |w|))."""
+    spec, inputs, x, weight = linear_case(name, t, n, k, heads, view)
+    factors = rounded(weight) if spec.weight.element == "f16" else weight
+    sides = product(x, weight), product(abs(x), abs(weight))
+    return spec, inputs, {"y": product(rounded(x), factors)}, sides
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
@@ -71,7 +45,7 @@ CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
 CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
 CASES["no-rows"] = case("bfloat16", 0, 17, 32)
 EXPERTS = {
-    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, rounded)
     for op in (MoeGateUp, MoeDown)
     for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
 }

@@ -11,29 +11,27 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.quant import QuantSpec
 from dsv3c.runtime.vulkan import matrices as device_matrices
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN, Capabilities
-from dsv3c.targets.gpu.kernels import cooperative, operands, stages, tiles, variants
+from dsv3c.targets.gpu.kernels import cooperative, operands, tiles, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.vulkan import matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_matrix_compiler
 from tests.targets.cpu.harness import compare
-from tests.targets.cpu.test_dense_kernels import control, normal
-from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
-from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.cpu.test_dense_kernels import normal
+from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product, spread
+from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.vulkan.matrix_model import modelled
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
-BOUND = 130
 UNIT = 2.0**-11  # the largest relative error of a number rounded to float16
 LOST = 2.0**-28  # of the largest magnitude in its row: what a factor may lose besides
 LEAST_SHARED = 16384  # maxComputeSharedMemorySize of every device
@@ -54,48 +52,17 @@ def is_rounded(spec, k):
     return spec.scale_groups(k) > 1
 
 
+def rounded_weight(spec, w):
+    return rounded(w) if is_rounded(spec, w.shape[-1]) else w
+
+
 def case(name, t, n, k, heads=1, view=None, x=None, w=None):
     """(spec, inputs, expected, (exact, |x| times |w|, what is lost besides)); x f32 [t, K'], w f32 [heads, n, k]."""
-    spec = QuantSpec.parse(name)
-    w = normal(heads, n, k) if w is None else w
-    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
-    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
-    wide = normal(t, view.row_stride if view else heads * k) if x is None else x
-    starts = [view.start(0, head) if view else head * k for head in range(heads)]
-    x = np.stack([wide[:, start : start + k] for start in starts], 1).astype(np.float64)
-    inputs = {"control": control(t), "x": wide}
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
-    factors = rounded(weight) if is_rounded(spec, k) else weight
-
-    def product(x, w):
-        return np.einsum("mhk,hnk->mhn", x, w)
-
+    spec, inputs, x, weight = linear_case(name, t, n, k, heads, view, x, w)
     tops = [np.broadcast_to(abs(side).max(-1, keepdims=True, initial=0), side.shape) for side in (x, weight)]
     lost = LOST * (product(tops[0], abs(weight)) + product(abs(x), tops[1]))
     sides = product(x, weight), product(abs(x), abs(weight)), lost
-    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": product(rounded(x), factors)}, sides
-
-
-def expert_case(op, name, t, d, i):
-    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
-    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
-    inputs = with_float_activations(inputs, spec)
-    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
-    parts = 2 if op is MoeGateUp else 1
-    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
-    _, w = stored_weight(normal(*shape), spec.weight)
-    w = rounded(w) if is_rounded(spec.weight, shape[-1]) else w
-    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
-    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
-    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
-    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
-
-
-def spread(rows, columns):
-    """Normal numbers, whose rows are of very different sizes: 1e6, 1e-6, 1, all zero, and 1 beside one of 1e6."""
-    x = normal(rows, columns) * np.float32([1e6, 1e-6, 1, 0, 1])[np.arange(rows) % 5, None]
-    x[4::5, columns // 2] = 1e6
-    return x
+    return spec, inputs, {"y": product(rounded(x), rounded_weight(spec.weight, weight))}, sides
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
@@ -108,7 +75,7 @@ BEYOND |= {f"weights-{name}": case(name, 66, 33, 96, w=spread(33, 96)[None]) for
 BEYOND |= {f"small-{name}": case(name, 66, 33, 96, w=normal(1, 33, 96) * np.float32(1e-5)) for name in FORMATS}
 BEYOND["largest"] = case("bfloat16", 18, 20, 32, x=normal(18, 32) * np.float32(1e30))
 EXPERTS = {
-    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, rounded, rounded_weight)
     for op in (MoeGateUp, MoeDown)
     for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
 }

@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import QuantSpec, quantize, quantize_rows
+from dsv3c.compiler.quant import QuantSpec, quantize_rows
 from dsv3c.runtime.vulkan import dots as device_dots
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
-from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.dots import DOT
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
@@ -27,9 +26,9 @@ from dsv3c.targets.vulkan import dots
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_dot_compiler
 from tests.targets.cpu.harness import compare
-from tests.targets.cpu.test_dense_kernels import control, normal
-from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
-from tests.targets.gpu.op_tests import SUMS, arguments, groups, with_float_activations
+from tests.targets.cpu.test_dense_kernels import normal
+from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product, spread
+from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.vulkan.modules import capabilities, named, validate
@@ -37,7 +36,6 @@ from tests.targets.vulkan.modules import capabilities, named, validate
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 OTHERS = ("float32", "float16", "bfloat16", "fp8")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
-BOUND = 130
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
 # The instruction by its definition, in C++.
 DEFINED = """[](uint a, uint b) {
@@ -77,41 +75,9 @@ def largest(x):
 
 def case(name, t, n, k, heads=1, view=None, x=None):
     """(spec, inputs, expected, (exact, |x| times |w|, largest of x times |w|)); x f32 [t, K']."""
-    spec = QuantSpec.parse(name)
-    stored = quantize(normal(heads, n, k), spec)
-    weight = stored.dequantize().astype(np.float64)
-    wide = normal(t, view.row_stride if view else heads * k) if x is None else x
-    starts = [view.start(0, head) if view else head * k for head in range(heads)]
-    x = np.stack([wide[:, start : start + k] for start in starts], 1)
-    inputs = {"control": control(t), "x": wide}
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
-
-    def product(x, w):
-        return np.einsum("mhk,hnk->mhn", x.astype(np.float64), w)
-
+    spec, inputs, x, weight = linear_case(name, t, n, k, heads, view, x)
     sides = product(x, weight), product(abs(x), abs(weight)), product(largest(x), abs(weight))
-    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, {"y": product(rounded(x), weight)}, sides
-
-
-def expert_case(op, name, t, d, i):
-    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
-    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
-    inputs = with_float_activations(inputs, spec)
-    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
-    parts = 2 if op is MoeGateUp else 1
-    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
-    _, w = stored_weight(normal(*shape), spec.weight)
-    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
-    sums = np.einsum("pk,phnk->hpn", x, w.reshape(4, parts, *shape[-2:])[experts])
-    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
-    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
-
-
-def spread(rows, columns):
-    """Normal numbers, whose rows are of very different sizes: 1e6, 1e-6, 1, all zero, and 1 beside one of 1e6."""
-    x = normal(rows, columns) * np.float32([1e6, 1e-6, 1, 0, 1])[np.arange(rows) % 5, None]
-    x[4::5, columns // 2] = 1e6
-    return x
+    return spec, inputs, {"y": product(rounded(x), weight)}, sides
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
@@ -122,7 +88,7 @@ CASES["no-rows"] = case("int8", 0, 17, 32)
 CASES |= {f"rows-of-all-sizes-{name}": case(name, 66, 33, 96, x=spread(66, 96)) for name in FORMATS}
 CASES["largest"] = case("int4-g32-asym", 18, 20, 32, x=normal(18, 32) * np.float32(1e30))
 EXPERTS = {
-    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, 48, 33)
+    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, rounded)
     for op in (MoeGateUp, MoeDown)
     for name, t in (("int8", 1), ("int8", 130), ("int4-g32", 17), ("int4-g32-asym", 100))
 }

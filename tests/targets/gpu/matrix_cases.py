@@ -1,0 +1,57 @@
+"""Cases for products of many rows whose factors a unit of matrix instructions rounds in its own way."""
+
+import numpy as np
+
+from dsv3c.compiler import layouts
+from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.cpu.kernels.linear import Linear
+from dsv3c.targets.cpu.kernels.moe import MoeGateUp
+from dsv3c.targets.gpu.kernels import stages
+from tests.targets.cpu.test_dense_kernels import control, normal
+from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
+from tests.targets.gpu.op_tests import with_float_activations
+
+BOUND = 130
+
+
+def product(x, w):
+    """x [t, heads, k] times w [heads, n, k] in float64: [t, heads, n]."""
+    return np.einsum("mhk,hnk->mhn", x.astype(np.float64), w)
+
+
+def linear_case(name, t, n, k, heads=1, view=None, x=None, w=None):
+    """(spec, inputs, x f32 [t, heads, k], weight f64 [heads, n, k] as it is stored); given x f32 [t, K'], w f32."""
+    spec = QuantSpec.parse(name)
+    w = normal(heads, n, k) if w is None else w
+    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
+    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+    wide = normal(t, view.row_stride if view else heads * k) if x is None else x
+    starts = [view.start(0, head) if view else head * k for head in range(heads)]
+    inputs = {"control": control(t), "x": wide}
+    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+    x = np.stack([wide[:, start : start + k] for start in starts], 1)
+    return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, x, weight
+
+
+def expert_case(op, name, t, rounded, rounded_weight=lambda spec, w: w):
+    """(spec, inputs, expected of the first stage): pairs of three experts, more than a tile has of one of them."""
+    d, i = 48, 33
+    spec, inputs, _, _ = moe_case(op, name, t, d, i, 3, 2, 1, bound=BOUND)
+    inputs = with_float_activations(inputs, spec)
+    _, experts = order_of(some_ids(t, 3, 2), 3, 1)
+    parts = 2 if op is MoeGateUp else 1
+    shape = (4, 2, i, d) if op is MoeGateUp else (4, d, i)
+    _, w = stored_weight(normal(*shape), spec.weight)
+    w = rounded_weight(spec.weight, w).reshape(4, parts, *shape[-2:])
+    x = rounded(inputs["x"])[np.arange(experts.size) // 3 if op is MoeGateUp else slice(None)]
+    sums = np.einsum("pk,phnk->hpn", x, w[experts])
+    y = sums[0] / (1 + np.exp(-sums[0])) * sums[1] if parts == 2 else sums[0]
+    return stages(spec)[0], inputs, {"y" if parts == 2 else "scratch": y}
+
+
+def spread(rows, columns):
+    """Normal numbers, whose rows are of very different sizes: 1e6, 1e-6, 1, all zero, and 1 beside one of 1e6."""
+    x = normal(rows, columns) * np.float32([1e6, 1e-6, 1, 0, 1])[np.arange(rows) % 5, None]
+    x[4::5, columns // 2] = 1e6
+    return x
