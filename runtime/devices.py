@@ -11,12 +11,19 @@ Rows = list[dict[str, Any]]
 
 
 def _vulkan() -> Rows:
+    from dsv3c.runtime.vulkan.gpu import capabilities
     from dsv3c.runtime.vulkan.instance import Instance
 
     instance = Instance()
     try:
         return [
-            {"number": device.number, "name": device.name, "type": device.type, "memory": device.memory}
+            {
+                "number": device.number,
+                "name": device.name,
+                "type": device.type,
+                "memory": device.memory,
+                "capabilities": list(capabilities(instance, device)),
+            }
             for device in instance.devices
         ]
     finally:
@@ -24,6 +31,7 @@ def _vulkan() -> Rows:
 
 
 def _cuda() -> Rows:
+    from dsv3c.runtime.cuda.device import form_capabilities
     from dsv3c.runtime.cuda.driver import Driver
     from dsv3c.runtime.cuda.gpu import devices, dotted
 
@@ -33,6 +41,7 @@ def _cuda() -> Rows:
             "name": device.name,
             "type": f"compute capability {dotted(device.capability)}",
             "memory": device.memory,
+            "capabilities": form_capabilities(device),
         }
         for device in devices(Driver())
     ]
@@ -44,7 +53,8 @@ def _metal() -> Rows:
     return gpus()
 
 
-# By target: what lists its devices, each with its number, name, type and bytes of memory.
+# By target: what lists its devices, each with its number, name, type, bytes of memory, and what it has of the
+# capabilities that forms of kernels may require.
 LISTINGS: Mapping[str, Callable[[], Rows]] = {"cuda": _cuda, "metal": _metal, "vulkan": _vulkan}
 
 

@@ -147,7 +147,10 @@ def choose(wanted: str | None, found: Callable[[], Sequence[Gpu]] = devices) -> 
 
 def listed() -> list[dict[str, Any]]:
     """The rows of `dsv3c doctor`; TVM's runtime tells no names."""
-    return [{"number": g.number, "name": g.name, "type": "gpu", "memory": g.available() or 0} for g in devices()]
+    return [
+        {"number": g.number, "name": g.name, "type": "gpu", "memory": g.available() or 0, "capabilities": []}
+        for g in devices()
+    ]
 
 
 def _first_line(error: Exception) -> str:

@@ -85,8 +85,12 @@ def show_devices(report: dict[str, Any]) -> None:
 def _device_rows(target: str, found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["missing"]:
         return [(target, f"none: {found['missing']}")]
-    described = (f"{row['number']}: {row['name']} ({row['type']}, {size(row['memory'])})" for row in found["devices"])
-    return [(target, text) for text in described]
+    return [(target, _device_row(row)) for row in found["devices"]]
+
+
+def _device_row(row: dict[str, Any]) -> str:
+    facts = ", ".join([row["type"], size(row["memory"]), *row["capabilities"]])
+    return f"{row['number']}: {row['name']} ({facts})"
 
 
 def show_packages(report: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cuda import driver as cuda
 from dsv3c.runtime.cuda.driver import Driver, Handle
-from dsv3c.runtime.cuda.gpu import Gpu, choose, devices, dotted
+from dsv3c.runtime.cuda.gpu import Gpu, Physical, choose, devices, dotted
 from dsv3c.runtime.cuda.graphs import Graph, make_kernels
 from dsv3c.runtime.cuda.memory import Places
 from dsv3c.runtime.cuda.modules import Module, fitting_level
@@ -27,6 +27,11 @@ from dsv3c.runtime.plan import ELEMENT_BYTES, Entry, Plan
 
 OF_ROWS = frozenset({"logits", "token"})  # results with a row of R, all others have one of T
 CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
+
+
+def form_capabilities(physical: Physical) -> list[str]:
+    """What a device has of CAPABILITIES."""
+    return [name for name, least in CAPABILITIES.items() if physical.capability >= least]
 
 
 class CudaDevice:
@@ -53,7 +58,7 @@ class CudaDevice:
         parsed = parse_dispatches(plan)
         driver = Driver()
         physical = choose(devices(driver), wanted)
-        table = parsed.usable([name for name, least in CAPABILITIES.items() if physical.capability >= least])
+        table = parsed.usable(form_capabilities(physical))
         self._level = fitting_level(artifact.manifest.target.levels, physical)
         self.prefill_min_tokens = self._level.prefill_min_tokens
         self._gpu = gpu = Gpu(driver, physical)

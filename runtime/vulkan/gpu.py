@@ -35,8 +35,8 @@ class Gpu:
     """One device with one queue for compute. Raises DeviceLacks, DeviceMemoryRefused, DeviceLost.
 
     direct: whether the host sees the device's own memory, cached, so that nothing need be copied. None asks the device.
-    capabilities: that forms of kernels may require, with the specialisation constants of such forms. subgroup: threads
-    that shuffle registers, 0 without the capability. matrices: cooperative ones, if it has any.
+    capabilities: as the function finds them. subgroup: threads that shuffle registers, 0 without the capability.
+    matrices: cooperative ones, if it has any.
     """
 
     def __init__(self, instance: Instance, physical: Physical, direct: bool | None = None) -> None:
@@ -52,15 +52,10 @@ class Gpu:
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
         self.subgroup = subgroup_width(vk, physical.handle)
         self.matrices = matrices_of(vk, instance.handle, physical.handle, self.subgroup)
+        self.capabilities = capabilities(instance, physical)
         wishes = device_wishes(vk, self.subgroup)
-        # By capability that forms of kernels may require, the specialisation constants of these forms.
-        self.capabilities: dict[str, dict[int, int]] = {SHUFFLE: {WIDTH: self.subgroup}} if self.subgroup else {}
-        if self.matrices is not None:
-            self.capabilities[MATRIX] = self.matrices.constants
-            wishes = with_matrices(vk, wishes)
-        if has_fast_dots(vk, physical.handle):
-            self.capabilities[DOT] = {}
-            wishes = with_dots(vk, wishes)
+        wishes = with_matrices(vk, wishes) if MATRIX in self.capabilities else wishes
+        wishes = with_dots(vk, wishes) if DOT in self.capabilities else wishes
         wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)
         with guarded(vk, self.name, "a device"):
             self.handle = vk.vkCreateDevice(physical.handle, wanted, None)
@@ -192,6 +187,16 @@ class Gpu:
         vk.vkDestroyFence(self.handle, self._fence[0], None)
         vk.vkDestroyCommandPool(self.handle, self._pool, None)
         vk.vkDestroyDevice(self.handle, None)
+
+
+def capabilities(instance: Instance, physical: Physical) -> dict[str, dict[int, int]]:
+    """By capability of a device that forms of kernels may require, the specialisation constants of these forms."""
+    vk, handle = instance.vk, physical.handle
+    width = subgroup_width(vk, handle)
+    matrices = matrices_of(vk, instance.handle, handle, width)
+    found: dict[str, dict[int, int]] = {SHUFFLE: {WIDTH: width}} if width else {}
+    found |= {MATRIX: matrices.constants} if matrices is not None else {}
+    return found | ({DOT: {}} if has_fast_dots(vk, handle) else {})
 
 
 def _compute_family(vk: Any, physical: Physical) -> tuple[int, int]:

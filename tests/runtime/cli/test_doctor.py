@@ -29,10 +29,12 @@ def test_every_device_is_listed_with_its_number_and_a_target_without_one_says_wh
     def broken() -> list[dict[str, object]]:
         raise NoDeviceFound(api="Other", reason="the driver sleeps", get="wake it")
 
-    cards = [{"number": i, "name": f"Card {i}", "type": "discrete", "memory": 8 * 10**9} for i in range(2)]
+    card = {"type": "discrete", "memory": 8 * 10**9, "capabilities": ["fast-sums"]}
+    cards = [{"number": i, "name": f"Card {i}", **card} for i in range(2)]
     monkeypatch.setattr(devices, "LISTINGS", {"some": lambda: cards, "other": broken})
     text = run(capsys)
-    assert "  some   0: Card 0 (discrete, 8.00 GB)\n  some   1: Card 1 (discrete, 8.00 GB)\n" in text
+    for i in range(2):
+        assert f"  some   {i}: Card {i} (discrete, 8.00 GB, fast-sums)\n" in text
     assert "  other  none: Other finds no device: the driver sleeps\n" in text
 
 
