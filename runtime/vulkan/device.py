@@ -24,9 +24,11 @@ from dsv3c.runtime.vulkan.dots import DOT
 from dsv3c.runtime.vulkan.gpu import Buffer, Gpu
 from dsv3c.runtime.vulkan.instance import Instance
 from dsv3c.runtime.vulkan.limits import require
+from dsv3c.runtime.vulkan.matrices import MATRIX, Matrices
 from dsv3c.runtime.vulkan.memory import Places
 from dsv3c.runtime.vulkan.pipelines import Pipelines
 from dsv3c.runtime.vulkan.recording import GRID_BYTES, Recorder
+from dsv3c.runtime.vulkan.subgroups import SHUFFLE, WIDTH
 
 # Of `prefill` on devices of type cpu: on lavapipe (Mesa 22.3, 2 cores) materialised attention over 64 tokens took 30
 # times as long as absorbed, over 256 six times: its threads keep much in registers, which there lie in memory.
@@ -153,16 +155,16 @@ class VulkanDevice:
             gpu.discard(commands)
 
     def report(self) -> dict[str, Any]:
-        physical, needs = self._gpu.physical, self._places.needs
+        physical, has, needs = self._gpu.physical, self._gpu.capabilities, self._places.needs
         return {
             "device": "vulkan",
             "name": physical.name,
             "type": physical.type,
             "api": ".".join(map(str, physical.api)),
             "driver_version": physical.driver_version,
-            "subgroup": self._gpu.subgroup,
-            "matrices": None if self._gpu.matrices is None else asdict(self._gpu.matrices),
-            "integer_dots": DOT in self._gpu.capabilities,
+            "subgroup": has.get(SHUFFLE, {}).get(WIDTH, 0),
+            "matrices": asdict(Matrices(*has[MATRIX].values())) if MATRIX in has else None,
+            "integer_dots": DOT in has,
             "mapped": self._gpu.direct,
             **needs.report(),
             "cache_slots": self.slots,

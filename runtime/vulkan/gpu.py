@@ -35,8 +35,7 @@ class Gpu:
     """One device with one queue for compute. Raises DeviceLacks, DeviceMemoryRefused, DeviceLost.
 
     direct: whether the host sees the device's own memory, cached, so that nothing need be copied. None asks the device.
-    capabilities: as the function finds them. subgroup: threads that shuffle registers, 0 without the capability.
-    matrices: cooperative ones, if it has any.
+    capabilities: as the function finds them.
     """
 
     def __init__(self, instance: Instance, physical: Physical, direct: bool | None = None) -> None:
@@ -50,10 +49,8 @@ class Gpu:
         self._properties = vk.vkGetPhysicalDeviceMemoryProperties(physical.handle)
         self.largest_allocation = _largest_allocation(vk, physical)
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
-        self.subgroup = subgroup_width(vk, physical.handle)
-        self.matrices = matrices_of(vk, instance.handle, physical.handle, self.subgroup)
         self.capabilities = capabilities(instance, physical)
-        wishes = device_wishes(vk, self.subgroup)
+        wishes = device_wishes(vk) if SHUFFLE in self.capabilities else {}
         wishes = with_matrices(vk, wishes) if MATRIX in self.capabilities else wishes
         wishes = with_dots(vk, wishes) if DOT in self.capabilities else wishes
         wanted = vk.VkDeviceCreateInfo(pQueueCreateInfos=queues, **wishes)

@@ -35,10 +35,8 @@ def subgroup_width(vk: Any, handle: Any) -> int:
     return int(has.subgroupSize) if usable else 0
 
 
-def device_wishes(vk: Any, width: int) -> dict[str, Any]:
+def device_wishes(vk: Any) -> dict[str, Any]:
     """Of VkDeviceCreateInfo, so that full subgroups can be asked for."""
-    if not width:
-        return {}
     full = vk.VkPhysicalDeviceSubgroupSizeControlFeatures(computeFullSubgroups=1)
     return {"pNext": full, "ppEnabledExtensionNames": [EXTENSION]}
 

@@ -41,6 +41,8 @@ _SUBGROUPS = (
     "#extension GL_KHR_shader_subgroup_shuffle : require",
     "layout(constant_id = 0) const int SUBGROUP = 32;",
 )
+# Functions that kernels call, with the lines at the head of a module that has some of them.
+_EXTENSIONS = ((_EXTERNAL, _SUBGROUPS), (matrices.EXTERNAL, matrices.HEAD), (dots.EXTERNAL, dots.HEAD))
 _THREAD_OF_SUBGROUP = "int(gl_SubgroupID) * SUBGROUP + int(gl_SubgroupInvocationID)"
 
 
@@ -63,7 +65,7 @@ class _Printer:
         self._lines: list[str] = []
         self._shared: list[str] = []
         self._threads = 1
-        self._subgroups = self._matrices = self._dots = False
+        self._asked: set[tuple[str, ...]] = set()  # of the heads of _EXTENSIONS
         self._function = function
 
     def text(self) -> str:
@@ -73,10 +75,9 @@ class _Printer:
             block = f"buffer Operand{index} {{ {dtype} {name}[]; }};"
             bindings.append(f"layout(set = 0, binding = {index}, std430) {block}")
         self._statement(self._function.body, 1)
-        parts = ((_SUBGROUPS, self._subgroups), (matrices.HEAD, self._matrices), (dots.HEAD, self._dots))
-        asked = [line for lines, used in parts if used for line in lines]
+        asked = [line for _, lines in _EXTENSIONS if lines in self._asked for line in lines]
         head = ["#version 450", *asked, f"layout(local_size_x = {self._threads}) in;"]
-        thread = f"  int thread = {_THREAD_OF_SUBGROUP if self._subgroups else _THREAD};"
+        thread = f"  int thread = {_THREAD_OF_SUBGROUP if _SUBGROUPS in self._asked else _THREAD};"
         return "\n".join([*head, *bindings, *self._shared, "void main() {", thread, *self._lines, "}", ""])
 
     def _element_type(self, buffer: Any) -> str:
@@ -124,7 +125,7 @@ class _Printer:
     def _allocbuffer(self, node: Any, depth: int) -> None:
         buffer = node.buffer
         if matrices.is_matrix(str(buffer.scope())):
-            self._matrices = True
+            self._asked.add(matrices.HEAD)
             self._line(depth, matrices.declared(str(buffer.scope()), self._name(buffer)))
             return
         size = math.prod(int(extent) for extent in buffer.shape)
@@ -199,21 +200,20 @@ class _Printer:
                 return f"{_BITCASTS[key]}({self._value(arguments[0])})"
         if name == "prim.if_then_else":
             return "({} ? {} : {})".format(*map(self._value, arguments))
-        if name == "tirx.call_extern" and str(arguments[0].value) in _EXTERNAL | matrices.EXTERNAL | dots.EXTERNAL:
-            called, values = str(arguments[0].value), [self._value(argument) for argument in arguments[1:]]
-            if called in matrices.EXTERNAL:
-                self._matrices = True
-                return matrices.EXTERNAL[called].format(*values)
-            if called in dots.EXTERNAL:
-                self._dots = True
-                return dots.EXTERNAL[called].format(*values)
-            self._subgroups = True
-            return _EXTERNAL[called].format(*values)
+        if name == "tirx.call_extern":
+            return self._external(str(arguments[0].value), arguments[1:])
         if name == "tirx.address_of":
             return self._place(arguments[0])
         if name not in _CALLS:
             raise NotPrintable(what=f"a call of {name}: {str(node)[:80]}")
         return f"{_CALLS[name]}({', '.join(map(self._value, arguments))})"
+
+    def _external(self, function: str, arguments: list[Any]) -> str:
+        for patterns, head in _EXTENSIONS:
+            if function in patterns:
+                self._asked.add(head)
+                return patterns[function].format(*map(self._value, arguments))
+        raise NotPrintable(what=f"the function {function}")
 
     def _place(self, load: Any) -> str:
         """An element of matrices itself; of other memory the array and the index, two arguments."""

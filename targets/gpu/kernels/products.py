@@ -34,14 +34,14 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
     view_of,
 )
+from dsv3c.targets.gpu.kernels.tiles import K_TILE, SLICES
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.plan import Operand
 
-SLICES = THREADS // LANES
 FEW = 16  # rows up to which weights are streamed
 FEW_TILE = 4  # of these rows, together
 AHEAD = 4  # words of a weight that a thread asks for at a time, half of it for several rows
-ROW_BLOCKS, ROW_TILE, K_TILE = 4, 32, 32  # of the tiled form
+ROW_BLOCKS, ROW_TILE = 4, 32  # of the tiled form
 PART_ROWS = ROW_TILE // SLICES  # activation rows of a thread in it
 
 

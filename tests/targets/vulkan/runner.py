@@ -26,7 +26,7 @@ class Runner:
         queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=family, pQueuePriorities=[1.0])]
         self.subgroup = subgroup_width(vk, self.physical)
         self.matrices = matrices_of(vk, self.instance, self.physical, self.subgroup)
-        wishes = device_wishes(vk, self.subgroup)
+        wishes = device_wishes(vk) if self.subgroup else {}
         wishes = wishes if self.matrices is None else with_matrices(vk, wishes)
         self.dots = has_dots(vk, self.physical)  # accelerated or not
         wishes = with_dots(vk, wishes) if self.dots else wishes
