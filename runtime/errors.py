@@ -342,6 +342,11 @@ class TemplateTooCostly(RequestFault):
     hint = "the template of this checkpoint is broken or hostile; do not trust its source"
 
 
+class TemplateProcessMissing(RequestFault):
+    message = "the process that renders chat templates cannot be started: {reason}"
+    hint = "name a Python 3.11 or newer with DSV3C_PYTHON, or pass prompts that are rendered already"
+
+
 class MessagesInvalid(RequestFault):
     message = "messages: {reason}"
     hint = "pass a list of dicts, each with a string `role` and `content`"

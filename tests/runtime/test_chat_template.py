@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import json
+import resource
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.chat_template import ChatTemplate
+from dsv3c.runtime.template_process import TemplateProcess
 
+PROCESS = TemplateProcess()  # starts when it is first asked
 MESSAGES = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": "Hi\n"}]
 
 
 def render(source: str, messages: Any = MESSAGES, **variables: Any) -> str:
-    return ChatTemplate(source).render(messages, variables)
+    return ChatTemplate(source, PROCESS).render(messages, variables)
 
 
 def test_a_template_like_those_of_the_field() -> None:
@@ -50,6 +54,13 @@ def test_a_template_like_those_of_the_field() -> None:
         ("{{ range(3) | list }}{{ 2 ** 10 }}{{ 'ab' * 3 }}", "[0, 1, 2]1024ababab"),
         ("{{ missing }}{{ messages[0].missing is defined }}", "False"),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{{ [1, 2] | tojson(indent=2) }}", "[\n  1,\n  2\n]"),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(ensure_ascii=true, separators=(',', ':'), sort_keys=true) }}",
+         '{"a":"\\u00e9","b":1}'),
+        ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %};{% endfor %}", "system;user;"),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+        ("{% for m in messages %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}", "12"),
+        ("{%- generation -%}  a  {%- endgeneration -%}  b", "ab"),
     ],
 )  # fmt: skip
 def test_what_templates_use(source: str, text: str) -> None:
@@ -87,16 +98,29 @@ def test_what_templates_use(source: str, text: str) -> None:
         "{% set ns = namespace(s=[1]) %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set ns = namespace(n=9) %}{% for i in range(64) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-        "{{ strftime_now('%1000000000d') }}",
+        "{{ [1] | slice(1000000000) | list | length }}",
+        "{{ [1] | batch(1000000000, 1) | list | length }}",
+        "{% set a = 'x' * 16000000 %}{{ ([a] * 400) | join | length }}",
+        "{% set a = ['x'] * 10 %}" + "{% set a = [a] * 10 %}" * 9 + "{{ a | string | length }}",
+        "{% set ns = namespace(a=[]) %}{% for i in range(64) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
+        "{{ ns.a == [ns.a[0], ns.a[0] | list] }}{{ ns.a | tojson | length }}",
+        "{{ ([[1] * 100000] * 10000) | sum(start=[]) | length }}",
+        "{{ 5 in [1] | slice(1000000000) }}",
+        "{{ 10 | round(-1000000000) }}",
+        "{{ ('www.a.com ' * 3000000) | urlize | length }}",
+        "{{ 1 }}" * 140_000,
+        "{{ dict(a=range(99999) | list) | xmlattr * 900000 }}",
+        "{% set a = cycler(*range(99999)) %}{% for i in range(99999) %}{% for j in range(9) %}{{ a.next() }}"
+        "{{ joiner(a.current ~ 'x' * 9999)() }}{% endfor %}{% endfor %}",
     ],
     ids=lambda source: source[:70],
 )
 def test_costly_templates_end_soon(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv3c.runtime.chat_template.SECONDS", 0.3)
-    begin = time.perf_counter()
+    monkeypatch.setattr("dsv3c.runtime.chat_template.SECONDS", 0.1)
     with pytest.raises((errors.TemplateTooCostly, errors.TemplateFailed)):
         render(source)
-    assert time.perf_counter() - begin < 3
+    assert render("{{ messages[0].role }}") == "system"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 256 << 10  # kB: of the largest so far
 
 
 @pytest.mark.parametrize(
@@ -108,7 +132,7 @@ def test_costly_templates_end_soon(source: str, monkeypatch: pytest.MonkeyPatch)
         "{{ raise_exception.__globals__['json'] }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update({'role': 'x'}) }}",
-        "{{ self._TemplateReference__context.environment.deadline }}",
+        "{{ self._TemplateReference__context.environment }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}",
         "{{ lipsum() }}",
@@ -142,3 +166,18 @@ def test_messages_stay_as_they_were() -> None:
 def test_messages_invalid(messages: Any) -> None:
     with pytest.raises(errors.MessagesInvalid):
         render("x", messages)
+
+
+def test_what_messages_hold_arrives_as_it_is() -> None:
+    content = [{"type": "text", "text": "ü\ud800\0"}, {"n": 1.5, "none": None, "big": 10**40, "yes": True}]
+    found = render("{{ messages[0].content | tojson(ensure_ascii=true) }}", [{"role": "user", "content": content}])
+    assert json.loads(found) == content
+    assert render("{{ messages[0].content }}", [MappingProxyType({"role": "user", "content": "\ud800"})]) == "\ud800"
+
+
+def test_what_json_cannot_hold_is_refused() -> None:
+    for value in (object(), {1j: 2}, print, b"x"):
+        with pytest.raises(errors.MessagesInvalid, match="no JSON"):
+            render("x", [{"role": "user", "content": value}])
+        with pytest.raises(errors.MessagesInvalid, match="no JSON"):
+            render("x", tools=[value])
