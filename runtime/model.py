@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
 
-_TEMPLATE_LIMIT = 1 << 20
+_TEMPLATE_LIMIT = 16 << 20  # ChatTemplate takes less, but says so only when a chat is asked for
 
 
 class Config(Mapping[str, Any]):
@@ -166,22 +166,24 @@ class Model:
                 out[span] = self.session.step(ids[span], *steps, entry="mtp", hidden=states[span]).logits
         return out
 
-    def generate(self, prompt: Prompt, **params: Any) -> Generation:
+    def generate(self, prompt: Prompt, add_bos: bool | None = None, **params: Any) -> Generation:
         """The answer to a text, token ids or chat messages; `params` are fields of SamplingParams.
 
-        What is not given comes from generation_config.json. Raises a class of RequestFault.
+        What is not given comes from generation_config.json. add_bos: whether a text begins with the BOS, by default
+        what `Tokenizer.encode` says; ids are taken as they are, and a chat template writes its own. Raises a class of
+        RequestFault.
         """
-        for event in self.stream(prompt, **params):
+        for event in self.stream(prompt, add_bos, **params):
             if event.generation is not None:
                 return event.generation
         raise AssertionError("a stream ends with its generation")
 
-    def stream(self, prompt: Prompt, **params: Any) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, add_bos: bool | None = None, **params: Any) -> Iterator[Event]:
         """As `generate`, one event a token. Closing the iterator early gives the cache pages back.
 
         Faults of the request are raised here, before the first event is asked for.
         """
-        task = self._task(prompt, self.defaults.updated(params))
+        task = self._task(prompt, add_bos, self.defaults.updated(params))
         return self._events(task)
 
     def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
@@ -245,17 +247,17 @@ class Model:
 
             yield from generate(task, feed, draw=drawn if self.session.can_draw else None)
 
-    def _task(self, prompt: Prompt, params: SamplingParams) -> Task:
+    def _task(self, prompt: Prompt, add_bos: bool | None, params: SamplingParams) -> Task:
         if params.stop and not self.has_tokenizer:
             raise TokenizerMissing(what="a stop string")
-        ids = self._checked(self._encode(prompt))
+        ids = self._checked(self._encode(prompt, add_bos))
         decode = self.tokenizer.decode if self.has_tokenizer else None
         room = self.context - ids.size
         return Task(ids, params, self.end_tokens, self.session.vocab_size, room, decode)
 
-    def _encode(self, prompt: Prompt) -> Any:
+    def _encode(self, prompt: Prompt, add_bos: bool | None) -> Any:
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt, add_bos)
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.encode_chat(prompt)
         return prompt
@@ -287,7 +289,7 @@ class Model:
             raise TokenizerMissing(what=what)
         template = None
         if "chat_template.jinja" in files:
-            template = read_bytes(folder / "chat_template.jinja", _TEMPLATE_LIMIT).decode("utf-8", "replace")
+            template = read_bytes(folder / "chat_template.jinja", _TEMPLATE_LIMIT)
         return Tokenizer(folder / "tokenizer.json", self.artifact.optional_json("tokenizer_config.json"), template)
 
 

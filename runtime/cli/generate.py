@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,21 @@ if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
     from dsv3c.runtime.model import Model
 
+PROMPT_LIMIT = 64 << 20
 SEED_BITS = 32  # short enough to type again
+
+
+def read_prompt() -> str:
+    """The text on stdin, in UTF-8 whatever the locale; a byte order mark is no part of it. Raises TextInvalid."""
+    from dsv3c.runtime.errors import TextInvalid
+
+    data = click.get_binary_stream("stdin").read(PROMPT_LIMIT + 1)
+    if len(data) > PROMPT_LIMIT:
+        raise TextInvalid(reason=f"stdin has more than {PROMPT_LIMIT} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextInvalid(reason=f"byte {error.start} of stdin is not UTF-8") from error
 
 
 def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,6 +81,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
     help="End before this text; can be given several times.",
 )
 @click.option("--chat", is_flag=True, help="Put the prompt as a user's message, by the model's chat template.")
+@click.option("--no-bos", is_flag=True, help="Leave out the BOS, the token that begins a text, before the prompt.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens to hold at most, prompt included.")
 @click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
@@ -78,6 +92,7 @@ def generate_command(
     artifact: Path,
     prompt: str,
     chat: bool,
+    no_bos: bool,
     context: int | None,
     threads: int | None,
     device: str | None,
@@ -101,11 +116,16 @@ def generate_command(
     """
     from dsv3c.runtime import load
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    if chat and no_bos:
+        raise click.UsageError(
+            "--no-bos is for plain prompts; with --chat the model's template writes what begins a text"
+        )
+    text = read_prompt() if prompt == "-" else prompt
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
     with load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model:
-        events = model.stream([{"role": "user", "content": text}] if chat else text, **params)
+        add_bos = False if no_bos else None
+        events = model.stream([{"role": "user", "content": text}] if chat else text, add_bos, **params)
         if not as_json and not chat:
             click.echo(text, nl=False)
         for event in events:

@@ -42,6 +42,105 @@ def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 2048
 
 
+BOS, EOS, A = 1, 2, 0
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+PIECES = {"<b>": {"SpecialToken": {"id": "<b>", "type_id": 0}}, "<e>": {"SpecialToken": {"id": "<e>", "type_id": 0}}}
+PIECES["$A"] = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def small_tokenizer(folder: Path, around: str, config: dict[str, Any], bom: bytes = b"") -> Tokenizer:
+    """One that knows "a" and two special tokens; `around`: a template of its post-processor, empty for none."""
+    single = [PIECES[name] for name in around.split()]
+    tokens = {
+        "<b>": {"id": "<b>", "ids": [BOS], "tokens": ["<b>"]},
+        "<e>": {"id": "<e>", "ids": [EOS], "tokens": ["<e>"]},
+    }
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": BOS, "content": "<b>", **SPECIAL}, {"id": EOS, "content": "<e>", **SPECIAL}],
+        "post_processor": processor if around else None,
+        "model": {"type": "BPE", "vocab": {"a": A, "<b>": BOS, "<e>": EOS}, "merges": []},
+    }
+    (folder / "tokenizer.json").write_bytes(bom + json.dumps(content).encode())
+    return Tokenizer(folder / "tokenizer.json", {"bos_token": "<b>", "eos_token": {"content": "<e>"}, **config})
+
+
+ADDS: tuple[tuple[str, dict[str, Any], str, list[int]], ...] = (
+    ("", {}, "a", [A]),
+    ("", {"add_bos_token": True}, "a", [BOS, A]),
+    ("", {"add_bos_token": True}, "", [BOS]),
+    ("", {"add_bos_token": True}, "<b>a", [BOS, A]),
+    ("", {"add_bos_token": True, "add_eos_token": True}, "a", [BOS, A, EOS]),
+    ("", {"add_bos_token": True, "add_eos_token": True}, "<b>a<e>", [BOS, A, EOS]),
+    ("", {"add_bos_token": True, "add_eos_token": False}, "a<e>", [BOS, A, EOS]),
+    ("", {"add_bos_token": "yes"}, "a", [A]),
+    ("", {"add_bos_token": True, "bos_token": "<unknown>"}, "a", [A]),
+    ("", {"add_bos_token": True, "bos_token": None}, "a", [A]),
+    ("", {"add_bos_token": False}, "<b><b>a", [BOS, BOS, A]),
+    ("<b> $A", {}, "a", [BOS, A]),
+    ("<b> $A", {}, "<b>a", [BOS, A]),
+    ("<b> $A", {"add_bos_token": True}, "a", [BOS, A]),
+    ("<b> $A", {"add_bos_token": True}, "<b>a", [BOS, A]),
+    ("<b> $A", {"add_bos_token": False}, "a", [A]),
+    ("<b> $A", {"add_bos_token": False}, "<b>a", [BOS, A]),
+    ("<b> $A <e>", {"add_bos_token": True}, "a", [BOS, A, EOS]),
+    ("<b> $A <e>", {"add_eos_token": False}, "a", [BOS, A]),
+    ("<b> $A <e>", {"add_eos_token": False}, "a<e>", [BOS, A, EOS]),
+    ("<e> $A", {"add_bos_token": True}, "a", [BOS, EOS, A]),
+)
+
+
+@pytest.mark.parametrize(("around", "config", "text", "ids"), ADDS, ids=str)
+def test_what_begins_and_ends_a_text_is_there_once(
+    tmp_path: Path, around: str, config: dict[str, Any], text: str, ids: list[int]
+) -> None:
+    assert small_tokenizer(tmp_path, around, config).encode(text) == ids
+
+
+@pytest.mark.parametrize("around", ["", "<b> $A"])
+@pytest.mark.parametrize("config", [{}, {"add_bos_token": True}, {"add_bos_token": False}], ids=str)
+def test_who_asks_decides_about_the_bos(tmp_path: Path, around: str, config: dict[str, Any]) -> None:
+    tokenizer = small_tokenizer(tmp_path, around, config)
+    assert tokenizer.encode("a", add_bos=True) == [BOS, A]
+    assert tokenizer.encode("a", add_bos=False) == [A]
+    assert tokenizer.encode("<b>a", add_bos=False) == [BOS, A]
+    with pytest.raises(errors.ParameterInvalid, match="names no bos_token"):
+        small_tokenizer(tmp_path, "", {"bos_token": 3}).encode("a", add_bos=True)
+
+
+@pytest.mark.parametrize("around", ["", "<b> $A"])
+def test_a_chat_has_the_bos_that_its_template_writes(tmp_path: Path, around: str) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    for template, ids in (("{{ bos_token }}{{ messages[0].content }}", [BOS, A]), ("{{ messages[0].content }}", [A])):
+        config = {"add_bos_token": True, "add_eos_token": True, "chat_template": template}
+        assert small_tokenizer(tmp_path, around, config).encode_chat(messages) == ids
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(tmp_path, "", {}, b"\xef\xbb\xbf")
+    assert tokenizer.encode("a") == [A]
+    marked = Tokenizer(tmp_path / "tokenizer.json", {}, b"\xef\xbb\xbf{{ messages[0].role }}")
+    assert marked.render_chat([{"role": "user"}]) == "user"
+
+
+def test_a_template_that_is_no_text_fails_when_a_chat_asks_for_it(tmp_path: Path) -> None:
+    small_tokenizer(tmp_path, "", {})
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", {}, b"{{ \xff }}")
+    assert tokenizer.encode("a") == [A]
+    with pytest.raises(errors.TemplateFailed, match="byte 3"):
+        tokenizer.render_chat([{"role": "user"}])
+
+
+def test_templates_see_what_transformers_gives_them(tmp_path: Path) -> None:
+    template = "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ sep_token }}{{ unk_token }}"
+    tokenizer = small_tokenizer(tmp_path, "", {"sep_token": "<s>", "chat_template": template})
+    assert tokenizer.render_chat([{"role": "user"}]) == "TrueTrueTrue<s>"
+    assert tokenizer.render_chat([{"role": "user"}], tools=[1], add_generation_prompt=False).startswith(
+        "FalseTrueFalse"
+    )
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", 3, None, b"bytes"])
 def test_text_invalid(tokenizer: Tokenizer, text: Any) -> None:
     with pytest.raises(errors.TextInvalid):
