@@ -6,6 +6,7 @@ loads no library. `verify` reads every byte and compares hashes.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -123,7 +124,8 @@ class Artifact:
         """Content of an optional JSON object such as generation_config.json; empty when the artifact has none."""
         if name not in self.manifest.files:
             return {}
-        content = read_json(self.folder / name, _MANIFEST_LIMIT)
+        path = self.folder / name
+        content = parse_json(read_bytes(path, _MANIFEST_LIMIT).removeprefix(codecs.BOM_UTF8), path)
         if not isinstance(content, dict):
             raise ManifestInvalid(where=name, reason="must be an object")
         return content

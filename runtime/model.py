@@ -20,6 +20,8 @@ from dsv3c.runtime.errors import (
     ContextInvalid,
     ContextOverflow,
     EmptyPrompt,
+    MalformedJson,
+    ManifestInvalid,
     ModelClosed,
     ParameterInvalid,
     StepInvalid,
@@ -27,6 +29,7 @@ from dsv3c.runtime.errors import (
     UnknownEntry,
 )
 from dsv3c.runtime.generation import Event, Generation, Task, generate
+from dsv3c.runtime.generation_config import usable
 from dsv3c.runtime.jsonfile import read_bytes
 from dsv3c.runtime.sampling import Draw, SamplingParams
 from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
@@ -92,7 +95,7 @@ class Model:
         self._lock = threading.RLock()
         self._closed = False
         self._tokenizer: Tokenizer | None = None
-        self._generation_config = artifact.optional_json("generation_config.json")
+        self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
         self.defaults = SamplingParams.from_generation_config(self._generation_config)
 
     @staticmethod
@@ -306,6 +309,13 @@ class _Lease:
     def __exit__(self, *exception: object) -> None:
         with self._model._lock:
             self._sequence.close()
+
+
+def _generation_config(artifact: Artifact) -> Mapping[str, Any]:
+    try:
+        return artifact.optional_json("generation_config.json")
+    except (MalformedJson, ManifestInvalid):  # defaults, without which the model runs as well
+        return {}
 
 
 def _count(name: str, value: int | None, default: int, limit: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.errors import LogitsNotFinite, ParameterInvalid, UnknownParameter
+from dsv3c.runtime.generation_config import usable_sampling
 from dsv3c.runtime.plan import DRAW_WORDS
 
 Floats = NDArray[np.float32]
@@ -71,10 +72,10 @@ class SamplingParams:
     @staticmethod
     def from_generation_config(config: Mapping[str, Any]) -> SamplingParams:
         """Defaults of a checkpoint's generation_config.json: greedy unless it says `do_sample`."""
+        said, _ = usable_sampling(config)
         names = ("top_k", "top_p", "min_p", "repetition_penalty")
-        known = {name: config[name] for name in names if config.get(name) is not None}
-        temperature = 1.0 if config.get("temperature") is None else config["temperature"]
-        return SamplingParams(temperature=temperature if config.get("do_sample") else 0.0, **known)
+        temperature = said.get("temperature", 1.0) if said.get("do_sample") else 0.0
+        return SamplingParams(temperature=temperature, **{name: said[name] for name in names if name in said})
 
     def _number(self, name: str, low: float, high: float, reason: str) -> None:
         value = getattr(self, name)

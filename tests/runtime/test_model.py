@@ -129,6 +129,25 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         assert model.generate(PROMPT, seed=3).token_ids == model.generate(PROMPT, seed=3).token_ids
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"top_k": -1}', b'{"top_p": 0, "top_k": "x"}', b"[]", b"{", b'\xef\xbb\xbf{"top_k": 20.0}']
+)
+def test_defaults_of_an_artifact_never_keep_it_from_loading(tmp_path: Path, content: bytes) -> None:
+    with load(toy.write_artifact(tmp_path / "toy", generation_config__json=content)) as model:
+        assert model.defaults.top_k == (20 if b"20.0" in content else 0)
+        assert list(model.generate(PROMPT, top_k=1, temperature=1, max_new_tokens=3).token_ids) == greedy(PROMPT, 3)
+
+
+def test_a_text_begins_with_the_bos_unless_it_is_left_out(tmp_path: Path) -> None:
+    files = tokenizer_files()
+    config = json.loads(files["tokenizer_config__json"]) | {"add_bos_token": True}
+    files["tokenizer_config__json"] = json.dumps(config).encode()
+    with load(toy.write_artifact(tmp_path / "toy", **files)) as model:
+        plain = model.tokenizer.encode_plain("AB")
+        for chosen, prompt in ((None, [0, *plain]), (True, [0, *plain]), (False, plain)):
+            assert list(model.generate("AB", chosen, max_new_tokens=3).token_ids) == greedy(prompt, 3)
+
+
 def test_full_context_ends_with_length(model: Model) -> None:
     found = model.generate([2] * 60, max_new_tokens=10**20, ignore_eos=True)
     assert (len(found.token_ids), found.finish_reason) == (4, "length")

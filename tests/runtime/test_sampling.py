@@ -58,8 +58,8 @@ def test_defaults_of_a_checkpoint() -> None:
     assert SamplingParams.from_generation_config(config) == SamplingParams(temperature=0.8, top_p=0.95)
     assert SamplingParams.from_generation_config({"do_sample": True}).temperature == 1
     assert SamplingParams.from_generation_config({"temperature": 0.8}).temperature == 0
-    with pytest.raises(errors.ParameterInvalid):
-        SamplingParams.from_generation_config({"do_sample": True, "temperature": "hot"})
+    odd = {"do_sample": True, "temperature": "hot", "top_k": -1, "top_p": 0, "min_p": 7}
+    assert SamplingParams.from_generation_config(odd) == SamplingParams(temperature=1.0)
 
 
 def test_greedy_takes_the_likeliest_and_the_lower_id_of_two() -> None:
