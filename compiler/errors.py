@@ -165,6 +165,11 @@ class TokenizerVocabularyError(CheckpointError):
     hint = "the tokenizer and the weights must be of the same model"
 
 
+class TokenizerFormatError(CheckpointError):
+    message = "{path} is not a tokenizer: {reason}"
+    hint = "copy the file from where the checkpoint comes from again"
+
+
 class BadOptionError(Dsv3cError):
     message = "{option} is {value!r}; expected {expected}"
 

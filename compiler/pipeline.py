@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import dsv3c.runtime
 from dsv3c import targets
-from dsv3c.compiler import artifact, crossing, weights
+from dsv3c.compiler import artifact, crossing, text_files, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError, UnknownPassError
 from dsv3c.compiler.frontend import tracer
@@ -49,6 +49,13 @@ class Progress(Protocol):
     def advance(self, n: int = 1) -> None: ...
 
 
+@runtime_checkable
+class Teller(Protocol):
+    """A progress that also shows what is worth saying before the long work begins."""
+
+    def tell(self, text: str) -> None: ...
+
+
 class Silent:
     """No progress shown."""
 
@@ -63,7 +70,8 @@ class Silent:
 class CompileReport:
     """out: the artifact, None when the passes were stopped; manifest: its content.
 
-    seconds: wall time. peak_rss: largest resident set so far, in bytes.
+    seconds: wall time. peak_rss: largest resident set so far, in bytes. told: how many of the notes, the first ones,
+    were told while it ran. takes_text: whether the artifact has a tokenizer.
     """
 
     out: Path | None
@@ -71,6 +79,8 @@ class CompileReport:
     notes: tuple[str, ...]
     seconds: float
     peak_rss: int
+    told: int = 0
+    takes_text: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,12 +136,14 @@ def compile_checkpoint(
         artifact.check_free(destination, options.overwrite)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
+    source.notes += text_files.check(checkpoint, source.config)
+    told = _tell(source.notes, progress)
     progress.stage("running the passes")
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
-        return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss())
+        return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
     emission = target.emit(lowered.entries, lowered.bounds)
-    _check_extras(options, emission)
+    _check_extras(options, emission, checkpoint)
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
@@ -140,6 +152,7 @@ def compile_checkpoint(
         read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
         weights.write(file, folder / "weights.safetensors", read, progress.advance)
         artifact.copy_side_files(checkpoint, folder)
+        text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
@@ -153,7 +166,17 @@ def compile_checkpoint(
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
-    return CompileReport(destination, manifest, tuple(notes), time.monotonic() - started, peak_rss())
+    took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
+    return CompileReport(destination, manifest, tuple(notes), took, peak_rss(), told, has_tokenizer)
+
+
+def _tell(notes: tuple[str, ...], progress: Progress) -> int:
+    """How many of the notes were told."""
+    if not isinstance(progress, Teller):
+        return 0
+    for note in notes:
+        progress.tell(f"note: {note}")
+    return len(notes)
 
 
 def check_fp8(options: CompileOptions, target: Target) -> None:
@@ -172,11 +195,14 @@ def check_formats(options: CompileOptions) -> None:
         raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
 
 
-def _check_extras(options: CompileOptions, emission: Emission) -> None:
+def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) -> None:
     for name in options.emit:
         if name not in emission.extras:
             known = ", ".join(emission.extras) or "none"
             raise UnknownFormError(name=name, target=options.target, known=known)
+    for name in options.emit:
+        if name in emission.checks:
+            emission.checks[name](checkpoint)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c import targets
-from dsv3c.compiler import pipeline, weights
+from dsv3c.compiler import pipeline, text_files, weights
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -59,6 +59,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     pipeline.check_formats(options)
     pipeline.check_fp8(options, target)
     source = Checkpoint.open(checkpoint)
+    source.notes += text_files.check(checkpoint, source.config)
     config = source.config
     longest = config.max_position_embeddings
     tokens = longest if context is None else context

@@ -36,7 +36,8 @@ class Emission:
     return notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the
     weights file by place, given by tensor name; model: the fields of the config. facts: further entries of the
     manifest's `target`. kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a
-    level.
+    level. checks: by the names of extras, what raises for a checkpoint's folder, before any long work, what the extra
+    would find wrong after it.
     """
 
     plan: Mapping[str, Any]
@@ -47,6 +48,7 @@ class Emission:
     write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kernel_files: int = 0
+    checks: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 class Target(Protocol):

@@ -266,7 +266,7 @@ class EmptyPrompt(RequestFault):
 
 class TokenOutOfRange(RequestFault):
     message = "token id {token!r} at position {position} is not in 0..{last}"
-    hint = "encode the text with this artifact's own tokenizer"
+    hint = "encode the text with this artifact's own tokenizer; the model has no row for a token that was added later"
 
 
 class TokensInvalid(RequestFault):
@@ -314,7 +314,7 @@ class ModelClosed(RequestFault):
 
 class TokenizerMissing(RequestFault):
     message = "the artifact has no tokenizer.json, {what} needs one"
-    hint = "pass token ids, or compile from a checkpoint with a tokenizer"
+    hint = "pass token ids (generate --ids), or compile from a checkpoint with a tokenizer.json"
 
 
 class TokenizerMalformed(ArtifactFault):

@@ -87,7 +87,10 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, e.g. a special token."""
-        found: int | None = self._tokenizer.token_to_id(token)
+        try:
+            found: int | None = self._tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # a lone surrogate is no text of a token
+            return None
         return found
 
     def special_token(self, name: str) -> str | None:

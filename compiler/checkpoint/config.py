@@ -14,6 +14,7 @@ from dsv3c.compiler.checkpoint.fields import Fields
 from dsv3c.compiler.checkpoint.files import contained, quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
+from dsv3c.compiler.checkpoint.tokenizer import usable_ids
 from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu")
@@ -161,13 +162,15 @@ class ModelConfig:
 def load_config(
     folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config of a checkpoint folder, and a sentence for each value that config.json lacks and `shapes` gave.
+    """The config of a checkpoint folder, and a sentence for each value that config.json lacks and `shapes` gave, and
+    for each special id that is left out.
 
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
     path = contained(folder, "config.json")
     values, notes = infer_missing(with_canonical_names(read_object(path)), shapes or {})
-    return ModelConfig.from_dict(values, path), notes
+    values, left_out = usable_ids(values)
+    return ModelConfig.from_dict(values, path), notes + left_out
 
 
 def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,10 +60,10 @@ class Checkpoint:
         config, inferred = load_config(folder, {name: tensor.info.shape for name, tensor in stored.items()})
         config, stored, mtp_notes = _settle_mtp(config, stored)
         entries = catalogue(config, stored, folder)
-        check_tokenizer(folder, config.vocab_size)
+        beyond = check_tokenizer(folder, config.vocab_size)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
-        return cls(folder, config, entries, weight_files, inferred + mtp_notes + ignored + warnings)
+        return cls(folder, config, entries, weight_files, inferred + mtp_notes + ignored + warnings + beyond)
 
     def read(self, name: str) -> Float32:
         """The whole tensor, with all experts when it is stacked. Errors as for `part`."""

@@ -48,17 +48,17 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
     from dsv3c.compiler.errors import UnknownFormError, UnknownPassError
     from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.pipeline import compile_checkpoint
-    from dsv3c.runtime.cli.progress import terminal_progress
+    from dsv3c.runtime.cli.progress import NotesOnly, terminal_progress
 
     chosen = CompileOptions(**options)
-    with terminal_progress() or nullcontext() as progress:
+    with terminal_progress() or nullcontext(NotesOnly()) as progress:
         try:
             report = compile_checkpoint(checkpoint, out, chosen, progress)
         except UnknownPassError as error:
             raise click.BadParameter(str(error), param_hint="'--to'") from error
         except UnknownFormError as error:
             raise click.BadParameter(str(error), param_hint="'--emit'") from error
-    for note in report.notes:
+    for note in report.notes[report.told :]:
         click.echo(f"note: {note}", err=True)
     if as_json:
         print_json(
@@ -90,7 +90,8 @@ def _tell(report: CompileReport) -> None:
             ("took", f"{report.seconds:.1f} s, at most {size(report.peak_rss)} of memory"),
         ],
     )
-    click.echo(f'run it: dsv3c generate {report.out} -p "Once upon a time"')
+    prompt = '-p "Once upon a time"' if report.takes_text else f'--ids "{manifest["model"]["bos_token_id"] or 0}"'
+    click.echo(f"run it: dsv3c generate {report.out} {prompt}")
 
 
 def _code(target: dict[str, Any]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from dsv3c.runtime.cli.output import print_json
 from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
 
 if TYPE_CHECKING:
-    from dsv3c.runtime.generation import Generation
+    from dsv3c.runtime.generation import Event, Generation
     from dsv3c.runtime.model import Model
 
 PROMPT_LIMIT = 64 << 20
@@ -24,13 +25,21 @@ def read_prompt() -> str:
     """The text on stdin, in UTF-8 whatever the locale; a byte order mark is no part of it. Raises TextInvalid."""
     from dsv3c.runtime.errors import TextInvalid
 
-    data = click.get_binary_stream("stdin").read(PROMPT_LIMIT + 1)
+    data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
     if len(data) > PROMPT_LIMIT:
         raise TextInvalid(reason=f"stdin has more than {PROMPT_LIMIT} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TextInvalid(reason=f"byte {error.start} of stdin is not UTF-8") from error
+
+
+def token_ids(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """An option's callback: whole numbers separated by spaces or commas."""
+    found = None if value is None else value.replace(",", " ").split()
+    if found is not None and not all(part.isascii() and part.isdigit() and len(part) < 10 for part in found):
+        raise click.BadParameter(f"{value!r} must be token ids, separated by spaces")
+    return None if found is None else [int(part) for part in found]
 
 
 def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -41,7 +50,8 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 
 @click.command("generate", cls=Command)
 @click.argument("artifact", type=PATH)
-@click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
+@click.option("-p", "--prompt", help="The text to continue; - reads it from stdin.")
+@click.option("--ids", callback=token_ids, metavar='"N N …"', help="Token ids to continue, instead of a text.")
 @click.option(
     "-n",
     "--max-new-tokens",
@@ -90,7 +100,8 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 @json_option
 def generate_command(
     artifact: Path,
-    prompt: str,
+    prompt: str | None,
+    ids: list[int] | None,
     chat: bool,
     no_bos: bool,
     context: int | None,
@@ -103,8 +114,9 @@ def generate_command(
 ) -> None:
     """Generate text with an ARTIFACT.
 
-    The prompt and its continuation stream to stdout (with --chat the answer alone), the speed goes to stderr. What is
-    not given is taken from the model's generation_config.json.
+    The prompt and its continuation stream to stdout (with --chat or --ids the answer alone), the speed goes to stderr.
+    What is not given is taken from the model's generation_config.json. A model without a tokenizer takes --ids, and
+    prints ids.
 
     \b
     Examples:
@@ -112,25 +124,29 @@ def generate_command(
       PROGRAM generate OUT -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
       PROGRAM generate OUT --chat -p "Why is the sky blue?"
       PROGRAM generate OUT -p - --json < prompt.txt
+      PROGRAM generate OUT --ids "0 17 42"
       PROGRAM generate GPU_OUT -p "Once upon a time" --gpu-layers 12 --cpu-artifact CPU_OUT
     """
     from dsv3c.runtime import load
 
-    if chat and no_bos:
-        raise click.UsageError(
-            "--no-bos is for plain prompts; with --chat the model's template writes what begins a text"
-        )
-    text = read_prompt() if prompt == "-" else prompt
+    if (prompt is None) == (ids is None):
+        raise click.UsageError("give either --prompt or --ids")
+    if chat and ids is not None:
+        raise click.UsageError("--chat needs a text, not --ids")
+    if no_bos and (chat or ids is not None):
+        raise click.UsageError("--no-bos is for plain prompts: a chat's template, and --ids, say what begins a text")
+    text = read_prompt() if prompt == "-" else prompt or ""
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
     with load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model:
         add_bos = False if no_bos else None
-        events = model.stream([{"role": "user", "content": text}] if chat else text, add_bos, **params)
+        given: Any = ids if ids is not None else [{"role": "user", "content": text}] if chat else text
+        events = model.stream(given, add_bos, **params)
         if not as_json and not chat:
             click.echo(text, nl=False)
         for event in events:
             if not as_json:
-                click.echo(event.text, nl=False)
+                click.echo(event.text if model.has_tokenizer else _id(event), nl=False)
         if event.generation is None:
             raise AssertionError("a stream ends with its generation")
         report = _report(model, event.generation, params)
@@ -141,6 +157,10 @@ def generate_command(
     click.echo(_speed(report), err=True)
     if report["finish_reason"] == "length" and report["new_tokens"] < params["max_new_tokens"]:
         click.echo(f"note: the context of {model.context} tokens is full", err=True)
+
+
+def _id(event: Event) -> str:
+    return "" if event.token_id is None else f"{event.token_id} "
 
 
 def _report(model: Model, generation: Generation, params: dict[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,19 @@ class TerminalProgress:
         self._name = ""
 
 
+class NotesOnly:
+    """Where stderr is no terminal: what is told, and no progress."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, n: int = 1) -> None:
+        pass
+
+    def tell(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
 def terminal_progress() -> TerminalProgress | None:
     """A progress display on stderr, or None where stderr is not a terminal."""
     return TerminalProgress(sys.stderr) if sys.stderr is not None and sys.stderr.isatty() else None

@@ -58,7 +58,9 @@ def compiled_speed(format: str, prompt: list[int], wanted: list[int]) -> float:
         out = Path(folder, "artifact")
         compile_checkpoint(MODEL, out, CompileOptions(quant=format))
         with runtime.load(out) as loaded:
-            runs = [loaded.generate(prompt, max_new_tokens=len(wanted), temperature=0) for _ in range(REPETITIONS)]
+            runs = [
+                loaded.generate(prompt, max_new_tokens=len(wanted), temperature=0) for _ in range(REPETITIONS)
+            ]
     assert format != "float32" or list(runs[0].token_ids) == wanted
     return statistics.median(run.decode_tokens_per_second for run in runs)
 

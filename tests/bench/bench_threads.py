@@ -29,7 +29,9 @@ def decode(out: Path, threads: int, pinned: bool, tokens: int, repetitions: int)
         model.generate(ids, max_new_tokens=4, temperature=0, ignore_eos=True)  # starts the threads
         if pinned:
             pin(threads)
-        runs = [model.generate(ids, max_new_tokens=tokens, temperature=0, ignore_eos=True) for _ in range(repetitions)]
+        runs = [
+            model.generate(ids, max_new_tokens=tokens, temperature=0, ignore_eos=True) for _ in range(repetitions)
+        ]
     return [run.decode_tokens_per_second for run in runs]
 
 

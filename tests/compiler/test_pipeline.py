@@ -11,7 +11,14 @@ import pytest
 
 from dsv3c.compiler import ops, pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import BadOptionError, Dsv3cError, OutputExistsError, UnknownPassError, VerifyError
+from dsv3c.compiler.errors import (
+    BadOptionError,
+    Dsv3cError,
+    OutputExistsError,
+    TokenizerFormatError,
+    UnknownPassError,
+    VerifyError,
+)
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value, is_weight, parse_graph
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -313,6 +320,43 @@ def test_a_further_form_is_made_from_the_manifest_and_listed_in_it(
     assert manifest["files"]["form/model.txt"]["size"] == len("deepseek_v3")
     assert "manifest.json" not in manifest["files"]
     assert (report.notes[-1], manifest["notes"][-1]) == ("a note", "a note")
+
+
+def test_what_an_extra_would_find_wrong_is_found_before_the_work(
+    tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(checkpoint: Path) -> None:
+        raise TokenizerFormatError(path=checkpoint, reason="because")
+
+    def no_kernels(*arguments: Any) -> None:
+        pytest.fail("the work began")
+
+    emit = fake_target.emit
+
+    def emit_with_form(*arguments: Any) -> Emission:
+        extras = {"form": lambda folder: None, "other": lambda folder: None}
+        return dataclasses.replace(emit(*arguments), extras=extras, checks={"form": refuse}, write_kernels=no_kernels)
+
+    monkeypatch.setattr(fake_target, "emit", emit_with_form)
+    with pytest.raises(TokenizerFormatError, match="because"):
+        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(emit=("other", "form")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_notes_are_told_before_the_work(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
+    told: list[str] = []
+
+    class Telling(pipeline.Silent):
+        def tell(self, text: str) -> None:
+            told.append(text)
+
+    fake_target.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(), Telling())
+    assert any("token ids only" in note for note in told)
+    fake_target.fails = False
+    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(), Telling())
+    assert (report.told, report.takes_text) == (len(report.notes), False)
 
 
 def test_compiling_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:

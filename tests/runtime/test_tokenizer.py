@@ -77,6 +77,7 @@ ADDS: tuple[tuple[str, dict[str, Any], str, list[int]], ...] = (
     ("", {"add_bos_token": "yes"}, "a", [A]),
     ("", {"add_bos_token": True, "bos_token": "<unknown>"}, "a", [A]),
     ("", {"add_bos_token": True, "bos_token": None}, "a", [A]),
+    ("", {"add_bos_token": True, "bos_token": "\ud800"}, "a", [A]),
     ("", {"add_bos_token": False}, "<b><b>a", [BOS, BOS, A]),
     ("<b> $A", {}, "a", [BOS, A]),
     ("<b> $A", {}, "<b>a", [BOS, A]),

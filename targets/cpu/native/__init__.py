@@ -1,10 +1,10 @@
 """The artifact without Python: a C library that runs the plan over the artifact's own kernel libraries, and a program.
 
-    native/dsv3c.h              the interface (the contract of every function is there)
-    native/libdsv3c_model.so    the C files of this folder and the tables of plan.c; needs the C library alone
-    native/dsv3c-run            text or token ids from the command line
-    native/tokenizer.bin        tokenizer.json as tables, where its kind is known
-    native/src/                 what the two were built from
+native/dsv3c.h              the interface (the contract of every function is there)
+native/libdsv3c_model.so    the C files of this folder and the tables of plan.c; needs the C library alone
+native/dsv3c-run            text or token ids from the command line
+native/tokenizer.bin        tokenizer.json as tables, where its kind is known
+native/src/                 what the two were built from
 """
 
 from __future__ import annotations
@@ -36,11 +36,20 @@ def write_native(folder: Path, platform: Platform | None = None) -> tuple[str, .
     for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         shutil.copyfile(path, source / path.name)
     shutil.copyfile(SOURCES / "dsv3c.h", native / "dsv3c.h")
-    notes = _write_table(folder / "tokenizer.json", native / TABLE)
+    table, notes = _table(folder)
+    if table is not None:
+        (native / TABLE).write_bytes(table)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (source / "plan.c").write_text(plan_source(folder, manifest), encoding="utf-8")
     build(source, native, platform)
     return notes
+
+
+def check_native(checkpoint: Path, platform: Platform | None = None) -> None:
+    """What `write_native` would find wrong at the end of a long compilation. Raises NoCCompiler, NoCrossCompiler,
+    TokenizerFormatError."""
+    find_compiler_for(platform)
+    _table(checkpoint)
 
 
 def build(source: Path, native: Path, platform: Platform | None = None, flags: tuple[str, ...] = ()) -> None:
@@ -62,14 +71,16 @@ def build(source: Path, native: Path, platform: Platform | None = None, flags: t
     _compile([*compiler, "-o", str(program), *linked], program)
 
 
-def _write_table(tokenizer: Path, table: Path) -> tuple[str, ...]:
-    if not tokenizer.exists():
-        return ()
+def _table(folder: Path) -> tuple[bytes | None, tuple[str, ...]]:
+    """The table of a folder's tokenizer and notes for the user. Raises TokenizerFormatError."""
+    if not (folder / "tokenizer.json").exists():
+        return None, ()
+    config = folder / "tokenizer_config.json"
+    content = json.loads(config.read_text(encoding="utf-8-sig")) if config.exists() else {}
     try:
-        table.write_bytes(tokenizer_table(tokenizer))
+        return tokenizer_table(folder / "tokenizer.json", content), ()
     except Unsupported as error:
-        return (f"native: takes and prints token ids only, since tokenizer.json has {error}",)
-    return ()
+        return None, (f"native: takes and prints token ids only, since tokenizer.json has {error}",)
 
 
 def _compile(command: list[str], path: Path) -> None:

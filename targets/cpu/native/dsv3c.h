@@ -121,8 +121,11 @@ DSV3C_API void dsv3c_sampler_free(dsv3c_sampler *sampler);
 
 // ---- text
 
-// Ids of a UTF-8 text of `size` bytes; `special`: with the tokens that begin (and end) a text. *tokens is from malloc,
-// the caller frees it.
+// What stands around a text: nothing; the tokens that begin and end a text, each once, also where the text brings it;
+// the same without the BOS.
+typedef enum { DSV3C_PLAIN = 0, DSV3C_SPECIAL, DSV3C_NO_BOS } dsv3c_special;
+
+// Ids of a UTF-8 text of `size` bytes; `special`: a dsv3c_special. *tokens is from malloc, the caller frees it.
 DSV3C_API dsv3c_status dsv3c_encode(const dsv3c_model *model, const char *text, size_t size, int special,
                                     int32_t **tokens, size_t *count);
 

@@ -59,7 +59,7 @@ void kernels_free(kernel_table *table);
 
 typedef struct tokenizer tokenizer;
 
-dsv3c_status tokenizer_open(const unsigned char *data, size_t size, int32_t vocab_size, tokenizer **out);
+dsv3c_status tokenizer_open(const unsigned char *data, size_t size, tokenizer **out);
 void tokenizer_close(tokenizer *t);
 
 // ---- model.c

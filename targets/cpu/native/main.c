@@ -22,6 +22,7 @@ static const char USAGE[] =
   "Generate from a compiled model. ARTIFACT is the folder that holds this program's folder, unless given.\n"
   "\n"
   "  -p, --prompt TEXT       text to go on with; - reads it from standard input\n"
+  "      --no-bos            leave out the BOS, the token that begins a text, before the prompt\n"
   "      --ids \"1 2 3\"       token ids to go on with; - reads them from standard input\n"
   "  -n, --max-new-tokens N  stop after so many tokens (200)\n"
   "      --temperature X     0 takes the likeliest token; the default is the model's, as for all of these\n"
@@ -47,7 +48,7 @@ typedef struct {
   double temperature, top_p, min_p, penalty;  // negative: the model's default
   long top_k, count;
   uint64_t seed;
-  bool seeded, ignore_eos, show_ids, json;
+  bool seeded, ignore_eos, show_ids, json, no_bos;
 } settings;
 
 typedef struct {
@@ -104,13 +105,16 @@ static uint64_t seed(const char *text) {
   return value;
 }
 
-enum { TEMPERATURE = 256, TOP_K, TOP_P, MIN_P, PENALTY, SEED, IGNORE_EOS, CONTEXT, IDS, SHOW_IDS, LOGITS, JSON };
+enum {
+  TEMPERATURE = 256, TOP_K, TOP_P, MIN_P, PENALTY, SEED, IGNORE_EOS, CONTEXT, IDS, SHOW_IDS, LOGITS, JSON, NO_BOS
+};
 
 static const struct option OPTIONS[] = {
   {"prompt", 1, 0, 'p'}, {"ids", 1, 0, IDS}, {"max-new-tokens", 1, 0, 'n'}, {"temperature", 1, 0, TEMPERATURE},
   {"top-k", 1, 0, TOP_K}, {"top-p", 1, 0, TOP_P}, {"min-p", 1, 0, MIN_P}, {"repetition-penalty", 1, 0, PENALTY},
   {"seed", 1, 0, SEED}, {"ignore-eos", 0, 0, IGNORE_EOS}, {"threads", 1, 0, 'j'}, {"context", 1, 0, CONTEXT},
-  {"show-ids", 0, 0, SHOW_IDS}, {"logits", 1, 0, LOGITS}, {"json", 0, 0, JSON}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
+  {"show-ids", 0, 0, SHOW_IDS}, {"logits", 1, 0, LOGITS}, {"json", 0, 0, JSON}, {"no-bos", 0, 0, NO_BOS},
+  {"help", 0, 0, 'h'}, {0, 0, 0, 0},
 };
 
 static void set(settings *s, int option, const char *text) {
@@ -130,6 +134,7 @@ static void set(settings *s, int option, const char *text) {
     case SHOW_IDS: s->show_ids = true; break;
     case LOGITS: s->logits = text; break;
     case JSON: s->json = true; break;
+    case NO_BOS: s->no_bos = true; break;
     case 'h': fputs(USAGE, stdout); exit(0);
     default: fputs("try dsv3c-run --help\n", stderr); exit(2);
   }
@@ -202,8 +207,10 @@ static void read_prompt(run *r, const settings *s) {
   size_t size = strlen(given);
   char *input = strcmp(given, "-") == 0 ? read_input(&size) : 0;
   const char *text = input ? input : given;
+  if (input && !s->ids && strncmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, size -= 3;  // a byte order mark is no text
+  dsv3c_special around = s->no_bos ? DSV3C_NO_BOS : DSV3C_SPECIAL;
   if (s->ids) read_ids(r, text);
-  else check(dsv3c_encode(r->model, text, size, 1, &r->prompt, &r->prompt_count));
+  else check(dsv3c_encode(r->model, text, size, around, &r->prompt, &r->prompt_count));
   if (!s->ids && !s->json && !s->show_ids) fwrite(text, 1, size, stdout);
   free(input);
   if (r->prompt_count == 0) fail(1, "the prompt has no tokens", "");

@@ -62,7 +62,7 @@ static dsv3c_status within(const char *name, int32_t value, int32_t limit) {
 static dsv3c_status open_tokenizer(dsv3c_model *model, const char *artifact) {
   if (!plan->tokenizer.path) return DSV3C_OK;
   TRY(memory_map(artifact, &plan->tokenizer, &model->table));
-  return tokenizer_open(model->table.data, model->table.size, plan->vocab_size, &model->tokenizer);
+  return tokenizer_open(model->table.data, model->table.size, &model->tokenizer);
 }
 
 static dsv3c_status open_model(dsv3c_model *model, const char *artifact, const dsv3c_options *options) {

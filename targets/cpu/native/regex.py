@@ -7,6 +7,7 @@ asked of the package `tokenizers` itself, so both agree on every character, what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,9 @@ from tokenizers import Regex, pre_tokenizers
 RUN, ATOMIC, SPLIT, JUMP, AHEAD, NOT_AHEAD, LINE_END, MATCH = range(8)
 UNBOUNDED = 0xFFFFFFFF
 STEPS_LIMIT = 256
+CLASSES_LIMIT = 64  # to ask for the characters of one takes a moment; known tokenizers have 20
+PATTERN_LIMIT = 4096
+DEPTH_LIMIT = 32
 
 Ranges = tuple[tuple[int, int], ...]
 Step = tuple[int, int, int, int]
@@ -40,6 +44,8 @@ class Program:
 
     def add(self, pattern: str) -> None:
         """Compile a pattern as the next stage. Raises Unsupported."""
+        if len(pattern) > PATTERN_LIMIT:
+            raise Unsupported(f"a pattern of {len(pattern)} characters")
         steps = [*_Parser(pattern, self.classes).parse(), (MATCH, 0, 0, 0)]
         if len(steps) > STEPS_LIMIT:
             raise Unsupported(f"a pattern of {len(steps)} steps")
@@ -50,7 +56,7 @@ class Program:
 
 class _Parser:
     def __init__(self, pattern: str, classes: list[Ranges]) -> None:
-        self._pattern, self._at, self._classes = pattern, 0, classes
+        self._pattern, self._at, self._depth, self._classes = pattern, 0, 0, classes
 
     def parse(self) -> list[Step]:
         steps = self._alternatives(False)
@@ -89,10 +95,12 @@ class _Parser:
         return [(ATOMIC if possessive else RUN, number, least, most)]
 
     def _group(self, ignore_case: bool) -> list[Step]:
-        if self._pattern[self._at : self._at + 1] == "?":
+        self._depth += 1
+        if self._pattern[self._at : self._at + 1] == "?" or self._depth > DEPTH_LIMIT:
             raise self._unsupported()
         steps = self._alternatives(ignore_case)
         self._expect(")")
+        self._depth -= 1
         least, most, possessive = self._repetition()
         if (least, most) == (1, 1):
             return steps
@@ -117,7 +125,8 @@ class _Parser:
     def _counts(self) -> tuple[int, int]:
         end = self._pattern.find("}", self._at)
         low, comma, high = self._pattern[self._at + 1 : end].partition(",")
-        if end < 0 or not low.isdecimal() or not (high.isdecimal() or not high):
+        # Counts are ASCII digits, and fit into a word of a step.
+        if end < 0 or not re.fullmatch(r"[0-9]{1,9}", low) or not re.fullmatch(r"[0-9]{0,9}", high):
             raise self._unsupported()
         self._at = end + 1
         most = int(low) if not comma else int(high) if high else UNBOUNDED
@@ -132,8 +141,15 @@ class _Parser:
             raise self._unsupported()
         self._at += len(text)
         plain = text[1:] if len(text) == 2 and text[0] == "\\" and not text[1].isalnum() else text
-        found = _of_character(plain, ignore_case) if len(plain) == 1 else _of_class(text, ignore_case)
+        try:
+            found = _of_character(plain, ignore_case) if len(plain) == 1 else _of_class(text, ignore_case)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # not an expression; a panic of the Rust side is no Exception
+            raise self._unsupported() from error
         if found not in self._classes:
+            if len(self._classes) == CLASSES_LIMIT:
+                raise Unsupported(f"more than {CLASSES_LIMIT} classes of characters")
             self._classes.append(found)
         return self._classes.index(found)
 
@@ -145,9 +161,10 @@ class _Parser:
             return self._bracket_end()
         if rest[0] != "\\":
             return self._at + 1
-        if rest[1:3] in ("p{", "P{"):
-            return self._at + rest.index("}") + 1
-        return self._at + 2
+        length = rest.find("}") + 1 if rest[1:3] in ("p{", "P{") else 2
+        if not 2 <= length <= len(rest):
+            raise self._unsupported()
+        return self._at + length
 
     def _bracket_end(self) -> int:
         depth, at = 0, self._at

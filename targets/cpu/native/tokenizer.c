@@ -7,11 +7,12 @@
 
 // ---- opening
 
-static const char MAGIC[8] = "dsv3ctk1";
+static const char MAGIC[8] = "dsv3ctk2";
 static const uint32_t ELEMENT_BYTES[SECTIONS] = {
   [TEXT_STARTS] = 4, [TEXT_BYTES] = 1, [BYTE_IDS] = 4, [MERGES] = sizeof(tokenizer_merge), [WORDS] = 4,
   [ADDED] = sizeof(tokenizer_added), [ADDED_BYTES] = 1, [CLASSES] = sizeof(split_class), [RANGES] = sizeof(split_range),
   [PROGRAM] = sizeof(split_step), [STAGES] = sizeof(tokenizer_span), [PREFIX] = 4, [SUFFIX] = 4,
+  [ENDS] = 4,
 };
 
 static bool find_sections(tokenizer *t, const unsigned char *data, size_t size) {
@@ -39,6 +40,7 @@ static bool find_sections(tokenizer *t, const unsigned char *data, size_t size) 
   t->stages = found[STAGES];
   t->prefix = found[PREFIX];
   t->suffix = found[SUFFIX];
+  t->ends = found[ENDS];
   return true;
 }
 
@@ -87,17 +89,18 @@ static bool spans_valid(tokenizer *t) {
   return true;
 }
 
-static bool valid(tokenizer *t, const unsigned char *data, size_t size, int32_t vocab_size) {
-  return find_sections(t, data, size) && texts_valid(t) && t->tokens <= (uint32_t)vocab_size &&
-         t->count[BYTE_IDS] == 256 && ids_valid(t, t->byte_ids, 256, true) && tables_valid(t) && spans_valid(t) &&
+// Ids that the model has no row for are fine until one is met: dsv3c_run refuses it.
+static bool valid(tokenizer *t, const unsigned char *data, size_t size) {
+  return find_sections(t, data, size) && texts_valid(t) && t->count[BYTE_IDS] == 256 && t->count[ENDS] == 2 &&
+         ids_valid(t, t->byte_ids, 256, true) && tables_valid(t) && spans_valid(t) && ids_valid(t, t->ends, 2, true) &&
          ids_valid(t, t->prefix, t->count[PREFIX], false) && ids_valid(t, t->suffix, t->count[SUFFIX], false);
 }
 
-dsv3c_status tokenizer_open(const unsigned char *data, size_t size, int32_t vocab_size, tokenizer **out) {
+dsv3c_status tokenizer_open(const unsigned char *data, size_t size, tokenizer **out) {
   tokenizer *t = calloc(1, sizeof *t);
   *out = t;
   if (!t) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the tokenizer");
-  if (valid(t, data, size, vocab_size)) return DSV3C_OK;
+  if (valid(t, data, size)) return DSV3C_OK;
   *out = 0;
   free(t);
   return dsv3c_fail(DSV3C_FILE_DAMAGED, "tokenizer.bin is not a table of this version");
@@ -165,18 +168,32 @@ static void put_ids(encoding *e, const uint32_t *ids, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) e->ids[e->count++] = (int32_t)ids[i];
 }
 
+// A token that stands before (or behind) every text is taken away where the text brought its own.
+static void settle_ends(encoding *e, uint32_t before, uint32_t behind) {
+  const uint32_t *ends = e->t->ends;
+  int32_t *ids = e->ids;
+  if (before && e->count > 1 && (uint32_t)ids[0] == ends[0] && ids[1] == ids[0])
+    memmove(ids, ids + 1, --e->count * sizeof *ids);
+  if (behind && e->count > 1 && (uint32_t)ids[e->count - 1] == ends[1] && ids[e->count - 2] == ids[e->count - 1])
+    e->count--;
+}
+
 dsv3c_status dsv3c_encode(const dsv3c_model *model, const char *text, size_t size, int special, int32_t **tokens,
                           size_t *count) {
   const tokenizer *t = model->tokenizer;
   if (!t) return dsv3c_fail(DSV3C_NO_TOKENIZER, "this model was compiled without a tokenizer: give token ids");
   place from = (place)text;
   if (!utf8_valid(from, size)) return dsv3c_fail(DSV3C_BAD_TEXT, "the text is not UTF-8");
+  uint32_t before = special ? t->count[PREFIX] : 0, behind = special ? t->count[SUFFIX] : 0;
+  const uint32_t *prefix = t->prefix;
+  if (special == DSV3C_NO_BOS && before && prefix[0] == t->ends[0]) prefix++, before--;
   encoding e = {.t = t};
-  e.ids = malloc((size + t->count[PREFIX] + t->count[SUFFIX] + 1) * sizeof *e.ids);
+  e.ids = malloc((size + before + behind + 1) * sizeof *e.ids);
   if (!e.ids) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory to encode %zu bytes", size);
-  if (special) put_ids(&e, t->prefix, t->count[PREFIX]);
+  put_ids(&e, prefix, before);
   dsv3c_status status = encode_text(&e, 0, from, from + size);
-  if (special) put_ids(&e, t->suffix, t->count[SUFFIX]);
+  put_ids(&e, t->suffix, behind);
+  settle_ends(&e, before, behind);
   free(e.room.memory);
   if (status != DSV3C_OK) free(e.ids);
   *tokens = status == DSV3C_OK ? e.ids : 0;

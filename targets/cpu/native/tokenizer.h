@@ -1,5 +1,5 @@
 // tokenizer.bin: tokenizer.json as tables that are used where they lie. Little-endian words of 32 bits:
-// "dsv3ctk1", then for each section its place in the file, in bytes, and the number of its elements.
+// "dsv3ctk2", then for each section its place in the file, in bytes, and the number of its elements.
 #ifndef DSV3C_TOKENIZER_H
 #define DSV3C_TOKENIZER_H
 
@@ -19,6 +19,7 @@ enum {
   STAGES,       // tokenizer_span of PROGRAM: each cuts the pieces of the one before
   PREFIX,       // word: ids before a text
   SUFFIX,       // word: ids behind it
+  ENDS,         // word: the BOS and the EOS, which a text has once; NO_ID for none
   SECTIONS
 };
 
@@ -44,7 +45,7 @@ enum {
 };
 
 struct tokenizer {
-  const uint32_t *starts, *byte_ids, *words, *prefix, *suffix;
+  const uint32_t *starts, *byte_ids, *words, *prefix, *suffix, *ends;
   const unsigned char *bytes, *added_bytes;
   const tokenizer_merge *merges;
   const tokenizer_added *added;

@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import tokenizers
 
+from dsv3c.compiler.errors import TokenizerFormatError
 from dsv3c.targets.cpu.native.regex import Program, Ranges, Unsupported
 
-MAGIC = b"dsv3ctk1"
+MAGIC = b"dsv3ctk2"
 NO_ID = 0xFFFFFFFF
 SECTIONS = (
     *("text_starts", "text_bytes", "byte_ids", "merges", "words", "added", "added_bytes"),
-    *("classes", "ranges", "program", "stages", "prefix", "suffix"),
+    *("classes", "ranges", "program", "stages", "prefix", "suffix", "ends"),
 )
 _BYTE_SECTIONS = ("text_bytes", "added_bytes")
 _WIDTHS = {"merges": 4, "added": 4, "classes": 6, "ranges": 2, "program": 4, "stages": 2}  # words of an element
 # What ByteLevel splits by when `use_regex` is set (tokenizers/src/pre_tokenizers/byte_level.rs).
 _BYTE_LEVEL = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+_MOST_IDS = 1 << 22
+
 Words = list[int]
+Added = tokenizers.AddedToken
 
 
-def tokenizer_table(path: Path) -> bytes:
-    """The tables of a tokenizer.json that is byte-level BPE. Raises Unsupported for anything else."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    model = content["model"]
-    _require(content.get("normalizer") in (None, {"type": "Sequence", "normalizers": []}), "a normaliser")
-    _require((content.get("decoder") or {}).get("type") == "ByteLevel", "a decoder other than ByteLevel")
-    _check_model(model)
-    program = _program(content.get("pre_tokenizer"))
-    added = content.get("added_tokens") or []
-    for token in added:
-        _require(not (token["single_word"] or token["lstrip"] or token["rstrip"]), "added tokens that take in spaces")
-    texts = _texts(model["vocab"], added)
-    prefix, suffix = _template(content.get("post_processor"))
+def tokenizer_table(path: Path, config: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """The tables of a tokenizer.json that is byte-level BPE; `config` is the content of tokenizer_config.json.
+
+    Raises TokenizerFormatError for what the package `tokenizers` refuses, Unsupported for any other kind.
+    """
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    tokenizer = _opened(data, path)
+    _require(_state(tokenizer.normalizer) in (None, {"type": "Sequence", "normalizers": []}), "a normaliser")
+    _require((_state(tokenizer.decoder) or {}).get("type") == "ByteLevel", "a decoder other than ByteLevel")
+    _check_model(tokenizer.model)
+    program = _program(_state(tokenizer.pre_tokenizer))
+    added = tokenizer.get_added_tokens_decoder()
+    for token in added.values():
+        _require(not (token.single_word or token.lstrip or token.rstrip), "added tokens that take in spaces")
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    _require(max((*vocab.values(), *added), default=0) < _MOST_IDS, f"token ids from {_MOST_IDS} on")
+    texts = _texts(vocab, added)
+    ends = [_special_id(tokenizer, config, name) for name in ("bos_token", "eos_token")]
+    prefix, suffix = _around(_template(_state(tokenizer.post_processor)), ends, config)
+    _require(all(number < len(texts) for number in (*prefix, *suffix)), "a post-processor with ids that no token has")
     sections: dict[str, Words | bytes] = {
         "text_starts": _starts(texts),
         "text_bytes": b"".join(texts),
-        "byte_ids": [model["vocab"].get(_BYTE_TEXT[byte], NO_ID) for byte in range(256)],
-        "merges": _merges(model),
-        "words": _words(model["vocab"], texts) if model.get("ignore_merges") else [],
+        "byte_ids": [vocab.get(_BYTE_TEXT[byte], NO_ID) for byte in range(256)],
+        "merges": _merges(json.loads(data)["model"].get("merges", []), vocab),
+        "words": _words(vocab, texts) if tokenizer.model.ignore_merges else [],
         **_added(added),
         **_classes(program.classes),
         "program": [word for stage in program.stages for step in stage for word in step],
         "stages": _stages(program),
         "prefix": prefix,
         "suffix": suffix,
+        "ends": [NO_ID if number is None else number for number in ends],
     }
     return _file(sections)
+
+
+def _opened(data: bytes, path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust side is no Exception
+        raise TokenizerFormatError(path=path, reason=str(error)[:200]) from error
+
+
+def _state(part: Any) -> Any:
+    """A part of a tokenizer as the JSON it is stored as, with every key that has a default."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _require(holds: bool, what: str) -> None:
@@ -59,10 +88,10 @@ def _require(holds: bool, what: str) -> None:
         raise Unsupported(what)
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
-    _require(model.get("type") == "BPE", f"the model {model.get('type')}")
+def _check_model(model: Any) -> None:
+    _require(isinstance(model, tokenizers.models.BPE), f"the model {type(model).__name__}")
     for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        _require(not model.get(name), f"BPE with {name}")
+        _require(not getattr(model, name), f"BPE with {name}")
 
 
 def _program(config: Mapping[str, Any] | None) -> Program:
@@ -110,28 +139,30 @@ def _decoded(token: str) -> bytes:
     return token.encode()
 
 
-def _texts(vocab: Mapping[str, int], added: Iterable[Mapping[str, Any]]) -> list[bytes]:
+def _texts(vocab: Mapping[str, int], added: Mapping[int, Added]) -> list[bytes]:
     """What each id decodes to; nothing for special tokens and for ids that no token has."""
     texts = {number: _decoded(token) for token, number in vocab.items()}
-    texts |= {token["id"]: b"" if token["special"] else _decoded(token["content"]) for token in added}
-    return [texts.get(number, b"") for number in range(max(texts) + 1)]
+    texts |= {number: b"" if token.special else _decoded(token.content) for number, token in added.items()}
+    return [texts.get(number, b"") for number in range(max(texts, default=-1) + 1)]
 
 
 def _starts(texts: Iterable[bytes]) -> Words:
     return [0, *np.cumsum([len(text) for text in texts], dtype=np.int64).tolist()]
 
 
-def _merges(model: Mapping[str, Any]) -> Words:
+def _merges(merges: Sequence[str | list[str]], vocab: Mapping[str, int]) -> Words:
     """A hash table with linear probing, at most half full: find_merge of merge.c looks up the same slots."""
-    vocab, ranks = model["vocab"], {}
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    ranks = {}
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        _require(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys(), f"the merge {merge!r}")
+        left, right = pair
         ranks[vocab[left], vocab[right]] = (rank, vocab[left + right])
     mask = _table_size(len(ranks)) - 1
     table: list[Words | None] = [None] * (mask + 1)
-    for (left, right), (rank, number) in ranks.items():
-        slot = (left * 0x9E3779B1 ^ right * 0x85EBCA6B) & 0xFFFFFFFF
-        _place(table, slot ^ slot >> 15, [left, right, rank, number])
+    for (first, second), (rank, number) in ranks.items():
+        slot = (first * 0x9E3779B1 ^ second * 0x85EBCA6B) & 0xFFFFFFFF
+        _place(table, slot ^ slot >> 15, [first, second, rank, number])
     return [word for entry in table for word in entry or (0, 0, NO_ID, 0)]
 
 
@@ -156,15 +187,16 @@ def _place(table: list[Words | None], slot: int, entry: Words) -> None:
     table[slot & len(table) - 1] = entry
 
 
-def _added(added: Iterable[Mapping[str, Any]]) -> dict[str, Words | bytes]:
+def _added(added: Mapping[int, Added]) -> dict[str, Words | bytes]:
     """Longest first, so that the first that fits is the longest. Tokens of the text as it is come before those of the
     normalised text."""
-    tokens = sorted(((token["content"].encode(), token) for token in added), key=lambda item: -len(item[0]))
+    tokens = sorted(added.items(), key=lambda item: -len(item[1].content.encode()))
     rows: Words = []
     text = b""
-    for content, token in tokens:
+    for number, token in tokens:
+        content = token.content.encode()
         if content:
-            rows += [len(text), len(content), token["id"], int(token["normalized"])]
+            rows += [len(text), len(content), number, int(token.normalized)]
             text += content
     return {"added": rows, "added_bytes": text}
 
@@ -201,9 +233,40 @@ def _template(config: Mapping[str, Any] | None) -> tuple[Words, Words]:
     for piece in config["single"]:
         if "Sequence" in piece:
             behind = 1
-        else:
-            parts[behind].extend(config["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+            continue
+        name = piece["SpecialToken"]["id"]
+        _require(name in config["special_tokens"], f"a post-processor with the unknown token {name!r}")
+        parts[behind].extend(config["special_tokens"][name]["ids"])
     return parts
+
+
+def _special_id(tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    token = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(token, str):
+        return None
+    try:
+        return tokenizer.token_to_id(token)
+    except UnicodeEncodeError:  # a lone surrogate is no text of a token
+        return None
+
+
+def _around(
+    template: tuple[Words, Words], ends: Sequence[int | None], config: Mapping[str, Any]
+) -> tuple[Words, Words]:
+    """What stands around a text, as Tokenizer.encode of the runtime has it: `add_bos_token` and `add_eos_token` go
+    before the post-processor. Where the text has the token there already, tokenizer.c takes the second one away."""
+    prefix, suffix = template
+    (bos, eos), begin, end = ends, config.get("add_bos_token"), config.get("add_eos_token")
+    if bos is not None and begin is True and prefix[:1] != [bos]:
+        prefix = [bos, *prefix]
+    if bos is not None and begin is False and prefix[:1] == [bos]:
+        prefix = prefix[1:]
+    if eos is not None and end is True and suffix[-1:] != [eos]:
+        suffix = [*suffix, eos]
+    if eos is not None and end is False and suffix[-1:] == [eos]:
+        suffix = suffix[:-1]
+    return prefix, suffix
 
 
 def _file(sections: Mapping[str, Words | bytes]) -> bytes:

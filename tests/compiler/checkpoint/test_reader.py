@@ -189,8 +189,18 @@ def test_unknown_names(tmp_path: Path) -> None:
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tiny_config())
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 96}}}))
-    with pytest.raises(TokenizerVocabularyError, match="96"):
+    assert "'a' with id 96" in Checkpoint.open(tmp_path).notes[0]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": -1}}}))
+    with pytest.raises(TokenizerVocabularyError, match="-1"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [{"pad_token_id": -1}, {"pad_token_id": 96}, {"eos_token_id": [1, 96]}])
+def test_special_ids_that_nothing_uses_do_not_stop_it(tmp_path: Path, ids: dict[str, Any]) -> None:
+    write_checkpoint(tmp_path, tiny_config(**ids))
+    checkpoint = Checkpoint.open(tmp_path)
+    assert next(iter(ids)) in checkpoint.notes[0]
+    assert (checkpoint.config.pad_token_id, checkpoint.config.eos_token_ids) == (None, (1,))
 
 
 def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from dsv3c import targets
 from dsv3c.compiler import cli, machine, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import CompileReport
+from dsv3c.runtime.cli.progress import NotesOnly
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
@@ -32,7 +34,7 @@ class Recorded:
 
     def __call__(self, checkpoint: Path, out: Path | None, options: CompileOptions, progress: Any) -> CompileReport:
         self.options = options
-        assert progress is None  # stderr is no terminal in a test
+        assert isinstance(progress, NotesOnly)  # stderr is no terminal in a test
         manifest = {
             "target": {"name": "x86", "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}]},
             "quantization": {"weights": "int8", "head": "int8", "embedding": "bfloat16", "cache": "bfloat16"},
@@ -46,6 +48,30 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     stand_in = Recorded(Path("OUT"))
     monkeypatch.setattr(pipeline, "compile_checkpoint", stand_in)
     return stand_in
+
+
+def test_the_next_command_is_one_that_works(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_text(*arguments: Any) -> CompileReport:
+        report = recorded(*arguments)
+        model = {"model": {"bos_token_id": 7}}
+        return dataclasses.replace(report, manifest={**report.manifest, **model}, takes_text=False)
+
+    monkeypatch.setattr(pipeline, "compile_checkpoint", without_text)
+    out, _ = run(capsys, "compile", "MODEL")
+    assert out.splitlines()[-1] == 'run it: dsv3c generate OUT --ids "7"'
+
+
+def test_a_note_is_told_once(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def telling(checkpoint: Path, out: Path | None, options: CompileOptions, progress: Any) -> CompileReport:
+        progress.tell("note: early")
+        return dataclasses.replace(recorded(checkpoint, out, options, progress), notes=("early", "late"), told=1)
+
+    monkeypatch.setattr(pipeline, "compile_checkpoint", telling)
+    assert run(capsys, "compile", "MODEL")[1] == "note: early\nnote: late\n"
 
 
 def test_compile_says_what_was_built_and_where(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

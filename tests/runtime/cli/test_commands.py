@@ -66,6 +66,10 @@ def test_no_artifact_is_1(command: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage: dsv3c-runtime" in run(capsys, "generate", "OUT", code=2)[1]
+    for wrong in (["-p", "a", "--ids", "1"], ["--ids", "one"], ["--ids", "-1"], ["--chat", "--ids", "1"]):
+        assert "Usage: dsv3c-runtime" in run(capsys, "generate", "OUT", *wrong, code=2)[1]
+    for wrong in (["-p", "a", "--chat"], ["--ids", "1"]):
+        assert "--no-bos is for plain prompts" in run(capsys, "generate", "OUT", "--no-bos", *wrong, code=2)[1]
     assert "No such command 'compile'" in run(capsys, "compile", code=2)[1]
 
 

@@ -45,6 +45,19 @@ def test_the_text_is_that_of_the_python_runtime(folder: Path, run: Run) -> None:
     assert json.loads(done.stdout)["token_ids"] == list(greedy.token_ids)
 
 
+def test_the_bos_can_be_left_out_and_a_byte_order_mark_is_no_text(folder: Path, run: Run) -> None:
+    with runtime.load(folder) as model:
+        ids, plain = model.tokenizer.encode("Once"), model.tokenizer.encode("Once", add_bos=False)
+    assert ids == [0, *plain]
+
+    def prompt_ids(*arguments: str, stdin: bytes = b"") -> list[int]:
+        return json.loads(run(*arguments, "-n", "1", "--json", stdin=stdin).stdout)["prompt_ids"]
+
+    assert prompt_ids("-p", "Once") == prompt_ids("-p", "<｜begin▁of▁sentence｜>Once") == ids
+    assert prompt_ids("-p", "Once", "--no-bos") == plain
+    assert prompt_ids("-p", "-", stdin=b"\xef\xbb\xbfOnce") == ids
+
+
 def test_the_program_finds_its_artifact_from_anywhere(folder: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder / "native" / "dsv3c-run")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import itertools
 import json
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,8 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from dsv3c.compiler.errors import TokenizerFormatError
+from dsv3c.runtime import tokenizer as runtime_tokenizer
 from dsv3c.targets.cpu import native
-from dsv3c.targets.cpu.native.regex import Unsupported
+from dsv3c.targets.cpu.native import regex
+from dsv3c.targets.cpu.native.regex import Program, Unsupported
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
 from dsv3c.targets.cpu.platforms import find_c_compiler
 from tests.conftest import BUNDLED_MODEL
@@ -24,7 +31,6 @@ from tests.targets.cpu.native.binding import Failure, Library, TextModel
 
 DRIVER = Path(__file__).with_name("tokenizer_driver.c")
 SOURCES = [native.SOURCES / name for name in ("tokenizer.c", "split.c", "merge.c", "utf8.c", "error.c")]
-VOCAB_LIMIT = 1 << 20
 
 DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
@@ -107,7 +113,7 @@ def opened(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Callab
         trained(kind, ignore_merges).save(str(path))
         tables.append(tokenizer_table(path))
         size = ctypes.c_size_t(len(tables[-1]))
-        return TextModel(library, ctypes.c_void_p(library.c.driver_open(tables[-1], size, VOCAB_LIMIT)))
+        return TextModel(library, ctypes.c_void_p(library.c.driver_open(tables[-1], size)))
 
     return model
 
@@ -207,16 +213,231 @@ def test_other_tokenizers_are_said_to_be_unsupported(tmp_path: Path, reason: str
         tokenizer_table(path)
 
 
-BEYOND = (r"(ab)+", r"a*?", r"(?<=a)b", r"\bword", "a|", "^a", "(?!ab)c", r"\s*", "[a", "(a", "a)", "x{2", ".", "a{2}+")
+BEYOND = (
+    *(r"(ab)+", r"a*?", r"(?<=a)b", r"\bword", "a|", "^a", "(?!ab)c", r"\s*", "x{2", ".", "a{2}+", "a{0,99999}b{3"),
+    *("(" * 33 + "a" + ")" * 33, "(?:" * 1000 + "a" + ")" * 1000, "a" * 4097, "a{1000000000}", "a{٣}", "(?i"),
+    *("[a", "(a", "a)", r"\p{", r"\p{Nonsense}", "[z-a]"),
+)
 
 
-@pytest.mark.parametrize("pattern", BEYOND)
-def test_patterns_beyond_the_language_are_refused(tmp_path: Path, pattern: str) -> None:
+@pytest.mark.parametrize("pattern", BEYOND, ids=lambda pattern: pattern[:20])
+def test_patterns_beyond_the_language_are_refused(pattern: str) -> None:
+    with pytest.raises(Unsupported, match="pattern"):
+        Program().add(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[a", "(a", "a)", "a*?", "(" * 33 + "a" + ")" * 33], ids=lambda pattern: pattern[:20]
+)
+def test_files_with_such_patterns_are_refused(tmp_path: Path, pattern: str) -> None:
     content = json.loads((BUNDLED_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(Unsupported, match="the pattern"):
+    with pytest.raises((Unsupported, TokenizerFormatError), match=r"pattern|Oniguruma"):
         tokenizer_table(path)
+
+
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+PIECES_AROUND = {
+    "<b>": {"SpecialToken": {"id": "<b>", "type_id": 0}},
+    "<e>": {"SpecialToken": {"id": "<e>", "type_id": 0}},
+    "$A": {"Sequence": {"id": "A", "type_id": 0}},
+}
+
+
+def small_tokenizer(around: str) -> dict[str, Any]:
+    """A tokenizer.json that knows "a", "b", "ab" and two special tokens; `around`: what its post-processor makes."""
+    single = [PIECES_AROUND[name] for name in around.split()]
+    tokens = {name: {"id": name, "ids": [number], "tokens": [name]} for number, name in enumerate(("<b>", "<e>"), 3)}
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": number, "content": name, **SPECIAL} for number, name in ((3, "<b>"), (4, "<e>"))],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": processor if around else None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "<b>": 3, "<e>": 4}, "merges": ["a b"]},
+    }
+
+
+def open_table(library: Library, table: bytes) -> TextModel:
+    return TextModel(library, ctypes.c_void_p(library.c.driver_open(table, ctypes.c_size_t(len(table)))))
+
+
+@pytest.mark.parametrize("around", ["", "$A", "<b> $A", "<b> $A <e>"])
+def test_what_stands_around_a_text_is_that_of_the_python_runtime(library: Library, tmp_path: Path, around: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(small_tokenizer(around)))
+    flags = (None, True, False, "yes")
+    for begin, end, bos in itertools.product(flags, flags, ("<b>", {"content": "<b>"}, "<unknown>", None)):
+        config = {"add_bos_token": begin, "add_eos_token": end, "bos_token": bos, "eos_token": "<e>"}
+        table, known = tokenizer_table(path, config), runtime_tokenizer.Tokenizer(path, config)
+        model = open_table(library, table)
+        for text in ("ab", "", "<b>ab", "<b>", "ab<e>", "<b>ab<e>", "<b>a<b>"):
+            assert model.encode(text, 1) == known.encode(text), (config, text)
+            assert model.encode(text, 2) == known.encode(text, add_bos=False), (config, text)
+            assert model.encode(text, 0) == known.encode_plain(text)
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from paths_in(item, (*path, key))
+
+
+ODD: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        7,
+        1.5,
+        10**9,
+        2**32,
+        10**30,
+        "",
+        "a",
+        "a b c",
+        "\ud800",
+        "Ġ",
+        [],
+        [[]],
+        ["a"],
+        [["a", "b", "c"]],
+    ),
+    *(
+        {},
+        {"type": "Sequence"},
+        {"type": "ByteLevel"},
+        {"type": "BPE"},
+        {"id": "A"},
+        {"Regex": "(" * 99},
+        {"Regex": "a*"},
+    ),
+)
+WORDS = (
+    "a",
+    "b",
+    "ab",
+    "<b>",
+    "<e>",
+    "A",
+    "",
+    "a b",
+    "#version",
+    "Isolated",
+    "Removed",
+    "Digits",
+    "ByteLevel",
+    "(a|b)",
+    "a?",
+)
+
+
+def changed(random: Random, value: Any) -> Any:
+    """Another value, mostly of the same type."""
+    if random.random() < 0.3:
+        return copy.deepcopy(random.choice(ODD))
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return random.choice((0, 1, 3, 5, 99, 1 << 22, 2**32 - 1))
+    return random.choice(WORDS) if isinstance(value, str) else value
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": " ?a+|b"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.fixture
+def few_characters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a class holds is asked of few characters only, which is faster."""
+    monkeypatch.setattr(regex, "_PROBED", (range(0x300),))
+    monkeypatch.setattr(regex, "_UNIFORM", ())
+    cached = (regex._of_character, regex._of_class, regex._same_letters)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("few_characters")
+def test_any_tokenizer_gives_a_table_or_a_typed_error(library: Library, tmp_path: Path) -> None:
+    random = Random(0)
+    outcomes: Counter[str] = Counter()
+    for _ in range(700):
+        content = copy.deepcopy(small_tokenizer("<b> $A <e>"))
+        byte_level = {**content["pre_tokenizer"], "use_regex": False}
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [copy.deepcopy(SPLIT), byte_level]}
+        for _ in range(random.randint(1, 2)):
+            *above, key = random.choice([path for path in paths_in(content) if path] or [("version",)])
+            place = content
+            for step in above:
+                place = place[step]
+            place[key] = changed(random, place[key])
+            if random.random() < 0.1:
+                del place[key]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        try:
+            table = tokenizer_table(
+                tmp_path / "tokenizer.json", {"bos_token": random.choice(ODD), "add_bos_token": True}
+            )
+        except (TokenizerFormatError, Unsupported) as error:
+            outcomes[type(error).__name__] += 1
+            continue
+        outcomes["table"] += 1
+        model = open_table(library, table)
+        assert model.handle.value, content
+        model.encode("ab b<b>aab")
+    assert min(outcomes.values()) > 50 and len(outcomes) == 3
+
+
+REGEX_PARTS = (
+    *(
+        "a",
+        "é",
+        " ?",
+        r"\s",
+        r"\p{L}",
+        r"\P{N}",
+        r"\p{",
+        "[",
+        "]",
+        "[^",
+        "-",
+        "(",
+        ")",
+        "(?:",
+        "(?i:",
+        "(?!",
+        "(?=",
+        "|",
+    ),
+    *("?", "*", "+", "{", "}", "{2}", "{1,3}", "{,", "^", "$", ".", "\\", r"\n", r"\b", "&&", r"\x", "0", "\ud800"),
+)
+
+
+@pytest.mark.usefixtures("few_characters")
+def test_patterns_of_many_classes_are_refused() -> None:
+    pattern = "|".join(f"[a{chr(0x100 + i)}]" for i in range(regex.CLASSES_LIMIT + 1))
+    with pytest.raises(Unsupported, match="classes of characters"):
+        Program().add(pattern)
+
+
+@pytest.mark.usefixtures("few_characters")
+def test_any_pattern_gives_steps_or_a_typed_error() -> None:
+    random = Random(0)
+    outcomes: Counter[bool] = Counter()
+    for _ in range(1500):
+        program = Program()
+        try:
+            program.add("".join(random.choices(REGEX_PARTS, k=random.randint(1, 8))))
+            outcomes[True] += 1
+        except Unsupported:
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 50

@@ -7,12 +7,12 @@
 #include "tokenizer.h"
 
 // A model that can do nothing but text; NULL when the table is refused. The table must stay.
-DSV3C_API dsv3c_model *driver_open(const unsigned char *table, size_t size, int32_t vocab_size);
+DSV3C_API dsv3c_model *driver_open(const unsigned char *table, size_t size);
 DSV3C_API void driver_close(dsv3c_model *model);
 
-dsv3c_model *driver_open(const unsigned char *table, size_t size, int32_t vocab_size) {
+dsv3c_model *driver_open(const unsigned char *table, size_t size) {
   dsv3c_model *model = calloc(1, sizeof *model);
-  if (tokenizer_open(table, size, vocab_size, &model->tokenizer) == DSV3C_OK) return model;
+  if (tokenizer_open(table, size, &model->tokenizer) == DSV3C_OK) return model;
   free(model);
   return 0;
 }
@@ -68,7 +68,7 @@ int main(int argc, char **argv) {
       size_t place = next(&state) % 2 ? next(&state) % (kept < 128 ? kept : 128) : next(&state) % kept;
       damaged[place] = (unsigned char)(next(&state) % 4 ? next(&state) : 0xff);
     }
-    dsv3c_model *model = driver_open(damaged, kept, 1 << 20);
+    dsv3c_model *model = driver_open(damaged, kept);
     if (model) {
       accepted++;
       use(model, (const char *)text, text_size);

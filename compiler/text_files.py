@@ -1,0 +1,102 @@
+"""The files of a checkpoint that make text of tokens, checked before the long work of compiling begins."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.checkpoint.files import contained, exists, parse_object, quote, read_bytes
+from dsv3c.compiler.errors import JsonError, UnreadableFileError
+from dsv3c.runtime.generation_config import usable
+from dsv3c.runtime.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+DEFAULTS = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+_SIZE_LIMIT = 16 << 20  # of all but tokenizer.json: what the runtime reads
+_TEMPLATE_LIMIT = 1 << 20
+_ONLY_IDS = "there is no tokenizer.json: the artifact will take and give token ids only"
+_WAYS = {  # to get one, by the file that stands for it
+    "tiktoken.model": (
+        "make one of tiktoken.model (convert_tiktoken_to_fast in transformers.integrations.tiktoken, with the encoding"
+        " that the checkpoint's own tokenizer class builds), put it beside and compile again"
+    ),
+    "tokenizer.model": (
+        "make one of tokenizer.model (AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with transformers)"
+        " and compile again"
+    ),
+    "vocab.json": (
+        "make one of vocab.json (AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with transformers)"
+        " and compile again"
+    ),
+}
+_OTHER_WAY = "if the checkpoint's source has one, put it beside config.json and compile again"
+
+
+def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
+    """Sentences about what is missing, or left out because it is of no use.
+
+    Raises CheckpointError for a file that is none of its kind, TokenizerMalformed for a tokenizer.json that the runtime
+    could not read.
+    """
+    _, defaults = usable(_optional_object(folder, DEFAULTS), config.vocab_size)
+    tokenizer_config = _optional_object(folder, TOKENIZER_CONFIG)
+    _check_template(folder)
+    if not exists(folder / TOKENIZER):
+        ways = (way for name, way in _WAYS.items() if exists(folder / name))
+        return (f"{_ONLY_IDS}; {next(ways, _OTHER_WAY)}", *defaults)
+    # The runtime takes no links, which folders of the hub consist of.
+    tokenizer = Tokenizer(contained(folder, TOKENIZER).resolve(), tokenizer_config)
+    return (*_odd_settings(tokenizer, tokenizer_config), *defaults)
+
+
+def settle_defaults(artifact: Path, config: ModelConfig) -> None:
+    """Leave what is of no use out of an artifact's generation_config.json."""
+    path = artifact / DEFAULTS
+    if not exists(path):
+        return
+    found = _optional_object(artifact, DEFAULTS)
+    kept, _ = usable(found, config.vocab_size)
+    same = json.dumps(kept, sort_keys=True) == json.dumps(found, sort_keys=True)  # 20.0 equals 20, but is another text
+    if not same or path.read_bytes().startswith(codecs.BOM_UTF8):
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _odd_settings(tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
+    notes = []
+    for role in ("bos", "eos"):
+        wanted, token = config.get(f"add_{role}_token"), tokenizer.special_token(f"{role}_token")
+        if wanted is not None and not isinstance(wanted, bool):
+            notes.append(f"{TOKENIZER_CONFIG}: add_{role}_token is {quote(wanted)}, neither true nor false; left out")
+        if wanted is True and (token is None or tokenizer.token_id(token) is None):
+            named = quote(config.get(f"{role}_token"))
+            notes.append(f"{TOKENIZER_CONFIG}: add_{role}_token is true, but {role}_token is {named}; none is added")
+    template = config.get("chat_template")
+    if template is not None and not isinstance(template, str | list):
+        notes.append(f"{TOKENIZER_CONFIG}: chat_template is {quote(template)}, no text; the artifact has no chats")
+    return notes
+
+
+def _check_template(folder: Path) -> None:
+    if not exists(folder / TEMPLATE):
+        return
+    path = contained(folder, TEMPLATE)
+    try:
+        read_bytes(path, _TEMPLATE_LIMIT).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError(path=path, reason=f"byte {error.start} is not UTF-8") from error
+
+
+def _optional_object(folder: Path, name: str) -> dict[str, Any]:
+    if not exists(folder / name):
+        return {}
+    path = contained(folder, name)
+    data = read_bytes(path, _SIZE_LIMIT).removeprefix(codecs.BOM_UTF8)
+    try:
+        return parse_object(data)
+    except ValueError as error:
+        raise JsonError(path=path, reason=error) from error
