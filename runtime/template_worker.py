@@ -96,8 +96,8 @@ def limit_memory(limit: int) -> None:
             total = int(file.read().split()[0]) * resource.getpagesize() + limit
     except OSError:
         return
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (total if most == resource.RLIM_INFINITY else min(total, most), most))
+    now, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (total if now == resource.RLIM_INFINITY else min(total, now), most))
 
 
 def main(limit: int) -> None:
