@@ -16,6 +16,7 @@ from dsv3c.targets.vulkan.spirv import (
     ShaderInvalid,
     compile_glsl,
     compile_modules,
+    expressible,
     find_compiler,
     find_matrix_compiler,
     version,
@@ -51,10 +52,10 @@ def test_what_is_no_glsl_is_refused_in_the_programs_words(program, tmp_path):
         compile_glsl("k", SHADER.replace("{}", "{ x = 1; }"), tmp_path / "k.spv")
 
 
-def test_without_a_program_compiling_for_the_target_stops_at_once(monkeypatch, tmp_path):
+def test_without_a_program_the_error_says_which_packages_have_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoShaderCompiler, match=r"neither glslc nor glslangValidator was found(.|\n)*glslang-tools"):
-        targets.get("vulkan").emit({}, {})
+        find_compiler()
 
 
 def stand_in(folder, name, refused):
@@ -85,12 +86,11 @@ def test_kernels_with_matrices_take_the_program_that_knows_them(two_programs, tm
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_forms_with_matrices_are_made_where_a_program_knows_them(known, two_programs, monkeypatch, tmp_path):
+def test_forms_with_matrices_are_made_where_a_program_knows_them(known, two_programs, tmp_path):
     if not known:
         (tmp_path / "programs" / "glslangValidator").unlink()
-    monkeypatch.setattr("dsv3c.targets.gpu.emit.emit", lambda entries, bounds, backend: backend)
-    backend = targets.get("vulkan").emit({}, {})
-    assert backend.capabilities.some == VULKAN.some - (set() if known else {COOPERATIVE_MATRIX})
+    capabilities, _ = expressible()
+    assert capabilities.some == VULKAN.some - (set() if known else {COOPERATIVE_MATRIX})
 
 
 def test_the_manifest_says_which_program_made_the_modules(glslc, artifacts):
