@@ -1,9 +1,8 @@
-"""What all tests share: golden texts, skipping by CPU feature, the bundled model."""
+"""What all tests share: golden texts, which tests are run, the bundled model."""
 
 from __future__ import annotations
 
 import difflib
-import platform
 import re
 import signal
 import subprocess
@@ -12,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime.cpu_features import cpu_flags
+from tests import selection
+from tests.selection import (  # noqa: F401  hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
@@ -26,6 +31,7 @@ def heed_interrupts() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files from what the tests produce")
+    selection.pytest_addoption(parser)
 
 
 class Golden:
@@ -78,8 +84,6 @@ def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"pip reaches no index of packages: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    needed = {name for mark in item.iter_markers("isa") for name in mark.args}
-    missing = sorted(needed - cpu_flags()) if needed else []
-    if missing:
-        pytest.skip(f"this CPU ({platform.machine()}) lacks {', '.join(missing)}")
+@pytest.fixture(scope="session")
+def gpp() -> None:
+    """For tests of GPU kernels that are compiled for the CPU."""

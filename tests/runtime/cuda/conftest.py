@@ -31,11 +31,13 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def nvcc():
+    return shutil.which("nvcc")
+
+
+@pytest.fixture(scope="session")
+def compiled(nvcc, gpp, tmp_path_factory):
     """The bundled model in a weight format; kernels have the parameters that the cubin says they have."""
-    for program in ("nvcc", "g++"):
-        if shutil.which(program) is None:
-            pytest.skip(f"no {program}")
     found = {}
 
     def of(quant):
@@ -68,10 +70,8 @@ def _compile(quant, folder):
 
 
 @pytest.fixture(scope="session")
-def fake_library(tmp_path_factory):
-    program = shutil.which("nvcc")
-    if program is None:
-        pytest.skip("no nvcc (NVIDIA's CUDA toolkit), whose cuda.h says what a driver looks like")
+def fake_library(nvcc, tmp_path_factory):
+    program = nvcc  # its cuda.h says what a driver looks like
     include = next(
         (
             path

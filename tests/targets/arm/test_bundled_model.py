@@ -21,7 +21,7 @@ from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.arm import emulator
 
-pytestmark = [emulator.needs_emulator, pytest.mark.isa("avx2")]
+pytestmark = [pytest.mark.needs("arm", "arm_linker"), pytest.mark.isa("avx2")]
 
 ROUNDED = ("int8", "int4-g32")
 QUANTS = ("float32", *ROUNDED)

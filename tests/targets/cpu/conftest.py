@@ -15,10 +15,12 @@ def prepared(level):
     return level
 
 
-@pytest.fixture(scope="session", params=[*LEVELS, EMULATED], ids=lambda level: level.name)
+def param(level):
+    return pytest.param(level, marks=pytest.mark.isa(*level.requires), id=level.name)
+
+
+@pytest.fixture(scope="session", params=[param(level) for level in (*LEVELS, EMULATED)])
 def level(request):
-    if missing := lacking(request.param):
-        pytest.skip(f"this CPU lacks {', '.join(missing)}")
     return prepared(request.param)
 
 

@@ -8,9 +8,8 @@ import pytest
 from dsv3c import runtime
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
-from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.targets.cuda.binaries import cuda_source
-from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
+from dsv3c.targets.cuda.toolchains import find_toolchain
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cpu.harness import compare
@@ -23,20 +22,17 @@ from tests.targets.gpu.shim.forms import Forms
 
 @pytest.fixture(scope="module")
 def card():
-    try:
-        opened = Card()
-    except RuntimeFault as fault:
-        pytest.skip(f"no NVIDIA GPU: {str(fault).splitlines()[0]}")
+    opened = Card()
     yield opened
     opened.close()
 
 
+pytestmark = pytest.mark.needs("cuda_compiler")
+
+
 @pytest.fixture(scope="module")
 def compiler(card):
-    try:
-        return find_toolchain()
-    except NoCudaCompiler as error:
-        pytest.skip(str(error).splitlines()[0])
+    return find_toolchain()
 
 
 @pytest.fixture(scope="module", params=["machine code", "PTX"])

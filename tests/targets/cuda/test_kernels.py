@@ -20,7 +20,7 @@ def forms():
 
 
 @pytest.fixture(scope="module")
-def library(forms, tmp_path_factory):
+def library(gpp, forms, tmp_path_factory):
     return cuda_library(source(forms.functions, CUDA), tmp_path_factory.mktemp("cuda"))
 
 
@@ -49,7 +49,7 @@ def mirrored():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_missing_barrier_changes_the_result(order, tmp_path):
+def test_a_missing_barrier_changes_the_result(gpp, order, tmp_path):
     text = source({"mirrored": mirrored()}, CUDA)
     library, x = cuda_library(text, tmp_path), np.arange(128, dtype=np.float32)
 

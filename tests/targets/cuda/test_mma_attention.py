@@ -73,7 +73,7 @@ def text():
 
 
 @pytest.fixture(scope="module")
-def library(text, tmp_path_factory):
+def library(gpp, text, tmp_path_factory):
     return cuda_library(text, tmp_path_factory.mktemp("mma_attention"))
 
 
@@ -104,7 +104,7 @@ def test_matches_numpy_but_for_rounded_probabilities(context, place, order, libr
     np.testing.assert_array_less(abs(found - expected), error + SUMS)
 
 
-def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp_path):
+def test_no_element_of_shared_memory_is_used_without_a_barrier_between(gpp, text, tmp_path):
     races = cuda_library(text, tmp_path, races=True)
     for context in ("c17", "c300"):
         _, _, expected, error = CASES[context]

@@ -48,7 +48,7 @@ def emit(exchange, buffers, _, thread):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(gpp, tmp_path_factory):
     """The kernel by every strategy; that for any width with each of them in place of the device's."""
     shuffled, partly, shared = forms(OPERANDS, (Extent(1),), Rows(1), emit)
     text = source({"shuffled": shuffled.build(), "shared": shared.build()}, CUDA)

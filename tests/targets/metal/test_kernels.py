@@ -16,7 +16,7 @@ def forms():
 
 
 @pytest.fixture(scope="module")
-def library(forms, tmp_path_factory):
+def library(gpp, forms, tmp_path_factory):
     return metal_library(source(forms.functions, METAL), tmp_path_factory.mktemp("metal"))
 
 

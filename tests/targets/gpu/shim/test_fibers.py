@@ -98,12 +98,12 @@ SOURCE = "".join(
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(gpp, tmp_path_factory):
     return metal_library(SOURCE, tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory):
+def strict(gpp, tmp_path_factory):
     """As `library`, with races as faults."""
     return metal_library(SOURCE, tmp_path_factory.mktemp("strict"), races=True)
 
