@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.selection import (  # noqa: F401  hooks of pytest
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from tests.shared import once
 
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
@@ -71,6 +73,23 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def bundled_model() -> Path:
     """The folder of the bundled checkpoint."""
     return BUNDLED_MODEL
+
+
+@pytest.fixture(scope="session")
+def bundled_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of the bundled checkpoint's artifact in a weight format for a target, made once for all processes."""
+
+    def artifact(quant: str, target: str = "x86") -> Path:
+        from dsv3c.compiler.options import CompileOptions
+        from dsv3c.compiler.pipeline import compile_checkpoint
+
+        # The native library lies beside what others use: emitting it takes a second, kernels take ten.
+        emit = ("native",) if target == "x86" else ()
+        options = CompileOptions(target=target, quant=quant, emit=emit)
+        name = f"bundled/{target.replace(':', '-')}/{quant}"
+        return once(tmp_path_factory, name, lambda out: compile_checkpoint(BUNDLED_MODEL, out, options))
+
+    return artifact
 
 
 @pytest.fixture(scope="session")

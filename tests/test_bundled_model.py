@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,13 +44,13 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Model]]:
+def compiled(bundled_artifact: Callable[..., Path]) -> Iterator[Callable[[str], Model]]:
     """The model compiled to a weight format and loaded; each format once a session."""
     models: list[Model] = []
 
     @cache
     def model(quant: str) -> Model:
-        models.append(runs.compiled(BUNDLED_MODEL, tmp_path_factory.mktemp("bundled") / quant, quant))
+        models.append(runtime.load(bundled_artifact(quant)))
         return models[-1]
 
     yield model

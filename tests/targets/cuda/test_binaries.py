@@ -23,10 +23,8 @@ RESERVED = 1 << 10  # of shared memory, by the driver from compute capability 9.
 
 
 @pytest.fixture(scope="module", params=["float16", "int8", "int4-g32"])
-def artifact(request, nvcc, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuda") / "artifact"
-    compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="cuda", quant=request.param))
-    return folder
+def artifact(request, nvcc, bundled_artifact):
+    return bundled_artifact(request.param, "cuda")
 
 
 @pytest.fixture(scope="module")

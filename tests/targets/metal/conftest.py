@@ -2,10 +2,7 @@
 
 import pytest
 
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime import metal
-from tests.conftest import BUNDLED_MODEL
 from tests.targets.metal import loader
 
 _MetalDevice = metal.MetalDevice
@@ -17,16 +14,9 @@ def mac_linker():
 
 
 @pytest.fixture(scope="session")
-def artifacts(mac_linker, tmp_path_factory):
-    """The bundled model's artifact for Metal in a weight format; each format is compiled once a session."""
-    folder = tmp_path_factory.mktemp("metal")
-
-    def artifact(quant):
-        if not (folder / quant).exists():
-            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, CompileOptions(target="metal", quant=quant))
-        return folder / quant
-
-    return artifact
+def artifacts(mac_linker, bundled_artifact):
+    """The bundled model's artifact for Metal in a weight format."""
+    return lambda quant: bundled_artifact(quant, "metal")
 
 
 @pytest.fixture(scope="session")

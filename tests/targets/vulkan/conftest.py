@@ -2,11 +2,8 @@
 
 import pytest
 
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.vulkan.instance import Instance
 from dsv3c.targets.vulkan.spirv import find_compiler, find_dot_compiler, find_matrix_compiler
-from tests.conftest import BUNDLED_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +44,6 @@ def device(vulkan):
 
 
 @pytest.fixture(scope="session")
-def artifacts(shader_compiler, tmp_path_factory):
-    """The bundled model's artifact for Vulkan in a weight format; each format is compiled once a session."""
-    folder = tmp_path_factory.mktemp("vulkan")
-
-    def artifact(quant):
-        if not (folder / quant).exists():
-            options = CompileOptions(target="vulkan", quant=quant)
-            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, options)
-        return folder / quant
-
-    return artifact
+def artifacts(shader_compiler, bundled_artifact):
+    """The bundled model's artifact for Vulkan in a weight format."""
+    return lambda quant: bundled_artifact(quant, "vulkan")
