@@ -151,6 +151,12 @@ NEEDS = {
 THOROUGH = "more time, at further sizes, formats and levels: make test-all"
 
 
+def shortlist(names: Iterable[str], kept: Iterable[str]) -> list[Any]:
+    """Parameters of a test: those of `kept` always, the others when everything is run."""
+    kept = tuple(kept)
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run what is marked `thorough`, too")
 

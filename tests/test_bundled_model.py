@@ -25,6 +25,7 @@ from dsv3c.targets.x86.levels import LEVELS
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import shortlist
 
 Ids = NDArray[np.int32]
 
@@ -151,7 +152,7 @@ def test_quantised_artifact_computes_what_its_graph_says(
 
 
 @pytest.mark.parametrize("level", [pytest.param(item.name, marks=pytest.mark.isa(*item.requires)) for item in LEVELS])
-@pytest.mark.parametrize("quant", BOUNDS)
+@pytest.mark.parametrize("quant", shortlist(BOUNDS, ["int8"]))
 def test_kernel_levels_and_threads_agree(
     quant: str, level: str, compiled: Callable[[str], Model], eval_ids: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:

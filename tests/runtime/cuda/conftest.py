@@ -59,7 +59,7 @@ def _compile(quant, folder):
         patch.setattr(binaries, "cuda_source", remembered)
         compile_checkpoint(BUNDLED_MODEL, folder / "artifact", CompileOptions(target=TARGET, quant=quant))
     (text,) = texts
-    library = cuda_library(text, folder)
+    library = cuda_library(text)
     images = read_fatbin((folder / "artifact" / "kernels" / binaries.FILE).read_bytes())
     _, binary = read_cubin(images["sm_86"])
     assert {name: len(parameters(kernel)) for name, kernel in kernels(text).items()} == {

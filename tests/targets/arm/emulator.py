@@ -67,4 +67,3 @@ def call_kernels(
 
 class Died(Exception):
     """(exit status, stderr) of a process that did not end well."""
-

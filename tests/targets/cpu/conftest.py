@@ -15,8 +15,13 @@ def prepared(level):
     return level
 
 
+_BEST = next((level for level in reversed(LEVELS) if not lacking(level)), None)
+
+
 def param(level):
-    return pytest.param(level, marks=pytest.mark.isa(*level.requires), id=level.name)
+    """The best level of this CPU always, those below it and the emulated one when everything is run."""
+    marks = [pytest.mark.isa(*level.requires), *([] if level is _BEST else [pytest.mark.thorough])]
+    return pytest.param(level, marks=marks, id=level.name)
 
 
 @pytest.fixture(scope="session", params=[param(level) for level in (*LEVELS, EMULATED)])

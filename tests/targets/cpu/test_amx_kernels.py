@@ -31,7 +31,7 @@ FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g1
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)
 
-pytestmark = pytest.mark.isa(*BASE.requires)
+pytestmark = [pytest.mark.isa(*BASE.requires), pytest.mark.thorough]
 
 
 def skewed_ids(t):

@@ -10,13 +10,14 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cuda.binaries import cuda_source
 from dsv3c.targets.cuda.toolchains import find_toolchain
+from dsv3c.targets.gpu.capabilities import CUDA
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cpu.harness import compare
 from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
 from tests.targets.cuda.fatbin import read_fatbin
-from tests.targets.gpu.op_tests import SUMS, OpTests
+from tests.targets.gpu.op_tests import SUMS, OpTests, exact_forms, selected
 from tests.targets.gpu.shim.forms import Forms
 
 
@@ -44,11 +45,13 @@ def module(request, card, compiler, forms):
 
 
 @pytest.fixture(scope="module")
-def forms():
-    return Forms()
+def forms(request):
+    return Forms(TestCard.capabilities, selected(request))
 
 
 class TestCard(OpTests):
+    capabilities = exact_forms(CUDA)
+
     @pytest.fixture
     def runner(self, card, module, forms):
         def run(name, kernel, arrays, grid):

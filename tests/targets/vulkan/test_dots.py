@@ -223,11 +223,11 @@ def test_modules_are_valid_and_ask_for_integer_dot_products_alone(name, modules)
 
 
 @pytest.fixture(scope="module")
-def races(gpp, tmp_path_factory):
+def races(gpp):
     """(library, text): kernels of some cases, which fail where a barrier is missing."""
     functions = {f"dots_{i}": form((CASES | EXPERTS)[name][0]).build() for i, name in enumerate(RACED)}
     text = source(functions, CUDA).replace(f"{DOT}(", f"{DEFINED}(")
-    return cuda_library(text, tmp_path_factory.mktemp("races"), races=True), kernels(text)
+    return cuda_library(text, races=True), kernels(text)
 
 
 @pytest.mark.parametrize("name", RACED)

@@ -1,6 +1,5 @@
 """GPU kernels on a Vulkan device, and what their SPIR-V modules ask of a device."""
 
-
 import numpy as np
 import pytest
 
