@@ -11,12 +11,15 @@ PROMPT      ?= Once upon a time
 # A process a core, which takes whole files: what a file's tests share is made once.
 PYTEST      := $(BIN)/pytest --numprocesses auto --dist loadfile
 TEST_ARGS   ?=
+# Lavapipe, where it is installed, and the compilers that pip brings.
+VULKAN      := PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json 2>/dev/null)"
 VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc glslang-tools spirv-tools
+APT_INSTALL := apt-get install -y --no-install-recommends
 # What the conformance tests compare with; far too large to be part of the development install.
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test arm-root test-arm vulkan-driver test-vulkan barriers lint types conformance bench clean
+.PHONY: help venv demo test test-all arm-root test-arm vulkan-driver test-vulkan barriers lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -35,23 +38,25 @@ demo: $(STAMP)  ## compile the bundled model for this CPU and tell a story
 	$(BIN)/dsv3c compile $(MODEL) -o $(DEMO) --overwrite
 	$(BIN)/dsv3c generate $(DEMO) -p "$(PROMPT)" --max-new-tokens 200
 
-test: $(STAMP)  ## run the test suite (TEST_ARGS="-k name" for a part)
+test: $(STAMP)  ## run the test suite in minutes (TEST_ARGS="-k name" for a part)
 	$(PYTEST) $(TEST_ARGS)
+
+test-all: $(STAMP)  ## and the whole matrix of sizes, formats and levels
+	$(VULKAN) $(PYTEST) --all $(TEST_ARGS)
 
 arm-root: $(STAMP)  ## install qemu and an arm64 Python for test-arm (Debian)
 	@$(PIP) install --editable '.[dev,arm]'
 	$(BIN)/python -m tests.targets.arm.make_root build/arm-root
 
 test-arm: arm-root  ## run ARM kernels and the bundled model under qemu
-	$(PYTEST) tests/targets/arm $(TEST_ARGS)
+	$(PYTEST) --all tests/targets/arm $(TEST_ARGS)
 
 vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fetches only what is missing)
-	@dpkg --status $(VULKAN_DEBS) >/dev/null 2>&1 || apt-get install -y --no-install-recommends $(VULKAN_DEBS)
+	@dpkg --status $(VULKAN_DEBS) >/dev/null 2>&1 || $(APT_INSTALL) $(VULKAN_DEBS) || { apt-get update && $(APT_INSTALL) $(VULKAN_DEBS); }
 	@$(PIP) install --editable '.[dev,vulkan,glslang]'
 
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
-	PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json)" \
-	  $(PYTEST) tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
+	$(VULKAN) $(PYTEST) --all tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
 
 barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed
 	$(BIN)/python -m tests.targets.metal.test_barriers

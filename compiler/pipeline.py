@@ -144,6 +144,7 @@ def compile_checkpoint(
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
     emission = target.emit(lowered.entries, lowered.bounds)
     _check_extras(options, emission, checkpoint)
+    emission.require_tools()
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)

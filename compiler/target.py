@@ -36,8 +36,9 @@ class Emission:
     return notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the
     weights file by place, given by tensor name; model: the fields of the config. facts: further entries of the
     manifest's `target`. kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a
-    level. checks: by the names of extras, what raises for a checkpoint's folder, before any long work, what the extra
-    would find wrong after it.
+    level. require_tools() raises a Dsv3cError for a program that write_kernels needs and that is not there; emitting
+    itself needs none, so that planning needs none. checks: by the names of extras, what raises for a checkpoint's
+    folder, before any long work, what the extra would find wrong after it.
     """
 
     plan: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Emission:
     write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kernel_files: int = 0
+    require_tools: Callable[[], object] = lambda: None
     checks: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
@@ -81,4 +83,4 @@ class Target(Protocol):
         """Working memory the kernel of `value` wants from the arena."""
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Kernels and plan for planned graphs, all in phase "kernel"."""
+        """Kernels and plan for planned graphs, all in phase "kernel". Needs no program besides this one."""

@@ -15,6 +15,7 @@ from dsv3c.runtime.artifact import Level, Target
 from dsv3c.runtime.errors import IsaNotSupported, ThreadsInvalid, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
+WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of CPU features, and of what GPU kernels ask of a device, joined by commas
 THREADS_LIMIT = 256  # of the thread pool in a kernel library
 
 MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
@@ -62,8 +63,18 @@ def require_machine(target: Target) -> None:
     raise WrongMachine(wanted=wanted, found=found, suggestion=suggestion)
 
 
+def unwanted() -> frozenset[str]:
+    """What the environment variable DSV3C_WITHOUT says to do without."""
+    return frozenset(filter(None, os.environ.get(WITHOUT_VARIABLE, "").split(",")))
+
+
 def cpu_flags() -> frozenset[str]:
-    """Feature flags of the CPU by their Linux names; empty when the system does not tell."""
+    """Feature flags of the CPU by their Linux names, but for unwanted ones; empty when the system does not tell."""
+    return all_cpu_flags() - unwanted()
+
+
+def all_cpu_flags() -> frozenset[str]:
+    """As `cpu_flags`, unwanted ones too."""
     if sys.platform == "darwin":
         return _apple_flags()
     if sys.platform == "linux" and machine() == "aarch64" and (flags := parse_hwcaps(_auxiliary())):

@@ -7,7 +7,6 @@ workgroups, so that the host knows both without asking the device. Calls whose g
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.runtime.cpu_features import all_cpu_flags, unwanted
 from dsv3c.runtime.errors import PlanInvalid, UnknownCapability
 from dsv3c.runtime.fields import Fields
 from dsv3c.runtime.plan import ELEMENT_BYTES, Entry, Plan
 
 AXES = 3
-WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of capabilities, joined by commas
 T, R, ONE = 0, 1, 2  # what an axis counts: tokens, rows with logits, or nothing
 Key = tuple[int, int]
 
@@ -65,8 +64,8 @@ class Table:
     forms: Mapping[str, tuple[Form, ...]]
 
     def usable(self, capabilities: Collection[str]) -> Table:
-        """Only the forms that a device with these capabilities runs, less those that the environment variable
-        DSV3C_WITHOUT names; each kernel has one that needs none. Raises UnknownCapability."""
+        """Only the forms that a device with these capabilities runs, but for unwanted ones; each kernel has one that
+        needs none. Raises UnknownCapability for an unwanted name that neither a kernel nor this CPU knows."""
         there = frozenset(capabilities) - self._unwanted()
         kept = {
             kernel: _reached(form for form in forms if form.requires <= there) for kernel, forms in self.forms.items()
@@ -74,11 +73,11 @@ class Table:
         return Table(self.threads, MappingProxyType(kept))
 
     def _unwanted(self) -> frozenset[str]:
-        names = frozenset(filter(None, os.environ.get(WITHOUT_VARIABLE, "").split(",")))
+        names = unwanted()
         known = frozenset(name for forms in self.forms.values() for form in forms for name in form.requires)
-        if names <= known:
-            return names
-        raise UnknownCapability(name=min(names - known), known=", ".join(sorted(known)) or "none")
+        if strange := names - known - (all_cpu_flags() if names - known else frozenset()):
+            raise UnknownCapability(name=min(strange), known=", ".join(sorted(known)) or "none")
+        return names
 
 
 def _reached(forms: Iterable[Form]) -> tuple[Form, ...]:

@@ -1,18 +1,26 @@
-"""What all tests share: golden texts, skipping by CPU feature, the bundled model."""
+"""What all tests share: golden texts, which tests are run, the bundled model."""
 
 from __future__ import annotations
 
 import difflib
-import platform
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.cpu_features import cpu_flags, permitted
+from tests import selection
+from tests.selection import (  # noqa: F401  hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from tests.shared import once
 
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
@@ -26,6 +34,7 @@ def heed_interrupts() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files from what the tests produce")
+    selection.pytest_addoption(parser)
 
 
 class Golden:
@@ -68,6 +77,32 @@ def bundled_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundled_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of the bundled checkpoint's artifact in a weight format for a target, made once for all processes."""
+
+    def artifact(quant: str, target: str = "x86") -> Path:
+        from dsv3c.compiler.options import CompileOptions
+        from dsv3c.compiler.pipeline import compile_checkpoint
+
+        # The native library lies beside what others use: emitting it takes a second, kernels take ten.
+        emit = ("native",) if target == "x86" else ()
+        options = CompileOptions(target=target, quant=quant, emit=emit)
+        name = f"bundled/{target.replace(':', '-')}/{quant}"
+        return once(tmp_path_factory, name, lambda out: compile_checkpoint(BUNDLED_MODEL, out, options))
+
+    return artifact
+
+
+@pytest.fixture
+def kernels_for_this_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling for x86 builds kernels of the best level that runs here: a fifth of the work."""
+    from dsv3c.targets.x86 import levels
+
+    usable = [level for level in levels.LEVELS if not level.missing(cpu_flags()) and permitted(level.requires)]
+    monkeypatch.setattr(levels, "LEVELS", tuple(usable[-1:]))
+
+
+@pytest.fixture(scope="session")
 def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skips tests that install packages where pip reaches no index."""
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
@@ -78,8 +113,6 @@ def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"pip reaches no index of packages: {done.stderr.strip().rpartition(chr(10))[2]}")
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    needed = {name for mark in item.iter_markers("isa") for name in mark.args}
-    missing = sorted(needed - cpu_flags()) if needed else []
-    if missing:
-        pytest.skip(f"this CPU ({platform.machine()}) lacks {', '.join(missing)}")
+@pytest.fixture(scope="session")
+def gpp() -> None:
+    """For tests of GPU kernels that are compiled for the CPU."""

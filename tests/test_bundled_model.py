@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from dsv3c import runtime
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.model import Model
+from dsv3c.targets.x86.levels import LEVELS
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import shortlist
 
 Ids = NDArray[np.int32]
 
 PERPLEXITY = 19.0675  # of eval.txt, in windows of 512 tokens
 WINDOW = 512
-LEVELS = ("x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-bf16", "x86-64-v4-amx")
 CONTEXTS = (1, 15, 16, 17, 300)
 # What rounding costs, at most, as a share of the perplexity.
 BOUNDS = {"float32": 0.001, "int8": 0.005, "int4-g32": 0.07}
@@ -45,13 +45,13 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Model]]:
+def compiled(bundled_artifact: Callable[..., Path]) -> Iterator[Callable[[str], Model]]:
     """The model compiled to a weight format and loaded; each format once a session."""
     models: list[Model] = []
 
     @cache
     def model(quant: str) -> Model:
-        models.append(runs.compiled(BUNDLED_MODEL, tmp_path_factory.mktemp("bundled") / quant, quant))
+        models.append(runtime.load(bundled_artifact(quant)))
         return models[-1]
 
     yield model
@@ -151,8 +151,8 @@ def test_quantised_artifact_computes_what_its_graph_says(
     assert np.max(errors) <= 0.1
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("quant", BOUNDS)
+@pytest.mark.parametrize("level", [pytest.param(item.name, marks=pytest.mark.isa(*item.requires)) for item in LEVELS])
+@pytest.mark.parametrize("quant", shortlist(BOUNDS, ["int8"]))
 def test_kernel_levels_and_threads_agree(
     quant: str, level: str, compiled: Callable[[str], Model], eval_ids: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,10 +163,6 @@ def test_kernel_levels_and_threads_agree(
     whole text by 0.06 %; with weights in bfloat16, where nothing has codes, by 0.02 %. Threads change nothing at all.
     """
     chosen = compiled(quant)
-    (needed,) = (known.requires for known in chosen.artifact.manifest.target.levels if known.name == level)
-    missing = sorted(set(needed) - cpu_flags())
-    if missing:
-        pytest.skip(f"this CPU lacks {', '.join(missing)}")
     monkeypatch.setenv("DSV3C_ISA", level)
     ids = eval_ids[: 4 * WINDOW + 1]
     expected = chosen.perplexity(ids, WINDOW).perplexity
@@ -211,7 +207,7 @@ def test_mtp_layer_of_the_artifact_guesses_the_next_choice(compiled: Callable[[s
     assert abs(np.mean(np.concatenate(agreed)) - MTP_AGREEMENT) <= 0.01
 
 
-@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="no qemu-x86_64-static (qemu-user-static)")
+@pytest.mark.needs("qemu_x86")
 @pytest.mark.parametrize("quant", BOUNDS)
 def test_lowest_level_has_no_instruction_that_a_haswell_lacks(quant: str, compiled: Callable[[str], Model]) -> None:
     """An emulated Haswell (AVX2, no AVX-512) generates the tokens that this CPU does at the same level."""

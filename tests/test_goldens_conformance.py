@@ -20,6 +20,7 @@ from tests.conformance.cases import Array, Case, make_case
 from tests.conformance.configs import CONFIGS
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, Stepper, relative_error
 from tests.conftest import GOLDENS
+from tests.selection import shortlist
 
 LIMIT = 1e-4
 # Compiling takes seconds: here one config of each model type; `make conformance` compiles all.
@@ -58,7 +59,7 @@ def test_there_is_a_file_for_every_config() -> None:
         assert dict(Stored.load(name).case.config) == config, f"{name} changed: make the goldens again"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", shortlist(CONFIGS, COMPILED))
 def test_numpy_evaluation(name: str, tmp_path: Path) -> None:
     stored = Stored.load(name)
     checkpoint = Checkpoint.open(stored.case.write(tmp_path))
@@ -82,6 +83,7 @@ def test_numpy_evaluation_of_the_mtp_layer(name: str, tmp_path: Path) -> None:
         assert relative_error(found, stored.mtp) <= LIMIT, graph_name
 
 
+@pytest.mark.usefixtures("kernels_for_this_cpu_alone")
 @pytest.mark.parametrize("name", COMPILED)
 def test_artifact(name: str, tmp_path: Path) -> None:
     stored = Stored.load(name)
@@ -93,7 +95,7 @@ def test_artifact(name: str, tmp_path: Path) -> None:
     check_mtp(stored, model)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", shortlist(CONFIGS, COMPILED))
 def test_onnx_artifact(name: str, tmp_path: Path) -> None:
     stored = Stored.load(name)
     model = runs.compiled(stored.case.write(tmp_path / "checkpoint"), tmp_path / "artifact", target="onnx")

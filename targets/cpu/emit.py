@@ -17,6 +17,7 @@ from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.library import compile_object, link_library
 from dsv3c.targets.cpu.lower import lower
 from dsv3c.targets.cpu.native import check_native, write_native
+from dsv3c.targets.cpu.platforms import find_compiler_for
 from dsv3c.targets.cpu.relax_module import write_modules
 from dsv3c.targets.cpu.units import Unit, compiled_once
 from dsv3c.targets.plan import Calls, Plan
@@ -68,13 +69,17 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     def write_c(folder: Path) -> tuple[str, ...]:
         return write_native(folder, levels[0].platform)
 
-    def check_c(checkpoint: Path) -> None:
-        check_native(checkpoint, levels[0].platform)
-
     extras = {"native": write_c, "tvm": write_tvm}
-    kernels = len(plan.kernels) * len(levels)
-    checks = {"native": check_c}
-    return Emission(content, plan.recipes, described, write_kernels, extras, kernel_files=kernels, checks=checks)
+    return Emission(
+        content,
+        plan.recipes,
+        described,
+        write_kernels,
+        extras,
+        kernel_files=len(plan.kernels) * len(levels),
+        require_tools=lambda: find_compiler_for(levels[0].platform),
+        checks={"native": check_native},
+    )
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:

@@ -37,18 +37,18 @@ class Cuda:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises NoCudaCompiler, NoFatbinLibrary or UnknownArchitecture before anything is built."""
+        """Raises UnknownArchitecture for one that the compiler found does not know."""
         from dsv3c.targets.cuda.binaries import Binaries, attending, levels
-        from dsv3c.targets.cuda.toolchains import find_toolchain
+        from dsv3c.targets.cuda.toolchains import find_toolchain, toolchain_for_planning
         from dsv3c.targets.gpu.capabilities import CUDA
         from dsv3c.targets.gpu.emit import Backend, emit
 
-        toolchain = find_toolchain()
+        toolchain = toolchain_for_planning()
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
         backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
         emission = emit(entries, bounds, backend)
-        return replace(emission, levels=attending(emission.levels, emission.plan))
+        return replace(emission, levels=attending(emission.levels, emission.plan), require_tools=find_toolchain)
 
 
 TARGET = Cuda()

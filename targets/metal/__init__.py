@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
@@ -33,14 +33,13 @@ class Metal:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises NoCCompiler or NoCrossCompiler before anything is built."""
         from dsv3c.targets.cpu.platforms import ARM_MACOS, find_compiler_for
         from dsv3c.targets.gpu.capabilities import METAL
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
-        find_compiler_for(ARM_MACOS)
-        return emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
+        emission = emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
+        return replace(emission, require_tools=lambda: find_compiler_for(ARM_MACOS))
 
 
 TARGET = Metal()

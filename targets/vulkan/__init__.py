@@ -44,22 +44,14 @@ class Vulkan:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises NoShaderCompiler before anything is built."""
-        from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
+        """Without a shader compiler, forms of kernels are those that one which knows everything compiles."""
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.vulkan import spirv
 
-        capabilities, programs = VULKAN, [spirv.find_compiler()]
-        special = {COOPERATIVE_MATRIX: spirv.find_matrix_compiler(), INTEGER_DOT: spirv.find_dot_compiler()}
-        for name, program in special.items():
-            if program is None:
-                capabilities = capabilities.without(name)
-            else:
-                programs.append(program)
-        used = dict.fromkeys(spirv.version(program) for program in programs)
-        facts = {"modules": spirv.SPIRV, "compiler": ", ".join(used)}
-        backend = Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities)
-        return emit(entries, bounds, backend)
+        capabilities, programs = spirv.expressible()
+        facts = {"modules": spirv.SPIRV, "compiler": ", ".join(dict.fromkeys(map(spirv.version, programs)))}
+        emission = emit(entries, bounds, Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities))
+        return replace(emission, require_tools=spirv.find_compiler)
 
 
 TARGET = Vulkan()

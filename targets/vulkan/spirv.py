@@ -19,6 +19,7 @@ from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN, Capabilities
 from dsv3c.targets.vulkan import dots, matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
 
@@ -44,17 +45,34 @@ class ShaderInvalid(Dsv3cError):
 
 def find_compiler() -> str:
     """The path of the program. Raises NoShaderCompiler."""
-    return _programs()[0]
+    programs = _programs()
+    if not programs:
+        raise NoShaderCompiler(known=" nor ".join(_OPTIONS))
+    return programs[0]
 
 
 def find_matrix_compiler() -> str | None:
-    """The path of the first program that knows cooperative matrices, None without one. Raises NoShaderCompiler."""
+    """The path of the first program that knows cooperative matrices, None without one."""
     return _first_that_knows(matrices.EXTENSION)
 
 
 def find_dot_compiler() -> str | None:
-    """As `find_matrix_compiler`, for integer dot products. Raises NoShaderCompiler."""
+    """As `find_matrix_compiler`, for integer dot products."""
     return _first_that_knows(dots.EXTENSION)
+
+
+def expressible() -> tuple[Capabilities, tuple[str, ...]]:
+    """What the programs found can express, and their paths; all that there is where none was found."""
+    programs = _programs()
+    if not programs:
+        return VULKAN, ()
+    capabilities, used = VULKAN, programs[:1]
+    for name, program in ((COOPERATIVE_MATRIX, find_matrix_compiler()), (INTEGER_DOT, find_dot_compiler())):
+        if program is None:
+            capabilities = capabilities.without(name)
+        else:
+            used.append(program)
+    return capabilities, tuple(used)
 
 
 def version(program: str) -> str:
@@ -64,10 +82,7 @@ def version(program: str) -> str:
 
 
 def _programs() -> list[str]:
-    found = [path for name in _OPTIONS if (path := shutil.which(name)) is not None]
-    if not found:
-        raise NoShaderCompiler(known=" nor ".join(_OPTIONS))
-    return found
+    return [path for name in _OPTIONS if (path := shutil.which(name)) is not None]
 
 
 def _first_that_knows(extension: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from tests.conftest import BUNDLED_MODEL
 from tests.device.metal import Runner
 from tests.targets.gpu.op_tests import OpTests
 
-pytestmark = pytest.mark.skipif(sys.platform != "darwin", reason="Metal is a part of macOS")
+pytestmark = pytest.mark.needs("macos")
 
 
 class TestMetalGpu(OpTests):
@@ -27,13 +26,12 @@ class TestMetalGpu(OpTests):
         return Runner(choose(None), tmp_path_factory.mktemp("libraries")).run
 
 
-@pytest.fixture(scope="module", params=["Apple's linker", "ziglang"])
+@pytest.fixture(scope="module", params=["Apple's linker", pytest.param("ziglang", marks=pytest.mark.needs("ziglang"))])
 def artifact(request, tmp_path_factory):
     """Linked as on a Mac, and as on all other systems."""
     folder = tmp_path_factory.mktemp("metal") / "float32"
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ziglang":
-            pytest.importorskip("ziglang", reason="no ziglang (pip install 'dsv3c[arm]')")
             patch.setattr(Platform, "is_this", False)
         pipeline.compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="metal", quant="float32"))
     return folder

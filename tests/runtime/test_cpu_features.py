@@ -11,6 +11,7 @@ from dsv3c.runtime.artifact import Level, Target
 from dsv3c.runtime.cpu_features import (
     check_threads,
     choose_level,
+    cpu_flags,
     default_threads,
     parse_cpuinfo,
     parse_hwcaps,
@@ -51,6 +52,12 @@ def test_no_level_fits() -> None:
         choose_level(LEVELS, frozenset({"avx2"}), {})
     with pytest.raises(errors.UnknownIsaLevel):
         choose_level((), frozenset({"avx2"}), {})
+
+
+def test_a_user_can_rule_features_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "all_cpu_flags", lambda: frozenset(LEVELS[2].requires))
+    monkeypatch.setenv("DSV3C_WITHOUT", "cooperative-matrix,avx512_vnni")
+    assert choose_level(LEVELS, cpu_flags(), {}).name == "v4"
 
 
 def test_flags_are_those_of_every_core() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv3c.runtime import dispatch
 from dsv3c.runtime.dispatch import Steps, Table, parse_dispatches
 from dsv3c.runtime.errors import ArtifactFault, PlanInvalid, UnknownCapability
 from dsv3c.runtime.plan import Plan, parse_plan
@@ -138,6 +139,8 @@ def test_a_user_can_rule_capabilities_out(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DSV3C_WITHOUT", "dot4,dot8")
     with pytest.raises(UnknownCapability, match="'dot8'; what kernels of the artifact ask of a device: dot4"):
         table.usable({"dot4"})
+    monkeypatch.setattr(dispatch, "all_cpu_flags", lambda: frozenset({"dot8"}))  # it is for a device beside this one
+    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_0"]
 
 
 def test_the_largest_grid_is_that_of_the_largest_step_of_each_form() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from dsv3c import runtime
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.bench import Bench, Settings
 from dsv3c.runtime.cli import run as command
 from dsv3c.runtime.errors import (
@@ -38,10 +36,8 @@ LIMIT = 1e-5
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "bundled"
-    pipeline.compile_checkpoint(BUNDLED_MODEL, out, CompileOptions(target="onnx", quant="float32"))
-    return out
+def artifact(bundled_artifact: Callable[..., Path]) -> Path:
+    return bundled_artifact("float32", "onnx")
 
 
 @pytest.fixture(scope="module")

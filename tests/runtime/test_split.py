@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cpu import CpuDevice
 from dsv3c.runtime.device import Device
@@ -22,7 +20,6 @@ from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid
 from dsv3c.runtime.plan import parse_plan
 from dsv3c.runtime.session import Request, Session
 from dsv3c.runtime.split import SplitDevice, layer_count, open_split
-from tests.conftest import BUNDLED_MODEL
 
 SLOTS = 1024
 LAYERS = 4  # of the bundled model, without that of multi-token prediction
@@ -30,10 +27,8 @@ Floats = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("split") / "int8"
-    compile_checkpoint(BUNDLED_MODEL, out, CompileOptions(quant="int8"))
-    return out
+def folder(bundled_artifact: Callable[..., Path]) -> Path:
+    return bundled_artifact("int8")
 
 
 @pytest.fixture(scope="module")

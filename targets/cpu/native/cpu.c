@@ -104,9 +104,19 @@ bool cpu_has(const char *feature) {
 #error "the native library knows the features of x86-64 and aarch64"
 #endif
 
+// Whether `name` is one of the names in DSV3C_WITHOUT, which commas join.
+static bool unwanted(const char *name) {
+  size_t length = strlen(name);
+  for (const char *at = getenv("DSV3C_WITHOUT"); at; at = strchr(at, ',')) {
+    at += *at == ',';
+    if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == 0)) return true;
+  }
+  return false;
+}
+
 static const char *lacks(const plan_level *level) {
   for (const char *const *feature = level->requires; *feature; feature++)
-    if (!cpu_has(*feature)) return *feature;
+    if (unwanted(*feature) || !cpu_has(*feature)) return *feature;
   return 0;
 }
 

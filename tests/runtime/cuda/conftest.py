@@ -31,11 +31,13 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def nvcc():
+    return shutil.which("nvcc")
+
+
+@pytest.fixture(scope="session")
+def compiled(nvcc, gpp, tmp_path_factory):
     """The bundled model in a weight format; kernels have the parameters that the cubin says they have."""
-    for program in ("nvcc", "g++"):
-        if shutil.which(program) is None:
-            pytest.skip(f"no {program}")
     found = {}
 
     def of(quant):
@@ -57,7 +59,7 @@ def _compile(quant, folder):
         patch.setattr(binaries, "cuda_source", remembered)
         compile_checkpoint(BUNDLED_MODEL, folder / "artifact", CompileOptions(target=TARGET, quant=quant))
     (text,) = texts
-    library = cuda_library(text, folder)
+    library = cuda_library(text)
     images = read_fatbin((folder / "artifact" / "kernels" / binaries.FILE).read_bytes())
     _, binary = read_cubin(images["sm_86"])
     assert {name: len(parameters(kernel)) for name, kernel in kernels(text).items()} == {
@@ -68,10 +70,8 @@ def _compile(quant, folder):
 
 
 @pytest.fixture(scope="session")
-def fake_library(tmp_path_factory):
-    program = shutil.which("nvcc")
-    if program is None:
-        pytest.skip("no nvcc (NVIDIA's CUDA toolkit), whose cuda.h says what a driver looks like")
+def fake_library(nvcc, tmp_path_factory):
+    program = nvcc  # its cuda.h says what a driver looks like
     include = next(
         (
             path

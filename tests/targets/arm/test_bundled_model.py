@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.arm import emulator
 
-pytestmark = [emulator.needs_emulator, pytest.mark.isa("avx2")]
+pytestmark = [pytest.mark.needs("arm", "arm_linker"), pytest.mark.isa("avx2")]
 
 ROUNDED = ("int8", "int4-g32")
 QUANTS = ("float32", *ROUNDED)
@@ -34,11 +34,9 @@ Found = Mapping[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(bundled_artifact: Callable[..., Path]) -> Path:
     """A folder of artifacts for ARM, named by their weight format."""
-    folder = tmp_path_factory.mktemp("arm")
-    for quant in QUANTS:
-        compile_checkpoint(BUNDLED_MODEL, folder / quant, CompileOptions(target="arm", quant=quant))
+    (folder,) = {bundled_artifact(quant, "arm").parent for quant in QUANTS}
     return folder
 
 

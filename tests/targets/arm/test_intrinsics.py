@@ -22,7 +22,7 @@ from dsv3c.targets.cpu.library import build_library
 from tests.targets.arm import emulator
 from tests.targets.cpu.test_intrinsics import N, dot2, dot4, unary
 
-pytestmark = emulator.needs_emulator
+pytestmark = pytest.mark.needs("arm", "arm_linker")
 
 
 class Built(NamedTuple):

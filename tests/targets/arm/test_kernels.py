@@ -17,7 +17,7 @@ from tests.targets.arm import emulator
 from tests.targets.cpu import test_attention_kernels, test_dense_kernels, test_moe_kernels
 from tests.targets.cpu.harness import arguments, compare
 
-pytestmark = emulator.needs_emulator
+pytestmark = pytest.mark.needs("arm", "arm_linker")
 
 MODULES = (test_dense_kernels, test_moe_kernels, test_attention_kernels)
 # Sizes of which the others are enough: a library takes as long to build as it has kernels.

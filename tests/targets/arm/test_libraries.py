@@ -21,7 +21,6 @@ from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.library import build_library, compile_module
 from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, Platform
-from tests.targets.arm import emulator
 
 SPECS = {
     "int8": Linear(Rows(8), 32, 128, QuantSpec.parse("int8")),
@@ -48,7 +47,7 @@ def test_kernels_have_the_instructions_of_their_level(level: IsaLevel) -> None:
     assert FORBIDDEN[level.name] & used == set()
 
 
-@emulator.needs_linker
+@pytest.mark.needs("arm_linker")
 @pytest.mark.parametrize("platform", [ARM_LINUX, ARM_MACOS], ids=["linux", "macos"])
 def test_libraries_are_linked_for_their_system(platform: Platform, tmp_path: Path) -> None:
     level = replace(LEVELS[-1], platform=platform)

@@ -48,7 +48,7 @@ def run(cpu: str, artifact: Path, *arguments: str, level: str = "") -> subproces
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-@emulator.needs_emulator
+@pytest.mark.needs("arm", "arm_linker")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_logits_are_those_of_the_python_runtime(cpu: str, artifact: Path, tmp_path: Path) -> None:
     path = emulator.link_runtime(tmp_path / "packages")
@@ -63,14 +63,14 @@ def test_logits_are_those_of_the_python_runtime(cpu: str, artifact: Path, tmp_pa
     assert report["level"] == CPUS[cpu]
 
 
-@emulator.needs_emulator
+@pytest.mark.needs("arm", "arm_linker")
 def test_a_level_above_the_cpu_is_refused(artifact: Path) -> None:
     done = run("cortex-a72", artifact, "--ids", "1", level="armv8.2-dotprod")
     message = "dsv3c-run: the CPU lacks asimddp, which the level armv8.2-dotprod needs\n"
     assert (done.returncode, done.stderr) == (1, message)
 
 
-@emulator.needs_linker
+@pytest.mark.needs("arm_linker")
 def test_it_links_for_macos(artifact: Path, tmp_path: Path) -> None:
     """From the tables of another system: none of the sources depends on it. Nothing here can run the result."""
     for name in ("plan.json", "manifest.json", "weights.safetensors", "tokenizer.json", "kernels"):

@@ -17,7 +17,7 @@ from tests.targets.arm.make_root import EMULATOR
 PYTHON = f"{EMULATOR} -cpu cortex-a72 -L {emulator.ROOT} {emulator.ROOT / 'usr' / 'bin' / 'python3'}"
 VERSION = (emulator.ROOT / "usr" / "bin" / "python3").resolve().name.removeprefix("python")
 
-pytestmark = [emulator.needs_emulator, pytest.mark.usefixtures("package_index")]
+pytestmark = [pytest.mark.needs("arm", "arm_linker"), pytest.mark.usefixtures("package_index")]
 
 
 def run(*args: str) -> dict[str, object]:

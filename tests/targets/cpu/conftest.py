@@ -15,10 +15,17 @@ def prepared(level):
     return level
 
 
-@pytest.fixture(scope="session", params=[*LEVELS, EMULATED], ids=lambda level: level.name)
+_BEST = next((level for level in reversed(LEVELS) if not lacking(level)), None)
+
+
+def param(level):
+    """The best level of this CPU always, those below it and the emulated one when everything is run."""
+    marks = [pytest.mark.isa(*level.requires), *([] if level is _BEST else [pytest.mark.thorough])]
+    return pytest.param(level, marks=marks, id=level.name)
+
+
+@pytest.fixture(scope="session", params=[param(level) for level in (*LEVELS, EMULATED)])
 def level(request):
-    if missing := lacking(request.param):
-        pytest.skip(f"this CPU lacks {', '.join(missing)}")
     return prepared(request.param)
 
 

@@ -4,7 +4,6 @@ The instructions themselves are only looked for in the library of the level that
 """
 
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from dsv3c import runtime
 from dsv3c.compiler import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.quant import QuantSpec
-from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear
@@ -33,7 +31,7 @@ FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g1
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)
 
-pytestmark = pytest.mark.skipif(bool(BASE.missing(cpu_flags())), reason="this CPU has no AVX-512")
+pytestmark = [pytest.mark.isa(*BASE.requires), pytest.mark.thorough]
 
 
 def skewed_ids(t):
@@ -102,8 +100,6 @@ class TestAmxKernels:
 @pytest.fixture(scope="module")
 def instructions(tmp_path_factory):
     """The mnemonics in a library of integer kernels, by level."""
-    if shutil.which("objdump") is None:
-        pytest.skip("no objdump (Debian: binutils)")
     folder = tmp_path_factory.mktemp("instructions")
     order, weight = ExpertOrder(Rows(64), 8, 2, 0), QuantSpec.parse("int4-g32")
     kernels = {
@@ -123,6 +119,7 @@ def instructions(tmp_path_factory):
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+@pytest.mark.needs("binutils")
 def test_tile_instructions_are_where_the_level_has_them(instructions, level):
     found = instructions[level.name]
     kernels = [used for name, used in found.items() if name.startswith(("linear_", "gate_up_", "down_"))]

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -121,11 +120,9 @@ def test_thread_pool(tmp_path, sanitizer):
     assert done.returncode == 0, done.stdout + done.stderr[:4000]
 
 
+@pytest.mark.needs("binutils")
 def test_needs_no_tvm_and_no_workspace(path):
-    nm = shutil.which("nm")
-    if nm is None:
-        pytest.skip("no nm (Debian: binutils)")
-    listed = subprocess.run([nm, "-D", str(path)], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     symbols = {line.split()[-1]: line.split()[-2] for line in listed.splitlines()}
     assert "Workspace" not in listed
     assert symbols["__TVMBackendParallelLaunch"] == "D"  # ours: the weak slot of TVM would be V

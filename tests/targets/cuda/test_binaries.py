@@ -13,6 +13,7 @@ from dsv3c.targets.gpu.capabilities import CUDA
 from dsv3c.targets.gpu.kernels.frame import THREADS
 from dsv3c.targets.gpu.kernels.mma_attention import SHARED_BYTES
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import shortlist
 from tests.targets.cuda.cubin import read_cubin
 from tests.targets.cuda.fatbin import read_fatbin
 
@@ -22,11 +23,10 @@ SHARED = 16 << 10  # bytes that kernels for any GPU are written for
 RESERVED = 1 << 10  # of shared memory, by the driver from compute capability 9.0 on
 
 
-@pytest.fixture(scope="module", params=["float16", "int8", "int4-g32"])
-def artifact(request, nvcc, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuda") / "artifact"
-    compile_checkpoint(BUNDLED_MODEL, folder, CompileOptions(target="cuda", quant=request.param))
-    return folder
+# nvcc takes minutes for each.
+@pytest.fixture(scope="module", params=shortlist(["float16", "int8", "int4-g32"], []))
+def artifact(request, nvcc, bundled_artifact):
+    return bundled_artifact(request.param, "cuda")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,7 @@ def test_the_manifest_has_a_level_for_each_image_the_most_general_first(artifact
     assert target["compiler"].startswith(("nvcc ", "NVRTC "))
 
 
+@pytest.mark.thorough
 def test_architectures_can_be_chosen(nvcc, tmp_path):
     compile_checkpoint(BUNDLED_MODEL, tmp_path / "one", CompileOptions(target="cuda:arch=sm_89", quant="int8"))
     assert read_fatbin((tmp_path / "one" / "kernels" / FILE).read_bytes()).keys() == {"compute_80", "sm_89"}

@@ -8,35 +8,32 @@ import pytest
 from dsv3c import runtime
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
-from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.targets.cuda.binaries import cuda_source
-from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
+from dsv3c.targets.cuda.toolchains import find_toolchain
+from dsv3c.targets.gpu.capabilities import CUDA
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cpu.harness import compare
 from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
 from tests.targets.cuda.fatbin import read_fatbin
-from tests.targets.gpu.op_tests import SUMS, OpTests
+from tests.targets.gpu.op_tests import SUMS, OpTests, exact_forms, selected
 from tests.targets.gpu.shim.forms import Forms
 
 
 @pytest.fixture(scope="module")
 def card():
-    try:
-        opened = Card()
-    except RuntimeFault as fault:
-        pytest.skip(f"no NVIDIA GPU: {str(fault).splitlines()[0]}")
+    opened = Card()
     yield opened
     opened.close()
 
 
+pytestmark = pytest.mark.needs("cuda_compiler")
+
+
 @pytest.fixture(scope="module")
 def compiler(card):
-    try:
-        return find_toolchain()
-    except NoCudaCompiler as error:
-        pytest.skip(str(error).splitlines()[0])
+    return find_toolchain()
 
 
 @pytest.fixture(scope="module", params=["machine code", "PTX"])
@@ -48,11 +45,13 @@ def module(request, card, compiler, forms):
 
 
 @pytest.fixture(scope="module")
-def forms():
-    return Forms()
+def forms(request):
+    return Forms(TestCard.capabilities, selected(request))
 
 
 class TestCard(OpTests):
+    capabilities = exact_forms(CUDA)
+
     @pytest.fixture
     def runner(self, card, module, forms):
         def run(name, kernel, arrays, grid):

@@ -8,20 +8,20 @@ from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import OpTests, exact_forms
+from tests.targets.gpu.op_tests import OpTests, exact_forms, selected
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels, parameters
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 
 
 @pytest.fixture(scope="module")
-def forms():
-    return Forms(TestCuda.capabilities)
+def forms(request):
+    return Forms(TestCuda.capabilities, selected(request))
 
 
 @pytest.fixture(scope="module")
-def library(forms, tmp_path_factory):
-    return cuda_library(source(forms.functions, CUDA), tmp_path_factory.mktemp("cuda"))
+def library(gpp, forms):
+    return cuda_library(source(forms.functions, CUDA))
 
 
 class TestCuda(OpTests):
@@ -49,9 +49,9 @@ def mirrored():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_missing_barrier_changes_the_result(order, tmp_path):
+def test_a_missing_barrier_changes_the_result(gpp, order):
     text = source({"mirrored": mirrored()}, CUDA)
-    library, x = cuda_library(text, tmp_path), np.arange(128, dtype=np.float32)
+    library, x = cuda_library(text), np.arange(128, dtype=np.float32)
 
     def run(skipped):
         y = np.zeros_like(x)

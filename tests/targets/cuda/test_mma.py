@@ -68,8 +68,8 @@ def text():
 
 
 @pytest.fixture(scope="module")
-def library(text, tmp_path_factory):
-    return cuda_library(text, tmp_path_factory.mktemp("mma"))
+def library(gpp, text):
+    return cuda_library(text)
 
 
 def launch(spec, inputs):
@@ -109,8 +109,9 @@ def test_the_error_of_rounding_is_bounded_by_that_of_its_factors(name, library):
     assert error.max() > 100 * SUMS * UNIT  # the factors were rounded
 
 
-def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp_path):
-    library = cuda_library(text, tmp_path, races=True)
+@pytest.mark.thorough
+def test_no_element_of_shared_memory_is_used_without_a_barrier_between(gpp, text):
+    library = cuda_library(text, races=True)
     for name in ("int4-g32-t18-n64-k160", "int8-t65-n130-k129", "float16-t65-n130-k129"):
         spec, inputs, expected, _ = CASES[name]
         compare(run(library, NAMES[name], spec, inputs, "shuffled"), inputs, expected, SUMS)
@@ -118,10 +119,10 @@ def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp
         compare(run(library, NAMES[name], spec, inputs, "shuffled"), inputs, expected, SUMS)
 
 
-def test_parts_of_a_weight_write_only_their_own_columns(tmp_path):
+def test_parts_of_a_weight_write_only_their_own_columns(gpp):
     spec, inputs, expected, _ = case("bfloat16", 20, 80, 64)
     parts = [Part(spec, first, count) for first, count in ((0, 3), (3, 2))]
-    library = cuda_library(source({f"part_{i}": form(part).build() for i, part in enumerate(parts)}, CUDA), tmp_path)
+    library = cuda_library(source({f"part_{i}": form(part).build() for i, part in enumerate(parts)}, CUDA))
     arrays = arguments((spec,), inputs)
     for i, part in enumerate(parts):
         each = arrays["w.data"].size // 5

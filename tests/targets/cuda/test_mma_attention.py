@@ -67,14 +67,17 @@ def functions():
     }
 
 
+pytestmark = pytest.mark.thorough  # a minute and more of g++
+
+
 @pytest.fixture(scope="module")
 def text():
     return source(functions(), CUDA)
 
 
 @pytest.fixture(scope="module")
-def library(text, tmp_path_factory):
-    return cuda_library(text, tmp_path_factory.mktemp("mma_attention"))
+def library(gpp, text):
+    return cuda_library(text)
 
 
 def run(library, context, place, order):
@@ -104,8 +107,8 @@ def test_matches_numpy_but_for_rounded_probabilities(context, place, order, libr
     np.testing.assert_array_less(abs(found - expected), error + SUMS)
 
 
-def test_no_element_of_shared_memory_is_used_without_a_barrier_between(text, tmp_path):
-    races = cuda_library(text, tmp_path, races=True)
+def test_no_element_of_shared_memory_is_used_without_a_barrier_between(gpp, text):
+    races = cuda_library(text, races=True)
     for context in ("c17", "c300"):
         _, _, expected, error = CASES[context]
         for place in (0, 1):

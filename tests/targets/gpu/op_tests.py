@@ -6,6 +6,7 @@ contents in them; grid: workgroups (x, y, z).
 """
 
 from collections import defaultdict
+from functools import cache
 
 import numpy as np
 import pytest
@@ -128,6 +129,28 @@ def chosen(spec, control, capabilities=NOTHING):
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
 
+@cache
+def telling(capabilities):
+    """Names of cases that together run every form of every kernel with every weight format: the first that does."""
+    seen, names = set(), []
+    for name, (spec, inputs, *_) in CASES.items():
+        own = {
+            (type(kernel).__name__, str(getattr(spec, "weight", "")), form.most_rows, form.requires)
+            for kernel in stages(spec)
+            for form in chosen(kernel, inputs["control"], capabilities)
+        }
+        if own - seen:
+            names.append(name)
+        seen |= own
+    return tuple(names)
+
+
+def selected(request):
+    """Names of the cases that the tests of the requesting module run."""
+    calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return tuple(dict.fromkeys(call.params["name"] for call in calls if "name" in call.params))
+
+
 def aligned_copy(array):
     copied = aligned(array.size, array.dtype)
     copied[:] = array
@@ -146,7 +169,13 @@ class OpTests:
 
     capabilities = NOTHING
 
-    @pytest.mark.parametrize("name", CASES)
+    def pytest_generate_tests(self, metafunc):
+        """`test_matches_numpy` for every case; what runs no further form of a kernel is for `make test-all`."""
+        if metafunc.function.__name__ == "test_matches_numpy":
+            first = telling(self.capabilities)
+            repeated = (pytest.param(name, marks=pytest.mark.thorough) for name in CASES if name not in first)
+            metafunc.parametrize("name", [*first, *repeated])
+
     def test_matches_numpy(self, name, runner):
         """Every form that may serve the rows of the case, so that the one for many is tried with few, too."""
         spec, inputs, expected, tolerance = CASES[name]

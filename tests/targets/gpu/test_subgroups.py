@@ -48,13 +48,13 @@ def emit(exchange, buffers, _, thread):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(gpp):
     """The kernel by every strategy; that for any width with each of them in place of the device's."""
     shuffled, partly, shared = forms(OPERANDS, (Extent(1),), Rows(1), emit)
     text = source({"shuffled": shuffled.build(), "shared": shared.build()}, CUDA)
     for width in WIDTHS:
         text += source({f"wide_{width}": partly.build()}, CUDA).replace(f"{SUBGROUP_SIZE}()", str(width))
-    return cuda_library(text, tmp_path_factory.mktemp("subgroups"), races=True)
+    return cuda_library(text, races=True)
 
 
 def run(library, name, order, x):

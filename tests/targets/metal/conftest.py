@@ -1,43 +1,26 @@
 """Artifacts for Metal, and a device that runs them on this CPU: the shim behind TVM's own interfaces."""
 
-import importlib.util
-import shutil
-
 import pytest
 
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime import metal
-from dsv3c.targets.cpu.platforms import ARM_MACOS
-from tests.conftest import BUNDLED_MODEL
 from tests.targets.metal import loader
 
 _MetalDevice = metal.MetalDevice
 
 
-@pytest.fixture(scope="session", autouse=True)
-def gpp():
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ (Debian package g++)")
+@pytest.fixture(scope="session")
+def mac_linker():
+    """For tests of what is linked for Macs."""
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory):
-    """The bundled model's artifact for Metal in a weight format; each format is compiled once a session."""
-    if not ARM_MACOS.is_this and importlib.util.find_spec("ziglang") is None:
-        pytest.skip("nothing links for macOS here: no ziglang (pip install 'dsv3c[arm]')")
-    folder = tmp_path_factory.mktemp("metal")
-
-    def artifact(quant):
-        if not (folder / quant).exists():
-            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, CompileOptions(target="metal", quant=quant))
-        return folder / quant
-
-    return artifact
+def artifacts(mac_linker, bundled_artifact):
+    """The bundled model's artifact for Metal in a weight format."""
+    return lambda quant: bundled_artifact(quant, "metal")
 
 
 @pytest.fixture(scope="session")
-def open_cpu(tmp_path_factory):
+def open_cpu(gpp, tmp_path_factory):
     """For MetalDevice: a Gpu whose memory is that of this CPU."""
     folder = tmp_path_factory.mktemp("libraries")
     return lambda wanted: loader.CpuGpu(folder)

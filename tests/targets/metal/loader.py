@@ -91,11 +91,11 @@ def parse(data):
 class ShimModule:
     """The functions of a module by name. launches: (name, grid, threads) of each launch so far."""
 
-    def __init__(self, data, folder, order):
+    def __init__(self, data, order):
         kind, self._infos, texts = parse(data)
         assert kind == "metal" and texts.keys() == self._infos.keys()
         # Each text is compiled alone on a Mac, so none may need another.
-        self._library = metal_library("".join(texts.values()), folder)
+        self._library = metal_library("".join(texts.values()))
         self._order, self.launches = order, []
 
     def launch(self, name, *arguments):
@@ -142,7 +142,7 @@ def install(folder, order="forward"):
     def load(data):
         target = folder / f"module{len(modules)}"
         target.mkdir()
-        modules.append(ShimModule(bytes(data), target, ORDERS[order]))
+        modules.append(ShimModule(bytes(data), ORDERS[order]))
         return modules[-1].as_module(target)
 
     tvm_ffi.register_global_func(LOADER, load, override=True)

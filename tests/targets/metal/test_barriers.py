@@ -7,10 +7,8 @@ by `python -m tests.targets.metal.test_barriers`, or `make barriers`, in minutes
 """
 
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
@@ -29,11 +27,11 @@ class _Tests(OpTests):
 class Mutants:
     """places: by barrier, the (form, line) that stand for it."""
 
-    def __init__(self, folder, wanted=lambda kind: True):
+    def __init__(self, wanted=lambda kind: True):
         self._forms = Forms(_Tests.capabilities)
         functions = {name: f for name, f in self._forms.functions.items() if wanted(self._forms.kinds[name])}
         text = source(functions, METAL)
-        self._library = metal_library(text, folder, races=True)
+        self._library = metal_library(text, races=True)
         self.places = defaultdict(list)
         for name, own in kernels(text).items():
             lines = barriers(own)
@@ -77,8 +75,8 @@ class Mutants:
 
 
 @pytest.fixture(scope="module")
-def mutants(tmp_path_factory):
-    return Mutants(tmp_path_factory.mktemp("mutants"), lambda kind: kind[0] in ("RmsNorm", "PairDown", "PairSum"))
+def mutants(gpp):
+    return Mutants(lambda kind: kind[0] in ("RmsNorm", "PairDown", "PairSum"))
 
 
 def test_a_missing_barrier_shows(mutants):
@@ -88,16 +86,15 @@ def test_a_missing_barrier_shows(mutants):
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder:
-        mutants = Mutants(Path(folder))
-        orders, unmissed = defaultdict(int), []
-        for barrier in mutants.places:
-            found = mutants.missed_by(barrier)
-            if found is None:
-                unmissed.append(barrier)
-                print("not missed:", *barrier, flush=True)
-            else:
-                orders[found[0]] += 1
+    mutants = Mutants()
+    orders, unmissed = defaultdict(int), []
+    for barrier in mutants.places:
+        found = mutants.missed_by(barrier)
+        if found is None:
+            unmissed.append(barrier)
+            print("not missed:", *barrier, flush=True)
+        else:
+            orders[found[0]] += 1
     texts = sum(map(len, mutants.places.values()))
     print(f"{len(mutants.places)} barriers in {texts} places of texts; first missed: {dict(orders)}")
     print(f"{len(unmissed)} not missed")

@@ -4,20 +4,20 @@ import pytest
 
 from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import OpTests, exact_forms
+from tests.targets.gpu.op_tests import OpTests, exact_forms, selected
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library
 
 
 @pytest.fixture(scope="module")
-def forms():
-    return Forms(TestMetal.capabilities)
+def forms(request):
+    return Forms(TestMetal.capabilities, selected(request))
 
 
 @pytest.fixture(scope="module")
-def library(forms, tmp_path_factory):
-    return metal_library(source(forms.functions, METAL), tmp_path_factory.mktemp("metal"))
+def library(gpp, forms):
+    return metal_library(source(forms.functions, METAL))
 
 
 class TestMetal(OpTests):

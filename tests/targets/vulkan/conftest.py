@@ -1,31 +1,33 @@
-"""The Vulkan device of this machine; tests that need it skip with the reason where there is none."""
+"""The Vulkan device and shader compilers of this machine; tests are left out where one that they use is not there."""
 
 import pytest
 
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.vulkan.instance import Instance
-from dsv3c.targets.vulkan.spirv import NoShaderCompiler, find_compiler
-from tests.conftest import BUNDLED_MODEL
+from dsv3c.targets.vulkan.spirv import find_compiler, find_dot_compiler, find_matrix_compiler
 
 
 @pytest.fixture(scope="session")
-def glslc():
+def shader_compiler():
     """Whatever compiles shaders here."""
-    try:
-        return find_compiler()
-    except NoShaderCompiler as error:
-        pytest.skip(str(error).splitlines()[0])
+    return find_compiler()
+
+
+@pytest.fixture(scope="session")
+def matrix_compiler():
+    """A program that knows cooperative matrices."""
+    return find_matrix_compiler()
+
+
+@pytest.fixture(scope="session")
+def dots_compiler():
+    """A program that knows integer dot products."""
+    return find_dot_compiler()
 
 
 @pytest.fixture(scope="session")
 def vulkan():
     """The name of the device that is taken for want of a choice."""
-    try:
-        instance = Instance()
-    except RuntimeFault as fault:
-        pytest.skip(str(fault).splitlines()[0])
+    instance = Instance()
     name = instance.choose(None).name
     instance.close()
     return name
@@ -42,14 +44,6 @@ def device(vulkan):
 
 
 @pytest.fixture(scope="session")
-def artifacts(glslc, tmp_path_factory):
-    """The bundled model's artifact for Vulkan in a weight format; each format is compiled once a session."""
-    folder = tmp_path_factory.mktemp("vulkan")
-
-    def artifact(quant):
-        if not (folder / quant).exists():
-            options = CompileOptions(target="vulkan", quant=quant)
-            pipeline.compile_checkpoint(BUNDLED_MODEL, folder / quant, options)
-        return folder / quant
-
-    return artifact
+def artifacts(shader_compiler, bundled_artifact):
+    """The bundled model's artifact for Vulkan in a weight format."""
+    return lambda quant: bundled_artifact(quant, "vulkan")

@@ -5,7 +5,6 @@ Expected arrays have the factors rounded as the kernel rounds them, so that only
 """
 
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.vulkan import matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
-from dsv3c.targets.vulkan.spirv import compile_glsl, find_matrix_compiler
+from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.cpu.harness import compare
 from tests.targets.cpu.test_dense_kernels import normal
 from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product, spread
@@ -101,15 +100,6 @@ def launch(device, module, spec, inputs, given=None):
     return arrays
 
 
-@pytest.fixture(scope="module")
-def compiler(glslc):
-    """A program that knows cooperative matrices."""
-    program = find_matrix_compiler()
-    if program is None:
-        pytest.skip(f"{glslc} does not know {matrices.EXTENSION} (glslang 13.1 does)")
-    return program
-
-
 class Modules:
     """Of kernels, each compiled once from what `printed` says."""
 
@@ -124,7 +114,7 @@ class Modules:
 
 
 @pytest.fixture(scope="module")
-def modules(compiler, tmp_path_factory):
+def modules(matrix_compiler, tmp_path_factory):
     return Modules(tmp_path_factory.mktemp("cooperative"), text)
 
 
@@ -132,7 +122,7 @@ def modules(compiler, tmp_path_factory):
 def run(request, device, tmp_path_factory):
     """`launch` of a kernel, by the definition of the matrices with sizes of NVIDIA, or with those of the device."""
     if request.param == "definition":
-        request.getfixturevalue("glslc")
+        request.getfixturevalue("shader_compiler")
         modules = Modules(tmp_path_factory.mktemp("modelled"), lambda spec: modelled(text(spec), *NVIDIA))
     elif device.matrices is None:
         pytest.skip("the device reports no cooperative matrices that fit")
@@ -193,12 +183,11 @@ def test_the_runtime_means_the_same_constants_and_tile():
 # --- with a compiler that knows the extension
 
 
+@pytest.mark.needs("spirv_val")
 @pytest.mark.parametrize("name", [*(f"{name}-t65-n130-k129" for name in FORMATS), "MoeGateUp-int8-t17"])
 def test_modules_are_valid_and_ask_for_what_the_runtime_looks_for(name, modules):
     path = modules.of((CASES | EXPERTS)[name][0])
     assert capabilities(path.read_bytes()) == named({COOPERATIVE_MATRIX})
-    if shutil.which("spirv-val") is None:
-        pytest.skip("no spirv-val (Debian package spirv-tools)")
     if not validate(path):
         pytest.skip("this spirv-val does not know cooperative matrices")
 
@@ -208,7 +197,7 @@ def test_modules_are_valid_and_ask_for_what_the_runtime_looks_for(name, modules)
 
 @pytest.mark.parametrize("name", MODELLED)
 @pytest.mark.parametrize(("size", "width"), DEVICES, ids=[f"{size}-{width}" for size, width in DEVICES])
-def test_any_size_of_matrices_and_subgroups_gives_the_sums(size, width, name, glslc, device, tmp_path):
+def test_any_size_of_matrices_and_subgroups_gives_the_sums(size, width, name, shader_compiler, device, tmp_path):
     spec, inputs, expected, *_ = (CASES | EXPERTS)[name]
     source = modelled(text(spec), device_matrices.choose([size], width).constants, width)
     arrays = launch(device, compile_glsl(name, source, tmp_path / "kernel.spv"), spec, inputs)
@@ -260,7 +249,7 @@ def test_parts_of_a_weight_write_only_their_own_columns(run):
 # --- the bundled model on such a device
 
 
-def test_the_model_says_nearly_the_same_with_and_without_matrices(compiler, device, artifacts, monkeypatch):
+def test_the_model_says_nearly_the_same_with_and_without_matrices(matrix_compiler, device, artifacts, monkeypatch):
     """A prompt long enough for the forms of many rows: logits within what float16 factors cost, the same tokens.
 
     A token whose router stands between two experts may take the other one.

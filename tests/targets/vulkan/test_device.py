@@ -187,10 +187,9 @@ def test_a_module_that_is_not_what_the_plan_names_is_refused(change, fault, arti
         VulkanDevice(Artifact.open(folder), SLOTS, None)
 
 
-def test_every_module_is_valid_and_asks_for_what_its_form_requires(artifacts, glslc):
+@pytest.mark.needs("spirv_val")
+def test_every_module_is_valid_and_asks_for_what_its_form_requires(artifacts, shader_compiler):
     """spirv-val accepts them, and they name the capability Shader, which every device has, and what they require."""
-    if shutil.which("spirv-val") is None:
-        pytest.skip("no spirv-val (Debian package spirv-tools)")
     artifact = Artifact.open(artifacts("int4-g32"))
     forms = {form["function"]: form for group in artifact.plan.content["dispatches"].values() for form in group}
     modules = sorted((artifact.folder / "kernels").iterdir())

@@ -4,7 +4,6 @@ Expected arrays have the activations rounded as the kernel rounds them, so that 
 """
 
 import re
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +23,7 @@ from dsv3c.targets.gpu.kernels.tiles import K_TILE
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.vulkan import dots
 from dsv3c.targets.vulkan.glsl import print_kernel
-from dsv3c.targets.vulkan.spirv import compile_glsl, find_dot_compiler
+from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.cpu.harness import compare
 from tests.targets.cpu.test_dense_kernels import normal
 from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product, spread
@@ -102,10 +101,8 @@ def form(spec):
 
 
 @pytest.fixture(scope="module")
-def modules(glslc, tmp_path_factory):
+def modules(dots_compiler, tmp_path_factory):
     """The module of a kernel."""
-    if find_dot_compiler() is None:
-        pytest.skip(f"{glslc} does not know {dots.EXTENSION}")
     folder, made = tmp_path_factory.mktemp("dots"), {}
 
     def module(spec):
@@ -214,12 +211,11 @@ def test_shared_memory_is_what_every_device_has(name):
     assert len(sizes) == 5 and sum(sizes) <= LEAST_SHARED
 
 
+@pytest.mark.needs("spirv_val")
 @pytest.mark.parametrize("name", [*(f"{name}-t65-n130-k129" for name in FORMATS), "MoeGateUp-int4-g32-asym-t100"])
 def test_modules_are_valid_and_ask_for_integer_dot_products_alone(name, modules):
     path = modules((CASES | EXPERTS)[name][0])
     assert capabilities(path.read_bytes()) == named({INTEGER_DOT})
-    if shutil.which("spirv-val") is None:
-        pytest.skip("no spirv-val (Debian package spirv-tools)")
     assert validate(path)
 
 
@@ -227,11 +223,11 @@ def test_modules_are_valid_and_ask_for_integer_dot_products_alone(name, modules)
 
 
 @pytest.fixture(scope="module")
-def races(tmp_path_factory):
+def races(gpp):
     """(library, text): kernels of some cases, which fail where a barrier is missing."""
     functions = {f"dots_{i}": form((CASES | EXPERTS)[name][0]).build() for i, name in enumerate(RACED)}
     text = source(functions, CUDA).replace(f"{DOT}(", f"{DEFINED}(")
-    return cuda_library(text, tmp_path_factory.mktemp("races"), races=True), kernels(text)
+    return cuda_library(text, races=True), kernels(text)
 
 
 @pytest.mark.parametrize("name", RACED)

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler import pipeline
-from dsv3c.compiler.options import CompileOptions
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 
@@ -15,10 +13,8 @@ LAYERS = 4
 
 
 @pytest.fixture(scope="module")
-def cpu_artifact(tmp_path_factory):
-    out = tmp_path_factory.mktemp("cpu") / "float32"
-    pipeline.compile_checkpoint(BUNDLED_MODEL, out, CompileOptions(quant="float32"))
-    return out
+def cpu_artifact(bundled_artifact):
+    return bundled_artifact("float32")
 
 
 @pytest.mark.parametrize("gpu_layers", range(LAYERS + 1))

@@ -1,7 +1,5 @@
 """GPU kernels on a Vulkan device, and what their SPIR-V modules ask of a device."""
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -18,7 +16,7 @@ class TestVulkan(OpTests):
     capabilities = exact_forms(VULKAN)
 
     @pytest.fixture
-    def runner(self, glslc, device, tmp_path):
+    def runner(self, shader_compiler, device, tmp_path):
         def run(name, kernel, arrays, grid):
             spirv = compile_glsl(name, print_kernel(kernel), tmp_path / "kernel.spv").read_bytes()
             device.run(spirv, arrays, grid)
@@ -29,11 +27,10 @@ class TestVulkan(OpTests):
 NAMES = ["linear-int4-g32-asym-t5-n15-k31", "linear-float16-t17-n272-k160", "rope-table", "rms-t3-d15"]
 
 
+@pytest.mark.needs("spirv_val")
 @pytest.mark.parametrize("name", NAMES)
-def test_modules_are_valid_and_ask_for_what_their_form_requires(name, glslc, tmp_path):
+def test_modules_are_valid_and_ask_for_what_their_form_requires(name, shader_compiler, tmp_path):
     """spirv-val accepts them, and they name the capability Shader, which every device has, and what they require."""
-    if shutil.which("spirv-val") is None:
-        pytest.skip("no spirv-val (Debian package spirv-tools)")
     known = VULKAN if find_matrix_compiler() else VULKAN.without(COOPERATIVE_MATRIX)
     for number, variant in enumerate(variants(CASES[name][0], known)):
         path = compile_glsl(name, print_kernel(variant.build()), tmp_path / f"{number}.spv")

@@ -54,7 +54,7 @@ def draw(device, tmp_path, spec, inputs):
 @pytest.mark.parametrize(
     ("vocab", "rounding"), [(2500, 64), (2500, None), (270_001, 64)], ids=["equal-logits", "any-logits", "many-ids"]
 )
-def test_draws_what_the_sampler_of_the_runtime_draws(vocab, rounding, glslc, device, tmp_path):
+def test_draws_what_the_sampler_of_the_runtime_draws(vocab, rounding, shader_compiler, device, tmp_path):
     random, count = np.random.default_rng(7), COUNTS[vocab]
     logits = random.normal(0, 1, (count, vocab)) * random.choice([0.5, 2, 5], (count, 1))
     logits = (logits if rounding is None else (logits * rounding).round() / rounding).astype(np.float32)

@@ -1,18 +1,14 @@
-"""The bundled model compiled with `--emit native`, once a weight format."""
+"""The bundled model compiled with `--emit native`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.runtime.cpu_features import cpu_flags, machine
 from dsv3c.targets.x86.levels import LEVELS
-from tests.conftest import BUNDLED_MODEL
 from tests.targets.cpu.native.binding import Model
 
 USABLE = tuple(level.name for level in LEVELS if not level.missing(cpu_flags()))
@@ -27,16 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def artifact(bundled_artifact: Callable[..., Path]) -> Callable[[str], Path]:
     """The folder of the artifact in a weight format."""
-
-    @cache
-    def compiled(quant: str) -> Path:
-        out = tmp_path_factory.mktemp("native") / quant
-        compile_checkpoint(BUNDLED_MODEL, out, CompileOptions(target="x86", quant=quant, emit=("native",)))
-        return out
-
-    return compiled
+    return bundled_artifact
 
 
 @pytest.fixture(scope="session")

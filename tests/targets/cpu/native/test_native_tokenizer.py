@@ -27,6 +27,7 @@ from dsv3c.targets.cpu.native.regex import Program, Unsupported
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
 from dsv3c.targets.cpu.platforms import find_c_compiler
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import shortlist
 from tests.targets.cpu.native.binding import Failure, Library, TextModel
 
 DRIVER = Path(__file__).with_name("tokenizer_driver.c")
@@ -118,7 +119,7 @@ def opened(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return model
 
 
-@pytest.fixture(scope="session", params=PRE_TOKENIZERS)
+@pytest.fixture(scope="session", params=shortlist(PRE_TOKENIZERS, ["deepseek-v3", "byte-level"]))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -26,10 +26,10 @@ def barriers(text):
     return [number for number, line in enumerate(text.splitlines(), 1) if _BARRIER.search(line)]
 
 
-def cuda_library(source, folder, races=False):
+def cuda_library(source, races=False):
     """Every kernel of a CUDA source as a Library."""
     texts = {name: _with_entry(name, text) for name, text in kernels(source).items()}
-    return Library(texts, "cuda.h", folder, races=races)
+    return Library(texts, "cuda.h", races=races)
 
 
 def _with_entry(name, text):

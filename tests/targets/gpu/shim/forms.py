@@ -1,4 +1,4 @@
-"""Every form of every kernel that the op tests run, each once, to be compiled together."""
+"""Every form of every kernel that op tests run, each once, to be compiled together."""
 
 import tvm_ffi
 
@@ -10,12 +10,14 @@ class Forms:
     """functions: the PrimFunc of each form by a name of its own; forms of several specs that are equal are one.
 
     kinds: by that name, the type of the kernel and the place of the form among its forms. capabilities: as OpTests has.
+    names: of the cases that are run.
     """
 
-    def __init__(self, capabilities):
+    def __init__(self, capabilities, names=tuple(CASES)):
         self.functions, self.kinds, self._names = {}, {}, {}
-        specs = dict.fromkeys(stage for spec, *_ in CASES.values() for stage in stages(spec))
-        specs |= dict.fromkeys(part for name in PARTED for part in parts(stages(CASES[name][0])[0]))
+        cases = [CASES[name][0] for name in names if name in CASES]
+        specs = dict.fromkeys(stage for spec in cases for stage in stages(spec))
+        specs |= dict.fromkeys(part for name in PARTED if name in names for part in parts(stages(CASES[name][0])[0]))
         for number, spec in enumerate(specs):
             for place, form in enumerate(variants(spec, capabilities)):
                 function = form.build()

@@ -1,13 +1,16 @@
 """Kernels as a library of this CPU: C++ with the header of a dialect, run on numpy arrays by the fibers of fibers.h."""
 
 import ctypes
+import hashlib
 import os
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+BUILT = FOLDER.parents[3] / "build" / "shim"  # `make clean` removes it
 FORWARD, REVERSE, SHUFFLED = range(3)
 _FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 _KERNELS_A_FILE = 24
@@ -43,22 +46,17 @@ class Library:
 
     texts: by name, C++ that defines `static void <name>_entry(void* const* arguments)`, which one thread of a workgroup
     runs. header: of the dialect, in this folder. races: unordered uses of workgroup memory end a launch, which takes
-    several times as long. Texts are compiled in files of a few, as many at once as there are
-    CPUs.
+    several times as long. Texts are compiled in files of a few, as many at once as there are CPUs; what was compiled
+    before is taken from BUILT.
     """
 
-    def __init__(self, texts, header, folder, threads=128, races=False):
+    def __init__(self, texts, header, threads=128, races=False):
         self._threads = threads
         names = list(texts)
         parts = [names[at : at + _KERNELS_A_FILE] for at in range(0, len(names), _KERNELS_A_FILE)]
-        paths = [folder / f"kernels{number}.so" for number in range(len(parts))]
         with ThreadPoolExecutor(allowed_cpus()) as pool:
-            jobs = [
-                pool.submit(_compile, [(name, texts[name]) for name in part], header, path, races)
-                for part, path in zip(parts, paths, strict=True)
-            ]
-            for job in jobs:
-                job.result()
+            given = [[(name, texts[name]) for name in part] for part in parts]
+            paths = list(pool.map(lambda kernels: _compiled(kernels, header, races), given))
         self._libraries = {
             name: library
             for part, library in zip(parts, [ctypes.CDLL(str(path)) for path in paths], strict=True)
@@ -115,15 +113,26 @@ class Library:
         return ctypes.c_void_p.in_dll(library, f"{name}_address"), launch
 
 
-def _compile(kernels, header, path, races):
+def _compiled(kernels, header, races):
+    """The library of these kernels, which is named after all that it is made from."""
     lines = [f'#include "{header}"']
     for name, text in kernels:
         # A namespace each, since kernels bring types of their own. Lines count from the start of the kernel's text.
         lines += [f"namespace of_{name} {{", f'#line 1 "{name}"', text, "}"]
         lines.append(f"SHIM_PUBLIC shim::Entry {name}_address; shim::Entry {name}_address = of_{name}::{name}_entry;")
-    source = path.with_suffix(".cc")
-    source.write_text("\n".join([*lines, ""]))
-    command = ["g++", *_FLAGS, *(["-DSHIM_RACES"] if races else []), "-I", str(FOLDER), "-o", str(path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AssertionError(f"{' '.join(command)}\n{done.stderr[:4000]}")
+    flags = [*_FLAGS, *(["-DSHIM_RACES"] if races else [])]
+    headers = [path.read_text() for path in sorted(FOLDER.glob("*.h"))]
+    text = "\n".join([*lines, ""])
+    path = BUILT / f"{hashlib.sha256(repr((flags, headers, text)).encode()).hexdigest()[:32]}.so"
+    if path.exists():
+        return path
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+        source, made = Path(folder, "kernels.cc"), Path(folder, "kernels.so")
+        source.write_text(text)
+        command = ["g++", *flags, "-I", str(FOLDER), "-o", str(made), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AssertionError(f"{' '.join(command)}\n{done.stderr[:4000]}")
+        made.rename(path)  # in one step, since other processes look for it
+    return path

@@ -29,10 +29,10 @@ def barriers(text):
     return [number for number, line in enumerate(text.splitlines(), 1) if _BARRIER.search(line)]
 
 
-def metal_library(source, folder, races=False):
+def metal_library(source, races=False):
     """Every kernel of an MSL source as a Library."""
     texts = {name: _with_entry(name, text) for name, text in kernels(source).items()}
-    return Library(texts, "metal.h", folder, races=races)
+    return Library(texts, "metal.h", races=races)
 
 
 def _with_entry(name, text):

@@ -98,14 +98,14 @@ SOURCE = "".join(
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return metal_library(SOURCE, tmp_path_factory.mktemp("shim"))
+def library(gpp):
+    return metal_library(SOURCE)
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory):
+def strict(gpp):
     """As `library`, with races as faults."""
-    return metal_library(SOURCE, tmp_path_factory.mktemp("strict"), races=True)
+    return metal_library(SOURCE, races=True)
 
 
 def run(library, name, order="forward", groups=(1, 1, 1), skipped=0):

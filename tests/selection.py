@@ -1,0 +1,215 @@
+"""Which of the collected tests are run here, and a line for each reason that others are not.
+
+A test states what not every machine has: `@pytest.mark.needs("nvcc")`, a fixture of that name, or
+`@pytest.mark.isa("avx512f")`. What repeats what other tests have shown, at further sizes, formats and levels, is marked
+`thorough`, for `make test-all`. Tests left out are not collected, so that the skips of a report are those that a test
+found out about only while it ran.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.runtime.cpu_features import cpu_flags, permitted
+from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, Platform, find_compiler_for
+
+
+@dataclass(frozen=True)
+class Need:
+    """here(): whether this machine has it. what: it in words. how: how such tests come to be run."""
+
+    here: Callable[[], bool]
+    what: str
+    how: str
+
+
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+def _shader_compiler() -> bool:
+    return any(map(shutil.which, ("glslc", "glslangValidator")))
+
+
+@cache
+def _knows_matrices() -> bool:
+    from dsv3c.targets.vulkan.spirv import find_matrix_compiler
+
+    return find_matrix_compiler() is not None
+
+
+@cache
+def _knows_dots() -> bool:
+    from dsv3c.targets.vulkan.spirv import find_dot_compiler
+
+    return find_dot_compiler() is not None
+
+
+@cache
+def _vulkan_package() -> bool:
+    try:
+        import vulkan  # noqa: F401
+    except (ImportError, OSError):  # the second without the loader that the package opens
+        return False
+    return True
+
+
+@cache
+def _vulkan_device() -> bool:
+    from dsv3c.runtime.errors import RuntimeFault
+    from dsv3c.runtime.vulkan.instance import Instance
+
+    try:
+        instance = Instance()
+    except RuntimeFault:
+        return False
+    try:
+        return bool(instance.choose(None))
+    except RuntimeFault:
+        return False
+    finally:
+        instance.close()
+
+
+@cache
+def _nvrtc() -> bool:
+    from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_nvrtc
+
+    try:
+        return bool(find_nvrtc())
+    except NoCudaCompiler:
+        return False
+
+
+@cache
+def _cuda_compiler() -> bool:
+    return _nvrtc() or shutil.which("nvcc") is not None
+
+
+@cache
+def _nvidia_gpu() -> bool:
+    from dsv3c.runtime.errors import RuntimeFault
+    from tests.targets.cuda.card import Card
+
+    try:
+        Card().close()
+    except RuntimeFault:
+        return False
+    return True
+
+
+@cache
+def _emulated_arm() -> bool:
+    from tests.targets.arm import emulator
+
+    return emulator.is_there()
+
+
+def _links(platform: Platform) -> Callable[[], bool]:
+    @cache
+    def found() -> bool:
+        try:
+            return bool(find_compiler_for(platform))
+        except Dsv3cError:
+            return False
+
+    return found
+
+
+NEEDS = {
+    "vulkan": Need(_vulkan_device, "a Vulkan device (Mesa's lavapipe will do)", "make test-vulkan"),
+    "vulkan_package": Need(_vulkan_package, "the package vulkan and Vulkan's loader", "make test-vulkan"),
+    "glslc": Need(_program("glslc"), "glslc", "make test-vulkan"),
+    "glslangValidator": Need(_program("glslangValidator"), "glslangValidator", "make test-vulkan"),
+    "shader_compiler": Need(_shader_compiler, "a shader compiler", "make test-vulkan"),
+    "matrix_compiler": Need(_knows_matrices, "a shader compiler that knows cooperative matrices", "make test-vulkan"),
+    "dots_compiler": Need(_knows_dots, "a shader compiler that knows integer dot products", "make test-vulkan"),
+    "spirv_val": Need(_program("spirv-val"), "spirv-val", "make test-vulkan"),
+    "arm": Need(_emulated_arm, "an emulated ARM system", "make test-arm"),
+    "arm_linker": Need(_links(ARM_LINUX), "a linker for ARM", "pip install 'dsv3c[arm]'"),
+    "mac_linker": Need(_links(ARM_MACOS), "a linker for macOS", "pip install 'dsv3c[arm]'"),
+    "ziglang": Need(lambda: find_spec("ziglang") is not None, "ziglang", "pip install 'dsv3c[arm]'"),
+    "gpp": Need(_program("g++"), "g++, which compiles GPU kernels for the CPU", "apt-get install g++"),
+    "nvcc": Need(_program("nvcc"), "nvcc", "install NVIDIA's CUDA toolkit"),
+    "nvrtc": Need(_nvrtc, "NVRTC with nvFatbin", "pip install 'dsv3c[cuda]'"),
+    "cuda_compiler": Need(_cuda_compiler, "nvcc or NVRTC", "pip install 'dsv3c[cuda]'"),
+    "card": Need(_nvidia_gpu, "an NVIDIA GPU", "python -m pytest tests/targets/cuda/test_card.py"),
+    "macos": Need(lambda: sys.platform == "darwin", "macOS with Metal", "tests/device/run_on_mac.sh"),
+    "binutils": Need(lambda: all(map(shutil.which, ("nm", "objdump"))), "nm and objdump", "apt-get install binutils"),
+    "qemu_x86": Need(_program("qemu-x86_64-static"), "an emulated Haswell", "apt-get install qemu-user-static"),
+}
+THOROUGH = "more time, at further sizes, formats and levels: make test-all"
+
+
+def shortlist(names: Iterable[str], kept: Iterable[str]) -> list[Any]:
+    """Parameters of a test: those of `kept` always, the others when everything is run."""
+    kept = tuple(kept)
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run what is marked `thorough`, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {item: _why_not(item, config.getoption("--all")) for item in items}
+    left_out = Counter(reason for reason in reasons.values() if reason)
+    config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
+    items[:] = [item for item in items if not reasons[item]]
+    config.stash[_LEFT_OUT] = left_out
+
+
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def _why_not(item: pytest.Item, everything: bool) -> str:
+    """Why a test is not run, "" when it is."""
+    for name in _needed(item):
+        if not NEEDS[name].here():
+            return f"{NEEDS[name].what}: {NEEDS[name].how}"
+    for flag in (name for mark in item.iter_markers("isa") for name in mark.args):
+        if flag not in cpu_flags() or not permitted((flag,)):
+            return f"a CPU with {flag}"
+    return "" if everything or item.get_closest_marker("thorough") is None else THOROUGH
+
+
+def _needed(item: pytest.Item) -> Iterable[str]:
+    marked = (name for mark in item.iter_markers("needs") for name in mark.args)
+    return dict.fromkeys([*marked, *(name for name in getattr(item, "fixturenames", ()) if name in NEEDS)])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist tells the one that reports what it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash.get(_LEFT_OUT, Counter()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    # Each process collects the same, so the last one's word is as good as the first one's.
+    node.config.stash[_LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was run by folder, and what was not by reason."""
+    run = [report.nodeid for name in ("passed", "failed") for report in terminalreporter.stats.get(name, ())]
+    folders = Counter(nodeid.partition("::")[0].rpartition("/")[0] for nodeid in run)
+    terminalreporter.section("run here")
+    for folder, count in sorted(folders.items()):
+        terminalreporter.write_line(f"{count:6}  {folder}")
+    left_out = config.stash.get(_LEFT_OUT, Counter())
+    if not left_out:
+        return
+    terminalreporter.section("not run here")
+    for reason, count in left_out.most_common():
+        terminalreporter.write_line(f"{count:6}  need {reason}")
