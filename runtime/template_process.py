@@ -122,6 +122,8 @@ class _Child:
                     continue
                 try:
                     waiting = waiting[os.write(descriptor, waiting[:_CHUNK]) :]
+                except BlockingIOError:
+                    continue
                 except BrokenPipeError:
                     return None
                 if not waiting:
