@@ -152,6 +152,11 @@ class NonFiniteWeightError(CheckpointError):
     message = "{path}: {tensor!r} is {found} at {position}, expected a finite number"
 
 
+class WeightRangeError(CheckpointError):
+    message = "{tensor!r} is {found:.5g} at {position}, too large for {format}: it would become infinity"
+    hint = "choose a wider format, such as {wider}: --quant, --head-quant for the head, --embed-quant for the embedding"
+
+
 class ScaleValueError(CheckpointError):
     message = "{path}: the scale {tensor!r} is {found} at {position}, expected a finite number above 0"
 
