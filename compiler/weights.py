@@ -233,4 +233,3 @@ _PART_RULES: Mapping[str, Callable[[Value, int], Value | None]] = {
     "quantize": _part_elementwise,
     "pack": _part_elementwise,
 }
-

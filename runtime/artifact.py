@@ -36,7 +36,7 @@ PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
 
 _MANIFEST_LIMIT = 16 << 20
-_PLAN_LIMIT = 256 << 20
+_PLAN_LIMIT = 64 << 20
 _HASH_CHUNK = 4 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

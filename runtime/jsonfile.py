@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dsv3c.runtime.errors import FileNotRegular, FileTooLarge, FileUnreadable, MalformedJson
+
+MAX_JSON_VALUES = 1_500_000  # time and memory grow with the values, not with the bytes; a large plan has 40,000
+_MAX_DIGITS = 400  # of an integer; float64 ends at 309
 
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
@@ -60,8 +64,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
             raise FileUnreadable(path=path, reason=_reason(error)) from error
 
 
+def require_few_values(data: bytes, path: Path | str) -> None:
+    """Raises MalformedJson for a JSON text of more than MAX_JSON_VALUES values, without parsing it."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise MalformedJson(path=path, reason=f"it has more than {MAX_JSON_VALUES} values")
+
+
 def parse_json(data: bytes, path: Path | str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN or Infinity, bounded depth. Raises MalformedJson."""
+    """Strict JSON: UTF-8, no duplicate keys, finite numbers, bounded in values, digits and depth. Raises MalformedJson."""
+    require_few_values(data, path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -72,8 +83,19 @@ def parse_json(data: bytes, path: Path | str) -> Any:
     def constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
+    def integer(text: str) -> int:
+        if len(text) > _MAX_DIGITS:
+            raise ValueError(f"a number has {len(text)} digits")
+        return int(text)
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"the number {text[:40]} is too large")
+        return value
+
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": constant}
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(data.decode("utf-8"), **hooks, parse_int=integer, parse_float=finite)
     except RecursionError as error:
         raise MalformedJson(path=path, reason="nested too deeply") from error
     except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError

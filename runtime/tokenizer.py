@@ -13,19 +13,20 @@ from typing import Any
 import tokenizers
 
 from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalformed
-from dsv3c.runtime.jsonfile import read_bytes
+from dsv3c.runtime.jsonfile import read_bytes, require_few_values
 
-_TOKENIZER_LIMIT = 256 << 20
+_TOKENIZER_LIMIT = 64 << 20
 
 
 class Tokenizer:
     """Wraps a `tokenizers.Tokenizer`. `config` is the content of tokenizer_config.json (may be empty).
 
-    Raises TokenizerMalformed.
+    Raises TokenizerMalformed, FileTooLarge, MalformedJson.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], chat_template: str | None = None) -> None:
         data = read_bytes(path, _TOKENIZER_LIMIT)
+        require_few_values(data, path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             # Settings of training would cut or fill up what users pass.

@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 from dsv3c.compiler.errors import JsonError, PathEscapeError, UnreadableFileError
 
-MAX_JSON_BYTES = 100_000_000  # the limit safetensors sets for its headers; the index of DeepSeek-V3 has 9 MB
+# What honest files stay far below: a config has kilobytes, the index of DeepSeek-V3 9 MB, known tokenizers up to 33 MB.
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TABLE_BYTES = 64 << 20
+MAX_JSON_VALUES = 1_500_000  # time and memory grow with them: 8 a tensor in a header, 1 in an index, 3 a merge of two
+
+_MAX_DIGITS = 400  # of an integer; float64 ends at 309
 
 _quoter = reprlib.Repr()
 _quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
@@ -60,7 +65,7 @@ def file_size(path: Path) -> int:
     return status.st_size
 
 
-def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file. Raises UnreadableFileError, also when it is longer than `limit`."""
     if file_size(path) > limit:
         raise UnreadableFileError(path=path, reason=f"it is longer than {limit} bytes")
@@ -71,9 +76,9 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that is the file. Raises UnreadableFileError and JsonError."""
-    data = read_bytes(path)
+def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object that is the file of at most `limit` bytes. Raises UnreadableFileError and JsonError."""
+    data = read_bytes(path, limit)
     try:
         return parse_object(data)
     except ValueError as error:
@@ -84,14 +89,18 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`, stricter than `json.loads`.
 
     Raises ValueError with the reason for anything that is not one UTF-8 JSON object, for a key given twice, for numbers
-    that are not finite and for nesting deeper than Python's stack.
+    that are not finite or of thousands of digits, for nesting deeper than Python's stack and for more than
+    MAX_JSON_VALUES values, which are counted before any is made.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_integer,
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
@@ -112,6 +121,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {quote(key)} is given twice")
         seen.add(key)
     return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {quote(text)} has {len(text)} digits")
+    return int(text)
 
 
 def _refuse_constant(text: str) -> NoReturn:

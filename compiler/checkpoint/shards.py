@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import contained, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, contained, exists, quote, read_object
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import Stored
 from dsv3c.compiler.errors import (
@@ -43,7 +43,7 @@ def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tupl
 
 def _open_index(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
     path = contained(folder, INDEX)
-    index = read_object(path)
+    index = read_object(path, MAX_TABLE_BYTES)
     weight_map = _weight_map(index, path)
     shards = tuple(sorted(set(weight_map.values())))
     files = {shard: SafetensorsFile(_shard_path(folder, shard, path)) for shard in shards}

@@ -70,8 +70,24 @@ def test_manifest_missing(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1,"a":2}', b'{"format_version":NaN}', b"1" * 5000, b"{} {}"],
-    ids=["empty", "cut", "not utf-8", "deep", "duplicate key", "nan", "huge integer", "two values"],
+    [
+        *(
+            b"",
+            b"{",
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b'{"a":1,"a":2}',
+            b'{"a":NaN}',
+            b'{"a":1e999}',
+            b"1" * 5000,
+            b"{} {}",
+        ),
+        b"[" + b"[]," * 1_600_000 + b"[]]",
+    ],
+    ids=[
+        *("empty", "cut", "not utf-8", "deep", "duplicate key", "nan", "too large", "huge integer", "two values"),
+        "millions of lists",
+    ],
 )
 def test_manifest_is_not_json(folder: Path, data: bytes) -> None:
     (folder / "manifest.json").write_bytes(data)
@@ -96,7 +112,7 @@ def test_manifest_too_large(folder: Path) -> None:
         (["model"], []),
         (["model", "vocab_size"], 0),
         (["model", "vocab_size"], 2**40),
-        (["model", "vocab_size"], 10**4000),
+        (["model", "vocab_size"], 10**300),
         (["model", "max_position_embeddings"], -1),
         (["target"], None),
         (["target", "name"], ""),
