@@ -108,7 +108,7 @@ class IndexFormatError(CheckpointError):
 
 class PathEscapeError(CheckpointError):
     message = "the checkpoint {folder} may not use the file {name}: it does not lie in that folder"
-    hint = "copy the file into the folder if you trust it"
+    hint = "if you trust the file, put it into the folder, or a link to it, and name it so in the index"
 
 
 class MissingShardError(CheckpointError):

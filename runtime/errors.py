@@ -45,8 +45,8 @@ class FileUnreadable(ArtifactFault):
 
 
 class FileNotRegular(ArtifactFault):
-    message = "{path} is {kind}, an artifact holds regular files only"
-    hint = "copy the real file into the artifact folder, or compile again"
+    message = "{path} is {kind}, an artifact holds regular files and links to them"
+    hint = "put the real file there, or compile again"
 
 
 class PathEscapes(ArtifactFault):

@@ -15,7 +15,6 @@ MAX_JSON_VALUES = 1_500_000  # time and memory grow with the values, not with th
 _MAX_DIGITS = 400  # of an integer; float64 ends at 309
 
 _KINDS = (
-    (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISBLK, "a block device"),
@@ -25,11 +24,11 @@ _KINDS = (
 
 
 def require_regular(path: Path) -> os.stat_result:
-    """Status of a regular file. Raises FileUnreadable, or FileNotRegular for links, folders and devices."""
+    """Status of a regular file, or of one that a link leads to. Raises FileUnreadable, or FileNotRegular for others."""
     try:
-        status = os.lstat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise FileUnreadable(path=path, reason=_reason(error)) from error
+        raise FileUnreadable(path=path, reason=_reason(error, path)) from error
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for test, name in _KINDS if test(status.st_mode)), "not a file")
         raise FileNotRegular(path=path, kind=kind)
@@ -37,14 +36,14 @@ def require_regular(path: Path) -> os.stat_result:
 
 
 def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file; the caller closes it. A link put there meanwhile is not followed."""
+    """A read-only descriptor of a regular file, or of one that a link leads to; the caller closes it."""
     require_regular(path)
     # A pipe that replaced the file after the check must not block the open.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        raise FileUnreadable(path=path, reason=_reason(error)) from error
+        raise FileUnreadable(path=path, reason=_reason(error, path)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileNotRegular(path=path, kind="not a regular file")
@@ -61,7 +60,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         try:
             return file.read(limit)
         except OSError as error:
-            raise FileUnreadable(path=path, reason=_reason(error)) from error
+            raise FileUnreadable(path=path, reason=_reason(error, path)) from error
 
 
 def require_few_values(data: bytes, path: Path | str) -> None:
@@ -71,7 +70,7 @@ def require_few_values(data: bytes, path: Path | str) -> None:
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, finite numbers, bounded in values, digits and depth. Raises MalformedJson."""
+    """Strict JSON: UTF-8, no duplicate keys, finite numbers, bounded values, digits and depth. Raises MalformedJson."""
     require_few_values(data, path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,5 +106,7 @@ def read_json(path: Path, limit: int) -> Any:
     return parse_json(read_bytes(path, limit), path)
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _reason(error: Exception, path: Path) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    linked = isinstance(error, OSError) and os.path.islink(path)
+    return f"it is a link to {os.readlink(path)}: {reason}" if linked else reason

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint.fields import Fields
-from dsv3c.compiler.checkpoint.files import contained, quote, read_object
+from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
 from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
@@ -165,7 +165,7 @@ def load_config(
 
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
-    path = contained(folder, "config.json")
+    path = folder / "config.json"
     values, notes = infer_missing(with_canonical_names(read_object(path)), shapes or {})
     return ModelConfig.from_dict(values, path), notes
 

@@ -1,4 +1,7 @@
-"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages."""
+"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages.
+
+Links in a folder are its owner's: they are followed, wherever they lead. Names that a file gives are not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dsv3c.compiler.errors import JsonError, PathEscapeError, UnreadableFileError
+from dsv3c.compiler.errors import JsonError, UnreadableFileError
 
 # What honest files stay far below: a config has kilobytes, the index of DeepSeek-V3 9 MB, known tokenizers up to 33 MB.
 MAX_CONFIG_BYTES = 1 << 20
@@ -29,37 +32,26 @@ def quote(value: object) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Raises UnreadableFileError when the system will not say."""
+    """Whether there is anything, be it a link to nothing. Raises UnreadableFileError when the system will not say."""
     try:
-        return path.exists()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
     except OSError as error:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
-
-
-def contained(folder: Path, name: str) -> Path:
-    """`folder`/`name`. Raises PathEscapeError when `name` or a link leads out of the folder.
-
-    The cache of Hugging Face keeps files as links from snapshots/<revision>/ to blobs/ beside it: that one way is open.
-    """
-    path = folder / name
-    try:
-        target, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name longer than the system allows
-        raise UnreadableFileError(path=path, reason=error) from error
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise PathEscapeError(folder=folder, name=quote(name))
-    return path
+    return True
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes. Raises UnreadableFileError unless `path` is a regular file: opening a pipe would wait forever."""
+    """Size in bytes. Raises UnreadableFileError unless `path` is a regular file, or a link to one: opening a pipe would
+    wait forever."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and path.is_symlink():
+            reason = f"it is a link to {path.readlink()}: {reason}"
+        raise UnreadableFileError(path=path, reason=reason) from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableFileError(path=path, reason="it is not a regular file")
     return status.st_size

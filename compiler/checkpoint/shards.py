@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, contained, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import Stored
 from dsv3c.compiler.errors import (
@@ -36,13 +36,13 @@ def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tupl
         if not has_index:
             raise NoWeightsError(path=folder)
         return _open_index(folder)
-    file = SafetensorsFile(contained(folder, SINGLE))
+    file = SafetensorsFile(folder / SINGLE)
     warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
     return {name: Stored(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
 
 
 def _open_index(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
-    path = contained(folder, INDEX)
+    path = folder / INDEX
     index = read_object(path, MAX_TABLE_BYTES)
     weight_map = _weight_map(index, path)
     shards = tuple(sorted(set(weight_map.values())))
@@ -75,7 +75,7 @@ def _shard_path(folder: Path, shard: str, index: Path) -> Path:
     parts = {*PurePosixPath(shard).parts, *windows.parts}
     if not shard.isprintable() or ".." in parts or windows.drive or windows.root:
         raise PathEscapeError(folder=folder, name=quote(shard))
-    path = contained(folder, shard)
+    path = folder / shard
     if not exists(path):
         raise MissingShardError(path=index, shard=quote(shard))
     return path

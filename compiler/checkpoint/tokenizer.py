@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, contained, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
 from dsv3c.compiler.errors import TokenizerVocabularyError
 
 TOKENIZER = "tokenizer.json"
@@ -16,7 +16,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     """Raises JsonError or TokenizerVocabularyError; a folder without tokenizer.json passes."""
     if not exists(folder / TOKENIZER):
         return
-    path = contained(folder, TOKENIZER)
+    path = folder / TOKENIZER
     for token, number in _tokens(read_object(path, MAX_TABLE_BYTES), path):
         if type(number) is not int or not 0 <= number < vocab_size:
             reason = f"the token {quote(token)} has id {quote(number)}, expected an id below vocab_size {vocab_size}"

@@ -199,18 +199,29 @@ def test_path_escapes(folder: Path, name: str) -> None:
         Artifact.open(folder)
 
 
-@pytest.mark.parametrize("name", ["plan.json", "weights.safetensors", "kernels/base.so", "manifest.json"])
-def test_file_is_a_symbolic_link(folder: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["plan.json", "weights.safetensors", "kernels/base.so", "manifest.json", "kernels"])
+def test_links_are_followed(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / name).rename(tmp_path / "outside")
     (folder / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(errors.FileNotRegular, match="symbolic link"):
-        Artifact.open(folder)
+    assert verify(folder).files == 3
+    assert Artifact.open(folder).checked_file("kernels/base.so").read_bytes()
 
 
-def test_folder_inside_is_a_symbolic_link(folder: Path, tmp_path: Path) -> None:
-    (folder / "kernels").rename(tmp_path / "outside")
-    (folder / "kernels").symlink_to(tmp_path / "outside")
-    with pytest.raises(errors.PathEscapes):
+@pytest.mark.parametrize(
+    ("target", "error", "says"),
+    [
+        ("absent", errors.FileUnreadable, "it is a link to absent: No such file"),
+        ("weights.safetensors", errors.FileUnreadable, "Too many levels of symbolic links"),
+        (".", errors.FileNotRegular, "is a folder"),
+        ("/dev/zero", errors.FileNotRegular, "is a character device"),
+        ("pipe", errors.FileNotRegular, "is a named pipe"),
+    ],
+)
+def test_links_lead_to_files_alone(folder: Path, target: str, error: type[Exception], says: str) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "weights.safetensors").unlink()
+    (folder / "weights.safetensors").symlink_to(target)
+    with pytest.raises(error, match=says):
         Artifact.open(folder)
 
 
