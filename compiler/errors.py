@@ -63,9 +63,29 @@ class NoFolderError(UnreadableFileError):
     hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
 
 
+class PointerFileError(CheckpointError):
+    message = "{path} is not the file itself but a pointer of git-lfs to it"
+    hint = "run `git lfs pull` in that folder"
+
+
 class NoWeightsError(CheckpointError):
     message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
     hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
+
+
+class NoIndexError(NoWeightsError):
+    message = "{path} holds {found}, but not {missing}"
+    hint = "download what is missing; a model in one file has it as model.safetensors"
+
+
+class GgufError(NoWeightsError):
+    message = "{path} holds {found}: weights in GGUF cannot be read"
+    hint = "give the checkpoint that it was made from, with config.json and *.safetensors"
+
+
+class PickleError(NoWeightsError):
+    message = "{path} holds {found}: pickled weights cannot be read, they can run code"
+    hint = "download the model's safetensors, or write them with from_pretrained and save_pretrained of transformers"
 
 
 class ChangedFileError(CheckpointError):

@@ -119,7 +119,7 @@ class UnknownCapability(RuntimeFault):
 
 class IsaNotSupported(RuntimeFault):
     message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
-    hint = "compile with a lower level, or unset DSV3C_ISA if it forces this one"
+    hint = "unset DSV3C_ISA if it is set; x86 CPUs need AVX2, FMA and F16C at least, older ones cannot run any artifact"
 
 
 class LibraryInvalid(RuntimeFault):
@@ -144,7 +144,7 @@ class OnnxRuntimeMissing(RuntimeFault):
 
 class ProviderMissing(RuntimeFault):
     message = "this build of ONNX Runtime ({version}) has no provider {provider}; it has {known}"
-    hint = "pip install onnxruntime-gpu for cuda, onnxruntime-webgpu for webgpu, or compile with provider=cpu"
+    hint = "pip install onnxruntime-gpu for cuda, onnxruntime-webgpu for webgpu, or compile with --target onnx"
 
 
 class GraphInvalid(RuntimeFault):
@@ -256,7 +256,7 @@ class StepInvalid(RequestFault):
 
 class UnknownEntry(RequestFault):
     message = "the artifact has no entry {name!r}; it has {known}"
-    hint = "compile with the option that adds this entry"
+    hint = "artifacts have `mtp` where the checkpoint has a layer for multi-token prediction"
 
 
 class EmptyPrompt(RequestFault):
@@ -281,7 +281,7 @@ class ContextOverflow(RequestFault):
 
 class ContextInvalid(RequestFault):
     message = "{name} is {value!r}, it must be an integer from 1 to {limit}"
-    hint = "the upper limit was set when the model was compiled"
+    hint = "a context ends at the length the model was trained for; for more sequences, compile with --max-sequences"
 
 
 class BenchTooLong(RequestFault):

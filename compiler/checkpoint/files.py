@@ -9,10 +9,11 @@ import json
 import math
 import reprlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dsv3c.compiler.errors import JsonError, UnreadableFileError
+from dsv3c.compiler.errors import JsonError, PointerFileError, UnreadableFileError
 
 # What honest files stay far below: a config has kilobytes, the index of DeepSeek-V3 9 MB, known tokenizers up to 33 MB.
 MAX_CONFIG_BYTES = 1 << 20
@@ -20,6 +21,8 @@ MAX_TABLE_BYTES = 64 << 20
 MAX_JSON_VALUES = 1_500_000  # time and memory grow with them: 8 a tensor in a header, 1 in an index, 3 a merge of two
 
 _MAX_DIGITS = 400  # of an integer; float64 ends at 309
+_NAMES_SHOWN = 5
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _quoter = reprlib.Repr()
 _quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
@@ -29,6 +32,12 @@ _quoter.maxlevel = 2
 def quote(value: object) -> str:
     """A printable form of `value` that is never long, whatever a file held."""
     return _quoter.repr(value)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(quote(name) for name in names[:_NAMES_SHOWN])
+    return shown + (", …" if len(names) > _NAMES_SHOWN else "")
 
 
 def exists(path: Path) -> bool:
@@ -68,9 +77,16 @@ def read_bytes(path: Path, limit: int) -> bytes:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
 
 
+def refuse_pointer(data: bytes, path: Path) -> None:
+    """Raises PointerFileError when a file that begins with `data` is what a clone without git-lfs has in its place."""
+    if data.startswith(_POINTER):
+        raise PointerFileError(path=path)
+
+
 def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object that is the file of at most `limit` bytes. Raises UnreadableFileError and JsonError."""
+    """The JSON object in a file of at most `limit` bytes. Raises UnreadableFileError, PointerFileError, JsonError."""
     data = read_bytes(path, limit)
+    refuse_pointer(data, path)
     try:
         return parse_object(data)
     except ValueError as error:

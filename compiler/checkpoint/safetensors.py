@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, parse_object, quote
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, parse_object, quote, refuse_pointer
 from dsv3c.compiler.errors import ChangedFileError, SafetensorsError, UnreadableFileError
 
 MAX_DIMS = 8  # the format has no bound; weights of models have four at most
@@ -49,12 +49,16 @@ class SafetensorsFile:
     """One open file; `tensors` holds its header. The bytes are mapped, not read."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file."""
+        """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file,
+        PointerFileError."""
         self.path = path
         self.size = file_size(path)
         try:
             with path.open("rb") as file:
-                header = _read_header(file.read(8), self.size, path)
+                start = file.read(64)
+                refuse_pointer(start, path)
+                header = _read_header(start[:8], self.size, path)
+                file.seek(8)
                 text = file.read(header)
                 body = 8 + header
                 self.tensors, self.metadata = parse_header(text, self.size - body, path, body)

@@ -15,12 +15,16 @@ from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
 from dsv3c.compiler.errors import (
     CheckpointError,
     DuplicateTensorError,
+    GgufError,
     IndexFormatError,
     JsonError,
     MissingShardError,
     NoFolderError,
+    NoIndexError,
     NoWeightsError,
     PathEscapeError,
+    PickleError,
+    PointerFileError,
     SafetensorsError,
     ShardContentError,
     UnreadableFileError,
@@ -188,6 +192,37 @@ def test_folders_without_weights(tmp_path: Path) -> None:
     for path, says in cases:
         with pytest.raises(NoFolderError, match=says):
             open_tensors(path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["s1.safetensors", INDEX])
+def test_a_pointer_of_git_lfs_is_told(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(PointerFileError, match=rf"{name} is not the file itself.*\n  hint: run `git lfs pull`"):
+        open_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "says"),
+    [
+        (["m-00001-of-00002.safetensors"], NoIndexError, f"but not '{INDEX}', 'm-00002-of-00002.safetensors'"),
+        (["m-00001-of-999999999.safetensors"], NoIndexError, f"but not '{INDEX}'\n"),
+        (["weights.safetensors"], NoIndexError, f"holds 'weights.safetensors', but not '{INDEX}'\n"),
+        (["x.GGUF", "y.bin"], GgufError, "holds 'x.GGUF': weights in GGUF cannot be read"),
+        (["pytorch_model.bin", "vocab.txt"], PickleError, "holds 'pytorch_model.bin': pickled weights cannot be read"),
+        (["vocab.txt"], NoWeightsError, "neither"),
+    ],
+)  # fmt: skip
+def test_what_is_there_instead_of_weights_is_named(
+    files: list[str], error: type[CheckpointError], says: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(error) as caught:
+        open_tensors(tmp_path)
+    assert type(caught.value) is error and says in str(caught.value)
 
 
 @settings(max_examples=200, deadline=None)
