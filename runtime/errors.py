@@ -152,6 +152,11 @@ class GraphInvalid(RuntimeFault):
     hint = "manifest.json names the version it was checked with (target.onnxruntime); update, or compile again"
 
 
+class GraphFailed(RuntimeFault):
+    message = "ONNX Runtime failed to run the graph of {entry}: {reason}"
+    hint = "run `dsv3c verify`, and compile the model again if it finds nothing"
+
+
 class NoCallTimes(RuntimeFault):
     message = "{what} has no kernel calls of ours that could be timed one by one"
     hint = "{instead}"
