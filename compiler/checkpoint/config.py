@@ -315,7 +315,7 @@ def _refuse_unsupported(config: Fields) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.boolean(key, False):
             raise config.unsupported(key, "projections have no bias")
-    if config.values.get("hidden_act", "silu") != "silu":
+    if config.has("hidden_act") and config.values["hidden_act"] != "silu":
         raise config.unsupported("hidden_act", "known is silu")
 
 

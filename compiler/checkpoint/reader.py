@@ -18,6 +18,7 @@ from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.shards import open_tensors
+from dsv3c.compiler.checkpoint.side_files import check_side_files
 from dsv3c.compiler.checkpoint.stored import Float32, Stored
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
@@ -61,6 +62,7 @@ class Checkpoint:
         config, stored, mtp_notes = _settle_mtp(config, stored)
         entries = catalogue(config, stored, folder)
         check_tokenizer(folder, config.vocab_size)
+        check_side_files(folder)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
         return cls(folder, config, entries, weight_files, inferred + mtp_notes + ignored + warnings)
