@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from dsv3c.runtime.errors import FileNotRegular, FileTooLarge, FileUnreadable, MalformedJson
 
-MAX_JSON_VALUES = 1_500_000  # time and memory grow with the values, not with the bytes; a large plan has 40,000
+MAX_JSON_VALUES = 400_000  # time and memory grow with the values, not with the bytes; a large plan has 40,000
 _MAX_DIGITS = 400  # of an integer; float64 ends at 309
 
 _KINDS = (
@@ -63,15 +63,15 @@ def read_bytes(path: Path, limit: int) -> bytes:
             raise FileUnreadable(path=path, reason=_reason(error, path)) from error
 
 
-def require_few_values(data: bytes, path: Path | str) -> None:
-    """Raises MalformedJson for a JSON text of more than MAX_JSON_VALUES values, without parsing it."""
-    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise MalformedJson(path=path, reason=f"it has more than {MAX_JSON_VALUES} values")
+def require_few_values(data: bytes, path: Path | str, limit: int) -> None:
+    """Raises MalformedJson for a JSON text of more than `limit` values, without parsing it."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > limit:
+        raise MalformedJson(path=path, reason=f"it has more than {limit} values")
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:
     """Strict JSON: UTF-8, no duplicate keys, finite numbers, bounded values, digits and depth. Raises MalformedJson."""
-    require_few_values(data, path)
+    require_few_values(data, path, MAX_JSON_VALUES)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

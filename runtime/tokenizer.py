@@ -16,6 +16,7 @@ from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalforme
 from dsv3c.runtime.jsonfile import read_bytes, require_few_values
 
 _TOKENIZER_LIMIT = 64 << 20
+_TOKENIZER_VALUES = 1_500_000
 
 
 class Tokenizer:
@@ -26,7 +27,7 @@ class Tokenizer:
 
     def __init__(self, path: Path, config: Mapping[str, Any], chat_template: str | None = None) -> None:
         data = read_bytes(path, _TOKENIZER_LIMIT)
-        require_few_values(data, path)
+        require_few_values(data, path, _TOKENIZER_VALUES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             # Settings of training would cut or fill up what users pass.
