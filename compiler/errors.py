@@ -63,9 +63,29 @@ class NoFolderError(UnreadableFileError):
     hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
 
 
+class PointerFileError(CheckpointError):
+    message = "{path} is not the file itself but a pointer of git-lfs to it"
+    hint = "run `git lfs pull` in that folder"
+
+
 class NoWeightsError(CheckpointError):
     message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
     hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
+
+
+class NoIndexError(NoWeightsError):
+    message = "{path} holds {found}, but not {missing}"
+    hint = "download what is missing; a model in one file has it as model.safetensors"
+
+
+class GgufError(NoWeightsError):
+    message = "{path} holds {found}: weights in GGUF cannot be read"
+    hint = "give the checkpoint that it was made from, with config.json and *.safetensors"
+
+
+class PickleError(NoWeightsError):
+    message = "{path} holds {found}: pickled weights cannot be read, they can run code"
+    hint = "download the model's safetensors, or write them with from_pretrained and save_pretrained of transformers"
 
 
 class ChangedFileError(CheckpointError):
@@ -108,7 +128,7 @@ class IndexFormatError(CheckpointError):
 
 class PathEscapeError(CheckpointError):
     message = "the checkpoint {folder} may not use the file {name}: it does not lie in that folder"
-    hint = "copy the file into the folder if you trust it"
+    hint = "if you trust the file, put it into the folder, or a link to it, and name it so in the index"
 
 
 class MissingShardError(CheckpointError):
@@ -150,6 +170,11 @@ class StrayScaleError(CheckpointError):
 
 class NonFiniteWeightError(CheckpointError):
     message = "{path}: {tensor!r} is {found} at {position}, expected a finite number"
+
+
+class WeightRangeError(CheckpointError):
+    message = "{tensor!r} is {found:.5g} at {position}, too large for {format}: it would become infinity"
+    hint = "choose a wider format, such as {wider}: --quant, --head-quant for the head, --embed-quant for the embedding"
 
 
 class ScaleValueError(CheckpointError):

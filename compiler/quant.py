@@ -9,6 +9,7 @@ group has one weight scale and one activation scale.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,21 @@ _INT_FORMAT = re.compile(r"int(?P<bits>4|8)(-g(?P<group>\d+))?(?P<asym>-asym)?")
 _CHUNK_ELEMENTS = 1 << 16  # rows are rounded in chunks of this size: 256 kB of float32 stays in the L2 cache
 
 
+# The bits of infinity in the element types of two bytes.
+_INFINITY = {NUMPY_DTYPES["f16"]: 0x7C00, NUMPY_DTYPES["bf16"]: 0x7F80}
+_SIGN = 0x8000
+_FINE_SCALE = 2.0**-17  # from here on float16, whose steps are 2^-24 at least, takes less than 1/256 from a scale
+
+
 class UnknownWeightFormat(Dsv3cError):
     message = "unknown weight format {text!r}"
     hint = "use float32, float16, bfloat16, fp8, int8, int8-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
+
+
+class OutOfRange(Dsv3cError):
+    """A finite weight that its format would turn into infinity; who knows the weight's name says it."""
+
+    message = "a weight is too large for {format}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,11 @@ class QuantSpec:
         """The code that decodes to 0 in a symmetric format."""
         return 0 if self.is_fp8 else 1 << (self.bits - 1)
 
+    @property
+    def largest_code(self) -> float:
+        """The largest magnitude that a code stands for, before its scale."""
+        return fp8.LARGEST if self.is_fp8 else float((1 << (self.bits - 1)) - (self.bits == 8))
+
     def padded_k(self, k: int) -> int:
         """K rounded up to whole activation groups (integers) or pairs (bf16)."""
         if self.is_float:
@@ -170,21 +188,61 @@ def as_float32(x: Array) -> Array:
     return x.astype(np.float32, copy=False)
 
 
+def to_float(w: Array, spec: QuantSpec) -> Array:
+    """w[..., K], numbers or fp8.CODED, in the float format `spec`. Raises OutOfRange where that is infinity."""
+    if spec.element == "f32":
+        return as_float32(w)
+    rows = w.reshape(-1, w.shape[-1])
+    out = np.empty(rows.shape, NUMPY_DTYPES[spec.element])
+    for chunk in _chunks(*rows.shape):
+        with np.errstate(over="ignore"):
+            out[chunk] = as_float32(rows[chunk])
+        _require_finite(out[chunk], spec)
+    return out.reshape(w.shape)
+
+
 def quantize(w: Array, spec: QuantSpec) -> QTensor:
-    """Round float w[..., N, K] to the format `spec`, to nearest. Codes of fp8.CODED stay as they are in fp8."""
+    """Round float w[..., N, K] to the format `spec`, to nearest. Codes of fp8.CODED stay as they are in fp8.
+
+    Raises OutOfRange where a code with its scale would be infinity.
+    """
     if spec.is_float:
         raise UnknownWeightFormat(text=f"{spec.name} (not a format of codes)")
-    if spec.is_fp8:
-        return _to_fp8(w, spec)
+    with np.errstate(over="ignore"):
+        rounded = _to_fp8(w, spec) if spec.is_fp8 else _to_integers(w, spec)
+        _require_finite(rounded.scale, spec)
+        if rounded.scale.dtype == np.float32 and w.dtype != fp8.CODED:
+            # Codes that are kept were multiplied with their scales by the reader.
+            _require_finite(rounded.scale * np.float32(spec.largest_code), spec)
+    return rounded
+
+
+def _require_finite(values: Array, spec: QuantSpec) -> None:
+    """Raises OutOfRange for an infinity. Types of two bytes are looked at as integers, many times as fast."""
+    if values.size == 0:
+        return
+    infinity = _INFINITY.get(values.dtype)
+    if infinity is None:
+        finite = bool(np.isfinite(values).all())
+    else:
+        finite = bool(values.view(np.int16).max() < infinity and values.view(np.uint16).max() < (infinity | _SIGN))
+    if not finite:
+        raise OutOfRange(format=spec.name)
+
+
+def _chunks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_ELEMENTS // max(1, columns))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _to_integers(w: Array, spec: QuantSpec) -> QTensor:
     *leading, k = w.shape
     rows, padded = w.reshape(-1, k), spec.padded_k(k)
     groups = spec.scale_groups(k)
     codes = np.empty((rows.shape[0], padded), np.uint8)
     scale = np.empty((rows.shape[0], groups), NUMPY_DTYPES[spec.scale_dtype])
     zero = None if spec.symmetric else np.empty(scale.shape, np.uint8)
-    step = max(1, _CHUNK_ELEMENTS // max(1, padded))
-    for start in range(0, rows.shape[0], step):
-        chunk = slice(start, start + step)
+    for chunk in _chunks(rows.shape[0], padded):
         values = _padded(as_float32(rows[chunk]), padded).reshape(-1, groups, padded // groups)
         chunk_zero = None if zero is None else zero[chunk]
         _quantize_chunk(values, spec, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
@@ -248,19 +306,35 @@ def _extremes(values: Array) -> tuple[Array, Array]:
     return columns.min(axis=0).reshape(values.shape[:-1]), columns.max(axis=0).reshape(values.shape[:-1])
 
 
+def _lengthen(exact: Array, scale: Array, divisor: Array) -> None:
+    """Round up the scales [N, KG] of which rounding took so much that the largest code would not reach its weight.
+
+    Below the normal numbers of float16 a scale has few bits, and none below 3e-8: its whole group would become zero.
+    """
+    if scale.dtype == np.float32 or np.abs(divisor).min() >= _FINE_SCALE:
+        return
+    short = np.abs(exact) > np.abs(divisor) * np.float32(1 + 1 / 256)  # 1/256: half a code of 127
+    if short.any():
+        away = np.copysign(np.float32(np.inf), exact[short]).astype(scale.dtype)
+        scale[short] = np.nextafter(scale[short], away)
+        divisor[short] = scale[short]
+
+
 def _quantize_chunk(values: Array, spec: QuantSpec, codes: Array, scale: Array, zero: Array | None) -> None:
     """Fill codes [N, KG, G], scale [N, KG] and zero [N, KG] from values [N, KG, G]."""
     low, high = _extremes(values)
     if zero is not None:
         np.minimum(low, 0, out=low)
         np.maximum(high, 0, out=high)
-        scale[...] = (high - low) / np.float32(15)
+        exact = (high - low) / np.float32(15)
     elif spec.bits == 8:
-        scale[...] = np.maximum(high, -low) / np.float32(127)
+        exact = np.maximum(high, -low) / np.float32(127)
     else:
         # The code range -8..7 is lopsided: its long side goes to the sign of the largest magnitude.
-        scale[...] = np.where(-low >= high, low, high) / np.float32(-8)
+        exact = np.where(-low >= high, low, high) / np.float32(-8)
+    scale[...] = exact
     divisor = scale.astype(np.float32)
+    _lengthen(exact, scale, divisor)
     divisor[divisor == 0] = np.inf  # a group of zeros: every code is the zero point
     rounded = values / divisor[..., None]
     np.rint(rounded, out=rounded)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.checkpoint import ModelConfig
-from dsv3c.compiler.checkpoint.files import contained, exists, parse_object, quote, read_bytes
-from dsv3c.compiler.errors import JsonError, UnreadableFileError
+from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
+from dsv3c.compiler.errors import UnreadableFileError
 from dsv3c.runtime.generation_config import usable
 from dsv3c.runtime.tokenizer import Tokenizer
 
@@ -49,8 +49,7 @@ def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
     if not exists(folder / TOKENIZER):
         ways = (way for name, way in _WAYS.items() if exists(folder / name))
         return (f"{_ONLY_IDS}; {next(ways, _OTHER_WAY)}", *defaults)
-    # The runtime takes no links, which folders of the hub consist of.
-    tokenizer = Tokenizer(contained(folder, TOKENIZER).resolve(), tokenizer_config)
+    tokenizer = Tokenizer(folder / TOKENIZER, tokenizer_config)
     return (*_odd_settings(tokenizer, tokenizer_config), *defaults)
 
 
@@ -84,19 +83,14 @@ def _odd_settings(tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
 def _check_template(folder: Path) -> None:
     if not exists(folder / TEMPLATE):
         return
-    path = contained(folder, TEMPLATE)
+    path = folder / TEMPLATE
+    data = read_bytes(path, _TEMPLATE_LIMIT)
+    refuse_pointer(data, path)
     try:
-        read_bytes(path, _TEMPLATE_LIMIT).decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnreadableFileError(path=path, reason=f"byte {error.start} is not UTF-8") from error
 
 
 def _optional_object(folder: Path, name: str) -> dict[str, Any]:
-    if not exists(folder / name):
-        return {}
-    path = contained(folder, name)
-    data = read_bytes(path, _SIZE_LIMIT).removeprefix(codecs.BOM_UTF8)
-    try:
-        return parse_object(data)
-    except ValueError as error:
-        raise JsonError(path=path, reason=error) from error
+    return read_object(folder / name, _SIZE_LIMIT) if exists(folder / name) else {}

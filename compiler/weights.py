@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dsv3c.compiler import fp8, ops
+from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.ir import TensorType, Value, topological_order
 from dsv3c.compiler.ops.table import Array
 from dsv3c.compiler.ops.weight import Packed
-from dsv3c.compiler.quant import QTensor, as_float32
+from dsv3c.compiler.quant import OutOfRange, QTensor, as_float32
 from dsv3c.compiler.storage import Component, aligned, components, tensor_name
 
 # Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
 
+_BFLOAT16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
 
 
@@ -91,7 +94,8 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
 def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
     """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
 
-    `read(name)` gives a checkpoint tensor; it is called from several threads.
+    `read(name)` gives a checkpoint tensor; it is called from several threads. Raises WeightRangeError for a weight that
+    its format cannot hold.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -104,7 +108,10 @@ def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], Non
 
         def job(piece: tuple[str, Value, int, int]) -> None:
             recipe, value, index, count = piece
-            arrays = _stored_arrays(ops.evaluate([value], given)[0])
+            try:
+                arrays = _stored_arrays(ops.evaluate([value], given)[0])
+            except OutOfRange as error:
+                raise _named(value, given, error.format) from error  # type: ignore[attr-defined]
             for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                 _write_at(descriptor, data, tensor.offset + index * (tensor.component.nbytes // count))
@@ -115,6 +122,22 @@ def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], Non
                 pass
     finally:
         os.close(descriptor)
+
+
+def _named(recipe: Value, given: Callable[[Value], Array], format: str) -> WeightRangeError:
+    """The error for a recipe that overflows its format: of the tensors in it, the one with the largest weight."""
+
+    def largest(leaf: Value) -> tuple[float, list[int]]:
+        weight = as_float32(given(leaf))
+        position = np.unravel_index(np.abs(weight).argmax(), weight.shape)
+        return float(weight[position]), [int(index) for index in position]
+
+    found = {leaf: largest(leaf) for leaf in topological_order([recipe]) if leaf.op == "param"}
+    leaf = max(found, key=lambda leaf: abs(found[leaf][0]))
+    value, position = found[leaf]
+    name = str(leaf.attrs["name"]).replace("*", str(leaf.attrs.get("expert", "*")))
+    wider = "bfloat16" if abs(value) <= _BFLOAT16_LARGEST else "float32"
+    return WeightRangeError(tensor=name, found=value, position=position, format=format, wider=wider)
 
 
 def _write_at(descriptor: int, data: Any, offset: int) -> None:
@@ -210,4 +233,3 @@ _PART_RULES: Mapping[str, Callable[[Value, int], Value | None]] = {
     "quantize": _part_elementwise,
     "pack": _part_elementwise,
 }
-

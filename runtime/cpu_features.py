@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.artifact import Level, Target
-from dsv3c.runtime.errors import IsaNotSupported, ThreadsInvalid, UnknownIsaLevel, WrongMachine
+from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, ThreadsInvalid, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
 WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of CPU features, and of what GPU kernels ask of a device, joined by commas
@@ -123,10 +123,12 @@ def _apple_flags() -> frozenset[str]:
 def choose_level(levels: Sequence[Level], flags: frozenset[str], environment: Mapping[str, str]) -> Level:
     """Strongest level (levels rise in strength) whose flags are all present, or the one that DSV3C_ISA names.
 
-    A level that the system does not permit counts as one whose flags are missing. Raises UnknownIsaLevel, or
-    IsaNotSupported with the missing flags.
+    A level that the system does not permit counts as one whose flags are missing. Raises ManifestInvalid without any
+    level, UnknownIsaLevel, or IsaNotSupported with the missing flags.
     """
-    known = ", ".join(level.name for level in levels) or "none"
+    if not levels:
+        raise ManifestInvalid(where="manifest.target.levels", reason="is empty")
+    known = ", ".join(level.name for level in levels)
     forced = environment.get(ISA_VARIABLE, "")
     candidates = [level for level in levels if level.name == forced] if forced else list(levels)
     if not candidates:

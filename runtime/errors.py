@@ -45,8 +45,8 @@ class FileUnreadable(ArtifactFault):
 
 
 class FileNotRegular(ArtifactFault):
-    message = "{path} is {kind}, an artifact holds regular files only"
-    hint = "copy the real file into the artifact folder, or compile again"
+    message = "{path} is {kind}, an artifact holds regular files and links to them"
+    hint = "put the real file there, or compile again"
 
 
 class PathEscapes(ArtifactFault):
@@ -119,7 +119,7 @@ class UnknownCapability(RuntimeFault):
 
 class IsaNotSupported(RuntimeFault):
     message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
-    hint = "compile with a lower level, or unset DSV3C_ISA if it forces this one"
+    hint = "unset DSV3C_ISA if it is set; x86 CPUs need AVX2, FMA and F16C at least, older ones cannot run any artifact"
 
 
 class LibraryInvalid(RuntimeFault):
@@ -144,12 +144,17 @@ class OnnxRuntimeMissing(RuntimeFault):
 
 class ProviderMissing(RuntimeFault):
     message = "this build of ONNX Runtime ({version}) has no provider {provider}; it has {known}"
-    hint = "pip install onnxruntime-gpu for cuda, onnxruntime-webgpu for webgpu, or compile with provider=cpu"
+    hint = "pip install onnxruntime-gpu for cuda, onnxruntime-webgpu for webgpu, or compile with --target onnx"
 
 
 class GraphInvalid(RuntimeFault):
     message = "ONNX Runtime refuses {path}: {reason}"
     hint = "manifest.json names the version it was checked with (target.onnxruntime); update, or compile again"
+
+
+class GraphFailed(RuntimeFault):
+    message = "ONNX Runtime failed to run the graph of {entry}: {reason}"
+    hint = "run `dsv3c verify`, and compile the model again if it finds nothing"
 
 
 class NoCallTimes(RuntimeFault):
@@ -256,7 +261,7 @@ class StepInvalid(RequestFault):
 
 class UnknownEntry(RequestFault):
     message = "the artifact has no entry {name!r}; it has {known}"
-    hint = "compile with the option that adds this entry"
+    hint = "artifacts have `mtp` where the checkpoint has a layer for multi-token prediction"
 
 
 class EmptyPrompt(RequestFault):
@@ -281,7 +286,7 @@ class ContextOverflow(RequestFault):
 
 class ContextInvalid(RequestFault):
     message = "{name} is {value!r}, it must be an integer from 1 to {limit}"
-    hint = "the upper limit was set when the model was compiled"
+    hint = "a context ends at the length the model was trained for; for more sequences, compile with --max-sequences"
 
 
 class BenchTooLong(RequestFault):

@@ -7,8 +7,11 @@ but the new rows is written. Other sequences are gathered before the run, and th
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,18 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.cpu_features import check_threads
 from dsv3c.runtime.errors import (
+    FileUnreadable,
+    GraphFailed,
     GraphInvalid,
     ManifestInvalid,
     NoCallTimes,
     OnnxRuntimeMissing,
+    PlanInvalid,
     ProviderMissing,
     StepInvalid,
 )
 from dsv3c.runtime.fields import Fields
+from dsv3c.runtime.jsonfile import open_regular
 from dsv3c.runtime.memory import Block, typed
 
 PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in ONNX Runtime, its kind of memory)
@@ -32,8 +39,13 @@ PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in O
     "cuda": ("CUDAExecutionProvider", "cuda"),
     "webgpu": ("WebGpuExecutionProvider", "webgpu"),
 }
-_INPUTS = ("input_ids", "attention_mask", "position_ids", "hidden_states")
-_ELEMENTS: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16}
+_ELEMENTS: Mapping[str, tuple[Any, str]] = {  # cache_dtype of the plan: (numpy type, name in ONNX Runtime)
+    "float32": (np.float32, "tensor(float)"),
+    "float16": (np.float16, "tensor(float16)"),
+}
+_PAST, _PRESENT = "past_key_values.", "present."
+# Of an input or output: type, and dims, those by name being free. A free batch may also be 1, which is all we feed.
+Signature = tuple[str, tuple[int | str, ...]]
 Ints = NDArray[np.int32]
 
 
@@ -51,7 +63,7 @@ class _Piece:
 
 
 class OrtDevice:
-    """Implements `Device`. Raises OnnxRuntimeMissing, ProviderMissing, GraphInvalid, MemoryRefused."""
+    """Implements `Device`. Raises OnnxRuntimeMissing, ProviderMissing, GraphInvalid, GraphFailed, MemoryRefused."""
 
     prefill_min_tokens: int | None = None  # the models have one entry for steps of any length
 
@@ -66,13 +78,20 @@ class OrtDevice:
         if set(graphs.value) != set(self._plan.entries):
             raise graphs.fail("graphs", f"must name a file for each of {', '.join(self._plan.entries)}")
         files = {name: graphs.string(name) for name in graphs.value}
-        self._sessions = {name: self._open(artifact, file) for name, file in files.items()}
+        if self._plan.cache_dtype not in _ELEMENTS:
+            raise PlanInvalid(where="cache_dtype", reason=f"must be one of {', '.join(_ELEMENTS)}")
+        self._element, self._element_name = _ELEMENTS[self._plan.cache_dtype]
+        self._vocab_size = artifact.manifest.vocab_size
+        self._caches_by_input = {f"{_PAST}{index}.key": index for index in range(self._plan.n_caches)}
+        self._sessions = {name: self._open(artifact, name, file) for name, file in files.items()}
+        pasts = [name for session in self._sessions.values() for name in _past_names(session)]
+        if sorted(pasts) != sorted(self._caches_by_input):
+            raise ManifestInvalid(where="manifest.target.graphs", reason="each cache must be an input of one graph")
         self._arena = Block(self._plan.arena_bytes, "what a step gives")
         buffers = self._plan.buffers
         self.inputs: Mapping[str, NDArray[Any]] = {
             name: np.zeros(buffers[index].size, buffers[index].dtype) for name, index in self._plan.inputs.items()
         }
-        self._element = _ELEMENTS[self._plan.cache_dtype]
         shape = (slots, self._plan.latent_dim)
         self._caches = [self._zeros(shape) for _ in range(self._plan.n_caches)]
 
@@ -161,7 +180,10 @@ class OrtDevice:
         for name, array in found.items():
             binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
         copies = self._bind_caches(binding, session, piece)
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise GraphFailed(entry=entry, reason=str(error)) from error
         for cache, rows_of in copies:
             self._put_rows(cache, piece.slots[piece.past :], self._rows(rows_of, np.arange(piece.past, end)))
         logits[mine] = found["logits"][0, local[mine] - (count - kept)]
@@ -172,7 +194,7 @@ class OrtDevice:
         end, width = piece.slots.size, self._plan.latent_dim
         copies = []
         for name in _past_names(session):
-            cache = self._caches[_cache_index(name)]
+            cache = self._caches[self._caches_by_input[name]]
             memory, first = cache, int(piece.slots[0])
             if not piece.in_place:
                 memory, first = self._zeros((end, width)), 0
@@ -181,7 +203,7 @@ class OrtDevice:
             place = memory.data_ptr() + first * width * np.dtype(self._element).itemsize
             memory_type = self._memory, 0, self._element
             binding.bind_input(name, *memory_type, (1, 1, piece.past, width), place)
-            present = name.replace("past_key_values", "present")
+            present = name.replace(_PAST, _PRESENT)
             binding.bind_output(present, *memory_type, (1, 1, end, width), place)
         return copies
 
@@ -203,7 +225,7 @@ class OrtDevice:
         if self._memory != "cpu":
             memory.update_inplace(whole)
 
-    def _open(self, artifact: Artifact, file: str) -> Any:
+    def _open(self, artifact: Artifact, entry: str, file: str) -> Any:
         if file not in artifact.manifest.files:
             raise ManifestInvalid(where="manifest.target.graphs", reason=f"{file!r} is not listed in files")
         options = self._ort.SessionOptions()
@@ -212,27 +234,80 @@ class OrtDevice:
         # A plan of the memory is kept for every combination of lengths, and each step has another.
         options.enable_mem_pattern = False
         path = artifact.checked_file(file)
+        weights = _linked_weights(artifact.folder / WEIGHTS, path)
+        if weights is not None:
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         try:
             session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
         except Exception as error:
             raise GraphInvalid(path=path, reason=str(error)) from error
-        known = {f"past_key_values.{index}.key" for index in range(self._plan.n_caches)}
-        for value in session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                wrong = value.name not in known or value.shape[1:] != [1, "past", self._plan.latent_dim]
-            else:
-                wrong = value.name not in _INPUTS
-            if wrong:
-                raise GraphInvalid(path=path, reason=f"plan.json has no input {value.name} {value.shape}")
+        given = {value.name: value for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+        pasts = [name for name in self._caches_by_input if name in given]
+        for name, signature in self._inputs(entry, pasts).items():
+            _check_value("input", name, given.pop(name, None), signature, path)
+        if given:
+            raise GraphInvalid(path=path, reason=f"plan.json has no input {next(iter(given))}")
+        outputs = {value.name: value for value in session.get_outputs()}
+        for name, signature in self._outputs(entry, pasts).items():
+            _check_value("output", name, outputs.get(name), signature, path)
         return session
+
+    def _inputs(self, entry: str, pasts: list[str]) -> dict[str, Signature]:
+        ids: Signature = ("tensor(int64)", ("batch", "sequence"))
+        inputs = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), ids)
+        inputs["num_logits_to_keep"] = ("tensor(int64)", (1,))
+        if "hidden" in self._plan.entries[entry].inputs:
+            inputs["hidden_states"] = (self._element_name, ("batch", "sequence", self._width(entry)))
+        row: Signature = (self._element_name, ("batch", 1, "past", self._plan.latent_dim))
+        return inputs | dict.fromkeys(pasts, row)
+
+    def _outputs(self, entry: str, pasts: list[str]) -> dict[str, Signature]:
+        row: Signature = (self._element_name, ("batch", 1, "total", self._plan.latent_dim))
+        return {
+            "logits": ("tensor(float)", ("batch", "kept", self._vocab_size)),
+            "last_hidden_state": ("tensor(float)", ("batch", "sequence", self._width(entry))),
+        } | {name.replace(_PAST, _PRESENT): row for name in pasts}
+
+    def _width(self, entry: str) -> int:
+        outputs = self._plan.entries[entry].outputs
+        if "hidden" not in outputs:
+            raise PlanInvalid(where=f"entries.{entry}.outputs", reason="has no hidden")
+        return self._plan.buffers[outputs["hidden"]].size // self._plan.bounds.T
+
+
+def _check_value(kind: str, name: str, value: Any, signature: Signature, path: Path) -> None:
+    """Raises GraphInvalid unless `value`, None when the graph has none of this name, is of type and shape."""
+    if value is None:
+        raise GraphInvalid(path=path, reason=f"it has no {kind} {name}")
+    type, shape = signature
+    found = list(value.shape)
+    if found and found[0] == 1 and shape[0] == "batch":
+        found[0] = "batch"
+    fits = len(found) == len(shape) and all(
+        got == want if isinstance(want, int) else not isinstance(got, int)
+        for got, want in zip(found, shape, strict=True)
+    )
+    if value.type != type or not fits:
+        wanted = f"{type} {list(shape)}"
+        raise GraphInvalid(path=path, reason=f"the {kind} {name} is {value.type} {value.shape}, it must be {wanted}")
+
+
+def _linked_weights(weights: Path, graph: Path) -> mmap.mmap | None:
+    """The weights when they are a link that ONNX Runtime would not follow: it stays in the folder of the graph."""
+    target = weights.resolve()
+    if target.parent in (weights.parent.resolve(), graph.resolve().parent):
+        return None
+    descriptor = open_regular(weights)
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise FileUnreadable(path=weights, reason=str(error)) from error
+    finally:
+        os.close(descriptor)
 
 
 def _past_names(session: Any) -> list[str]:
-    return [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-
-
-def _cache_index(name: str) -> int:
-    return int(name.split(".")[1])
+    return [value.name for value in session.get_inputs() if value.name.startswith(_PAST)]
 
 
 def _provider(ort: Any, target: Fields) -> tuple[str, str]:

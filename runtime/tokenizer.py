@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from dsv3c.runtime.errors import ParameterInvalid, TemplateFailed, TemplateMissing, TextInvalid, TokenizerMalformed
-from dsv3c.runtime.jsonfile import read_bytes
+from dsv3c.runtime.jsonfile import read_bytes, require_few_values
 
 if TYPE_CHECKING:
     from dsv3c.runtime.chat_template import ChatTemplate
 
-_TOKENIZER_LIMIT = 256 << 20
+_TOKENIZER_LIMIT = 64 << 20
+_TOKENIZER_VALUES = 1_500_000
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -27,11 +28,12 @@ class Tokenizer:
     """Wraps a `tokenizers.Tokenizer`. `config` is the content of tokenizer_config.json (may be empty), `chat_template`
     that of chat_template.jinja, which goes before the one in `config`.
 
-    Raises TokenizerMalformed.
+    Raises TokenizerMalformed, FileTooLarge, MalformedJson.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], chat_template: str | bytes | None = None) -> None:
         data = read_bytes(path, _TOKENIZER_LIMIT).removeprefix(codecs.BOM_UTF8)
+        require_few_values(data, path, _TOKENIZER_VALUES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             # Settings of training would cut or fill up what users pass.

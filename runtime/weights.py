@@ -17,7 +17,8 @@ from dsv3c.runtime.fields import Fields
 from dsv3c.runtime.jsonfile import parse_json
 
 ALIGNMENT = 64
-HEADER_LIMIT = 100_000_000
+HEADER_LIMIT = 64 << 20
+MAX_DIMS = 8
 DTYPES: Mapping[str, tuple[str, int]] = {  # name in the file: (name in plan.json, bytes of an element)
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -84,8 +85,8 @@ def _tensor(content: Fields, name: str, start: int) -> Tensor:
     if dtype not in DTYPES:
         raise fields.fail("dtype", f"{dtype!r} is unknown")
     shape = fields.list("shape")
-    if len(shape) > 16 or not all(type(dim) is int and 0 <= dim < 2**48 for dim in shape):
-        raise fields.fail("shape", "must be at most 16 integers that are not negative")
+    if len(shape) > MAX_DIMS or not all(type(dim) is int and 0 <= dim < 2**48 for dim in shape):
+        raise fields.fail("shape", f"must be at most {MAX_DIMS} integers that are not negative")
     offsets = fields.list("data_offsets")
     if len(offsets) != 2 or not all(type(offset) is int and 0 <= offset < 2**63 for offset in offsets):
         raise fields.fail("data_offsets", "must be two integers that are not negative")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
-from dsv3c.compiler.checkpoint.files import quote
+from dsv3c.compiler.checkpoint.files import quote, some
 from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, WEIGHT_DTYPES, Stored, Weight
 from dsv3c.compiler.errors import (
     MissingScaleError,
@@ -25,7 +25,6 @@ from dsv3c.compiler.errors import (
 )
 
 SCALE_SUFFIX = "_scale_inv"
-_NAMES_SHOWN = 5
 _IGNORED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry; it follows from the config
 
 
@@ -61,7 +60,7 @@ class _Matcher:
         if self.config.tie_word_embeddings and HEAD in self.stored:
             self._weight(HEAD, (self.config.vocab_size, self.config.hidden_size))  # a copy of the embedding
         if self.missing:
-            raise MissingTensorError(path=self.folder, count=len(self.missing), names=_some(self.missing))
+            raise MissingTensorError(path=self.folder, count=len(self.missing), names=some(self.missing))
         self._check_rest()
         return entries
 
@@ -134,7 +133,7 @@ class _Matcher:
         """Raises UnexpectedTensorError for stored tensors that nothing asked for."""
         rest = [name for name in self.stored if name not in self.used and not name.endswith(_IGNORED)]
         if rest:
-            raise UnexpectedTensorError(path=self.folder, count=len(rest), names=_some(rest))
+            raise UnexpectedTensorError(path=self.folder, count=len(rest), names=some(rest))
 
 
 def _check_shape(tensor: Stored, shape: tuple[int, ...]) -> None:
@@ -147,8 +146,3 @@ def _check_shape(tensor: Stored, shape: tuple[int, ...]) -> None:
 def _wrong_dtype(tensor: Stored, expected: Iterable[str]) -> TensorDtypeError:
     path, name, found = tensor.file.path, tensor.info.name, tensor.info.dtype
     return TensorDtypeError(path=path, tensor=name, found=found, expected=" or ".join(expected))
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(quote(name) for name in names[:_NAMES_SHOWN])
-    return shown + (", …" if len(names) > _NAMES_SHOWN else "")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint.fields import Fields
-from dsv3c.compiler.checkpoint.files import contained, quote, read_object
+from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
 from dsv3c.compiler.checkpoint.tokenizer import usable_ids
@@ -167,7 +167,7 @@ def load_config(
 
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
-    path = contained(folder, "config.json")
+    path = folder / "config.json"
     values, notes = infer_missing(with_canonical_names(read_object(path)), shapes or {})
     values, left_out = usable_ids(values)
     return ModelConfig.from_dict(values, path), notes + left_out
@@ -318,7 +318,7 @@ def _refuse_unsupported(config: Fields) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.boolean(key, False):
             raise config.unsupported(key, "projections have no bias")
-    if config.values.get("hidden_act", "silu") != "silu":
+    if config.has("hidden_act") and config.values["hidden_act"] != "silu":
         raise config.unsupported("hidden_act", "known is silu")
 
 

@@ -36,7 +36,7 @@ class Fields:
         """A number of the closed range."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not low <= value <= high:
-            raise self.wrong(key, f"a number from {low:g} to {high:g}")
+            raise self.wrong(key, f"a number from {low:.7g} to {high:.7g}")
         return float(value)
 
     def boolean(self, key: str, default: bool | None = None) -> bool:

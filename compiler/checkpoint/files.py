@@ -1,17 +1,29 @@
-"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages."""
+"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages.
+
+Links in a folder are its owner's: they are followed, wherever they lead. Names that a file gives are not.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import reprlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dsv3c.compiler.errors import JsonError, PathEscapeError, UnreadableFileError
+from dsv3c.compiler.errors import JsonError, PointerFileError, UnreadableFileError
 
-MAX_JSON_BYTES = 100_000_000  # the limit safetensors sets for its headers; the index of DeepSeek-V3 has 9 MB
+# What honest files stay far below: a config has kilobytes, the index of DeepSeek-V3 9 MB, known tokenizers up to 33 MB.
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TABLE_BYTES = 64 << 20
+MAX_JSON_VALUES = 1_500_000  # time and memory grow with them: 8 a tensor in a header, 1 in an index, 3 a merge of two
+
+_MAX_DIGITS = 400  # of an integer; float64 ends at 309
+_NAMES_SHOWN = 5
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _quoter = reprlib.Repr()
 _quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
@@ -23,44 +35,39 @@ def quote(value: object) -> str:
     return _quoter.repr(value)
 
 
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(quote(name) for name in names[:_NAMES_SHOWN])
+    return shown + (", …" if len(names) > _NAMES_SHOWN else "")
+
+
 def exists(path: Path) -> bool:
-    """Raises UnreadableFileError when the system will not say."""
+    """Whether there is anything, be it a link to nothing. Raises UnreadableFileError when the system will not say."""
     try:
-        return path.exists()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
     except OSError as error:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
-
-
-def contained(folder: Path, name: str) -> Path:
-    """`folder`/`name`. Raises PathEscapeError when `name` or a link leads out of the folder.
-
-    The cache of Hugging Face keeps files as links from snapshots/<revision>/ to blobs/ beside it: that one way is open.
-    """
-    path = folder / name
-    try:
-        target, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name longer than the system allows
-        raise UnreadableFileError(path=path, reason=error) from error
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise PathEscapeError(folder=folder, name=quote(name))
-    return path
+    return True
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes. Raises UnreadableFileError unless `path` is a regular file: opening a pipe would wait forever."""
+    """Size in bytes. Raises UnreadableFileError unless `path` is a regular file, or a link to one: opening a pipe would
+    wait forever."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and path.is_symlink():
+            reason = f"it is a link to {path.readlink()}: {reason}"
+        raise UnreadableFileError(path=path, reason=reason) from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableFileError(path=path, reason="it is not a regular file")
     return status.st_size
 
 
-def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file. Raises UnreadableFileError, also when it is longer than `limit`."""
     if file_size(path) > limit:
         raise UnreadableFileError(path=path, reason=f"it is longer than {limit} bytes")
@@ -71,9 +78,16 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that is the file. Raises UnreadableFileError and JsonError."""
-    data = read_bytes(path)
+def refuse_pointer(data: bytes, path: Path) -> None:
+    """Raises PointerFileError when a file that begins with `data` is what a clone without git-lfs has in its place."""
+    if data.startswith(_POINTER):
+        raise PointerFileError(path=path)
+
+
+def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes. Raises UnreadableFileError, PointerFileError, JsonError."""
+    data = read_bytes(path, limit).removeprefix(codecs.BOM_UTF8)  # as some editors write it
+    refuse_pointer(data, path)
     try:
         return parse_object(data)
     except ValueError as error:
@@ -84,14 +98,18 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`, stricter than `json.loads`.
 
     Raises ValueError with the reason for anything that is not one UTF-8 JSON object, for a key given twice, for numbers
-    that are not finite and for nesting deeper than Python's stack.
+    that are not finite or of thousands of digits, for nesting deeper than Python's stack and for more than
+    MAX_JSON_VALUES values, which are counted before any is made.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_integer,
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
@@ -112,6 +130,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {quote(key)} is given twice")
         seen.add(key)
     return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {quote(text)} has {len(text)} digits")
+    return int(text)
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
-from dsv3c.compiler.checkpoint.files import contained, exists, file_size
+from dsv3c.compiler.checkpoint.files import exists, file_size
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.stored import Float32, Stored
@@ -97,7 +97,7 @@ class Checkpoint:
         present = [name for name in _SIDE_FILES if exists(self.path / name)]
         names = (*present, *self._weight_files)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = pool.map(lambda name: _sha256(contained(self.path, name), name, progress), names)
+            digests = pool.map(lambda name: _sha256(self.path / name, name, progress), names)
             return dict(zip(names, digests, strict=True))
 
     def _entry(self, name: str) -> Entry:

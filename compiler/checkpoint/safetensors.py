@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.files import file_size, parse_object, quote
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, parse_object, quote, refuse_pointer
 from dsv3c.compiler.errors import ChangedFileError, SafetensorsError, UnreadableFileError
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_DIMS = 8  # the format has no bound; weights of models have four at most
 MAX_COUNT = 2**63 - 1
 DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -49,12 +49,16 @@ class SafetensorsFile:
     """One open file; `tensors` holds its header. The bytes are mapped, not read."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file."""
+        """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file,
+        PointerFileError."""
         self.path = path
         self.size = file_size(path)
         try:
             with path.open("rb") as file:
-                header = _read_header(file.read(8), self.size, path)
+                start = file.read(64)
+                refuse_pointer(start, path)
+                header = _read_header(start[:8], self.size, path)
+                file.seek(8)
                 text = file.read(header)
                 body = 8 + header
                 self.tensors, self.metadata = parse_header(text, self.size - body, path, body)
@@ -117,8 +121,8 @@ def _read_header(prefix: bytes, size: int, path: Path) -> int:
     if len(prefix) < 8:
         raise SafetensorsError(path=path, reason=f"it has {size} bytes, fewer than the 8 of a header length")
     length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER_BYTES:
-        raise SafetensorsError(path=path, reason=f"header length {length} is above the limit {MAX_HEADER_BYTES}")
+    if length > MAX_TABLE_BYTES:
+        raise SafetensorsError(path=path, reason=f"header length {length} is above the limit {MAX_TABLE_BYTES}")
     if length > size - 8:
         raise SafetensorsError(path=path, reason=f"header length {length} reaches beyond the file of {size} bytes")
     return length
@@ -133,6 +137,8 @@ def _tensor_info(name: str, entry: Any, body_offset: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ValueError(f"unknown dtype {quote(dtype)}")
+    if isinstance(shape, list) and len(shape) > MAX_DIMS:
+        raise ValueError(f"shape {quote(shape)} has {len(shape)} dims, at most {MAX_DIMS} are read")
     if not isinstance(shape, list) or not all(_is_count(extent) for extent in shape):
         raise ValueError(f"shape {quote(shape)} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import contained, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import Stored
 from dsv3c.compiler.errors import (
     DuplicateTensorError,
+    GgufError,
     IndexFormatError,
     MissingShardError,
     NoFolderError,
+    NoIndexError,
     NoWeightsError,
     PathEscapeError,
+    PickleError,
     ShardContentError,
+    UnreadableFileError,
 )
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>0{0,3}\d{1,4})\.safetensors")
 
 
 def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
@@ -34,16 +40,45 @@ def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tupl
     has_index = exists(folder / INDEX)
     if not exists(folder / SINGLE):
         if not has_index:
-            raise NoWeightsError(path=folder)
+            raise _no_weights(folder)
         return _open_index(folder)
-    file = SafetensorsFile(contained(folder, SINGLE))
+    file = SafetensorsFile(folder / SINGLE)
     warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
     return {name: Stored(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
 
 
+def _no_weights(folder: Path) -> NoWeightsError:
+    """What is in a folder instead of weights that can be read."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UnreadableFileError(path=folder, reason=error.strerror) from error
+    safetensors = [name for name in names if name.endswith(".safetensors")]
+    gguf = [name for name in names if name.lower().endswith(".gguf")]
+    pickled = [name for name in names if name.lower().endswith((".bin", ".pt", ".pth"))]
+    if safetensors:
+        missing = [INDEX, *_missing_shards(safetensors)]
+        return NoIndexError(path=folder, found=some(safetensors), missing=some(missing))
+    if gguf:
+        return GgufError(path=folder, found=some(gguf))
+    return PickleError(path=folder, found=some(pickled)) if pickled else NoWeightsError(path=folder)
+
+
+def _missing_shards(names: Sequence[str]) -> list[str]:
+    """The shards that the name of the first one announces and that are not there."""
+    first = next((match for match in map(_SHARD.fullmatch, names) if match), None)
+    if first is None:
+        return []
+    width = len(first["number"])
+    numbers = (f"{number:0{width}}" for number in range(1, int(first["count"]) + 1))
+    expected = (f"{first['stem']}-{number}-of-{first['count']}.safetensors" for number in numbers)
+    present = set(names)
+    return [name for name in expected if name not in present]
+
+
 def _open_index(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
-    path = contained(folder, INDEX)
-    index = read_object(path)
+    path = folder / INDEX
+    index = read_object(path, MAX_TABLE_BYTES)
     weight_map = _weight_map(index, path)
     shards = tuple(sorted(set(weight_map.values())))
     files = {shard: SafetensorsFile(_shard_path(folder, shard, path)) for shard in shards}
@@ -75,7 +110,7 @@ def _shard_path(folder: Path, shard: str, index: Path) -> Path:
     parts = {*PurePosixPath(shard).parts, *windows.parts}
     if not shard.isprintable() or ".." in parts or windows.drive or windows.root:
         raise PathEscapeError(folder=folder, name=quote(shard))
-    path = contained(folder, shard)
+    path = folder / shard
     if not exists(path):
         raise MissingShardError(path=index, shard=quote(shard))
     return path

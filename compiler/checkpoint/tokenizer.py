@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import contained, exists, parse_object, quote, read_bytes
-from dsv3c.compiler.errors import JsonError, TokenizerVocabularyError
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
+from dsv3c.compiler.errors import TokenizerVocabularyError
 
 TOKENIZER = "tokenizer.json"
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
@@ -21,9 +20,9 @@ def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
     """
     if not exists(folder / TOKENIZER):
         return ()
-    path = contained(folder, TOKENIZER)
+    path = folder / TOKENIZER
     beyond: dict[int, Any] = {}
-    for token, number in _tokens(_object(path), path):
+    for token, number in _tokens(read_object(path, MAX_TABLE_BYTES), path):
         if type(number) is not int or not 0 <= number < _MAX_ID:
             reason = f"the token {quote(token)} has id {quote(number)}, expected an id below {_MAX_ID}"
             raise TokenizerVocabularyError(path=path, reason=reason)
@@ -61,13 +60,6 @@ def usable_ids(values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ..
         if len(kept) > 1:
             notes.append(f"config.json: {key} is {quote(found)}, more than one id; it is left out")
     return known, tuple(notes)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        return parse_object(read_bytes(path).removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        raise JsonError(path=path, reason=error) from error
 
 
 def _tokens(tokenizer: Mapping[str, Any], path: Path) -> Iterator[tuple[Any, Any]]:

@@ -66,10 +66,9 @@ def infer_quantize(weight: TensorType, format: str) -> TensorType:
 
 def evaluate_quantize(weight: Array, format: str) -> Any:
     spec = QuantSpec.parse(format)
-    if spec.is_fp8:
-        return quant.quantize(weight, spec)
-    weight = quant.as_float32(weight)
-    return weight.astype(quant.NUMPY_DTYPES[spec.element]) if spec.is_float else quant.quantize(weight, spec)
+    if spec.is_float:
+        return quant.to_float(weight, spec)
+    return quant.quantize(weight if spec.is_fp8 else quant.as_float32(weight), spec)
 
 
 def infer_pack(weight: TensorType, layout: str) -> TensorType:

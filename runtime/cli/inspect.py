@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import number, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def show(path: Path, report: dict[str, Any], as_json: bool) -> None:
         return
     parts, config = report["parts"], report["config"]
     count = sum(part["weights"] for part in parts.values())
-    click.echo(f"{path}: {report['kind']} of a {config.get('model_type', 'model')}, {_count(count)} weights")
+    click.echo(f"{path}: {report['kind']} of a {config.get('model_type', 'model')}, {number(count)} weights")
     section("config", _config_rows(config))
     section("parts", [_part_row(name, part) for name, part in (*parts.items(), ("all", _sum(parts)))])
     if report["kind"] == "artifact":
@@ -147,16 +147,9 @@ def _one_line(value: object) -> str:
 
 def _part_row(name: str, part: dict[str, Any]) -> tuple[str, str, str, str, str]:
     bits = f"{8 * part['nbytes'] / part['weights']:.2f} bits/weight" if part["weights"] else ""
-    return name, size(part["nbytes"]), f"{_count(part['weights'])} weights", bits, part["format"]
+    return name, size(part["nbytes"]), f"{number(part['weights'])} weights", bits, part["format"]
 
 
 def _sum(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     keys = ("nbytes", "weights")
     return {key: sum(part[key] for part in parts.values()) for key in keys} | {"format": ""}
-
-
-def _count(count: int) -> str:
-    for exponent, unit in ((9, "billion"), (6, "million"), (3, "thousand")):
-        if count >= 10**exponent:
-            return f"{count / 10**exponent:.3g} {unit}"
-    return str(count)

@@ -27,6 +27,17 @@ def size(count: float) -> str:
     return f"{value:.{decimals}f} {unit}"
 
 
+def number(count: int) -> str:
+    """A count with three significant digits, e.g. "1.03 trillion"."""
+    value, unit = float(count), ""
+    for larger in ("thousand", "million", "billion", "trillion"):
+        # 999.5 would be shown as 1e+03.
+        if value < 999.5:
+            break
+        value, unit = value / 1000, f" {larger}"
+    return f"{value:.3g}{unit}" if value < 999.5 else f"{value:.0f}{unit}"
+
+
 def section(title: str, rows: Iterable[Sequence[object]]) -> None:
     """A heading and its rows, the cells aligned in columns; nothing when there are no rows."""
     lines = columns(rows)

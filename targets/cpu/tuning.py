@@ -15,6 +15,7 @@ from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 
+MAX_RECORD_BYTES = 1 << 20  # honest ones have less than a kilobyte
 RECORDS = Path(__file__).parents[2] / "artifacts" / "tuning"
 
 
@@ -52,8 +53,8 @@ class Tuning:
     def from_json(cls, values: Mapping[str, Any], path: Path) -> Tuning:
         """Raises BadTuningRecord for a parameter that is unknown or has a value outside of SPACE."""
         for name, value in values.items():
-            if name not in SPACE or value not in SPACE[name]:
-                raise BadTuningRecord(path=path, reason=f"{name} is {value!r}; known are {dict(SPACE)}")
+            if name not in SPACE or type(value) is not int or value not in SPACE[name]:
+                raise BadTuningRecord(path=path, reason=f"{name!r:.40} is {value!r:.40}; known are {dict(SPACE)}")
         return cls(**values)
 
     def to_json(self) -> dict[str, int]:
@@ -87,10 +88,12 @@ def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:
     path = folder / f"{cpu}.json"
     if not path.is_file():
         return None
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise BadTuningRecord(path=path, reason=f"it is longer than {MAX_RECORD_BYTES} bytes")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadTuningRecord(path=path, reason=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise BadTuningRecord(path=path, reason=f"{error!s:.200}") from error
     if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict) or "level" not in record:
         raise BadTuningRecord(path=path, reason='it lacks "level" or the object "tuning"')
     Tuning.from_json(record["tuning"], path)

@@ -73,3 +73,21 @@ def test_quantize_rows(k):
     decoded = (data.reshape(3, -1, 32) * scale[..., None]).reshape(3, -1)[:, :k]
     assert np.abs(decoded - x).max() <= 0.501 * scale.max()
     assert not decoded[1].any()
+
+
+@pytest.mark.parametrize("name", [name for name in INTEGER_FORMATS if "-g" in name])
+@pytest.mark.parametrize("magnitude", 2.0 ** np.arange(-24, -6, 1.4))
+def test_small_groups_are_met_as_well_as_the_steps_of_float16_allow(name, magnitude):
+    """A scale of float16 moves in steps of 2^-24: none may become 0 under weights, none fall short of its largest."""
+    spec = QuantSpec.parse(name)
+    rng = np.random.default_rng(3)
+    w = (rng.uniform(-1, 1, (8, spec.group)) * magnitude).astype(np.float32)
+    w[:, 0] = magnitude
+    q = quantize(w, spec)
+    scale = np.abs(q.scale.astype(np.float32))
+    exact = magnitude / {"int8": 127, "int4": 8}[name[:4]] * (1 if spec.symmetric else 16 / 15)
+    assert scale.all()
+    assert scale.max() <= max(exact * 1.01, exact + 2**-24)
+    # A scale may fall short by 1/256: with a code of 8 or 15 by 0.03 or 0.06 steps.
+    worst = 0.51 if spec.bits == 8 else 1.04 if spec.symmetric else 0.57
+    assert np.abs(q.dequantize() - w).max() <= worst * scale.max()

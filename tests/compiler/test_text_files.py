@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import CheckpointError, JsonError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError, JsonError, PointerFileError, UnreadableFileError
 from dsv3c.compiler.text_files import check, settle_defaults
 from dsv3c.runtime.errors import TokenizerMalformed
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
@@ -131,3 +133,22 @@ def test_defaults_that_are_right_stay_as_they_are(source: Checkpoint, tmp_path: 
     (tmp_path / "generation_config.json").write_bytes(data)
     settle_defaults(tmp_path, source.config)
     assert (tmp_path / "generation_config.json").read_bytes() == data
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_pointers_and_what_is_no_file_are_refused(name: str, source: Checkpoint) -> None:
+    path = source.path / name
+    changes: list[tuple[Callable[[], object], type[CheckpointError]]] = [
+        (lambda: path.write_bytes(POINTER), PointerFileError),
+        (lambda: path.write_bytes(bytes((16 << 20) + 1)), UnreadableFileError),
+        (lambda: os.mkfifo(path), UnreadableFileError),
+        (lambda: path.symlink_to("nothing"), UnreadableFileError),
+    ]
+    for make, error in changes:
+        make()
+        with pytest.raises(error, match=name):
+            check(source.path, source.config)
+        path.unlink()

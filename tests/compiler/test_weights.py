@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler import ops, weights
+from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.ir import TensorType, Value
 from dsv3c.compiler.ops.weight import Packed, decoded
 from dsv3c.compiler.quant import NUMPY_DTYPES, QTensor
@@ -277,3 +278,57 @@ def test_each_rule_pushes_the_part_down_to_one_expert(value: Value) -> None:
     for index in range(int(value.shape[0])):
         stacked = [leaf for leaf in weights.topological_order([weights.part(value, index)]) if weights.is_stacked(leaf)]
         assert stacked == []
+
+
+LARGEST = float(np.finfo(np.float32).max)
+# By format: the largest weight that it holds, and one that would become infinity, as a value or as a scale.
+RANGES = {
+    "float32": (LARGEST, None),
+    "float16": (65504.0, 65520.0),
+    "bfloat16": (3.3895e38, 3.4e38),
+    "fp8": (LARGEST, None),
+    "int8": (3.4e38, LARGEST),
+    "int8-g32": (127 * 65504.0, 127 * 65520.0),
+    "int4-g32": (8 * 65504.0, 8 * 65520.0),
+    "int4-g32-asym": (15 * 65504.0, 15 * 65520.0),
+}
+PLACES = {
+    "linear": "kv",
+    "expert": STACKED.format("gate"),
+    "shared expert": "mlp.shared.down",
+    "embedding": "embed",
+    "head": "lm_head",
+    "norm": "norm",
+}
+EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")
+
+
+def places(format: str) -> dict[str, Value]:
+    """The recipes of all places, the embedding in the format too where it can be."""
+    embedding = op("quantize", param("embed", 7, HIDDEN), format=format if format in EMBEDDING_FORMATS else "bfloat16")
+    return mixture(format) | {"embedding": embedding, "lm_head": stored(param("lm_head", 7, HIDDEN), format)}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("format", RANGES)
+def test_no_finite_weight_is_stored_as_infinity(format: str, place: str, sign: int, tmp_path: Path) -> None:
+    recipes, name = places(format), PLACES[place]
+    tensors = leaves(recipes)
+    if place == "norm" or (place == "embedding" and format not in EMBEDDING_FORMATS):
+        format = "bfloat16" if place == "embedding" else "float32"
+    fits, too_large = RANGES[format]
+    at = (2,) * tensors[name].ndim
+    tensors[name][at] = np.float32(sign * fits)
+    weights.write(weights.lay_out(recipes), tmp_path / "fits", Reader(tensors), lambda _: None)
+    for result in ops.evaluate(list(recipes.values()), lambda leaf: tensors[str(leaf.attrs["name"])]):
+        assert np.isfinite(decoded(result)).all()
+    if too_large is None:
+        return
+    tensors[name][at] = np.float32(sign * too_large)
+    with pytest.raises(WeightRangeError) as caught:
+        weights.write(weights.lay_out(recipes), tmp_path / "w", Reader(tensors), lambda _: None)
+    said = str(caught.value)
+    assert name.replace("*", "2") in said and f"{sign * too_large:.5g}" in said and f"too large for {format}:" in said
+    wider = "float32" if too_large > 3.39e38 else "bfloat16"
+    assert f"choose a wider format, such as {wider}: --quant, --head-quant" in said

@@ -48,9 +48,9 @@ def test_variable_names_a_level_the_cpu_lacks() -> None:
 
 
 def test_no_level_fits() -> None:
-    with pytest.raises(errors.IsaNotSupported, match="v3 needs the CPU features fma"):
+    with pytest.raises(errors.IsaNotSupported, match=r"v3 needs the CPU features fma(.|\n)*x86 CPUs need AVX2"):
         choose_level(LEVELS, frozenset({"avx2"}), {})
-    with pytest.raises(errors.UnknownIsaLevel):
+    with pytest.raises(errors.ManifestInvalid, match="levels: is empty"):
         choose_level((), frozenset({"avx2"}), {})
 
 

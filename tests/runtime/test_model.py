@@ -324,7 +324,7 @@ def test_tokenizer_malformed(tmp_path: Path) -> None:
     "arguments", [{"context": 0}, {"context": 65}, {"context": 1.5}, {"max_batch": 0}, {"max_batch": 4}]
 )
 def test_load_arguments_invalid(tmp_path: Path, arguments: Any) -> None:
-    with pytest.raises(errors.ContextInvalid):
+    with pytest.raises(errors.ContextInvalid, match=r"ends at the length the model was trained for.*--max-sequences"):
         load(toy.write_artifact(tmp_path / "toy"), **arguments)
 
 

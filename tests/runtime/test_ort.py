@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from dsv3c import runtime
 from dsv3c.runtime.bench import Bench, Settings
 from dsv3c.runtime.cli import run as command
 from dsv3c.runtime.errors import (
+    GraphFailed,
     GraphInvalid,
     HashMismatch,
     ManifestInvalid,
@@ -201,6 +203,91 @@ def test_graph_of_another_model_is_refused(name: str, artifact: Path, tmp_path: 
     replace_graph(folder, model.SerializeToString())
     with pytest.raises(GraphInvalid, match=f"has no input {name}"):
         runtime.load(folder)
+
+
+def value(values: Any, name: str) -> Any:
+    return next(item for item in values if item.name == name)
+
+
+def ids_of_32_bits(graph: Any) -> None:
+    value(graph.input, "input_ids").type.tensor_type.elem_type = onnx.TensorProto.INT32
+    for node in graph.node:
+        node.input[:] = ["wide_ids" if item == "input_ids" else item for item in node.input]
+    graph.node.insert(0, onnx.helper.make_node("Cast", ["input_ids"], ["wide_ids"], to=onnx.TensorProto.INT64))
+
+
+def another_output(op: str, *more: str, rank: int = 3, **attrs: Any) -> Callable[[Any], None]:
+    """The logits become what `op` makes of them."""
+
+    def change(graph: Any) -> None:
+        next(node for node in graph.node if node.output[0] == "logits").output[0] = "own_logits"
+        graph.node.append(onnx.helper.make_node(op, ["own_logits", *more], ["logits"], **attrs))
+        found = value(graph.output, "logits")
+        found.CopyFrom(
+            onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [None] * (rank - 1) + [2048])
+        )
+
+    return change
+
+
+def without_logits(graph: Any) -> None:
+    graph.output.remove(value(graph.output, "logits"))
+
+
+def of_five_tokens(graph: Any) -> None:
+    value(graph.input, "position_ids").type.tensor_type.shape.dim[1].dim_value = 5
+
+
+def keeping_all_rows(graph: Any) -> None:
+    graph.input.remove(value(graph.input, "num_logits_to_keep"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (ids_of_32_bits, r"the input input_ids is tensor\(int32\)"),
+        (another_output("Unsqueeze", "zero", rank=4), r"the output logits is tensor\(float\) \[.*\], it must be"),
+        (without_logits, "it has no output logits"),
+        (of_five_tokens, r"the input position_ids is tensor\(int64\) \['batch', 5\]"),
+        (keeping_all_rows, "it has no input num_logits_to_keep"),
+    ],
+    ids=["dtype", "rank", "output", "dim", "input"],
+)
+def test_inputs_and_outputs_must_be_those_of_the_plan(
+    change: Callable[[Any], None], says: str, artifact: Path, tmp_path: Path
+) -> None:
+    folder = copied(artifact, tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "zero"))
+    change(model.graph)
+    replace_graph(folder, model.SerializeToString())
+    with pytest.raises(GraphInvalid, match=says):
+        runtime.load(folder)
+
+
+def test_each_graph_has_the_inputs_of_its_entry(artifact: Path, tmp_path: Path) -> None:
+    folder = copied(artifact, tmp_path)
+    edit_target(folder, graphs={"decode": "model.onnx", "mtp": "model.onnx"})
+    with pytest.raises(GraphInvalid, match="it has no input hidden_states"):
+        runtime.load(folder)
+
+
+def test_a_graph_that_fails_when_run_is_an_error(artifact: Path, tmp_path: Path) -> None:
+    folder = copied(artifact, tmp_path)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    another_output("Concat", "own_logits", axis=1)(model.graph)
+    replace_graph(folder, model.SerializeToString())
+    with runtime.load(folder) as loaded, pytest.raises(GraphFailed, match="failed to run the graph of"):
+        loaded.logits([1, 2])
+
+
+def test_linked_weights_are_read(artifact: Path, tmp_path: Path, ids: Ids) -> None:
+    """ONNX Runtime itself follows no link that leads out of the graph's folder."""
+    folder = copied(artifact, tmp_path)
+    (folder / "weights.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
+    with runtime.load(folder) as loaded, runtime.load(artifact) as whole:
+        assert np.array_equal(loaded.logits(ids[:5]), whole.logits(ids[:5]))
 
 
 @pytest.mark.parametrize(

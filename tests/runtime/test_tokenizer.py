@@ -231,3 +231,9 @@ def test_bytes_changed(tmp_path_factory: pytest.TempPathFactory, data: bytes, po
         tokenizer.decode(tokenizer.encode("ab"))
     except errors.RuntimeFault:
         return
+
+
+def test_a_tokenizer_of_millions_of_lists_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b'{"version":"1.0","extra":[' + b"[]," * 2_000_000 + b"[]]}")
+    with pytest.raises(errors.MalformedJson, match="more than 1500000 values"):
+        Tokenizer(tmp_path / "tokenizer.json", {})

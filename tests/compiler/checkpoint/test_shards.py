@@ -15,12 +15,16 @@ from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
 from dsv3c.compiler.errors import (
     CheckpointError,
     DuplicateTensorError,
+    GgufError,
     IndexFormatError,
     JsonError,
     MissingShardError,
     NoFolderError,
+    NoIndexError,
     NoWeightsError,
     PathEscapeError,
+    PickleError,
+    PointerFileError,
     SafetensorsError,
     ShardContentError,
     UnreadableFileError,
@@ -50,14 +54,12 @@ def map_to(shard: Any) -> Callable[[Path], None]:
     return lambda folder: edit_index(folder, lambda index: index["weight_map"].update(a=shard))
 
 
-def link_out(folder: Path) -> None:
-    (folder / "s1.safetensors").unlink()
-    (folder / "s1.safetensors").symlink_to("../out.safetensors")
+def link_to(target: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "s1.safetensors").unlink()
+        (folder / "s1.safetensors").symlink_to(target)
 
-
-def link_folder_out(folder: Path) -> None:
-    (folder / "sub").symlink_to("..")
-    map_to("sub/out.safetensors")(folder)
+    return change
 
 
 def replace_pipe(folder: Path) -> None:
@@ -106,8 +108,10 @@ BAD: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "shard on a drive": (map_to("C:out.safetensors"), PathEscapeError, "does not lie"),
     "shard with NUL": (map_to("s1\0.safetensors"), PathEscapeError, "does not lie"),
     "shard a surrogate": (map_to("\ud800"), PathEscapeError, "does not lie"),
-    "shard a link out": (link_out, PathEscapeError, "does not lie"),
-    "shard behind a linked folder": (link_folder_out, PathEscapeError, "does not lie"),
+    "shard a link to nothing": (link_to("absent"), UnreadableFileError, "a link to absent: No such file"),
+    "shard a link to itself": (link_to("s1.safetensors"), UnreadableFileError, "Too many levels"),
+    "shard a link to a device": (link_to("/dev/zero"), UnreadableFileError, "not a regular file"),
+    "shard a link to a folder": (link_to("."), UnreadableFileError, "not a regular file"),
     "shard the folder": (map_to("."), UnreadableFileError, "not a regular file"),
     "shard a pipe": (replace_pipe, UnreadableFileError, "not a regular file"),
     "shard name too long": (map_to("x" * 5000), UnreadableFileError, "too long"),
@@ -145,6 +149,26 @@ def test_a_shard_may_lie_in_a_folder_below(folder: Path) -> None:
     assert set(open_tensors(folder)[0]) == {"a", "b", "c"}
 
 
+def test_links_in_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
+    """As for files on another disk, or those of the cache of huggingface_hub."""
+    link_to("../out.safetensors")(folder)
+    (folder / INDEX).rename(tmp_path / "blob")
+    (folder / INDEX).symlink_to(tmp_path / "blob")
+    assert set(open_tensors(folder)[0]) == {"a", "b", "c"}
+    (folder / "sub").symlink_to("..")
+    map_to("sub/out.safetensors")(folder)
+    assert set(open_tensors(folder)[0]) == {"a", "b", "c"}
+
+
+def test_a_snapshot_in_the_cache_of_hugging_face_opens(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    write_safetensors(blobs / "abc", A)
+    (snapshot / SINGLE).symlink_to("../../blobs/abc")
+    assert set(open_tensors(snapshot)[0]) == {"a"}
+
+
 @pytest.mark.parametrize("size", [0, "20", -1])
 def test_a_wrong_total_size_is_a_warning(size: Any, folder: Path) -> None:
     edit_index(folder, lambda index: index["metadata"].update(total_size=size))
@@ -168,6 +192,37 @@ def test_folders_without_weights(tmp_path: Path) -> None:
     for path, says in cases:
         with pytest.raises(NoFolderError, match=says):
             open_tensors(path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["s1.safetensors", INDEX])
+def test_a_pointer_of_git_lfs_is_told(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(PointerFileError, match=rf"{name} is not the file itself.*\n  hint: run `git lfs pull`"):
+        open_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "says"),
+    [
+        (["m-00001-of-00002.safetensors"], NoIndexError, f"but not '{INDEX}', 'm-00002-of-00002.safetensors'"),
+        (["m-00001-of-999999999.safetensors"], NoIndexError, f"but not '{INDEX}'\n"),
+        (["weights.safetensors"], NoIndexError, f"holds 'weights.safetensors', but not '{INDEX}'\n"),
+        (["x.GGUF", "y.bin"], GgufError, "holds 'x.GGUF': weights in GGUF cannot be read"),
+        (["pytorch_model.bin", "vocab.txt"], PickleError, "holds 'pytorch_model.bin': pickled weights cannot be read"),
+        (["vocab.txt"], NoWeightsError, "neither"),
+    ],
+)  # fmt: skip
+def test_what_is_there_instead_of_weights_is_named(
+    files: list[str], error: type[CheckpointError], says: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(error) as caught:
+        open_tensors(tmp_path)
+    assert type(caught.value) is error and says in str(caught.value)
 
 
 @settings(max_examples=200, deadline=None)

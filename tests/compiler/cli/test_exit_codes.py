@@ -16,6 +16,7 @@ import pytest
 from dsv3c.compiler import cli
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.errors import RuntimeFault
+from tests.checkpoints import tiny_config, write_checkpoint, write_safetensors
 from tests.conftest import heed_interrupts
 
 
@@ -116,6 +117,23 @@ def test_a_missing_folder_is_1(command: str, tmp_path: Path, capsys: pytest.Capt
     assert cli.run([command, missing]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and missing in error and "this is a fault of dsv3c" not in error
+
+
+def test_a_weight_too_large_for_its_format_is_named_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("deepseek_v3", num_hidden_layers=2)
+    tensors = write_checkpoint(tmp_path / "model", config)
+    tensors["model.layers.0.self_attn.o_proj.weight"][3, 5] = -1e5
+    write_safetensors(tmp_path / "model" / "model.safetensors", tensors)
+    args = ["compile", str(tmp_path / "model"), "-t", "onnx", "-q", "float16", "-o", str(tmp_path / "out")]
+    assert cli.run(args) == 1
+    assert capsys.readouterr().err == (
+        "error: 'model.layers.0.self_attn.o_proj.weight' is -1e+05 at [3, 5], too large for float16: it would become"
+        " infinity\n  hint: choose a wider format, such as bfloat16: --quant, --head-quant for the head, --embed-quant"
+        " for the embedding\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("command", sorted(cli.root.commands))

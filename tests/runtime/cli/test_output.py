@@ -34,3 +34,18 @@ def test_columns_align_numbers_right() -> None:
 def test_columns_of_ragged_rows() -> None:
     assert output.columns([("a",), ("b", "c")]) == ["a", "b  c"]
     assert output.columns([]) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [
+        (999, "999"),
+        (1000, "1 thousand"),
+        (999_600_000, "1 billion"),
+        (671_026_419_200, "671 billion"),
+        (1_026_000_000_000, "1.03 trillion"),
+        (2_500_000_000_000_000, "2500 trillion"),
+    ],
+)
+def test_counts_are_told_in_words(count: int, says: str) -> None:
+    assert output.number(count) == says

@@ -40,8 +40,14 @@ def test_a_cpu_without_a_record_takes_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tuning": {"token_tile": 5}}, {"tuning": {"speed": 1}}, {"tuning": [1]}, {"tuning": {"token_tile": "4"}}],
-    ids=["value outside of the space", "unknown parameter", "no object", "text for a number"],
+    [
+        {"tuning": {"token_tile": 5}},
+        {"tuning": {"speed": 1}},
+        {"tuning": [1]},
+        {"tuning": {"token_tile": "4"}},
+        {"tuning": {"row_blocks": True}},
+    ],
+    ids=["value outside of the space", "unknown parameter", "no object", "text for a number", "truth for a number"],
 )
 def test_a_wrong_record_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     record(tmp_path, **changes)
@@ -49,7 +55,7 @@ def test_a_wrong_record_is_refused(changes: dict[str, object], tmp_path: Path) -
         tuned_levels(LEVELS, "some-cpu", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"tuning": {}}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"tuning": {}}', "\x00", "[" * 100_000, " " * (2 << 20)])
 def test_a_malformed_record_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "some-cpu.json").write_text(text)
     with pytest.raises(Dsv3cError):
