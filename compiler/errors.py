@@ -185,8 +185,13 @@ class UnwritableOutputError(Dsv3cError):
 
 
 class NotAnArtifactError(Dsv3cError):
-    message = "{path} is not an artifact, and is not overwritten"
-    hint = "choose another folder with -o"
+    message = "{path} is not an artifact, and is not overwritten: {reason}"
+    hint = "choose another folder with -o, or move away what is there"
+
+
+class ForeignFileError(Dsv3cError):
+    message = "{path} is there already, is not {kind}, and is not overwritten"
+    hint = "choose another place, or move it away"
 
 
 class UnknownPassError(Dsv3cError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -14,7 +15,13 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler import artifact, crossing, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
-from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError, UnknownPassError
+from dsv3c.compiler.errors import (
+    BadOptionError,
+    ForeignFileError,
+    FormatRefusedError,
+    UnknownFormError,
+    UnknownPassError,
+)
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
@@ -132,6 +139,7 @@ def compile_checkpoint(
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss())
     emission = target.emit(lowered.entries, lowered.bounds)
     _check_extras(options, emission)
+    left = artifact.sweep(destination)
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
@@ -153,7 +161,7 @@ def compile_checkpoint(
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
-    return CompileReport(destination, manifest, tuple(notes), time.monotonic() - started, peak_rss())
+    return CompileReport(destination, manifest, (*left, *notes), time.monotonic() - started, peak_rss())
 
 
 def check_fp8(options: CompileOptions, target: Target) -> None:
@@ -268,11 +276,20 @@ def _show(
     if options.dump_to is not None:
         options.dump_to.mkdir(parents=True, exist_ok=True)
         path = options.dump_to / f"{graph.name}-{number:02d}-{name}.txt"
+        _check_dump(path, f"# {graph.name} after ")
         path.write_text(f"# {head}\n{graph}\n", encoding="utf-8")
     if debug_level() >= 1:
         print(f"dsv3c: {head}", file=sys.stderr)
     if debug_level() >= 3:
         print(graph, file=sys.stderr)
+
+
+def _check_dump(path: Path, begin: str) -> None:
+    """Raises ForeignFileError for a file that is no earlier dump of the same graph."""
+    if os.path.lexists(path):
+        with path.open("rb") as file:
+            if file.read(len(begin)) != begin.encode():
+                raise ForeignFileError(path=path, kind="the dump of a graph")
 
 
 def _reader(source: Checkpoint) -> weights.Read:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "-o", "--out", type=PATH, help="Where to write the artifact.  [default: artifacts/<model>-<quant>-<target>]"
 )
 @model_options
-@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there, and nothing else.")
 @click.option(
     "--emit",
     multiple=True,

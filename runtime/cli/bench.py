@@ -136,7 +136,7 @@ def bench_command(
       PROGRAM bench OUT --per-op -o json > bench.json
     """
     from dsv3c.runtime.bench import Bench, Quiet, Settings
-    from dsv3c.runtime.cli.bench_plot import require_renderer, write_plot
+    from dsv3c.runtime.cli.bench_plot import check_plot, write_plot
     from dsv3c.runtime.cli.bench_report import render
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.runtime.device import Placement
@@ -145,7 +145,7 @@ def bench_command(
     if not settings.prompts and not settings.generated:
         raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
     if plot is not None:
-        require_renderer(plot)
+        check_plot(plot)
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
     with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
         report = _measure(bench, settings, per_op, progress)

@@ -15,12 +15,13 @@ from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # of a CPU: a file name, never a path
 RECORDS = Path(__file__).parents[2] / "artifacts" / "tuning"
 
 
 class BadTuningRecord(Dsv3cError):
     message = "{path} is no tuning record: {reason}"
-    hint = "remove it, or make it again with `dsv3c tune`"
+    hint = "remove it; `dsv3c tune` then makes it again"
 
 
 class UnknownTuningRecord(Dsv3cError):
@@ -52,8 +53,8 @@ class Tuning:
     def from_json(cls, values: Mapping[str, Any], path: Path) -> Tuning:
         """Raises BadTuningRecord for a parameter that is unknown or has a value outside of SPACE."""
         for name, value in values.items():
-            if name not in SPACE or value not in SPACE[name]:
-                raise BadTuningRecord(path=path, reason=f"{name} is {value!r}; known are {dict(SPACE)}")
+            if name not in SPACE or type(value) is not int or value not in SPACE[name]:
+                raise BadTuningRecord(path=path, reason=f"{name} is {str(value)[:80]}; known are {dict(SPACE)}")
         return cls(**values)
 
     def to_json(self) -> dict[str, int]:
@@ -85,14 +86,20 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:
     """The record of a CPU, checked; None when there is none. Raises BadTuningRecord."""
     path = folder / f"{cpu}.json"
-    if not path.is_file():
+    if not _NAME.fullmatch(cpu) or not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise BadTuningRecord(path=path, reason="it is nested too deeply") from error
     except ValueError as error:
         raise BadTuningRecord(path=path, reason=str(error)) from error
-    if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict) or "level" not in record:
-        raise BadTuningRecord(path=path, reason='it lacks "level" or the object "tuning"')
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("level"), str)
+        or not isinstance(record.get("tuning"), dict)
+    ):
+        raise BadTuningRecord(path=path, reason='it lacks the text "level" or the object "tuning"')
     Tuning.from_json(record["tuning"], path)
     return record
 

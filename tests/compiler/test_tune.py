@@ -16,7 +16,7 @@ from dsv3c.compiler.errors import NotTunableError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.compiler.tune import Speed, TuneReport
-from dsv3c.targets.cpu.tuning import Tuning
+from dsv3c.targets.cpu.tuning import BadTuningRecord, Tuning
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 
@@ -110,6 +110,18 @@ def test_ctrl_c_before_the_first_result_leaves_no_record(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         search(monkeypatch, tmp_path, Machine(speed), 10)
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("suffix", ["json", "journal"])
+@pytest.mark.parametrize("text", ["dear diary", "{}\n", "[" * 100_000], ids=["text", "object", "deep"])
+def test_what_is_no_record_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str, text: str
+) -> None:
+    path = tmp_path / f"{tune.cpu_name()}.{suffix}"
+    path.write_text(text)
+    with pytest.raises(BadTuningRecord):
+        search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 1)
+    assert path.read_text() == text
 
 
 def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
