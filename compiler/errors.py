@@ -184,6 +184,16 @@ class UnwritableOutputError(Dsv3cError):
     hint = "choose a folder that this user may write to with -o"
 
 
+class NoRoomError(Dsv3cError):
+    message = "cannot write {path}: {reason}"
+    hint = "make room there, or raise the limit of file sizes (ulimit -f); TMPDIR names the disk of temporary files"
+
+
+class ToolHangsError(Dsv3cError):
+    message = "a program has not ended after {seconds} s: {command}"
+    hint = "try that command by hand; CC names another C compiler"
+
+
 class NotAnArtifactError(Dsv3cError):
     message = "{path} is not an artifact, and is not overwritten: {reason}"
     hint = "choose another folder with -o, or move away what is there"

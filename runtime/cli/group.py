@@ -5,16 +5,33 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
 from dsv3c.runtime.errors import RuntimeFault
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_HINTS = {
+    errno.ENOSPC: "make room, or write to another disk",
+    errno.EDQUOT: "make room, or write to another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write to another disk",
+}
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Terminated(BaseException):
+    """A signal asked the command to end; what it was doing is cleaned up on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 class InOrder(click.Group):
@@ -42,7 +59,8 @@ def run(
     faults: classes whose text is meant for a person as it is.
     """
     try:
-        code = root.main(args, prog_name=program, standalone_mode=False)
+        with _heeding_signals():
+            code = root.main(args, prog_name=program, standalone_mode=False)
         if sys.stdout is not None:  # None when the shell closed it: >&-
             sys.stdout.flush()  # here, so that a closed pipe is still met quietly
         return code if isinstance(code, int) else DONE
@@ -52,6 +70,9 @@ def run(
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
+    except Terminated as error:
+        click.echo("terminated", err=True)
+        return error.exit_code
     except BrokenPipeError:
         # Python flushes stdout once more at exit, which would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,6 +82,31 @@ def run(
             traceback.print_exc()
         click.echo(f"error: {str(error) if isinstance(error, faults) else _explain(error)}", err=True)
         return FAULT
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated inside, once: another one must not interrupt the cleaning up.
+
+    A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of the main thread.
+    """
+    heeded = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal heeded
+        if not heeded:
+            heeded = True
+            raise Terminated(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def prepare_stdout() -> None:
@@ -73,8 +119,8 @@ def _explain(error: Exception) -> str:
     """What, where and what to do, for a person."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
-        hint = "\n  hint: make room, or write to another disk" if error.errno == errno.ENOSPC else ""
-        return f"{error.strerror}{where}{hint}"
+        hint = _HINTS.get(error.errno or 0)
+        return f"{error.strerror}{where}" + (f"\n  hint: {hint}" if hint else "")
     if isinstance(error, MemoryError):
         return f"out of memory{f': {error}' if str(error) else ''}\n  hint: `dsv3c plan` says what a model needs"
     hint = "this is a fault of dsv3c; DSV3C_DEBUG=1 shows where"

@@ -1,19 +1,19 @@
 """The artifact without Python: a C library that runs the plan over the artifact's own kernel libraries, and a program.
 
-    native/dsv3c.h              the interface (the contract of every function is there)
-    native/libdsv3c_model.so    the C files of this folder and the tables of plan.c; needs the C library alone
-    native/dsv3c-run            text or token ids from the command line
-    native/tokenizer.bin        tokenizer.json as tables, where its kind is known
-    native/src/                 what the two were built from
+native/dsv3c.h              the interface (the contract of every function is there)
+native/libdsv3c_model.so    the C files of this folder and the tables of plan.c; needs the C library alone
+native/dsv3c-run            text or token ids from the command line
+native/tokenizer.bin        tokenizer.json as tables, where its kind is known
+native/src/                 what the two were built from
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
+from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.native.regex import Unsupported
 from dsv3c.targets.cpu.native.tables import plan_source
@@ -73,6 +73,6 @@ def _write_table(tokenizer: Path, table: Path) -> tuple[str, ...]:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, path)
     if done.returncode != 0:
         raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

@@ -165,6 +165,47 @@ def test_letters_that_stdout_cannot_show_are_replaced() -> None:
     assert (done.returncode, done.stdout) == (0, "?\n"), done.stderr
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_ends_the_command_cleans_up(tmp_path: Path, name: str, code: int) -> None:
+    script = (
+        "import sys, time, click\n"
+        "from pathlib import Path\n"
+        "from dsv3c.compiler import artifact, cli\n"
+        "@cli.root.command('wait')\n"
+        "def wait():\n"
+        f"    with artifact.writing(Path({str(tmp_path / 'out')!r}), False) as folder:\n"
+        "        (folder / 'file').touch()\n"
+        "        click.echo('waiting', err=True)\n"
+        "        time.sleep(60)\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "waiting\n"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    process.send_signal(getattr(signal, name))
+    process.send_signal(getattr(signal, name))  # does not interrupt the cleaning up
+    assert process.wait(timeout=20) == code
+    assert process.stderr.read().strip() == "terminated"
+    process.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        @click.command("heed")
+        def heed() -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        monkeypatch.setitem(cli.root.commands, "heed", heed)
+        assert cli.run(["heed"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
 def test_control_c_as_a_process() -> None:
     script = (
