@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.compiler.cli.params import model_options
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
         except UnknownFormError as error:
             raise click.BadParameter(str(error), param_hint="'--emit'") from error
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(
             {
@@ -73,7 +73,7 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
         return
     if report.out is None:
         where = f"; the graphs are in {chosen.dump_to}" if chosen.dump_to else ""
-        click.echo(f"stopped after {chosen.stop_after}: no artifact written{where}")
+        echo(f"stopped after {chosen.stop_after}: no artifact written{where}")
         return
     _tell(report)
 
@@ -90,7 +90,7 @@ def _tell(report: CompileReport) -> None:
             ("took", f"{report.seconds:.1f} s, at most {size(report.peak_rss)} of memory"),
         ],
     )
-    click.echo(f'run it: dsv3c generate {report.out} -p "Once upon a time"')
+    echo(f'run it: dsv3c generate {report.out} -p "Once upon a time"')
 
 
 def _code(target: dict[str, Any]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def package_command(
     with terminal_progress() or nullcontext(Quiet()) as progress:
         report = package(artifact, out, platform, python, wheels, overwrite, progress)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(vars(report) | {"archive": str(report.archive)})
         return
@@ -94,4 +94,4 @@ def _tell(report: PackageReport) -> None:
     )
     name = report.archive.name
     folder = name.removesuffix(".gz").removesuffix(".tar")
-    click.echo(f'on the device: tar -xf {name} && {folder}/run.sh -p "Once upon a time"')
+    echo(f'on the device: tar -xf {name} && {folder}/run.sh -p "Once upon a time"')

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.output import echo
 from dsv3c.runtime.cli.params import PATH, device_options
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def bench_command(
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
     with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
         report = _measure(bench, settings, per_op, progress)
-    click.echo(render(report, form), nl=False)
+    echo(render(report, form), nl=False)
     if plot is not None:
         write_plot(plot, report.results, report.model)
 

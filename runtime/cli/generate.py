@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import print_json
+from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
+from dsv3c.runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Generation
     from dsv3c.runtime.model import Model
+
+
+class InputUnreadable(RuntimeFault):
+    message = "cannot read the prompt from stdin: {reason}"
+    hint = "give it with -p, or as UTF-8 text: dsv3c generate OUT -p - < prompt.txt"
+
 
 SEED_BITS = 32  # short enough to type again
 
@@ -24,6 +31,18 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
     if not all(value):
         raise click.BadParameter("an empty text stands everywhere")
     return value
+
+
+def read_stdin() -> str:
+    """Raises InputUnreadable."""
+    if sys.stdin is None:
+        raise InputUnreadable(reason="it is closed")
+    try:
+        return sys.stdin.read()
+    except OSError as error:
+        raise InputUnreadable(reason=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise InputUnreadable(reason=f"it is not UTF-8 at byte {error.start}") from error
 
 
 @click.command("generate", cls=Command)
@@ -101,26 +120,26 @@ def generate_command(
     """
     from dsv3c.runtime import load
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
     with load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model:
         events = model.stream([{"role": "user", "content": text}] if chat else text, **params)
         if not as_json and not chat:
-            click.echo(text, nl=False)
+            echo(text, nl=False)
         for event in events:
             if not as_json:
-                click.echo(event.text, nl=False)
+                echo(event.text, nl=False)
         if event.generation is None:
             raise AssertionError("a stream ends with its generation")
         report = _report(model, event.generation, params)
     if as_json:
         print_json(report)
         return
-    click.echo()
-    click.echo(_speed(report), err=True)
+    echo()
+    echo(_speed(report), err=True)
     if report["finish_reason"] == "length" and report["new_tokens"] < params["max_new_tokens"]:
-        click.echo(f"note: the context of {model.context} tokens is full", err=True)
+        echo(f"note: the context of {model.context} tokens is full", err=True)
 
 
 def _report(model: Model, generation: Generation, params: dict[str, Any]) -> dict[str, Any]:

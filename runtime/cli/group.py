@@ -10,13 +10,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import click
 
+from dsv3c.runtime.cli.output import writing_output
 from dsv3c.runtime.errors import RuntimeFault
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
+DEBUG_LEVELS = "01234"
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _HINTS = {
     errno.ENOSPC: "make room, or write to another disk",
@@ -58,30 +61,36 @@ def run(
 
     faults: classes whose text is meant for a person as it is.
     """
+    debug = os.environ.get("DSV3C_DEBUG") or "0"
+    if debug not in tuple(DEBUG_LEVELS):
+        _tell(f"error: DSV3C_DEBUG is {debug!r}; expected a number from 0 to {DEBUG_LEVELS[-1]}")
+        return FAULT
     try:
         with _heeding_signals():
             code = root.main(args, prog_name=program, standalone_mode=False)
-        if sys.stdout is not None:  # None when the shell closed it: >&-
-            sys.stdout.flush()  # here, so that a closed pipe is still met quietly
+        with writing_output():
+            for stream in _streams():
+                stream.flush()
         return code if isinstance(code, int) else DONE
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        _tell("interrupted")
         return INTERRUPTED
     except Terminated as error:
-        click.echo("terminated", err=True)
+        _tell("terminated")
         return error.exit_code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULT
     except Exception as error:
-        if os.environ.get("DSV3C_DEBUG", "0") not in ("", "0"):
-            traceback.print_exc()
-        click.echo(f"error: {str(error) if isinstance(error, faults) else _explain(error)}", err=True)
+        if debug != "0":
+            _tell(traceback.format_exc().rstrip())
+        _tell(f"error: {str(error) if isinstance(error, faults) else _explain(error)}")
         return FAULT
+    finally:
+        _drop_unwritten()
 
 
 @contextmanager
@@ -109,10 +118,37 @@ def _heeding_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def prepare_stdout() -> None:
-    """A story may have letters that the terminal's encoding lacks: they are replaced."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+def prepare_streams() -> None:
+    """A story may have letters that the terminal's encoding lacks: they are replaced.
+
+    The numbers of standard streams that the shell closed are taken: else a file that is opened would get them, and what
+    is printed.
+    """
+    for stream in _streams():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
+def _streams() -> list[TextIO]:
+    """stdout and stderr; None stands for one that the shell closed: >&-."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _drop_unwritten() -> None:
+    """Python flushes once more at its end, and would complain and end with another code."""
+    for stream in _streams():
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _explain(error: Exception) -> str:

@@ -73,6 +73,15 @@ def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert error.endswith("error: the key 'k' is lost\n  hint: look under the mat\n")
 
 
+@pytest.mark.parametrize("level", ["9", "-1", "01", "loud"])
+def test_a_debug_level_that_is_none_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    monkeypatch.setenv("DSV3C_DEBUG", level)
+    assert run_raising(monkeypatch, LostKey(key="k")) == 1
+    assert capsys.readouterr().err == f"error: DSV3C_DEBUG is {level!r}; expected a number from 0 to 4\n"
+
+
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_raising(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
@@ -144,10 +153,49 @@ def test_a_closed_pipe_is_quiet(bundled_model: Path) -> None:
     process.stderr.close()
 
 
-def test_a_closed_stdout_is_no_fault_of_ours(tmp_path: Path) -> None:
-    script = "import sys; sys.stdout = None; from dsv3c.compiler.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script, "targets"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+MAIN = f"{sys.executable} -c 'from dsv3c.compiler.cli import main; main()'"
+FULL = "error: cannot write the output: No space left on device\n  hint: make room, or send it elsewhere\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("targets > /dev/full", 1, FULL),
+        ("targets --json > /dev/full", 1, FULL),
+        ("inspect MODEL > /dev/full", 1, FULL),
+        ("plan MODEL 2> /dev/full > /dev/full", 1, ""),
+        ("inspect nowhere 2> /dev/full", 1, ""),
+        ("bogus 2> /dev/full", 2, ""),
+        ("targets >&-", 1, "error: cannot write the output: stdout is closed\n"),
+        ("targets 2>&-", 0, ""),
+        ("generate x -p - <&-", 1, "error: cannot read the prompt from stdin: it is closed\n"),
+        ("--help > /dev/full", 1, "error: "),
+    ],
+)
+def test_output_that_is_lost_is_a_fault(bundled_model: Path, command: str, code: int, says: str) -> None:
+    shell = f"{MAIN} {command.replace('MODEL', str(bundled_model))}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith(says) and bool(says) == bool(done.stderr)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path, closed: str) -> None:
+    script = (
+        "import click\n"
+        "from dsv3c.compiler import cli\n"
+        "@cli.root.command('number')\n"
+        "def number():\n"
+        f"    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "        file.write(str(file.fileno() > 2))\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = f"{sys.executable} {tmp_path / 'script.py'} number {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "True"
 
 
 def test_letters_that_stdout_cannot_show_are_replaced() -> None:

@@ -130,6 +130,37 @@ def test_faults_of_the_input(run: Run, arguments: tuple[str, ...], stdin: bytes,
     assert (done.returncode, done.stderr) == (1, b"dsv3c-run: " + message + b"\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "says"),
+    [
+        (">/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--json >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--show-ids >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--help >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        (">/dev/null 2>/dev/full", b""),
+        (">&-", b"dsv3c-run: cannot write the output: Bad file descriptor\n"),
+        ("--logits LOGITS >&-", b"dsv3c-run: cannot write the output: Bad file descriptor\n"),
+        ("-p - <&-", b"dsv3c-run: cannot read the input: Bad file descriptor\n"),
+    ],
+)
+def test_output_that_is_lost_is_a_fault(folder: Path, tmp_path: Path, redirected: str, says: bytes) -> None:
+    command = f"{folder}/native/dsv3c-run -p Once -n 3 {redirected.replace('LOGITS', str(tmp_path / 'logits'))}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, says)
+    if "LOGITS" in redirected:
+        assert (tmp_path / "logits").stat().st_size % 8192 == 0, "no text between the logits"
+
+
+def test_a_pipe_that_is_closed_early_ends_it_quietly(folder: Path) -> None:
+    command = [str(folder / "native" / "dsv3c-run"), "-p", "Once", "-n", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_only_the_c_library_is_needed(folder: Path) -> None:
     for name in ("libdsv3c_model.so", "dsv3c-run"):
         done = subprocess.run(["ldd", str(folder / "native" / name)], capture_output=True, text=True, check=True)
