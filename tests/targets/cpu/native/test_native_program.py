@@ -17,6 +17,7 @@ from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.platforms import find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS as X86
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE
@@ -128,6 +129,15 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
 def test_faults_of_the_input(run: Run, arguments: tuple[str, ...], stdin: bytes, message: bytes) -> None:
     done = run(*arguments, stdin=stdin)
     assert (done.returncode, done.stderr) == (1, b"dsv3c-run: " + message + b"\n")
+
+
+def test_each_call_takes_null_without_harm(folder: Path, tmp_path: Path) -> None:
+    source, native_folder = Path(__file__).with_name("null_driver.c"), folder / "native"
+    command = [*find_c_compiler(), "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", native_folder, source]
+    linked = ["-L", native_folder, "-ldsv3c_model", f"-Wl,-rpath,{native_folder}", "-o", tmp_path / "driver"]
+    subprocess.run([*command, *linked], check=True)
+    done = subprocess.run([tmp_path / "driver", folder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
