@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError
 from dsv3c.compiler.workplace import MAKING, put, workplace
 from dsv3c.compiler.workplace import sweep as workplace_sweep
 from dsv3c.runtime.errors import RuntimeFault
@@ -23,11 +24,21 @@ MANIFEST = "manifest.json"
 # Copied as they are in the checkpoint.
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 _CHUNK = 1 << 22
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# What a path of an artifact must be, and what is wrong otherwise.
+_NAMES: Mapping[str, Callable[[str], bool]] = {
+    "it is not UTF-8": lambda path: path.encode("utf-8", errors="replace") == os.fsencode(path),
+    "it has a control character, such as a line break": lambda path: not _CONTROL.search(path),
+}
 _MANIFEST_LIMIT = 16 << 20
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raises OutputExistsError when `out` exists, NotAnArtifactError when it may be replaced but is none."""
+    """Raises OutputExistsError when `out` exists, NotAnArtifactError when it may be replaced but is none,
+    OutputNameError for a path that not all of what reads artifacts can open."""
+    unfit = next((reason for reason, fits in _NAMES.items() if not fits(str(_place(out)))), None)
+    if unfit is not None:
+        raise OutputNameError(path=ascii(str(out)), reason=unfit)
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -128,7 +139,8 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    path.write_bytes(text.encode("utf-8", errors="replace"))  # names of files may be no UTF-8
 
 
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:

@@ -179,6 +179,11 @@ class OutputExistsError(Dsv3cError):
     hint = "choose another folder with -o, or pass --overwrite to replace it"
 
 
+class OutputNameError(Dsv3cError):
+    message = "{path} cannot be the path of an artifact: {reason}"
+    hint = "choose another folder with -o; libraries that load artifacts do not open such names"
+
+
 class UnwritableOutputError(Dsv3cError):
     message = "cannot write to {path}: {reason}"
     hint = "choose a folder that this user may write to with -o"

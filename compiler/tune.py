@@ -224,8 +224,9 @@ class _Bench:
 
         from dsv3c import runtime
 
-        ids = np.random.default_rng(0).integers(0, 256, PROMPT_TOKENS).tolist()
         with runtime.load(self._library(tuning), context=PROMPT_TOKENS + NEW_TOKENS + 1) as model:
+            known = min(256, int(model.config["vocab_size"]))
+            ids = np.random.default_rng(0).integers(0, known, PROMPT_TOKENS).tolist()
             model.generate(ids, max_new_tokens=2, temperature=0, ignore_eos=True)  # touches all weights once
             runs = [
                 model.generate(ids, max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
@@ -294,9 +295,19 @@ def is_artifact(folder: Path) -> bool:
 
 
 def options_of(folder: Path) -> CompileOptions:
-    """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact."""
-    stored = Artifact.open(folder).manifest.content["options"]
+    """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact, NotTunableError for one
+    without options that are known, BadOptionError for a value out of range."""
+    stored = Artifact.open(folder).manifest.content.get("options")
+    if not isinstance(stored, dict) or not all(_is_option(*item) for item in stored.items()):
+        raise NotTunableError(path=folder, reason="its manifest.json has no options that this version of dsv3c knows")
     return CompileOptions(**{**stored, "emit": ()})
+
+
+def _is_option(name: str, value: object) -> bool:
+    default = CompileOptions().to_dict().get(name, ...)
+    if default is None or isinstance(default, str):
+        return isinstance(value, str) or value is default
+    return name == "emit" or type(value) is type(default)
 
 
 def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ _HINTS = {
     errno.EDQUOT: "make room, or write to another disk",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write to another disk",
 }
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -118,6 +120,15 @@ def _heeding_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a package could not be imported for want of memory: libraries are not mapped then, or halves of modules
+    are missing."""
+    if not isinstance(error, ImportError):
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return limit != resource.RLIM_INFINITY or any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
 def prepare_streams() -> None:
     """A story may have letters that the terminal's encoding lacks: they are replaced.
 
@@ -157,7 +168,13 @@ def _explain(error: Exception) -> str:
         where = f": {error.filename}" if error.filename is not None else ""
         hint = _HINTS.get(error.errno or 0)
         return f"{error.strerror}{where}" + (f"\n  hint: {hint}" if hint else "")
-    if isinstance(error, MemoryError):
-        return f"out of memory{f': {error}' if str(error) else ''}\n  hint: `dsv3c plan` says what a model needs"
+    if isinstance(error, MemoryError) or _lacks_memory(error):
+        where = "" if isinstance(error, ImportError) or not str(error) else f": {error}"
+        return f"out of memory{where}\n  hint: `dsv3c plan` says what a model needs; `ulimit -v` says what is allowed"
+    if isinstance(error, ImportError):
+        said = " ".join(str(error).split())
+        return (
+            f"a package cannot be imported: {said[:300]}\n  hint: `dsv3c doctor` lists the packages; install it again"
+        )
     hint = "this is a fault of dsv3c; DSV3C_DEBUG=1 shows where"
     return f"{type(error).__name__}: {error}\n  hint: {hint}"
