@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsv3c.compiler import artifact
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, UnwritableOutputError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError, UnwritableOutputError
 
 
 def finished(out: Path, name: str = "old") -> Path:
@@ -185,6 +186,20 @@ def test_a_hostile_manifest_removes_nothing_outside(tmp_path: Path) -> None:
     with artifact.writing(out, overwrite=True) as folder:
         (folder / "new").write_text("new")
     assert (tmp_path / "letter").read_text() == "letter"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x7f", os.fsdecode(b"a\xff")], ids=ascii)
+def test_a_name_that_not_all_can_open_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    for out in (tmp_path / name, tmp_path / name / "out"):
+        with pytest.raises(OutputNameError, match="cannot be the path of an artifact") as caught:
+            artifact.writing(out, overwrite=True).__enter__()
+        assert str(caught.value).replace("\n  hint: ", "").isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_is_utf_8_whatever_names_are_in_it(tmp_path: Path) -> None:
+    artifact.write_json(tmp_path / "x.json", {"name": os.fsdecode(b"a\xff")})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"name": "a?"}
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

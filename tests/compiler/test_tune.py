@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,21 @@ def test_ctrl_c_before_the_first_result_leaves_no_record(monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [None, [], {"speed": 1}, {"max_tokens": "64"}, {"max_tokens": True}, {"target": None}, {"target": 3}, {"emit": []}],
+    ids=str,
+)
+def test_only_options_that_are_known_are_taken_from_an_artifact(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+    opened = SimpleNamespace(manifest=SimpleNamespace(content={"options": options}))
+    monkeypatch.setattr(tune.Artifact, "open", lambda folder: opened)
+    if options == {"emit": []}:
+        assert tune.options_of(Path("out")) == CompileOptions()
+        return
+    with pytest.raises(NotTunableError, match=r"out cannot be tuned: its manifest\.json has no options"):
+        tune.options_of(Path("out"))
+
+
 @pytest.mark.parametrize("suffix", ["json", "journal"])
 @pytest.mark.parametrize("text", ["dear diary", "{}\n", "[" * 100_000], ids=["text", "object", "deep"])
 def test_what_is_no_record_is_not_replaced(
@@ -140,7 +156,7 @@ def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatc
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with an MTP layer, as an artifact."""
     folder = tmp_path_factory.mktemp("tune")
-    config = tiny_config(num_nextn_predict_layers=1, vocab_size=256)
+    config = tiny_config(num_nextn_predict_layers=1, vocab_size=100)
     write_checkpoint(folder / "model", config)
     out = compile_checkpoint(folder / "model", folder / "out", CompileOptions(quant="int8", max_tokens=64)).out
     assert out is not None

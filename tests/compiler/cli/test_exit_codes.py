@@ -50,6 +50,11 @@ def dsv3c(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (OSError(errno.ENOSPC, "No space left on device", "out"), "error: No space left on device: out\n  hint: "),
         (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n  hint: make room"),
         (MemoryError(), "error: out of memory\n"),
+        (
+            ImportError("IMPORTANT: read this\n\nOriginal error was: a.so: failed to map segment from shared object"),
+            "error: out of memory\n  hint: ",
+        ),
+        (ImportError("No module\nnamed x"), "error: a package cannot be imported: No module named x\n  hint: "),
         (ValueError("odd"), "error: ValueError: odd\n  hint: this is a fault of dsv3c"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
