@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import resource
 import signal
 import sys
 import threading
@@ -125,6 +124,8 @@ def _lacks_memory(error: Exception) -> bool:
     are missing."""
     if not isinstance(error, ImportError):
         return False
+    import resource  # not on every system
+
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return limit != resource.RLIM_INFINITY or any(sign in str(error).lower() for sign in _NO_MEMORY)
 
