@@ -209,14 +209,34 @@ class OutputExistsError(Dsv3cError):
     hint = "choose another folder with -o, or pass --overwrite to replace it"
 
 
+class OutputNameError(Dsv3cError):
+    message = "{path} cannot be the path of an artifact: {reason}"
+    hint = "choose another folder with -o; libraries that load artifacts do not open such names"
+
+
 class UnwritableOutputError(Dsv3cError):
     message = "cannot write to {path}: {reason}"
     hint = "choose a folder that this user may write to with -o"
 
 
+class NoRoomError(Dsv3cError):
+    message = "cannot write {path}: {reason}"
+    hint = "make room there, or raise the limit of file sizes (ulimit -f); TMPDIR names the disk of temporary files"
+
+
+class ToolHangsError(Dsv3cError):
+    message = "a program has not ended after {seconds} s: {command}"
+    hint = "try that command by hand; CC names another C compiler"
+
+
 class NotAnArtifactError(Dsv3cError):
-    message = "{path} is not an artifact, and is not overwritten"
-    hint = "choose another folder with -o"
+    message = "{path} is not an artifact, and is not overwritten: {reason}"
+    hint = "choose another folder with -o, or move away what is there"
+
+
+class ForeignFileError(Dsv3cError):
+    message = "{path} is there already, is not {kind}, and is not overwritten"
+    hint = "choose another place, or move it away"
 
 
 class UnknownPassError(Dsv3cError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -14,7 +15,13 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler import artifact, crossing, text_files, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
-from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError, UnknownPassError
+from dsv3c.compiler.errors import (
+    BadOptionError,
+    ForeignFileError,
+    FormatRefusedError,
+    UnknownFormError,
+    UnknownPassError,
+)
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.ir import Graph, Value
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
@@ -145,6 +152,7 @@ def compile_checkpoint(
     emission = target.emit(lowered.entries, lowered.bounds)
     _check_extras(options, emission, checkpoint)
     emission.require_tools()
+    left = artifact.sweep(destination)
     with artifact.writing(destination, options.overwrite) as folder:
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels(folder / "kernels", progress.advance)
@@ -168,7 +176,7 @@ def compile_checkpoint(
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
-    return CompileReport(destination, manifest, tuple(notes), took, peak_rss(), told, has_tokenizer)
+    return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
@@ -295,11 +303,20 @@ def _show(
     if options.dump_to is not None:
         options.dump_to.mkdir(parents=True, exist_ok=True)
         path = options.dump_to / f"{graph.name}-{number:02d}-{name}.txt"
+        _check_dump(path, f"# {graph.name} after ")
         path.write_text(f"# {head}\n{graph}\n", encoding="utf-8")
     if debug_level() >= 1:
         print(f"dsv3c: {head}", file=sys.stderr)
     if debug_level() >= 3:
         print(graph, file=sys.stderr)
+
+
+def _check_dump(path: Path, begin: str) -> None:
+    """Raises ForeignFileError for a file that is no earlier dump of the same graph."""
+    if os.path.lexists(path):
+        with path.open("rb") as file:
+            if file.read(len(begin)) != begin.encode():
+                raise ForeignFileError(path=path, kind="the dump of a graph")
 
 
 def _reader(source: Checkpoint) -> weights.Read:
@@ -359,6 +376,6 @@ def _manifest(
 
 
 def peak_rss() -> int:
-    """Largest resident set of this process so far, in bytes (ru_maxrss counts kB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Largest resident set so far of this process and of those it started, in bytes."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux, bytes on macOS

@@ -30,11 +30,12 @@ from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import Lowered, Progress, Silent, compile_checkpoint, lower
 from dsv3c.compiler.target import Target
+from dsv3c.compiler.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.runtime.artifact import Artifact
 from dsv3c.runtime.cpu_features import cpu_flags, permitted
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.tuning import RECORDS, SPACE, Tuning, cpu_name
+from dsv3c.targets.cpu.tuning import RECORDS, SPACE, BadTuningRecord, Tuning, cpu_name, read_record
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 24
@@ -97,7 +98,10 @@ def tune(
     """
     progress = progress or Silent()
     cpu = cpu_name()
+    for note in sweep(model.resolve(), artifact.remove):
+        tell(f"note: {note}")
     records.mkdir(parents=True, exist_ok=True)
+    read_record(cpu, records)  # what is no record is not replaced
     with _bench(model, options, progress) as bench:
         name = model.resolve().name
         study = _study(records / f"{cpu}.journal", f"{bench.level.name}/{name}/{bench.quant}", bench.level.tuning)
@@ -124,7 +128,7 @@ def tune(
         },
     }
     path = records / f"{cpu}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=1) + "\n")
     return TuneReport(path, best, done, default_speed, best_speed, interrupted)
 
 
@@ -135,6 +139,7 @@ def _study(journal: Path, name: str, default: Tuning) -> Any:
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise TunerMissingError() from error
+    _check_journal(journal)
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(
         study_name=name,
@@ -145,6 +150,18 @@ def _study(journal: Path, name: str, default: Tuning) -> Any:
     if not study.trials:
         study.enqueue_trial(default.to_json())
     return study
+
+
+def _check_journal(path: Path) -> None:
+    """Raises BadTuningRecord for what is no journal of Optuna's, which would append to anything."""
+    if not os.path.lexists(path):
+        return
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadTuningRecord(path=path, reason=f"it is no journal of a search: {error}") from error
+    if not all(isinstance(line, dict) and type(line.get("op_code")) is int for line in lines):
+        raise BadTuningRecord(path=path, reason="it is no journal of a search")
 
 
 def _search(
@@ -207,8 +224,9 @@ class _Bench:
 
         from dsv3c import runtime
 
-        ids = np.random.default_rng(0).integers(0, 256, PROMPT_TOKENS).tolist()
         with runtime.load(self._library(tuning), context=PROMPT_TOKENS + NEW_TOKENS + 1) as model:
+            known = min(256, int(model.config["vocab_size"]))
+            ids = np.random.default_rng(0).integers(0, known, PROMPT_TOKENS).tolist()
             model.generate(ids, max_new_tokens=2, temperature=0, ignore_eos=True)  # touches all weights once
             runs = [
                 model.generate(ids, max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
@@ -248,9 +266,8 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
     again = is_artifact(model)
     options = options_of(model) if again else options
     target = _tunable(model, options)
-    # Beside an artifact, whose weights are linked to; anywhere for a checkpoint.
-    with tempfile.TemporaryDirectory(prefix="dsv3c-tune-", dir=model.resolve().parent if again else None) as temporary:
-        base = Path(temporary, "base")
+    with _scratch(model.resolve() if again else None) as scratch:
+        base = scratch / "base"
         if again:
             lowered = lowered_again(model, options, target)
             shutil.copytree(model, base, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
@@ -261,14 +278,36 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
         yield _Bench(base, best_level(target), options.quant, lowered.entries, lowered.bounds)
 
 
+@contextmanager
+def _scratch(artifact: Path | None) -> Iterator[Path]:
+    """A temporary folder: beside an artifact, whose weights are linked to; anywhere for a checkpoint."""
+    if artifact is None:
+        with tempfile.TemporaryDirectory(prefix="dsv3c-tune-") as temporary:
+            yield Path(temporary)
+        return
+    with workplace(artifact) as folder:
+        (folder / MAKING).mkdir()
+        yield folder / MAKING
+
+
 def is_artifact(folder: Path) -> bool:
     return (folder / artifact.MANIFEST).is_file()
 
 
 def options_of(folder: Path) -> CompileOptions:
-    """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact."""
-    stored = Artifact.open(folder).manifest.content["options"]
+    """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact, NotTunableError for one
+    without options that are known, BadOptionError for a value out of range."""
+    stored = Artifact.open(folder).manifest.content.get("options")
+    if not isinstance(stored, dict) or not all(_is_option(*item) for item in stored.items()):
+        raise NotTunableError(path=folder, reason="its manifest.json has no options that this version of dsv3c knows")
     return CompileOptions(**{**stored, "emit": ()})
+
+
+def _is_option(name: str, value: object) -> bool:
+    default = CompileOptions().to_dict().get(name, ...)
+    if default is None or isinstance(default, str):
+        return isinstance(value, str) or value is default
+    return name == "emit" or type(value) is type(default)
 
 
 def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowered:

@@ -19,7 +19,7 @@ MAX_LINES = 500
 COMPILER_LAYERS = (
     (
         *("errors", "options", "ir", "ops", "pattern", "rewrite", "verifier", "fp8", "quant", "nbits", "layouts"),
-        *("storage", "target", "crossing", "cuts"),
+        *("storage", "target", "crossing", "cuts", "tools"),
     ),
     ("checkpoint",),
     ("frontend",),

@@ -67,5 +67,5 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def main() -> NoReturn:
-    group.prepare_stdout()
+    group.prepare_streams()
     sys.exit(run())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.compiler.cli.params import model_options
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "-o", "--out", type=PATH, help="Where to write the artifact.  [default: artifacts/<model>-<quant>-<target>]"
 )
 @model_options
-@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there.")
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there, and nothing else.")
 @click.option(
     "--emit",
     multiple=True,
@@ -59,7 +59,7 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
         except UnknownFormError as error:
             raise click.BadParameter(str(error), param_hint="'--emit'") from error
     for note in report.notes[report.told :]:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(
             {
@@ -73,7 +73,7 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
         return
     if report.out is None:
         where = f"; the graphs are in {chosen.dump_to}" if chosen.dump_to else ""
-        click.echo(f"stopped after {chosen.stop_after}: no artifact written{where}")
+        echo(f"stopped after {chosen.stop_after}: no artifact written{where}")
         return
     _tell(report)
 
@@ -91,7 +91,7 @@ def _tell(report: CompileReport) -> None:
         ],
     )
     prompt = '-p "Once upon a time"' if report.takes_text else f'--ids "{manifest["model"]["bos_token_id"] or 0}"'
-    click.echo(f"run it: dsv3c generate {report.out} {prompt}")
+    echo(f"run it: dsv3c generate {report.out} {prompt}")
 
 
 def _code(target: dict[str, Any]) -> tuple[str, str]:

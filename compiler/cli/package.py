@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def python_version(ctx: click.Context, param: click.Parameter, value: str) -> st
     show_default=True,
     help="Put the packages that the runtime needs into the archive; without them the device installs them with pip.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an archive that is already there.")
+@click.option("--overwrite", is_flag=True, help="Replace an archive that is already there, and nothing else.")
 @json_option
 def package_command(
     artifact: Path, out: Path | None, platform: str | None, python: str, wheels: bool, overwrite: bool, as_json: bool
@@ -75,6 +75,8 @@ def package_command(
         raise click.BadParameter(f"{platform!r} is not one of {', '.join(PLATFORMS)}", param_hint="'--platform'")
     with terminal_progress() or nullcontext(Quiet()) as progress:
         report = package(artifact, out, platform, python, wheels, overwrite, progress)
+    for note in report.notes:
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(vars(report) | {"archive": str(report.archive)})
         return
@@ -92,4 +94,4 @@ def _tell(report: PackageReport) -> None:
     )
     name = report.archive.name
     folder = name.removesuffix(".gz").removesuffix(".tar")
-    click.echo(f'on the device: tar -xf {name} && {folder}/run.sh -p "Once upon a time"')
+    echo(f'on the device: tar -xf {name} && {folder}/run.sh -p "Once upon a time"')

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dsv3c.compiler.cli.params import model_options
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 
@@ -37,7 +37,7 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
 
     report = plan_checkpoint(checkpoint, CompileOptions(**options), context)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(report.to_dict())
         return
@@ -54,7 +54,7 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
             ("arena", size(report.arena_bytes), "what one step works in"),
         ],
     )
-    click.echo(_verdict(report.total_bytes, report.available_bytes))
+    echo(_verdict(report.total_bytes, report.available_bytes))
 
 
 def _verdict(total: int, available: int) -> str:

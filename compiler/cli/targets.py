@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dsv3c import targets
-from dsv3c.runtime.cli.output import print_json, section
+from dsv3c.runtime.cli.output import echo, print_json, section
 from dsv3c.runtime.cli.params import json_option
 
 
@@ -24,4 +24,4 @@ def targets_command(as_json: bool) -> None:
     for name, entry in entries.items():
         section(f"{name}  {entry.summary}", [(f"{option}=", text) for option, text in entry.options.items()])
         if not entry.options:
-            click.echo(f"{name}  {entry.summary}")
+            echo(f"{name}  {entry.summary}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.compiler.cli.params import model_options
-from dsv3c.runtime.cli.output import print_json, section
+from dsv3c.runtime.cli.output import echo, print_json, section
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tune_command(
             trials,
             records or RECORDS,
             progress,
-            progress.tell if progress else lambda text: click.echo(text, err=True),
+            progress.tell if progress else lambda text: echo(text, err=True),
         )
     if as_json:
         print_json(

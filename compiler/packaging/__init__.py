@@ -14,21 +14,25 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from dsv3c.compiler.errors import Dsv3cError, OutputExistsError, UnwritableOutputError
+from dsv3c.compiler.errors import Dsv3cError, ForeignFileError, OutputExistsError
 from dsv3c.compiler.packaging import archive, wheels
 from dsv3c.compiler.packaging.archive import Entry
 from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
+from dsv3c.compiler.workplace import MAKING, put, sweep, workplace
 from dsv3c.runtime.artifact import MANIFEST, Artifact
 
 FOLDER = Path(__file__).parent
 SCRIPTS = {"run.sh": True, "install.py": False}  # name: executable
+FIRST = "install.py"  # of the names in an archive, which are sorted
 SUFFIXES = (".tar.gz", ".tar")
 _RESERVE = 1 << 20  # bytes of an archive beside its files: headers, padding
 
@@ -68,6 +72,7 @@ class PackageReport:
     wheel_bytes: int
     platform: str
     python: str
+    notes: tuple[str, ...] = ()
 
 
 def package(
@@ -84,15 +89,19 @@ def package(
     out: None takes <artifact>-<platform>.tar.gz beside the artifact. platform: a name in PLATFORMS, None for what the
     artifact was compiled for. with_wheels: False leaves the packages to pip on the device. Nothing is left behind when
     it fails or is interrupted. Raises a RuntimeFault for a broken artifact, and Dsv3cError subclasses: of this module,
-    of `wheels`, OutputExistsError, UnwritableOutputError.
+    of `wheels`, OutputExistsError, ForeignFileError, UnwritableOutputError.
     """
     artifact = Artifact.open(folder)
     goal = _platform(artifact, platform)
     out = out or artifact.folder.with_name(f"{artifact.folder.name}-{goal.name}.tar.gz")
     name = _stem(out)
-    if out.exists() and not overwrite:
-        raise OutputExistsError(path=out)
-    with tempfile.TemporaryDirectory(prefix="dsv3c-package-") as scratch, _writing(out) as file:
+    place = Path(os.path.realpath(out))
+    if os.path.lexists(place):
+        if not overwrite:
+            raise OutputExistsError(path=out)
+        _check_archive(place)
+    left = sweep(place, Path.unlink)
+    with tempfile.TemporaryDirectory(prefix="dsv3c-package-") as scratch, _writing(place, overwrite) as file:
         progress.stage("building the runtime's wheel")
         runtime = wheels.build_runtime(Path(scratch) / "runtime")
         progress.stage(f"downloading wheels for {goal.name}, Python {python}")
@@ -111,6 +120,7 @@ def package(
             wheel_bytes=sum(path.stat().st_size for path in bundled),
             platform=goal.name,
             python=python,
+            notes=left,
         )
 
 
@@ -176,21 +186,27 @@ def _require_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `out` that becomes `out` when the body ends well and is removed when it does not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-    except OSError as error:
-        raise UnwritableOutputError(path=out.parent, reason=error.strerror) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+def _writing(out: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """A temporary file beside `out` that becomes `out` when the body ends well and is removed when it does not.
+
+    Raises OutputExistsError, ForeignFileError, UnwritableOutputError.
+    """
+    with workplace(out) as folder:
+        with (folder / MAKING).open("wb") as file:
             yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        (folder / MAKING).chmod(0o644)
+        put(folder, out, overwrite, _check_archive, Path.unlink)
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ForeignFileError for what is none of these archives: their first file is known."""
+    first = None
+    if path.is_file():
+        damaged = suppress(tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
+        with damaged, tarfile.open(path) as archive:
+            first = archive.next()
+    if first is None or PurePosixPath(first.name).parts[1:] != (FIRST,):
+        raise ForeignFileError(path=path, kind="an archive of `dsv3c package`")
 
 
 def _sha256(path: Path) -> str:

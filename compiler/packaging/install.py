@@ -20,28 +20,68 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 FACTS = "package.json"
+FILES = "installed.txt"  # in the folder of the packages: what was put there
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def main(site: Path) -> None:
     facts = json.loads((HERE / FACTS).read_text(encoding="utf-8"))
     require(facts)
-    if site.is_dir() and any(site.iterdir()) and not (site / FACTS).is_file():
-        sys.exit(f"{site} holds something else; set SITE to another folder")
+    if foreign(site):
+        sys.exit(f"{site} holds something else; set SITE to another folder, or move it away")
     print(f"installing the runtime into {site}", file=sys.stderr)
     try:
         site.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{site.name}.", dir=site.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{site.name}.", dir=site.parent))
     except OSError as error:
         sys.exit(f"cannot write to {site.parent}: {error.strerror}; set SITE to another folder")
     try:
-        fill(partial, facts)
-        shutil.copyfile(HERE / FACTS, partial / FACTS)
-        partial.chmod(0o755)
-        shutil.rmtree(site, ignore_errors=True)
-        partial.rename(site)
+        made = work / "made"
+        made.mkdir()
+        fill(made, facts)
+        shutil.copyfile(HERE / FACTS, made / FACTS)
+        (made / FILES).write_text("".join(f"{name}\n" for name in files_of(made)), encoding="utf-8")
+        replace(site, made, work / "old")
+    except OSError as error:
+        sys.exit(f"cannot write {site}: {error.strerror}; make room, or set SITE to another folder")
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def foreign(site: Path) -> bool:
+    """Whether anything is there that was not installed here; what Python writes when it imports does not count."""
+    if not os.path.lexists(site) or (site.is_dir() and not any(site.iterdir())):
+        return False
+    try:
+        known = set((site / FILES).read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return True
+    return FACTS not in known or not known.issuperset({*files_of(site)} - {FILES})
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files below a folder, links too, by relative path."""
+    found = []
+    for inner, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(inner, name))]
+        if os.path.basename(inner) == "__pycache__":
+            names = [name for name in names if not name.endswith(".pyc")]
+        found += [Path(inner, name).relative_to(folder).as_posix() for name in [*names, *links]]
+    return sorted(found)
+
+
+def replace(site: Path, made: Path, old: Path) -> None:
+    """Put the new folder in place. Onto a folder that is not empty, none can be renamed."""
+    made.chmod(0o755)
+    try:
+        if site.is_dir() and any(site.iterdir()):
+            site.rename(old)
+        made.rename(site)
+    except OSError:
+        if old.exists() and not site.exists():
+            old.rename(site)
+        if foreign(site):
+            raise  # else another first run was faster
 
 
 def require(facts: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dsv3c.runtime
+from dsv3c.compiler import tools
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.packaging.archive import TIME
 
@@ -50,7 +50,7 @@ def build_runtime(into: Path) -> Path:
         environment = os.environ | {"SOURCE_DATE_EPOCH": str(TIME)}
         # -P: modules of the runtime must not stand for those that setuptools imports.
         command = [sys.executable, "-P", "-c", _BUILD, str(into.resolve())]
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        done = tools.run(command, into, cwd=copy, environment=environment)
     if done.returncode:
         raise WheelNotBuiltError(reason=_last_line(done.stderr))
     return into / done.stdout.splitlines()[-1]
@@ -75,9 +75,7 @@ def download(into: Path, wanted: Sequence[str], tags: Sequence[str], python: str
     for lines, more in ((sorted(set(wanted) - set(alone)), ()), (alone, ("--no-deps",))):
         if not lines:
             continue
-        done = subprocess.run(
-            [*command, *more, "--dest", str(into), *lines], capture_output=True, text=True, check=False
-        )
+        done = tools.run([*command, *more, "--dest", str(into), *lines], into)
         if done.returncode:
             raise WheelsUnavailableError(python=python, platform=tags[0], reason=_last_line(done.stderr))
     return sorted(into.glob("*.whl"))

@@ -41,5 +41,5 @@ def run(args: Sequence[str] | None = None, program: str = "dsv3c-runtime") -> in
 
 
 def main(program: str = "dsv3c-runtime") -> NoReturn:
-    group.prepare_stdout()
+    group.prepare_streams()
     sys.exit(run(program=program))

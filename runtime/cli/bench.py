@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.output import echo
 from dsv3c.runtime.cli.params import PATH, device_options
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def bench_command(
       PROGRAM bench OUT --per-op -o json > bench.json
     """
     from dsv3c.runtime.bench import Bench, Quiet, Settings
-    from dsv3c.runtime.cli.bench_plot import require_renderer, write_plot
+    from dsv3c.runtime.cli.bench_plot import check_plot, write_plot
     from dsv3c.runtime.cli.bench_report import render
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.runtime.device import Placement
@@ -145,11 +146,11 @@ def bench_command(
     if not settings.prompts and not settings.generated:
         raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
     if plot is not None:
-        require_renderer(plot)
+        check_plot(plot)
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
     with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
         report = _measure(bench, settings, per_op, progress)
-    click.echo(render(report, form), nl=False)
+    echo(render(report, form), nl=False)
     if plot is not None:
         write_plot(plot, report.results, report.model)
 

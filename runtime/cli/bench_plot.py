@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +16,8 @@ WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
 COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#6d597a")  # of one test each, in turn
 TICKS = 5
+MARK = "drawn by dsv3c bench"  # in every picture, so that nothing else is overwritten
+_HEAD = 1 << 12
 
 Line = tuple[str, list[Result]]
 
@@ -23,10 +27,23 @@ class PlotNeedsMatplotlib(RuntimeFault):
     hint = "name the file .svg, which needs nothing, or: pip install matplotlib"
 
 
-def require_renderer(path: Path) -> None:
-    """Raises PlotNeedsMatplotlib for a PNG without it; asked before anything is measured."""
+class PlotRefused(RuntimeFault):
+    message = "cannot draw {path}: {reason}"
+    hint = "name another file with --plot"
+
+
+def check_plot(path: Path) -> None:
+    """Raises PlotNeedsMatplotlib for a PNG without it, PlotRefused for a place that cannot be written to or holds
+    another file than an earlier picture; asked before anything is measured."""
     if path.suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise PlotNeedsMatplotlib(path=path)
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PlotRefused(path=path, reason=f"{folder} is no folder that this user may write to")
+    if not path.exists():
+        return
+    if not path.is_file() or MARK.encode() not in path.read_bytes()[:_HEAD]:
+        raise PlotRefused(path=path, reason="something else is there")
 
 
 def write_plot(path: Path, results: Sequence[Result], model: str) -> None:
@@ -36,10 +53,15 @@ def write_plot(path: Path, results: Sequence[Result], model: str) -> None:
     """
     lines = lines_of(results)
     title = f"{model}: speed over depth"
-    if path.suffix.lower() == ".png":
-        _write_png(path, lines, title)
-        return
-    path.write_text(svg(lines, title), encoding="utf-8")
+    picture = _png(lines, title) if path.suffix.lower() == ".png" else svg(lines, title).encode()
+    check_plot(path)
+    place = path.resolve()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(picture)
+        os.replace(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def lines_of(results: Sequence[Result]) -> list[Line]:
@@ -86,7 +108,8 @@ def svg(lines: Sequence[Line], title: str) -> str:
         parts.append(_text(WIDTH - RIGHT, 28 + 16 * number, name, "end", colour=colour))
     body = "\n".join(f"  {part}" for part in parts)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    return f'{head} font-family="sans-serif">\n  <rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+    head += f' font-family="sans-serif">\n  <!-- {MARK} -->'
+    return f'{head}\n  <rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
 
 
 def nice_step(largest: float) -> float:
@@ -116,7 +139,7 @@ def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
 
 
-def _write_png(path: Path, lines: Sequence[Line], title: str) -> None:
+def _png(lines: Sequence[Line], title: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=150)
@@ -129,4 +152,6 @@ def _write_png(path: Path, lines: Sequence[Line], title: str) -> None:
         axes.errorbar(depths, medians, yerr=[below, above], label=name, color=colour, marker="o", capsize=3)
     axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": MARK})
+    return picture.getvalue()

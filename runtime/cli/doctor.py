@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import print_json, section, size
+from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import json_option
 
 TWICE = (
@@ -96,4 +96,4 @@ def _device_row(row: dict[str, Any]) -> str:
 def show_packages(report: dict[str, Any]) -> None:
     section("packages", [(name, version or "not installed") for name, version in report["packages"].items()])
     for note in report["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")

@@ -10,28 +10,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import print_json
+from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
+from dsv3c.runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
     from dsv3c.runtime.generation import Event, Generation
     from dsv3c.runtime.model import Model
 
-PROMPT_LIMIT = 64 << 20
+PROMPT_LIMIT = 64 << 20  # bytes
 SEED_BITS = 32  # short enough to type again
 
 
-def read_prompt() -> str:
-    """The text on stdin, in UTF-8 whatever the locale; a byte order mark is no part of it. Raises TextInvalid."""
-    from dsv3c.runtime.errors import TextInvalid
+class InputUnreadable(RuntimeFault):
+    message = "cannot read the prompt from stdin: {reason}"
+    hint = "give it with -p, or as UTF-8 text: dsv3c generate OUT -p - < prompt.txt"
 
-    data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
+
+def read_prompt() -> str:
+    """The text on stdin, in UTF-8 whatever the locale; a byte order mark is no part of it. Raises InputUnreadable."""
+    if sys.stdin is None:
+        raise InputUnreadable(reason="it is closed")
+    try:
+        data = sys.stdin.buffer.read(PROMPT_LIMIT + 1)
+    except OSError as error:
+        raise InputUnreadable(reason=error.strerror) from error
     if len(data) > PROMPT_LIMIT:
-        raise TextInvalid(reason=f"stdin has more than {PROMPT_LIMIT} bytes")
+        raise InputUnreadable(reason=f"it has more than {PROMPT_LIMIT} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TextInvalid(reason=f"byte {error.start} of stdin is not UTF-8") from error
+        raise InputUnreadable(reason=f"byte {error.start} is not UTF-8") from error
 
 
 def token_ids(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
@@ -143,20 +152,20 @@ def generate_command(
         given: Any = ids if ids is not None else [{"role": "user", "content": text}] if chat else text
         events = model.stream(given, add_bos, **params)
         if not as_json and not chat:
-            click.echo(text, nl=False)
+            echo(text, nl=False)
         for event in events:
             if not as_json:
-                click.echo(event.text if model.has_tokenizer else _id(event), nl=False)
+                echo(event.text if model.has_tokenizer else _id(event), nl=False)
         if event.generation is None:
             raise AssertionError("a stream ends with its generation")
         report = _report(model, event.generation, params)
     if as_json:
         print_json(report)
         return
-    click.echo()
-    click.echo(_speed(report), err=True)
+    echo()
+    echo(_speed(report), err=True)
     if report["finish_reason"] == "length" and report["new_tokens"] < params["max_new_tokens"]:
-        click.echo(f"note: the context of {model.context} tokens is full", err=True)
+        echo(f"note: the context of {model.context} tokens is full", err=True)
 
 
 def _id(event: Event) -> str:

@@ -5,16 +5,37 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 import click
 
+from dsv3c.runtime.cli.output import writing_output
 from dsv3c.runtime.errors import RuntimeFault
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
+DEBUG_LEVELS = "01234"
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_HINTS = {
+    errno.ENOSPC: "make room, or write to another disk",
+    errno.EDQUOT: "make room, or write to another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write to another disk",
+}
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Terminated(BaseException):
+    """A signal asked the command to end; what it was doing is cleaned up on the way out, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 class InOrder(click.Group):
@@ -41,41 +62,120 @@ def run(
 
     faults: classes whose text is meant for a person as it is.
     """
+    debug = os.environ.get("DSV3C_DEBUG") or "0"
+    if debug not in tuple(DEBUG_LEVELS):
+        _tell(f"error: DSV3C_DEBUG is {debug!r}; expected a number from 0 to {DEBUG_LEVELS[-1]}")
+        return FAULT
     try:
-        code = root.main(args, prog_name=program, standalone_mode=False)
-        if sys.stdout is not None:  # None when the shell closed it: >&-
-            sys.stdout.flush()  # here, so that a closed pipe is still met quietly
+        with _heeding_signals():
+            code = root.main(args, prog_name=program, standalone_mode=False)
+        with writing_output():
+            for stream in _streams():
+                stream.flush()
         return code if isinstance(code, int) else DONE
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        _tell("interrupted")
         return INTERRUPTED
+    except Terminated as error:
+        _tell("terminated")
+        return error.exit_code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULT
     except Exception as error:
-        if os.environ.get("DSV3C_DEBUG", "0") not in ("", "0"):
-            traceback.print_exc()
-        click.echo(f"error: {str(error) if isinstance(error, faults) else _explain(error)}", err=True)
+        if debug != "0":
+            _tell(traceback.format_exc().rstrip())
+        _tell(f"error: {str(error) if isinstance(error, faults) else _explain(error)}")
         return FAULT
+    finally:
+        _drop_unwritten()
 
 
-def prepare_stdout() -> None:
-    """A story may have letters that the terminal's encoding lacks: they are replaced."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated inside, once: another one must not interrupt the cleaning up.
+
+    A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of the main thread.
+    """
+    heeded = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal heeded
+        if not heeded:
+            heeded = True
+            raise Terminated(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a package could not be imported for want of memory: libraries are not mapped then, or halves of modules
+    are missing."""
+    if not isinstance(error, ImportError):
+        return False
+    import resource  # not on every system
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return limit != resource.RLIM_INFINITY or any(sign in str(error).lower() for sign in _NO_MEMORY)
+
+
+def prepare_streams() -> None:
+    """A story may have letters that the terminal's encoding lacks: they are replaced.
+
+    The numbers of standard streams that the shell closed are taken: else a file that is opened would get them, and what
+    is printed.
+    """
+    for stream in _streams():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+
+
+def _streams() -> list[TextIO]:
+    """stdout and stderr; None stands for one that the shell closed: >&-."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _drop_unwritten() -> None:
+    """Python flushes once more at its end, and would complain and end with another code."""
+    for stream in _streams():
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _explain(error: Exception) -> str:
     """What, where and what to do, for a person."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
-        hint = "\n  hint: make room, or write to another disk" if error.errno == errno.ENOSPC else ""
-        return f"{error.strerror}{where}{hint}"
-    if isinstance(error, MemoryError):
-        return f"out of memory{f': {error}' if str(error) else ''}\n  hint: `dsv3c plan` says what a model needs"
+        hint = _HINTS.get(error.errno or 0)
+        return f"{error.strerror}{where}" + (f"\n  hint: {hint}" if hint else "")
+    if isinstance(error, MemoryError) or _lacks_memory(error):
+        where = "" if isinstance(error, ImportError) or not str(error) else f": {error}"
+        return f"out of memory{where}\n  hint: `dsv3c plan` says what a model needs; `ulimit -v` says what is allowed"
+    if isinstance(error, ImportError):
+        said = " ".join(str(error).split())
+        return (
+            f"a package cannot be imported: {said[:300]}\n  hint: `dsv3c doctor` lists the packages; install it again"
+        )
     hint = "this is a fault of dsv3c; DSV3C_DEBUG=1 shows where"
     return f"{type(error).__name__}: {error}\n  hint: {hint}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import number, print_json, section, size
+from dsv3c.runtime.cli.output import echo, number, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ def show(path: Path, report: dict[str, Any], as_json: bool) -> None:
         return
     parts, config = report["parts"], report["config"]
     count = sum(part["weights"] for part in parts.values())
-    click.echo(f"{path}: {report['kind']} of a {config.get('model_type', 'model')}, {number(count)} weights")
+    echo(f"{path}: {report['kind']} of a {config.get('model_type', 'model')}, {number(count)} weights")
     section("config", _config_rows(config))
     section("parts", [_part_row(name, part) for name, part in (*parts.items(), ("all", _sum(parts)))])
     if report["kind"] == "artifact":
         _tell_artifact(report)
     section("files", [(size(nbytes), name) for name, nbytes in report["files"].items()])
     for note in report["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def describe_artifact(folder: Path) -> dict[str, Any]:

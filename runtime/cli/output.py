@@ -4,13 +4,47 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from dsv3c.runtime.errors import RuntimeFault
+
+
+class OutputLost(RuntimeFault):
+    message = "cannot write the output: {reason}"
+    hint = "make room, or send it elsewhere"
+
+
 UNITS = ("kB", "MB", "GB", "TB")
 QUANTITY = re.compile(r"[\d.]+( [\w/]+){0,2}")  # a number with its unit
+
+
+def echo(text: str = "", nl: bool = True, err: bool = False) -> None:
+    """Print to stdout, or stderr. Raises OutputLost when it cannot be written, BrokenPipeError when nobody reads it.
+
+    A closed stderr is a wish for silence, a closed stdout is a result that is lost.
+    """
+    if sys.stderr is None and err:
+        return
+    if sys.stdout is None and not err:
+        raise OutputLost(reason="stdout is closed")
+    with writing_output():
+        click.echo(text, nl=nl, err=err)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Raises OutputLost for what the system has against a write."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLost(reason=error.strerror) from error
 
 
 def size(count: float) -> str:
@@ -42,7 +76,7 @@ def section(title: str, rows: Iterable[Sequence[object]]) -> None:
     """A heading and its rows, the cells aligned in columns; nothing when there are no rows."""
     lines = columns(rows)
     if lines:
-        click.echo("\n".join([title, *(f"  {line}" for line in lines)]))
+        echo("\n".join([title, *(f"  {line}" for line in lines)]))
 
 
 def columns(rows: Iterable[Sequence[object]]) -> list[str]:
@@ -63,4 +97,4 @@ def _numeric(cell: str) -> bool:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -56,7 +57,7 @@ class TerminalProgress:
         """Print a line above the live one."""
         with self._lock:
             self._erase()
-            self._stream.write(text + "\n")
+            self._write(text + "\n")
             self._draw()
 
     def _refresh(self) -> None:
@@ -71,23 +72,25 @@ class TerminalProgress:
         text = f"{self._name}{share}  {time.perf_counter() - self._began:.0f} s"
         text = text[: shutil.get_terminal_size().columns - 1]
         self._erase()
-        self._stream.write(text)
-        self._stream.flush()
+        self._write(text)
         self._drawn = len(text)
 
     def _erase(self) -> None:
         # Blanks, not an escape sequence: they work on every terminal.
-        self._stream.write(f"\r{' ' * self._drawn}\r")
-        self._stream.flush()
+        self._write(f"\r{' ' * self._drawn}\r")
         self._drawn = 0
 
     def _finish(self) -> None:
         if not self._name:
             return
         self._erase()
-        self._stream.write(f"{self._name}  {time.perf_counter() - self._began:.1f} s\n")
-        self._stream.flush()
+        self._write(f"{self._name}  {time.perf_counter() - self._began:.1f} s\n")
         self._name = ""
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that is gone must not end the work, nor change how it ends
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class NotesOnly:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsv3c.runtime.cli.group import Command
-from dsv3c.runtime.cli.output import print_json, size
+from dsv3c.runtime.cli.output import echo, print_json, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def verify_command(artifact: Path, as_json: bool) -> None:
     if as_json:
         print_json({"files": found.files, "bytes": found.bytes, "extra": list(found.extra)})
         return
-    click.echo(f"{artifact}: ok, {found.files} files, {size(found.bytes)}")
+    echo(f"{artifact}: ok, {found.files} files, {size(found.bytes)}")
     for name in found.extra:
-        click.echo(f"note: {name} is not part of the artifact", err=True)
+        echo(f"note: {name} is not part of the artifact", err=True)
 
 
 def per_file(progress: TerminalProgress) -> Callable[[str, int, int], None]:

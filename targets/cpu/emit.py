@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from dsv3c.compiler.crossing import materialize_from
 from dsv3c.compiler.ir import Value
 from dsv3c.compiler.target import Emission, Entry
+from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
@@ -19,7 +19,7 @@ from dsv3c.targets.cpu.lower import lower
 from dsv3c.targets.cpu.native import check_native, write_native
 from dsv3c.targets.cpu.platforms import find_compiler_for
 from dsv3c.targets.cpu.relax_module import write_modules
-from dsv3c.targets.cpu.units import Unit, compiled_once
+from dsv3c.targets.cpu.units import compiled_once
 from dsv3c.targets.plan import Calls, Plan
 
 CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
@@ -48,20 +48,22 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
 
         built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
         units = compiled_once(levels, built)
-        # LLVM runs outside of Python's lock, so units compile side by side.
-        with tempfile.TemporaryDirectory() as objects, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with tempfile.TemporaryDirectory() as objects:
             files = [Path(objects, f"{number}.o") for number in range(len(units))]
 
-            def compile_unit(unit: Unit, file: Path) -> None:
-                compile_object(unit.functions, unit.level, file)
-                advance(len(unit.functions) * len(unit.users))
+            def compiled(number: int) -> None:
+                advance(len(units[number].functions) * len(units[number].users))
 
             def link(level: IsaLevel) -> None:
                 own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
                 link_library(own, level, folder / level.library)
 
-            list(pool.map(compile_unit, units, files))
-            list(pool.map(link, levels))
+            compiling = [
+                partial(compile_object, unit.functions, unit.level, file)
+                for unit, file in zip(units, files, strict=True)
+            ]
+            in_children(compiling, compiled, Path(objects))
+            in_children([partial(link, level) for level in levels], lambda number: None, folder)
 
     def write_tvm(folder: Path) -> None:
         write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)

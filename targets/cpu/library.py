@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from tvm import s_tir, tirx
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
+from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.platforms import find_compiler_for
 
@@ -99,6 +99,6 @@ def link_library(objects: Sequence[Path], level: IsaLevel, path: Path) -> Path:
 def _compile(compiler: list[str], arguments: list[str], path: Path) -> None:
     flags = ["-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE"]
     command = [*compiler, *flags, "-o", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, path)
     if done.returncode != 0:
         raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

@@ -16,12 +16,13 @@ from typing import Any
 from dsv3c.compiler.errors import Dsv3cError
 
 MAX_RECORD_BYTES = 1 << 20  # honest ones have less than a kilobyte
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")  # of a CPU: a file name, never a path
 RECORDS = Path(__file__).parents[2] / "artifacts" / "tuning"
 
 
 class BadTuningRecord(Dsv3cError):
     message = "{path} is no tuning record: {reason}"
-    hint = "remove it, or make it again with `dsv3c tune`"
+    hint = "remove it; `dsv3c tune` then makes it again"
 
 
 class UnknownTuningRecord(Dsv3cError):
@@ -86,16 +87,22 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:
     """The record of a CPU, checked; None when there is none. Raises BadTuningRecord."""
     path = folder / f"{cpu}.json"
-    if not path.is_file():
+    if not _NAME.fullmatch(cpu) or not path.is_file():
         return None
     if path.stat().st_size > MAX_RECORD_BYTES:
         raise BadTuningRecord(path=path, reason=f"it is longer than {MAX_RECORD_BYTES} bytes")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise BadTuningRecord(path=path, reason="it is nested too deeply") from error
+    except ValueError as error:
         raise BadTuningRecord(path=path, reason=f"{error!s:.200}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("tuning"), dict) or "level" not in record:
-        raise BadTuningRecord(path=path, reason='it lacks "level" or the object "tuning"')
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("level"), str)
+        or not isinstance(record.get("tuning"), dict)
+    ):
+        raise BadTuningRecord(path=path, reason='it lacks the text "level" or the object "tuning"')
     Tuning.from_json(record["tuning"], path)
     return record
 

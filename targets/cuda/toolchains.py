@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.tools import run
 from dsv3c.targets.cuda.architectures import DEFAULT, PTX, UnknownArchitecture, number
 
 _NVRTC, _NVFATBIN = ("libnvrtc.so*", "nvrtc64_*.dll"), ("libnvfatbin.so*", "nvfatbin_*.dll")
@@ -138,11 +138,11 @@ class Nvcc:
 
     @cached_property
     def version(self) -> str:
-        words = self._run(["--version"], "itself").decode(errors="replace").split()
+        words = self._run(["--version"], "itself").split()
         return f"nvcc {next((word[1:] for word in words if word.startswith('V')), 'of unknown version')}"
 
     def choose(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        return _chosen(wanted, self._run(["--list-gpu-code"], "itself").decode().split())
+        return _chosen(wanted, self._run(["--list-gpu-code"], "itself").split())
 
     def fatbin(self, text: str, architectures: Sequence[str]) -> bytes:
         # TVM declares shared memory also where a kernel uses none: warning 177.
@@ -158,10 +158,10 @@ class Nvcc:
             self._run([*options, "-o", str(made), str(given)], _named(architectures))
             return made.read_bytes()
 
-    def _run(self, arguments: Sequence[str], architecture: str) -> bytes:
-        done = subprocess.run([str(self.path), *arguments], capture_output=True, check=False)
+    def _run(self, arguments: Sequence[str], architecture: str) -> str:
+        done = run([str(self.path), *arguments], Path(tempfile.gettempdir()))
         if done.returncode != 0:
-            output = (done.stderr + done.stdout).decode(errors="replace").strip()
+            output = (done.stderr + done.stdout).strip()
             raise CudaRefused(compiler=str(self.path), architecture=architecture, output=output)
         return done.stdout
 

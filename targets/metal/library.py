@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from pathlib import Path
 
+from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.platforms import ARM_MACOS, Platform, find_compiler_for
 
@@ -24,7 +24,7 @@ def link_library(data: bytes, path: Path, platform: Platform | None = ARM_MACOS)
         text = Path(folder, "library_bin.c")
         text.write_text(_definition(data), encoding="ascii")
         command = [*compiler, "-shared", "-fPIC", *shared, "-o", str(path), str(text)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run(command, path)
     if done.returncode != 0:
         raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())
     return path

@@ -19,6 +19,7 @@ from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
+from dsv3c.compiler.tools import run
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN, Capabilities
 from dsv3c.targets.vulkan import dots, matrices
 from dsv3c.targets.vulkan.glsl import print_kernel
@@ -77,7 +78,7 @@ def expressible() -> tuple[Capabilities, tuple[str, ...]]:
 
 def version(program: str) -> str:
     """What it says of itself."""
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    said = run([program, "--version"], Path(os.devnull)).stdout
     return f"{Path(program).stem}: {(said.splitlines() or [''])[0]}"
 
 
@@ -98,7 +99,7 @@ def _knows(program: str, extension: str) -> bool:
 
 def _run(program: str, source: str, path: Path) -> subprocess.CompletedProcess[str]:
     command = [program, *_OPTIONS[Path(program).stem], "-o", str(path)]
-    return subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    return run(command, path, source)
 
 
 def compile_glsl(name: str, source: str, path: Path) -> Path:

@@ -14,6 +14,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import (
     BadOptionError,
     Dsv3cError,
+    ForeignFileError,
     OutputExistsError,
     TokenizerFormatError,
     UnknownPassError,
@@ -178,6 +179,17 @@ def test_stopping_leaves_out_the_passes_behind(checkpoint: Checkpoint, tmp_path:
 def test_a_pass_that_runs_twice_is_stopped_at_after_its_last_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
     run(checkpoint, "absorbed", CompileOptions(stop_after="simplify", dump_to=tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "step-05-simplify.txt"
+
+
+def test_a_dump_overwrites_earlier_dumps_and_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    options = CompileOptions(stop_after="simplify", dump_to=tmp_path)
+    run(checkpoint, "absorbed", options)
+    run(checkpoint, "absorbed", options)
+    path = next(tmp_path.glob("*-01-simplify.txt"))
+    path.write_text("my notes")
+    with pytest.raises(ForeignFileError, match="is not the dump of a graph"):
+        run(checkpoint, "absorbed", options)
+    assert path.read_text() == "my notes"
 
 
 def test_an_unknown_pass_is_answered_with_the_known(checkpoint: Checkpoint) -> None:

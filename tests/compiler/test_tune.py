@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dsv3c.compiler.errors import NotTunableError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.compiler.tune import Speed, TuneReport
-from dsv3c.targets.cpu.tuning import Tuning
+from dsv3c.targets.cpu.tuning import BadTuningRecord, Tuning
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 
@@ -112,6 +113,33 @@ def test_ctrl_c_before_the_first_result_leaves_no_record(monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [None, [], {"speed": 1}, {"max_tokens": "64"}, {"max_tokens": True}, {"target": None}, {"target": 3}, {"emit": []}],
+    ids=str,
+)
+def test_only_options_that_are_known_are_taken_from_an_artifact(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+    opened = SimpleNamespace(manifest=SimpleNamespace(content={"options": options}))
+    monkeypatch.setattr(tune.Artifact, "open", lambda folder: opened)
+    if options == {"emit": []}:
+        assert tune.options_of(Path("out")) == CompileOptions()
+        return
+    with pytest.raises(NotTunableError, match=r"out cannot be tuned: its manifest\.json has no options"):
+        tune.options_of(Path("out"))
+
+
+@pytest.mark.parametrize("suffix", ["json", "journal"])
+@pytest.mark.parametrize("text", ["dear diary", "{}\n", "[" * 100_000], ids=["text", "object", "deep"])
+def test_what_is_no_record_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str, text: str
+) -> None:
+    path = tmp_path / f"{tune.cpu_name()}.{suffix}"
+    path.write_text(text)
+    with pytest.raises(BadTuningRecord):
+        search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 1)
+    assert path.read_text() == text
+
+
 def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: set[Tuning] = set()
 
@@ -128,7 +156,7 @@ def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatc
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with an MTP layer, as an artifact."""
     folder = tmp_path_factory.mktemp("tune")
-    config = tiny_config(num_nextn_predict_layers=1, vocab_size=256)
+    config = tiny_config(num_nextn_predict_layers=1, vocab_size=100)
     write_checkpoint(folder / "model", config)
     out = compile_checkpoint(folder / "model", folder / "out", CompileOptions(quant="int8", max_tokens=64)).out
     assert out is not None

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
+from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.native.regex import Unsupported
 from dsv3c.targets.cpu.native.tables import plan_source
@@ -82,6 +82,6 @@ def _table(folder: Path) -> tuple[bytes | None, tuple[str, ...]]:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, path)
     if done.returncode != 0:
         raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())

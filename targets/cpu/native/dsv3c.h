@@ -10,6 +10,8 @@
 // Every call that can fail returns a status; dsv3c_error() then says what happened, in the thread that called. A model,
 // with its sequences, is used by one thread at a time. Memory is taken by dsv3c_open, *_new and dsv3c_encode only:
 // running a step and drawing a token take none.
+// NULL where a pointer is needed is DSV3C_BAD_ARGUMENT; calls without a status take it as nothing: they give 0 and
+// free nothing.
 #ifndef DSV3C_H
 #define DSV3C_H
 
@@ -71,6 +73,7 @@ typedef struct {
 DSV3C_API dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3c_model **model);
 // Give everything back. Sequences and samplers are freed before. NULL is fine.
 DSV3C_API void dsv3c_close(dsv3c_model *model);
+// All zero for NULL.
 DSV3C_API dsv3c_info dsv3c_info_of(const dsv3c_model *model);
 
 // ---- sequences and steps
@@ -110,7 +113,7 @@ typedef struct {
   uint64_t seed;
 } dsv3c_sampling;
 
-// What generation_config.json of the checkpoint says; seed 0.
+// What generation_config.json of the checkpoint says; seed 0. The model may be NULL: it is the library's.
 DSV3C_API dsv3c_sampling dsv3c_sampling_defaults(const dsv3c_model *model);
 DSV3C_API dsv3c_status dsv3c_sampler_new(const dsv3c_model *model, const dsv3c_sampling *how, dsv3c_sampler **sampler);
 // Count tokens of the prompt or the answer as repeated from now on.
@@ -125,7 +128,8 @@ DSV3C_API void dsv3c_sampler_free(dsv3c_sampler *sampler);
 // the same without the BOS.
 typedef enum { DSV3C_PLAIN = 0, DSV3C_SPECIAL, DSV3C_NO_BOS } dsv3c_special;
 
-// Ids of a UTF-8 text of `size` bytes; `special`: a dsv3c_special. *tokens is from malloc, the caller frees it.
+// Ids of a UTF-8 text of `size` bytes, which may be NULL when that is 0; `special`: a dsv3c_special. *tokens is from
+// malloc, the caller frees it.
 DSV3C_API dsv3c_status dsv3c_encode(const dsv3c_model *model, const char *text, size_t size, int special,
                                     int32_t **tokens, size_t *count);
 

@@ -1,7 +1,9 @@
 // dsv3c-run: text or token ids from the command line, without Python.
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,6 +73,25 @@ static void fail(int code, const char *what, const char *detail) {
   exit(code);
 }
 
+// A pipe that nobody reads any more ends the program quietly.
+static void output_lost(void) {
+  if (errno == EPIPE) exit(1);
+  fail(1, "cannot write the output", strerror(errno));
+}
+
+static void flush(FILE *stream) {
+  // The error of an earlier write is kept by the stream, its errno is not.
+  if (fflush(stream) != 0 || ferror(stream)) output_lost();
+}
+
+// The numbers of streams that the shell closed are taken, or the next file that is opened would get them. What is read
+// from there, or written to stdout, then fails; a closed stderr is a wish for silence.
+static void take_closed_streams(void) {
+  static const int MODES[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+  for (int i = 0; i < 3; i++)
+    if (fcntl(i, F_GETFD) == -1 && open("/dev/null", MODES[i]) == -1) exit(1);
+}
+
 static void check(dsv3c_status status) {
   if (status != DSV3C_OK) fail(1, dsv3c_error(), "");
 }
@@ -135,7 +156,7 @@ static void set(settings *s, int option, const char *text) {
     case LOGITS: s->logits = text; break;
     case JSON: s->json = true; break;
     case NO_BOS: s->no_bos = true; break;
-    case 'h': fputs(USAGE, stdout); exit(0);
+    case 'h': fputs(USAGE, stdout), flush(stdout); exit(0);
     default: fputs("try dsv3c-run --help\n", stderr); exit(2);
   }
 }
@@ -185,6 +206,7 @@ static char *read_input(size_t *size) {
     used += got;
     if (used == capacity) data = memory(realloc(data, (capacity *= 2) + 1));
   }
+  if (ferror(stdin)) fail(1, "cannot read the input", strerror(errno));
   data[used] = 0;
   *size = used;
   return data;
@@ -240,7 +262,7 @@ static void show(run *r, const settings *s, dsv3c_text *text, int32_t token) {
     check(dsv3c_text_push(r->model, text, token, r->text, dsv3c_text_bytes(r->model), &size));
     fwrite(r->text, 1, size, stdout);
   }
-  fflush(stdout);
+  flush(stdout);
 }
 
 static void dump(const run *r) {
@@ -291,7 +313,7 @@ static void print_ids(const char *name, const int32_t *ids, size_t count) {
 static void report(const run *r, const settings *s) {
   double prompt = rate((double)r->prompt_count, r->prompt_seconds), decode = rate((double)r->steps, r->decode_seconds);
   unsigned long long used = s->seed;
-  fflush(stdout);
+  flush(stdout);
   if (!s->json) {
     fprintf(stderr, "%zu tokens at %.1f tok/s, prompt of %zu at %.1f tok/s, seed %llu, %s on %d threads\n",
             r->made_count, decode, r->prompt_count, prompt, used, r->info.level, r->info.threads);
@@ -325,7 +347,8 @@ static void prepare(run *r, const settings *s) {
 
 static void finish(run *r) {
   if (r->dump && fclose(r->dump) != 0) fail(1, "--logits", strerror(errno));
-  if (fflush(stdout) != 0) fail(1, "cannot write the output", strerror(errno));
+  flush(stdout);
+  flush(stderr);
   dsv3c_sampler_free(r->sampler);
   dsv3c_sequence_free(r->sequence);
   dsv3c_close(r->model);
@@ -336,6 +359,8 @@ static void finish(run *r) {
 }
 
 int main(int argc, char **argv) {
+  signal(SIGPIPE, SIG_IGN);
+  take_closed_streams();
   settings s = parse(argc, argv);
   run r = {0};
   prepare(&r, &s);

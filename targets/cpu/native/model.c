@@ -117,6 +117,7 @@ void dsv3c_close(dsv3c_model *model) {
 }
 
 dsv3c_info dsv3c_info_of(const dsv3c_model *model) {
+  if (!model) return (dsv3c_info){0};
   return (dsv3c_info){model->level->name, model->threads,   plan->vocab_size,     model->context,
                       model->tokenizer != 0, plan->end_tokens, plan->end_token_count};
 }

@@ -150,8 +150,8 @@ dsv3c_sampling dsv3c_sampling_defaults(const dsv3c_model *model) {
 }
 
 dsv3c_status dsv3c_sampler_new(const dsv3c_model *model, const dsv3c_sampling *how, dsv3c_sampler **out) {
-  (void)model;
-  if (!how || !out) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a sampler needs its parameters");
+  if (!model || !how || !out)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a sampler needs a model, its parameters and a place for it");
   TRY(check(how));
   dsv3c_sampler *s = calloc(1, sizeof *s);
   *out = s;
@@ -170,6 +170,8 @@ dsv3c_status dsv3c_sampler_new(const dsv3c_model *model, const dsv3c_sampling *h
 }
 
 dsv3c_status dsv3c_sampler_observe(dsv3c_sampler *s, const int32_t *tokens, size_t count) {
+  if (!s || (count && !tokens))
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_sampler_observe needs a sampler and tokens");
   for (size_t i = 0; i < count; i++) {
     if (tokens[i] < 0 || (size_t)tokens[i] >= s->vocab)
       return dsv3c_fail(DSV3C_BAD_TOKEN, "token id %d is not in 0..%d", tokens[i], dsv3c_plan.vocab_size - 1);
@@ -184,6 +186,8 @@ static float penalised(const dsv3c_sampler *s, float logit) {
 }
 
 dsv3c_status dsv3c_sample(dsv3c_sampler *s, const float *logits, int32_t *token) {
+  if (!s || !logits || !token)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_sample needs a sampler, logits and a place for the token");
   size_t best = 0;
   for (size_t i = 0; i < s->vocab; i++) {
     s->logits[i] = s->how.repetition_penalty != 1 && s->seen[i] ? penalised(s, logits[i]) : logits[i];

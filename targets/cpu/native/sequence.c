@@ -53,7 +53,7 @@ void sequence_cut(dsv3c_sequence *s, int32_t length) {
 }
 
 dsv3c_status dsv3c_sequence_new(dsv3c_model *model, dsv3c_sequence **out) {
-  if (!model || !out) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a sequence needs a model");
+  if (!model || !out) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a sequence needs a model and a place for it");
   size_t most = (size_t)pages_of(model->context);
   dsv3c_sequence *s = calloc(1, sizeof *s + most * sizeof *s->pages);
   *out = s;
@@ -63,6 +63,7 @@ dsv3c_status dsv3c_sequence_new(dsv3c_model *model, dsv3c_sequence **out) {
 }
 
 dsv3c_status dsv3c_sequence_fork(const dsv3c_sequence *source, int32_t length, dsv3c_sequence **out) {
+  if (!out) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a fork needs a place for it");
   if (!source || length < 0 || length > source->length)
     return dsv3c_fail(DSV3C_BAD_ARGUMENT, "cannot fork %d of %d tokens", length, source ? source->length : 0);
   TRY(dsv3c_sequence_new(source->model, out));
@@ -82,7 +83,7 @@ dsv3c_status dsv3c_sequence_truncate(dsv3c_sequence *s, int32_t length) {
   return DSV3C_OK;
 }
 
-int32_t dsv3c_sequence_length(const dsv3c_sequence *s) { return s->length; }
+int32_t dsv3c_sequence_length(const dsv3c_sequence *s) { return s ? s->length : 0; }
 
 void dsv3c_sequence_free(dsv3c_sequence *s) {
   if (s) sequence_cut(s, 0);

@@ -180,9 +180,11 @@ static void settle_ends(encoding *e, uint32_t before, uint32_t behind) {
 
 dsv3c_status dsv3c_encode(const dsv3c_model *model, const char *text, size_t size, int special, int32_t **tokens,
                           size_t *count) {
+  if (!model || (size && !text) || !tokens || !count)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_encode needs a model, a text and places for the ids and their number");
   const tokenizer *t = model->tokenizer;
   if (!t) return dsv3c_fail(DSV3C_NO_TOKENIZER, "this model was compiled without a tokenizer: give token ids");
-  place from = (place)text;
+  place from = (place)(text ? text : "");
   if (!utf8_valid(from, size)) return dsv3c_fail(DSV3C_BAD_TEXT, "the text is not UTF-8");
   uint32_t before = special ? t->count[PREFIX] : 0, behind = special ? t->count[SUFFIX] : 0;
   const uint32_t *prefix = t->prefix;

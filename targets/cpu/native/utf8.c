@@ -50,6 +50,8 @@ static size_t push_byte(dsv3c_text *text, unsigned char byte, char *out) {
 
 dsv3c_status dsv3c_text_push(const dsv3c_model *model, dsv3c_text *text, int32_t token, char *out, size_t capacity,
                              size_t *size) {
+  if (!model || !text || !out || !size)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_text_push needs a model, a stream and places for the text");
   const tokenizer *t = model->tokenizer;
   if (!t) return dsv3c_fail(DSV3C_NO_TOKENIZER, "this model was compiled without a tokenizer");
   *size = 0;
@@ -62,7 +64,9 @@ dsv3c_status dsv3c_text_push(const dsv3c_model *model, dsv3c_text *text, int32_t
 }
 
 size_t dsv3c_text_bytes(const dsv3c_model *model) {
-  return model->tokenizer ? 3 * ((size_t)model->tokenizer->longest + 3) : 0;
+  return model && model->tokenizer ? 3 * ((size_t)model->tokenizer->longest + 3) : 0;
 }
 
-size_t dsv3c_text_flush(dsv3c_text *text, char out[3]) { return text->count ? settle(text, false, out) : 0; }
+size_t dsv3c_text_flush(dsv3c_text *text, char out[3]) {
+  return text && out && text->count ? settle(text, false, out) : 0;
+}

@@ -51,6 +51,11 @@ def dsv3c(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (OSError(errno.ENOSPC, "No space left on device", "out"), "error: No space left on device: out\n  hint: "),
         (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n  hint: make room"),
         (MemoryError(), "error: out of memory\n"),
+        (
+            ImportError("IMPORTANT: read this\n\nOriginal error was: a.so: failed to map segment from shared object"),
+            "error: out of memory\n  hint: ",
+        ),
+        (ImportError("No module\nnamed x"), "error: a package cannot be imported: No module named x\n  hint: "),
         (ValueError("odd"), "error: ValueError: odd\n  hint: this is a fault of dsv3c"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -72,6 +77,15 @@ def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.endswith("error: the key 'k' is lost\n  hint: look under the mat\n")
+
+
+@pytest.mark.parametrize("level", ["9", "-1", "01", "loud"])
+def test_a_debug_level_that_is_none_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    monkeypatch.setenv("DSV3C_DEBUG", level)
+    assert run_raising(monkeypatch, LostKey(key="k")) == 1
+    assert capsys.readouterr().err == f"error: DSV3C_DEBUG is {level!r}; expected a number from 0 to 4\n"
 
 
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,10 +176,49 @@ def test_a_closed_pipe_is_quiet(bundled_model: Path) -> None:
     process.stderr.close()
 
 
-def test_a_closed_stdout_is_no_fault_of_ours(tmp_path: Path) -> None:
-    script = "import sys; sys.stdout = None; from dsv3c.compiler.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script, "targets"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+MAIN = f"{sys.executable} -c 'from dsv3c.compiler.cli import main; main()'"
+FULL = "error: cannot write the output: No space left on device\n  hint: make room, or send it elsewhere\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("targets > /dev/full", 1, FULL),
+        ("targets --json > /dev/full", 1, FULL),
+        ("inspect MODEL > /dev/full", 1, FULL),
+        ("plan MODEL 2> /dev/full > /dev/full", 1, ""),
+        ("inspect nowhere 2> /dev/full", 1, ""),
+        ("bogus 2> /dev/full", 2, ""),
+        ("targets >&-", 1, "error: cannot write the output: stdout is closed\n"),
+        ("targets 2>&-", 0, ""),
+        ("generate x -p - <&-", 1, "error: cannot read the prompt from stdin: it is closed\n"),
+        ("--help > /dev/full", 1, "error: "),
+    ],
+)
+def test_output_that_is_lost_is_a_fault(bundled_model: Path, command: str, code: int, says: str) -> None:
+    shell = f"{MAIN} {command.replace('MODEL', str(bundled_model))}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith(says) and bool(says) == bool(done.stderr)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path, closed: str) -> None:
+    script = (
+        "import click\n"
+        "from dsv3c.compiler import cli\n"
+        "@cli.root.command('number')\n"
+        "def number():\n"
+        f"    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "        file.write(str(file.fileno() > 2))\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = f"{sys.executable} {tmp_path / 'script.py'} number {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == "True"
 
 
 def test_letters_that_stdout_cannot_show_are_replaced() -> None:
@@ -181,6 +234,47 @@ def test_letters_that_stdout_cannot_show_are_replaced() -> None:
     command = [sys.executable, "-c", script, "say"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "?\n"), done.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_ends_the_command_cleans_up(tmp_path: Path, name: str, code: int) -> None:
+    script = (
+        "import sys, time, click\n"
+        "from pathlib import Path\n"
+        "from dsv3c.compiler import artifact, cli\n"
+        "@cli.root.command('wait')\n"
+        "def wait():\n"
+        f"    with artifact.writing(Path({str(tmp_path / 'out')!r}), False) as folder:\n"
+        "        (folder / 'file').touch()\n"
+        "        click.echo('waiting', err=True)\n"
+        "        time.sleep(60)\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "waiting\n"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    process.send_signal(getattr(signal, name))
+    process.send_signal(getattr(signal, name))  # does not interrupt the cleaning up
+    assert process.wait(timeout=20) == code
+    assert process.stderr.read().strip() == "terminated"
+    process.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        @click.command("heed")
+        def heed() -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        monkeypatch.setitem(cli.root.commands, "heed", heed)
+        assert cli.run(["heed"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")

@@ -115,6 +115,27 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in site.iterdir()] == ["letter"]
 
 
+def test_a_project_with_a_package_json_is_left_alone(tmp_path: Path) -> None:
+    folder, site = unpacked(tmp_path / "tiny"), tmp_path / "web"
+    site.mkdir()
+    (site / "package.json").write_text('{"name": "web"}')
+    (site / "index.js").write_text("code")
+    assert "holds something else" in run(folder, SITE=str(site), code=1).stderr
+    assert sorted(path.name for path in site.iterdir()) == ["index.js", "package.json"]
+
+
+def test_files_put_beside_the_packages_are_left_alone(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "tiny")
+    run(folder)
+    (folder / "site" / "dsv3c" / "mine.py").write_text("code")
+    newer = json.loads((folder / "package.json").read_text()) | {"note": "newer"}
+    (folder / "package.json").write_text(json.dumps(newer))
+    assert "holds something else" in run(folder, code=1).stderr
+    assert (folder / "site" / "dsv3c" / "mine.py").read_text() == "code"
+    (folder / "site" / "dsv3c" / "mine.py").unlink()
+    assert "installing" in run(folder).stderr
+
+
 def test_a_missing_wheel_leaves_nothing(tmp_path: Path) -> None:
     folder = unpacked(tmp_path / "tiny", packages={LOST: ""})
     assert f"cannot read {folder}/wheels/{LOST}: No such file" in run(folder, code=1).stderr

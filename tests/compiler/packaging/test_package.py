@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,12 +103,48 @@ def test_without_wheels_the_packages_are_named_only(
 
 def test_what_is_there_is_kept_unless_asked(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tiny.tar"
-    out.write_text("old")
+    run(capsys, artifact, "-o", out, "--no-wheels")
+    before = out.read_bytes()
     error = run(capsys, artifact, "-o", out, code=1)
     assert "exists already" in error and "--overwrite" in error
-    assert out.read_text() == "old"
+    assert out.read_bytes() == before
     run(capsys, artifact, "-o", out, "--overwrite")
-    assert "tiny/run.sh" in members(out)
+    assert f"tiny/wheels/{WHEEL}" in members(out)
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "backup.tar.gz"])
+def test_what_is_no_such_archive_is_never_overwritten(
+    artifact: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    with tarfile.open(out, "w:gz" if name.endswith(".gz") else "w") as tar:
+        tar.add(artifact / "manifest.json", "home/install.txt")
+    backup = out.read_bytes()
+    for content in (backup, backup[:60], b"", b"thesis"):
+        out.write_bytes(content)
+        assert "is not an archive of" in run(capsys, artifact, "-o", out, "--overwrite", code=1)
+        assert out.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "in"]
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=["", "overwrite"])
+def test_a_file_that_appears_meanwhile_is_kept(
+    artifact: Path,
+    tmp_path: Path,
+    overwrite: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, download = tmp_path / "tiny.tar", wheels.download
+
+    def slow(*args: Any) -> list[Path]:
+        out.write_text("thesis")
+        return download(*args)
+
+    monkeypatch.setattr(wheels, "download", slow)
+    run(capsys, artifact, "-o", out, *overwrite, code=1)
+    assert out.read_text() == "thesis"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "tiny.tar"]
 
 
 def damage(path: Path) -> None:

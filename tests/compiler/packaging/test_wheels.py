@@ -44,20 +44,20 @@ def test_a_target_may_need_more() -> None:
 
 
 class Pip:
-    """Stands for subprocess.run: keeps the command lines and answers as told."""
+    """Stands for tools.run: keeps the command lines and answers as told."""
 
     def __init__(self, stderr: str = "") -> None:
         self.commands: list[list[str]] = []
         self.stderr = stderr
 
-    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], *_: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
         return subprocess.CompletedProcess(command, bool(self.stderr), "", self.stderr)
 
 
 def test_download_asks_for_the_devices_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = Pip()
-    monkeypatch.setattr(wheels.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.tools, "run", pip)
     assert wheels.download(tmp_path, ["numpy>=1.26", "tokenizers>=0.20"], ["manylinux_2_28_aarch64"], "3.12") == []
     for command in pip.commands:
         assert {"--only-binary=:all:", "--platform=manylinux_2_28_aarch64", "--python-version=3.12"} <= set(command)
@@ -67,9 +67,7 @@ def test_download_asks_for_the_devices_platform(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_wheels_is_an_error_with_pips_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        wheels.subprocess, "run", Pip("WARNING: x\nERROR: No matching distribution found for numpy\n\n")
-    )
+    monkeypatch.setattr(wheels.tools, "run", Pip("WARNING: x\nERROR: No matching distribution found for numpy\n\n"))
     with pytest.raises(wheels.WheelsUnavailableError, match=r"Python 3\.12 on tag: ERROR: No matching .* for numpy\n"):
         wheels.download(tmp_path, ["numpy"], ["tag"], "3.12")
 

@@ -161,6 +161,24 @@ def test_svg(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(line.attrib["points"].split()) == 2
 
 
+def test_a_plot_replaces_an_earlier_one_and_nothing_else(
+    artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, link = tmp_path / "speed.svg", tmp_path / "link.svg"
+    link.symlink_to(path)
+    for _ in range(2):
+        run(capsys, artifact, *SIZES, "--plot", str(link))
+    assert link.is_symlink() and "<svg" in path.read_text()
+    monkeypatch.setattr(bench.Bench, "results", lambda self, progress: pytest.fail("it measured"))
+    path.write_text("<svg>my drawing</svg>")
+    (tmp_path / "folder.svg").mkdir()
+    for place in (path, tmp_path / "folder.svg", tmp_path / "nowhere" / "speed.svg"):
+        assert cli.run(["bench", artifact, *SIZES, "--plot", str(place)]) == 1
+        assert f"cannot draw {place}: " in capsys.readouterr().err
+    assert path.read_text() == "<svg>my drawing</svg>"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder.svg", "link.svg", "speed.svg", "toy"]
+
+
 def test_the_plot_stays_inside_its_frame() -> None:
     results = [Result("tg", 8, depth, (1.0, 1.3), None) for depth in (0, 4096, 16000)]
     root = ElementTree.fromstring(bench_plot.svg(bench_plot.lines_of(results), "a < b"))

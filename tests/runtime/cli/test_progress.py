@@ -70,3 +70,14 @@ def test_without_a_terminal_there_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert terminal_progress() is None
     monkeypatch.setattr(sys, "stderr", None)
     assert terminal_progress() is None
+
+
+def test_a_terminal_that_is_gone_does_not_change_how_the_work_ends() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(KeyboardInterrupt), TerminalProgress(Gone()) as display:
+        display.stage("a stage")
+        display.tell("something")
+        raise KeyboardInterrupt

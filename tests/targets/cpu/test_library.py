@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 import tvm_ffi
 
+from dsv3c.compiler.errors import NoRoomError
 from dsv3c.compiler.quant import QuantSpec
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu import platforms
+from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.elementwise import Add
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, build_library
+from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, build_library, compile_object, link_library
 from dsv3c.targets.cpu.platforms import NoCCompiler, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.harness import lacking
@@ -212,3 +215,23 @@ def test_failing_compiler_shows_its_output(best_level, tmp_path, monkeypatch):
 def test_probes_measure_something(path):
     found = measure_limits(path)
     assert found.read_bandwidth > 0 and found.float_rate > 0 and found.int8_rate > 0
+
+
+def test_a_full_disk_under_a_kernel_is_an_error(best_level, tmp_path):
+    def job() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        compile_object({"add": build(Add(Rows(4), 16), best_level)}, best_level, tmp_path / "kernels.o")
+
+    with pytest.raises(NoRoomError, match=r"cannot write .*: File too large"):
+        in_children([job], lambda number: None, tmp_path)
+
+
+def test_a_full_disk_under_the_linker_is_an_error(best_level, tmp_path):
+    file = compile_object({"add": build(Add(Rows(4), 16), best_level)}, best_level, tmp_path / "kernels.o")
+
+    def job() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        link_library([file], best_level, tmp_path / "kernels.so")
+
+    with pytest.raises(NoRoomError, match=r"cannot write .*: File "):
+        in_children([job], lambda number: None, tmp_path)

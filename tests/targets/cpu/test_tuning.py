@@ -45,9 +45,12 @@ def test_a_cpu_without_a_record_takes_the_defaults(tmp_path: Path) -> None:
         {"tuning": {"speed": 1}},
         {"tuning": [1]},
         {"tuning": {"token_tile": "4"}},
+        {"tuning": {"token_tile": 4.0}},
         {"tuning": {"row_blocks": True}},
+        {"tuning": {"token_tile": [4]}},
+        {"level": 4},
     ],
-    ids=["value outside of the space", "unknown parameter", "no object", "text for a number", "truth for a number"],
+    ids=["outside of the space", "unknown", "no object", "text", "float", "boolean", "list", "level is no text"],
 )
 def test_a_wrong_record_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     record(tmp_path, **changes)
@@ -66,6 +69,15 @@ def test_an_unknown_cpu_is_told_the_known_ones(tmp_path: Path) -> None:
     record(tmp_path)
     with pytest.raises(UnknownTuningRecord, match="known: some-cpu"):
         check_known("other", tmp_path)
+
+
+@pytest.mark.parametrize("cpu", ["../some-cpu", "sub/some-cpu", "/some-cpu", "..", "a\0", "\udcff", "a" * 300])
+def test_a_path_is_no_cpu(cpu: str, tmp_path: Path) -> None:
+    record(tmp_path)
+    (tmp_path / "sub").mkdir()
+    record(tmp_path / "sub")
+    with pytest.raises(UnknownTuningRecord):
+        check_known(cpu, tmp_path / "sub")
 
 
 def test_the_shipped_records_are_valid() -> None:

@@ -17,6 +17,7 @@ from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.platforms import find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS as X86
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE
@@ -141,6 +142,46 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
 def test_faults_of_the_input(run: Run, arguments: tuple[str, ...], stdin: bytes, message: bytes) -> None:
     done = run(*arguments, stdin=stdin)
     assert (done.returncode, done.stderr) == (1, b"dsv3c-run: " + message + b"\n")
+
+
+def test_each_call_takes_null_without_harm(folder: Path, tmp_path: Path) -> None:
+    source, native_folder = Path(__file__).with_name("null_driver.c"), folder / "native"
+    command = [*find_c_compiler(), "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", native_folder, source]
+    linked = ["-L", native_folder, "-ldsv3c_model", f"-Wl,-rpath,{native_folder}", "-o", tmp_path / "driver"]
+    subprocess.run([*command, *linked], check=True)
+    done = subprocess.run([tmp_path / "driver", folder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "says"),
+    [
+        (">/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--json >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--show-ids >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        ("--help >/dev/full", b"dsv3c-run: cannot write the output: No space left on device\n"),
+        (">/dev/null 2>/dev/full", b""),
+        (">&-", b"dsv3c-run: cannot write the output: Bad file descriptor\n"),
+        ("--logits LOGITS >&-", b"dsv3c-run: cannot write the output: Bad file descriptor\n"),
+        ("-p - <&-", b"dsv3c-run: cannot read the input: Bad file descriptor\n"),
+    ],
+)
+def test_output_that_is_lost_is_a_fault(folder: Path, tmp_path: Path, redirected: str, says: bytes) -> None:
+    command = f"{folder}/native/dsv3c-run -p Once -n 3 {redirected.replace('LOGITS', str(tmp_path / 'logits'))}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, says)
+    if "LOGITS" in redirected:
+        assert (tmp_path / "logits").stat().st_size % 8192 == 0, "no text between the logits"
+
+
+def test_a_pipe_that_is_closed_early_ends_it_quietly(folder: Path) -> None:
+    command = [str(folder / "native" / "dsv3c-run"), "-p", "Once", "-n", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_only_the_c_library_is_needed(folder: Path) -> None:
