@@ -20,10 +20,13 @@ _KINDS = (
 )
 
 
-def require_regular(path: Path) -> os.stat_result:
-    """Status of a regular file. Raises FileUnreadable, or FileNotRegular for links, folders and devices."""
+def require_regular(path: Path, folder: int | None = None) -> os.stat_result:
+    """Status of a regular file. Raises FileUnreadable, or FileNotRegular for links, folders and devices.
+
+    folder: a descriptor of the folder to find it in; `path` is then what messages say, and its last name counts.
+    """
     try:
-        status = os.lstat(path)
+        status = os.lstat(path if folder is None else path.name, dir_fd=folder)
     except (OSError, ValueError) as error:
         raise FileUnreadable(path=path, reason=_reason(error)) from error
     if not stat.S_ISREG(status.st_mode):
@@ -32,13 +35,16 @@ def require_regular(path: Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file; the caller closes it. A link put there meanwhile is not followed."""
-    require_regular(path)
+def open_regular(path: Path, folder: int | None = None) -> int:
+    """A read-only descriptor of a regular file; the caller closes it. A link put there meanwhile is not followed.
+
+    folder: as for `require_regular`.
+    """
+    require_regular(path, folder)
     # A pipe that replaced the file after the check must not block the open.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
     except OSError as error:
         raise FileUnreadable(path=path, reason=_reason(error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -49,7 +55,11 @@ def open_regular(path: Path) -> int:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole of a regular file of at most `limit` bytes."""
-    descriptor = open_regular(path)
+    return read_descriptor(open_regular(path), path, limit)
+
+
+def read_descriptor(descriptor: int, path: Path, limit: int) -> bytes:
+    """As `read_bytes`, of a file that is open; it is closed."""
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:

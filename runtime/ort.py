@@ -7,6 +7,7 @@ but the new rows is written. Other sequences are gathered before the run, and th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from dsv3c.runtime.errors import (
     StepInvalid,
 )
 from dsv3c.runtime.fields import Fields
+from dsv3c.runtime.folder import Folder
 from dsv3c.runtime.memory import Block, typed
 
 PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in ONNX Runtime, its kind of memory)
@@ -34,6 +36,7 @@ PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in O
 }
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "hidden_states")
 _ELEMENTS: Mapping[str, Any] = {"float32": np.float32, "float16": np.float16}
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Ints = NDArray[np.int32]
 
 
@@ -53,6 +56,7 @@ class _Piece:
 class OrtDevice:
     """Implements `Device`. Raises OnnxRuntimeMissing, ProviderMissing, GraphInvalid, MemoryRefused."""
 
+    forks = False  # its threads stay behind
     prefill_min_tokens: int | None = None  # the models have one entry for steps of any length
 
     def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
@@ -211,9 +215,10 @@ class OrtDevice:
         options.log_severity_level = 3
         # A plan of the memory is kept for every combination of lengths, and each step has another.
         options.enable_mem_pattern = False
-        path = artifact.checked_file(file)
+        path, graph = artifact.folder / file, artifact.checked_bytes(file)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, _held(artifact.root))
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
+            session = self._ort.InferenceSession(graph, options, providers=[self._provider])
         except Exception as error:
             raise GraphInvalid(path=path, reason=str(error)) from error
         known = {f"past_key_values.{index}.key" for index in range(self._plan.n_caches)}
@@ -225,6 +230,12 @@ class OrtDevice:
             if wrong:
                 raise GraphInvalid(path=path, reason=f"plan.json has no input {value.name} {value.shape}")
         return session
+
+
+def _held(root: Folder) -> str:
+    """A path of the folder that is held open; where the system has none, the path it had."""
+    held = f"/proc/self/fd/{root.descriptor}"
+    return held if os.path.isdir(held) else str(root.path)
 
 
 def _past_names(session: Any) -> list[str]:

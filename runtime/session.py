@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsv3c.runtime.cache import PagePool, Sequence
 from dsv3c.runtime.device import Device, Floats
-from dsv3c.runtime.errors import PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
+from dsv3c.runtime.errors import Forked, PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
 from dsv3c.runtime.plan import DRAW_WORDS, Plan
 from dsv3c.runtime.sampling import FORMS, Draw
+from dsv3c.runtime.turns import Turns
 
 Ints = NDArray[np.int32]
 Want = Literal["none", "last", "all"]
@@ -85,13 +86,17 @@ class _Piece:
 
 
 class Session:
-    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time."""
+    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time.
+
+    Raises Forked in a forked child, where the device does not bear that.
+    """
 
     def __init__(self, plan: Plan, device: Device, vocab_size: int) -> None:
         self.plan = plan
         self.device = device
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
+        self.turns = Turns()  # at the device
 
     def new_sequence(self, max_pages: int | None = None) -> Sequence:
         """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
@@ -141,6 +146,7 @@ class Session:
             pages=[_ints("pages", table) for table in pages],
             rows=_ints("rows", rows),
         )
+        self._require_usable()
         self._check_batch(batch)
         name = self._entry_for(batch.tokens.size) if entry is None else entry
         self._check_entry(name, batch.tokens.size, hidden)
@@ -193,6 +199,7 @@ class Session:
             raise StepInvalid(where="requests", reason="two of them append to the same sequence")
         if any(sequence.pool is not self.pool for sequence in sequences):
             raise PageMisuse(page="-", reason="the sequence belongs to another session")
+        self._require_usable()
         needed = [request.sequence.pages_needed(request.sequence.length + request.tokens.size) for request in requests]
         self.pool.require(sum(needed))
         for index, request in enumerate(requests):
@@ -286,7 +293,8 @@ class Session:
         inputs["control"][:2] = count, rows
         for row, draw in enumerate(batch.draws):
             inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
-        self.device.run(entry)
+        with self.turns:
+            self.device.run(entry)
         if "token" in self.plan.entries[entry].outputs:
             drawn = self.device.output(entry, "token")[:rows]
             return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
@@ -296,6 +304,15 @@ class Session:
         states = self.device.output(entry, "hidden")
         width = states.size // bounds.T
         return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    @property
+    def usable(self) -> bool:
+        """Whether this process may use the device: not in a forked child, unless the device bears that."""
+        return not self.turns.forked or self.device.forks
+
+    def _require_usable(self) -> None:
+        if not self.usable:
+            raise Forked(device=type(self.device).__name__)
 
     def _check_batch(self, batch: _Batch) -> None:
         bounds, count = self.plan.bounds, batch.tokens.size

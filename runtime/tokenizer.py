@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,24 @@ import tokenizers
 
 from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalformed
 from dsv3c.runtime.jsonfile import read_bytes
+from dsv3c.runtime.token_bound import bytes_of_longest_token
+from dsv3c.runtime.turns import Turns
 
-_TOKENIZER_LIMIT = 256 << 20
+TOKENIZER_LIMIT = 256 << 20
+_SHORT = 1 << 18  # characters that cost little to encode, whatever comes of them
 
 
 class Tokenizer:
     """Wraps a `tokenizers.Tokenizer`. `config` is the content of tokenizer_config.json (may be empty).
 
-    Raises TokenizerMalformed.
+    data: the file, where it has been read. Threads may share it. Raises TokenizerMalformed.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], chat_template: str | None = None) -> None:
-        data = read_bytes(path, _TOKENIZER_LIMIT)
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], chat_template: str | None = None, data: bytes | None = None
+    ) -> None:
+        self._turns = Turns()
+        data = read_bytes(path, TOKENIZER_LIMIT) if data is None else data
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             # Settings of training would cut or fill up what users pass.
@@ -51,10 +58,21 @@ class Tokenizer:
         """Ids of a text as it is, for one that already begins with its special tokens."""
         return self._encode(text, False)
 
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens a long text becomes, told without encoding it; 0 where nothing is known."""
+        if len(text) <= _SHORT or (longest := self._bytes_of_longest_token) is None:
+            return 0
+        return -(-len(text.encode("utf-8", "surrogatepass")) // longest)
+
+    @cached_property
+    def _bytes_of_longest_token(self) -> int | None:
+        return bytes_of_longest_token(self._tokenizer)
+
     def decode(self, ids: Many[int]) -> str:
         """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing."""
         try:
-            return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+            with self._turns:
+                return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -103,7 +121,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+            with self._turns:
+                return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from dsv3c.compiler.crossing import materialize_from
@@ -42,7 +43,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         for level in levels
     )
 
-    def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
+    def write_kernels(folder: Path, advance: Callable[[int], None], plan_sha256: str | None = None) -> None:
         folder.mkdir()
 
         built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
@@ -57,7 +58,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
 
             def link(level: IsaLevel) -> None:
                 own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
-                link_library(own, level, folder / level.library)
+                link_library(own, level, folder / level.library, plan_sha256)
 
             list(pool.map(compile_unit, units, files))
             list(pool.map(link, levels))
@@ -70,7 +71,15 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
 
     extras = {"native": write_c, "tvm": write_tvm}
     kernels = len(plan.kernels) * len(levels)
-    return Emission(content, plan.recipes, described, write_kernels, extras, kernel_files=kernels)
+    return Emission(
+        content,
+        plan.recipes,
+        described,
+        write_kernels,
+        extras,
+        kernel_files=kernels,
+        sealed=lambda sha256: partial(write_kernels, plan_sha256=sha256),
+    )
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:
