@@ -92,7 +92,8 @@ def _module(artifact: Artifact, function: str) -> bytes:
         raise KernelMissing(path=artifact.folder, name=function)
     code = artifact.checked_bytes(name)
     if len(code) % 4 or not code.startswith(_MAGIC):
-        raise ModuleInvalid(path=artifact.folder / name, reason="it does not begin with SPIR-V's magic number, or ends within a word")
+        reason = "it does not begin with SPIR-V's magic number, or ends within a word"
+        raise ModuleInvalid(path=artifact.folder / name, reason=reason)
     return code
 
 
