@@ -153,12 +153,6 @@ def default_threads() -> int:
     return max(1, min(len(cores), cpu_limit() or THREADS_LIMIT, THREADS_LIMIT))
 
 
-def usable_cpus() -> int:
-    """CPUs this process may keep busy: those it may run on, fewer where its control group's quota is less."""
-    cpus = len(_affinity())
-    return max(1, min(cpus, cpu_limit() or cpus))
-
-
 def _affinity() -> Collection[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 

@@ -18,7 +18,8 @@ from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.platforms import find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
-SHARED = tuple(Path(__file__).with_name(name) for name in ("guard.c", "quota.c"))  # with the library without Python
+GUARD = Path(__file__).with_name("guard.c")
+QUOTA = Path(__file__).with_name("quota.h")
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
 
@@ -95,7 +96,7 @@ def link_library(objects: Sequence[Path], level: IsaLevel, path: Path, plan: str
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
         path.parent.mkdir(parents=True, exist_ok=True)
         named = [] if plan is None else [f'-DDSV3C_PLAN="{plan}"']
-        sources, linked = map(str, (THREADPOOL, *SHARED)), map(str, (probe, *objects))
+        sources, linked = map(str, (THREADPOOL, GUARD)), map(str, (probe, *objects))
         _compile(compiler, ["-shared", *shared, "-pthread", *old, *named, *sources, *linked, "-lm"], path)
     return path
 

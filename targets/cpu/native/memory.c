@@ -38,9 +38,10 @@ static uint32_t crc32_of(const unsigned char *data, uint64_t size) {
 }
 
 static dsv3c_status check_size(int descriptor, const plan_file *file) {
-  // Not by fstat, whose symbol is of glibc 2.33. Only regular files can be sought to their end and mapped.
+  // Not by fstat, whose symbol is of glibc 2.33. Only regular files can be sought to their end and read.
   off_t size = lseek(descriptor, 0, SEEK_END);
-  if (size < 0) return dsv3c_fail(DSV3C_FILE_MISSING, "%s is not a regular file", file->path);
+  char first;
+  if (size < 0 || pread(descriptor, &first, 1, 0) < 0) return dsv3c_fail(DSV3C_FILE_MISSING, "%s is not a regular file", file->path);
   if ((uint64_t)size == file->bytes) return DSV3C_OK;
   return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s has %lld bytes, this library was built with %llu", file->path,
                     (long long)size, (unsigned long long)file->bytes);

@@ -98,7 +98,8 @@ dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3
   *out = 0;
   // All files are opened in it, so that none is of an artifact that takes its place meanwhile.
   int folder = open(artifact, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return dsv3c_fail(DSV3C_FILE_MISSING, "cannot open the folder %s: %s", artifact, strerror(errno));
+  if (folder < 0)
+    return dsv3c_fail(DSV3C_FILE_MISSING, "cannot open %s/%s: %s", artifact, plan->weights.path, strerror(errno));
   dsv3c_model *model = calloc(1, sizeof *model);
   dsv3c_status status = model ? open_model(model, folder, options ? options : &(dsv3c_options){0})
                               : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the model");
