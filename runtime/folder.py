@@ -27,6 +27,8 @@ class Folder:
         try:
             self.path = Path(path).resolve(strict=True)
             self.descriptor = os.open(self.path, _FLAGS)
+        except TypeError as error:
+            raise ArtifactMissing(path=repr(path), reason=f"it is {type(path).__name__}, not a path") from error
         except NotADirectoryError as error:
             raise ArtifactMissing(path=path, reason="it is not a folder") from error
         except PermissionError as error:

@@ -28,7 +28,7 @@ from dsv3c.runtime.errors import (
 )
 from dsv3c.runtime.generation import Event, Generation, Task, generate
 from dsv3c.runtime.sampling import Draw, SamplingParams
-from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
+from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want, floats
 from dsv3c.runtime.split import place
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Model:
         if entry is None:
             raise UnknownEntry(name="mtp", known=", ".join(self.artifact.plan.entries))
         ids = self._checked(next_tokens)
-        states = np.ascontiguousarray(hidden, np.float32)
+        states = floats("hidden", hidden)
         if states.ndim != 2 or states.shape[0] != ids.size:
             raise StepInvalid(where="hidden", reason=f"has the shape {states.shape} for {ids.size} tokens")
         out = np.empty((ids.size, self.session.vocab_size), np.float32)

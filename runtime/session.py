@@ -8,14 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dsv3c.runtime.cache import PagePool, Sequence
 from dsv3c.runtime.device import Device, Floats
-from dsv3c.runtime.errors import Forked, PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
+from dsv3c.runtime.errors import (
+    ContextInvalid,
+    Forked,
+    PageMisuse,
+    StepInvalid,
+    TokenOutOfRange,
+    TokensInvalid,
+    UnknownEntry,
+)
 from dsv3c.runtime.plan import DRAW_WORDS, Plan
 from dsv3c.runtime.sampling import FORMS, Draw
 from dsv3c.runtime.turns import Turns
@@ -100,7 +108,10 @@ class Session:
 
     def new_sequence(self, max_pages: int | None = None) -> Sequence:
         """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
-        return Sequence(self.pool, min(max_pages or self.plan.bounds.P, self.plan.bounds.P))
+        most = self.plan.bounds.P
+        if max_pages is not None and (type(max_pages) is not int or max_pages < 1):
+            raise ContextInvalid(name="max_pages", value=max_pages, limit=most)
+        return Sequence(self.pool, min(max_pages or most, most))
 
     def tokens(self, ids: ArrayLike) -> Ints:
         """Token ids as i32[n]. Raises TokensInvalid, TokenOutOfRange."""
@@ -132,7 +143,7 @@ class Session:
         pages: Many[ArrayLike],
         rows: ArrayLike,
         entry: str | None = None,
-        hidden: Floats | None = None,
+        hidden: ArrayLike | None = None,
     ) -> StepOutput:
         """One step: token t stands at `positions[t]` of the sequence whose pages are `pages[sequence[t]]`.
 
@@ -143,14 +154,15 @@ class Session:
             tokens=self.tokens(tokens),
             positions=_ints("positions", positions),
             sequence=_ints("sequence", sequence),
-            pages=[_ints("pages", table) for table in pages],
+            pages=[_ints("pages", table) for table in _listed("pages", pages)],
             rows=_ints("rows", rows),
         )
         self._require_usable()
         self._check_batch(batch)
         name = self._entry_for(batch.tokens.size) if entry is None else entry
-        self._check_entry(name, batch.tokens.size, hidden)
-        return self._execute(name, batch, hidden)
+        states = None if hidden is None else floats("hidden", hidden)
+        self._check_entry(name, batch.tokens.size, states)
+        return self._execute(name, batch, states)
 
     def chunks(self, requests: Many[Request]) -> Iterator[Chunk]:
         """Run requests of unequal length together, in steps as large as the plan allows.
@@ -173,7 +185,7 @@ class Session:
 
     def run(self, requests: Many[Request]) -> list[Floats]:
         """As `chunks`; returns a copy of the wanted logits of each request: [0 or 1 or number of tokens, V]."""
-        found: list[list[Floats]] = [[] for _ in requests]
+        found: list[list[Floats]] = [[] for _ in _listed("requests", requests)]
         for chunk in self.chunks(requests):
             found[chunk.request].append(chunk.logits.copy())
         empty = np.zeros((0, self.vocab_size), np.float32)
@@ -187,13 +199,15 @@ class Session:
 
     def draw(self, requests: Many[Request]) -> list[int]:
         """As `chunks`, for requests that all have a `draw`; what the device drew for each, for `Sampler.token`."""
-        found = [0] * len(requests)
+        found = [0] * len(_listed("requests", requests))
         for chunk in self.chunks(requests):
             if chunk.drawn is not None and chunk.drawn.size:
                 found[chunk.request] = int(chunk.drawn[0])
         return found
 
     def _reserve(self, requests: Many[Request]) -> None:
+        for request in _listed("requests", requests):
+            self._check_request(request)
         sequences = [request.sequence for request in requests]
         if len({id(sequence) for sequence in sequences}) != len(sequences):
             raise StepInvalid(where="requests", reason="two of them append to the same sequence")
@@ -314,6 +328,19 @@ class Session:
         if not self.usable:
             raise Forked(device=type(self.device).__name__)
 
+    def _check_request(self, request: Request) -> None:
+        if not isinstance(request, Request) or not isinstance(request.sequence, Sequence):
+            raise StepInvalid(where="requests", reason="must be requests, each with a sequence")
+        tokens = request.tokens
+        if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype != np.int32:
+            raise StepInvalid(where="requests", reason="tokens must be as `Session.tokens` gives them")
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            self.tokens(tokens)  # says which
+        if not isinstance(request.want, str) or request.want not in get_args(Want):
+            raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(get_args(Want))}")
+        if request.draw is not None and not isinstance(request.draw, Draw):
+            raise StepInvalid(where="requests", reason="`draw` must be a Draw")
+
     def _check_batch(self, batch: _Batch) -> None:
         bounds, count = self.plan.bounds, batch.tokens.size
         _within("tokens", count, 1, bounds.T)
@@ -333,7 +360,7 @@ class Session:
                 raise StepInvalid(where=f"pages[{index}]", reason=f"has no page for position {int(used.max())}")
 
     def _check_entry(self, name: str, tokens: int, hidden: Floats | None) -> None:
-        entry = self.plan.entries.get(name)
+        entry = self.plan.entries.get(name) if isinstance(name, str) else None
         if entry is None:
             raise UnknownEntry(name=name, known=", ".join(self.plan.entries))
         _within("tokens", tokens, 1, entry.max_tokens)
@@ -345,6 +372,24 @@ class Session:
         width = self.plan.buffers[entry.inputs["hidden"]].size // self.plan.bounds.T
         if hidden.shape != (tokens, width):
             raise StepInvalid(where="hidden", reason=f"has the shape {hidden.shape}, not ({tokens}, {width})")
+
+
+def floats(name: str, values: ArrayLike) -> Floats:
+    """Real numbers as a contiguous f32 array. Raises StepInvalid."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StepInvalid(where=name, reason=str(error)) from error
+    if array.dtype.kind not in "fiu":
+        raise StepInvalid(where=name, reason=f"must be real numbers, found elements of type {array.dtype}")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _listed(name: str, values: Many[Any]) -> Many[Any]:
+    array = isinstance(values, np.ndarray) and values.ndim > 0
+    if not array and (not isinstance(values, Many) or isinstance(values, str | bytes)):
+        raise StepInvalid(where=name, reason=f"must be a list, not {type(values).__name__}")
+    return values
 
 
 def _ints(name: str, values: ArrayLike) -> Ints:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalformed
+from dsv3c.runtime.errors import TemplateMissing, TextInvalid, TokenizerMalformed, TokensInvalid
 from dsv3c.runtime.jsonfile import read_bytes
 from dsv3c.runtime.token_bound import bytes_of_longest_token
 from dsv3c.runtime.turns import Turns
@@ -60,7 +61,7 @@ class Tokenizer:
 
     def least_tokens(self, text: str) -> int:
         """At least so many tokens a long text becomes, told without encoding it; 0 where nothing is known."""
-        if len(text) <= _SHORT or (longest := self._bytes_of_longest_token) is None:
+        if len(_text(text)) <= _SHORT or (longest := self._bytes_of_longest_token) is None:
             return 0
         return -(-len(text.encode("utf-8", "surrogatepass")) // longest)
 
@@ -69,10 +70,19 @@ class Tokenizer:
         return bytes_of_longest_token(self._tokenizer)
 
     def decode(self, ids: Many[int]) -> str:
-        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing."""
+        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing.
+
+        Raises TokensInvalid.
+        """
+        try:
+            numbers = [index(token) for token in ids]
+        except (TypeError, OverflowError) as error:
+            raise TokensInvalid(reason=str(error)) from error
+        if any(not 0 <= number < 2**32 for number in numbers):
+            raise TokensInvalid(reason="found one that is negative or does not fit 32 bits")
         try:
             with self._turns:
-                return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+                return self._tokenizer.decode(numbers, skip_special_tokens=True)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -80,12 +90,12 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, e.g. a special token."""
-        found: int | None = self._tokenizer.token_to_id(token)
+        found: int | None = self._tokenizer.token_to_id(_text(token))
         return found
 
     def special_token(self, name: str) -> str | None:
         """A special token by its role in tokenizer_config.json: bos_token, eos_token, pad_token, …"""
-        value = self._config.get(name)
+        value = self._config.get(_text(name))
         if isinstance(value, dict):
             value = value.get("content")
         return value if isinstance(value, str) else None
@@ -114,10 +124,8 @@ class Tokenizer:
         return self.encode_plain(self.render_chat(messages, **variables))
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        if not isinstance(text, str):
-            raise TextInvalid(reason=f"it is {type(text).__name__}, not str")
         try:
-            text.encode("utf-8")  # how Python passes on bytes of a command line that are not UTF-8
+            _text(text).encode("utf-8")  # how Python passes on bytes of a command line that are not UTF-8
         except UnicodeEncodeError as error:
             raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
         try:
@@ -136,3 +144,9 @@ class Tokenizer:
             named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
             value = named.get("default")
         return value if isinstance(value, str) else None
+
+
+def _text(text: str) -> str:
+    if not isinstance(text, str):
+        raise TextInvalid(reason=f"it is {type(text).__name__}, not str")
+    return text

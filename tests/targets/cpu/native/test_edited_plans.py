@@ -31,7 +31,7 @@ def edit(content):
     elif kind == 3: call[0], other[0] = other[0], call[0]
     elif kind == 4: call[1], other[1] = other[1], call[1]
     elif kind == 5: choose.choice(buffers)["size"] = choose.choice([1, 64, 4096, 2**40])
-    elif kind == 6: content[choose.choice(["page_size", "latent_dim", "arena_bytes", "n_caches"])] = choose.choice([1, 8, 64])
+    elif kind == 6: content[choose.choice(["page_size", "latent_dim", "arena_bytes"])] = choose.choice([1, 8, 64])
     else: choose.choice(buffers)["dtype"] = choose.choice(["float32", "int32", "int8", "uint16"])
 
 found = collections.Counter()
