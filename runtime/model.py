@@ -109,7 +109,12 @@ class Model:
         # Kernels count slots in 32 bits.
         if pages * plan.page_size > 2**31 - 1:
             raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
-        return Model(*place(artifact, pages * plan.page_size, placement), length)
+        chosen, device = place(artifact, pages * plan.page_size, placement)
+        try:
+            return Model(chosen, device, length)
+        except BaseException:
+            device.close()
+            raise
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -76,10 +76,8 @@ class Tokenizer:
         """
         try:
             numbers = [index(token) for token in ids]
-        except (TypeError, OverflowError) as error:
+        except TypeError as error:
             raise TokensInvalid(reason=str(error)) from error
-        if any(not 0 <= number < 2**32 for number in numbers):
-            raise TokensInvalid(reason="found one that is negative or does not fit 32 bits")
         try:
             with self._turns:
                 return self._tokenizer.decode(numbers, skip_special_tokens=True)

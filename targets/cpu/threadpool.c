@@ -144,9 +144,10 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 // Both with `launching` held.
 static void start_workers(void) {
   if (pool.wanted == 0) pool.wanted = online_cpus();
+  static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
   sigset_t all, before;
   sigfillset(&all);  // signals are for the program's own threads, but for those that tell of this one's own faults
-  for (int i = 0; i < 4; i++) sigdelset(&all, (int[]){SIGBUS, SIGSEGV, SIGILL, SIGFPE}[i]);
+  for (int i = 0; i < 4; i++) sigdelset(&all, faults[i]);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   while (pool.workers < pool.wanted - 1 && pthread_create(&pool.threads[pool.workers], 0, worker, 0) == 0) pool.workers++;
   pthread_sigmask(SIG_SETMASK, &before, 0);
