@@ -1,7 +1,8 @@
 """Mapped files that lose pages under a kernel: the step ends with an error, not the process with a signal.
 
-The handler of SIGBUS is C, in the kernel library (targets/cpu/guard.c). A signal belongs to the whole process, and its
-handler can't be taken away again from under another that came later, so the first library that has one stays loaded.
+The handler of SIGBUS is C, in the kernel library (targets/cpu/native/guard.c). A signal belongs to the whole process,
+and its handler can't be taken away again from under another that came later, so the first library that has one stays
+loaded.
 """
 
 from __future__ import annotations

@@ -18,8 +18,7 @@ from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.platforms import find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
-GUARD = Path(__file__).with_name("guard.c")
-QUOTA = Path(__file__).with_name("quota.h")
+GUARD = Path(__file__).parent / "native" / "guard.c"
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dsv3c.compiler.errors import Dsv3cError
 
-GLIBC = Path(__file__).with_name("glibc.h")
+GLIBC = Path(__file__).parent / "native" / "glibc.h"
 _COMPILERS = ("cc", "gcc", "clang")
 
 

@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <unistd.h>
 
-#include "quota.h"
+#include "native/quota.h"
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()

@@ -15,7 +15,7 @@ from dsv3c.runtime.errors import WeightsLost
 from tests.conftest import TESTS
 from tests.runtime import toy
 
-GUARD = TESTS.parent / "targets" / "cpu" / "guard.c"
+GUARD = TESTS.parent / "targets" / "cpu" / "native" / "guard.c"
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from dsv3c.targets.cpu.library import GUARD, QUOTA, LinkFailed
+from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.native.regex import Unsupported
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
-from dsv3c.targets.cpu.platforms import GLIBC, Platform, find_compiler_for, old_glibc
+from dsv3c.targets.cpu.platforms import Platform, find_compiler_for, old_glibc
 
 SOURCES = Path(__file__).parent
-SHARED = (GUARD, GUARD.with_suffix(".h"), QUOTA, GLIBC)  # with the kernel libraries
 PROGRAM = "main.c"
 START = "start.c"  # of the program, where that is for old systems
 TABLE = "tokenizer.bin"
@@ -35,7 +34,7 @@ def write_native(folder: Path, platform: Platform | None = None) -> tuple[str, .
     native = folder / "native"
     source = native / "src"
     source.mkdir(parents=True)
-    for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h"), *SHARED]):
+    for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         shutil.copyfile(path, source / path.name)
     shutil.copyfile(SOURCES / "dsv3c.h", native / "dsv3c.h")
     notes = _write_table(folder / "tokenizer.json", native / TABLE)
