@@ -154,8 +154,10 @@ def compile_checkpoint(
     emission.require_tools()
     left = artifact.sweep(destination)
     with artifact.writing(destination, options.overwrite) as folder:
+        plan = _plan(source.config, lowered, emission)
+        artifact.write_json(folder / "plan.json", plan)  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
-        emission.write_kernels(folder / "kernels", progress.advance)
+        emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         file = weights.lay_out(emission.recipes)
         progress.stage("writing weights", file.tensor_bytes)
         read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
@@ -166,8 +168,6 @@ def compile_checkpoint(
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
-        plan = _plan(source.config, lowered, emission)
-        artifact.write_json(folder / "plan.json", plan)
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
         artifact.write_json(folder / artifact.MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:

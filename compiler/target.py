@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ class Place(NamedTuple):
     nbytes: int
 
 
+WriteKernels = Callable[[Path, Callable[[int], None]], None]
+
+
 @dataclass(frozen=True)
 class Emission:
     """What a target made of the entries.
@@ -38,19 +42,28 @@ class Emission:
     manifest's `target`. kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a
     level. require_tools() raises a Dsv3cError for a program that write_kernels needs and that is not there; emitting
     itself needs none, so that planning needs none. checks: by the names of extras, what raises for a checkpoint's
-    folder, before any long work, what the extra would find wrong after it.
+    folder, before any long work, what the extra would find wrong after it. sealed(sha256) gives a write_kernels whose
+    libraries name the plan.json they are for; None: they cannot.
     """
 
     plan: Mapping[str, Any]
     recipes: Mapping[str, Value]
     levels: tuple[Mapping[str, Any], ...]
-    write_kernels: Callable[[Path, Callable[[int], None]], None]
+    write_kernels: WriteKernels
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
     write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kernel_files: int = 0
     require_tools: Callable[[], object] = lambda: None
     checks: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    sealed: Callable[[str], WriteKernels] | None = None
+
+    def write_kernels_for(self, plan: Path, folder: Path, advance: Callable[[int], None]) -> None:
+        """write_kernels for a plan.json that is already written."""
+        write = self.write_kernels
+        if self.sealed is not None:
+            write = self.sealed(hashlib.sha256(plan.read_bytes()).hexdigest())
+        write(folder, advance)
 
 
 class Target(Protocol):

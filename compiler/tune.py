@@ -242,7 +242,7 @@ class _Bench:
             out = self.folder.parent / f"trial-{number}"
             shutil.copytree(self.folder, out, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
             emission = emit(self.entries, self.bounds, [self.level.tuned(tuning)])
-            emission.write_kernels(out / "kernels", lambda n: None)
+            emission.write_kernels_for(out / "plan.json", out / "kernels", lambda n: None)
             _set_kernels(out, [dict(level) for level in emission.levels])
             self._built[tuning] = out
         return self._built[tuning]

@@ -27,7 +27,8 @@ from dsv3c.runtime.errors import (
     WeightsInvalid,
 )
 from dsv3c.runtime.fields import Fields
-from dsv3c.runtime.jsonfile import open_regular, parse_json, read_bytes, read_json, require_regular
+from dsv3c.runtime.folder import Folder
+from dsv3c.runtime.jsonfile import parse_json
 from dsv3c.runtime.plan import Plan, parse_plan
 from dsv3c.runtime.weights import Tensor, read_header
 
@@ -38,6 +39,7 @@ WEIGHTS = "weights.safetensors"
 
 _MANIFEST_LIMIT = 16 << 20
 _PLAN_LIMIT = 64 << 20
+_FILE_LIMIT = 4 << 30  # of what is read as a whole: kernels, the tokenizer, graphs
 _HASH_CHUNK = 4 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -94,9 +96,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder whose manifest, plan and weights header fit each other and the files on disk."""
+    """A folder whose manifest, plan and weights header fit each other and the files on disk.
 
-    folder: Path
+    `root` is held open: whatever is read later is of the same folder, not of one that was put in its place.
+    """
+
+    root: Folder
     manifest: Manifest
     plan: Plan
     tensors: Mapping[str, Tensor]
@@ -104,41 +109,49 @@ class Artifact:
     @staticmethod
     def open(folder: str | os.PathLike[str]) -> Artifact:
         """Check everything but the hashes of the weights. Raises a class of ArtifactFault."""
-        root = _root(folder)
+        root = Folder(folder)
         manifest = read_manifest(root)
         _check_sizes(root, manifest)
-        plan_bytes = read_bytes(root / PLAN, _PLAN_LIMIT)
-        _check_hash(root / PLAN, hashlib.sha256(plan_bytes).hexdigest(), manifest.files[PLAN])
+        plan_bytes = root.read(PLAN, _PLAN_LIMIT)
+        _check_hash(root.path / PLAN, hashlib.sha256(plan_bytes).hexdigest(), manifest.files[PLAN])
         tensors = _read_tensors(root, manifest)
-        content = parse_json(plan_bytes, root / PLAN)
-        plan = parse_plan(content, tensors, manifest.vocab_size, str(root / PLAN))
+        content = parse_json(plan_bytes, root.path / PLAN)
+        plan = parse_plan(content, tensors, manifest.vocab_size, str(root.path / PLAN))
         return Artifact(root, manifest, plan, MappingProxyType(tensors))
 
-    def checked_file(self, name: str) -> Path:
-        """Absolute path of a file whose hash has been compared just now, e.g. a kernel library before `dlopen`."""
-        path = self.folder / name
-        _check_hash(path, _hash(path, name, None), self.manifest.files[name])
-        return path
+    @property
+    def folder(self) -> Path:
+        return self.root.path
+
+    def checked_bytes(self, name: str, limit: int = _FILE_LIMIT) -> bytes:
+        """The whole of a file; what was read is what was hashed. Raises HashMismatch, and as `Folder.read`."""
+        data = self.root.read(name, limit)
+        _check_hash(self.folder / name, hashlib.sha256(data).hexdigest(), self.manifest.files[name])
+        return data
+
+    def open_weights(self) -> int:
+        """A descriptor of the weights, for the caller to close. Raises FileSizeWrong."""
+        return _open_weights(self.root, self.manifest)
 
     def optional_json(self, name: str) -> dict[str, Any]:
         """Content of an optional JSON object such as generation_config.json; empty when the artifact has none."""
         if name not in self.manifest.files:
             return {}
-        path = self.folder / name
-        content = parse_json(read_bytes(path, _MANIFEST_LIMIT).removeprefix(codecs.BOM_UTF8), path)
+        data = self.checked_bytes(name, _MANIFEST_LIMIT).removeprefix(codecs.BOM_UTF8)
+        content = parse_json(data, self.folder / name)
         if not isinstance(content, dict):
             raise ManifestInvalid(where=name, reason="must be an object")
         return content
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Folder) -> Manifest:
     """The checked manifest of an artifact folder."""
-    path = root / MANIFEST
-    if not os.path.lexists(path):
-        checkpoint = (root / "config.json").exists()
+    if not root.exists(MANIFEST):
+        checkpoint = root.exists("config.json")
         reason = "it is a checkpoint, to be compiled first" if checkpoint else "it has no manifest.json"
-        raise ArtifactMissing(path=root, reason=reason)
-    return parse_manifest(read_json(path, _MANIFEST_LIMIT), str(path))
+        raise ArtifactMissing(path=root.path, reason=reason)
+    path = root.path / MANIFEST
+    return parse_manifest(parse_json(root.read(MANIFEST, _MANIFEST_LIMIT), path), str(path))
 
 
 def parse_manifest(content: Any, path: str = MANIFEST) -> Manifest:
@@ -165,20 +178,10 @@ def verify(folder: str | os.PathLike[str], progress: Progress | None = None) -> 
     """Hash every file the manifest names. Raises FilesDamaged that names all which differ."""
     artifact = Artifact.open(folder)
     files = artifact.manifest.files
-    damaged = [name for name, entry in files.items() if _hash(artifact.folder / name, name, progress) != entry.sha256]
+    damaged = [name for name, entry in files.items() if _hash(artifact.root, name, progress) != entry.sha256]
     if damaged:
         raise FilesDamaged(count=len(damaged), names=", ".join(damaged), damaged=tuple(damaged))
     return Verification(len(files), sum(entry.size for entry in files.values()), _extra_files(artifact))
-
-
-def _root(folder: str | os.PathLike[str]) -> Path:
-    try:
-        root = Path(folder).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtifactMissing(path=folder, reason="it does not exist") from error
-    if not root.is_dir():
-        raise ArtifactMissing(path=folder, reason="it is not a folder")
-    return root
 
 
 def _files(fields: Fields) -> Mapping[str, FileEntry]:
@@ -215,19 +218,29 @@ def _target(fields: Fields, files: Mapping[str, FileEntry]) -> Target:
     return Target(fields.string("name"), tuple(levels))
 
 
-def _check_sizes(root: Path, manifest: Manifest) -> None:
+def _check_sizes(root: Folder, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
-        actual = require_regular(root / name).st_size
-        if actual != entry.size:
-            raise FileSizeWrong(path=root / name, actual=actual, expected=entry.size)
+        _check_size(root.path / name, root.status(name).st_size, entry)
 
 
-def _read_tensors(root: Path, manifest: Manifest) -> dict[str, Tensor]:
-    descriptor = open_regular(root / WEIGHTS)
+def _check_size(path: Path, actual: int, entry: FileEntry) -> None:
+    if actual != entry.size:
+        raise FileSizeWrong(path=path, actual=actual, expected=entry.size)
+
+
+def _open_weights(root: Folder, manifest: Manifest) -> int:
+    descriptor = root.open(WEIGHTS)
     try:
-        size = os.fstat(descriptor).st_size
-        if size != manifest.files[WEIGHTS].size:
-            raise FileSizeWrong(path=root / WEIGHTS, actual=size, expected=manifest.files[WEIGHTS].size)
+        _check_size(root.path / WEIGHTS, os.fstat(descriptor).st_size, manifest.files[WEIGHTS])
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read_tensors(root: Folder, manifest: Manifest) -> dict[str, Tensor]:
+    descriptor = _open_weights(root, manifest)
+    try:
         return read_header(descriptor)
     except OSError as error:
         raise WeightsInvalid(where="header", reason=str(error)) from error
@@ -240,10 +253,10 @@ def _check_hash(path: Path, actual: str, entry: FileEntry) -> None:
         raise HashMismatch(path=path, actual=actual, expected=entry.sha256)
 
 
-def _hash(path: Path, name: str, progress: Progress | None) -> str:
+def _hash(root: Folder, name: str, progress: Progress | None) -> str:
     digest = hashlib.sha256()
     done = 0
-    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+    with os.fdopen(root.open(name), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)

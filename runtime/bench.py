@@ -24,7 +24,8 @@ from dsv3c.runtime.cache import Sequence
 from dsv3c.runtime.costs import Cost, Step, Work, call_work, total
 from dsv3c.runtime.device import Device, Floats, Placement
 from dsv3c.runtime.errors import BenchTooLong
-from dsv3c.runtime.limits import Limits, measure_limits
+from dsv3c.runtime.library import Library
+from dsv3c.runtime.limits import Limits, measure_loaded
 from dsv3c.runtime.plan import Plan
 from dsv3c.runtime.session import Ints, Request, Session
 from dsv3c.runtime.split import place
@@ -141,6 +142,10 @@ class _Watch:
     seconds: list[float] = field(default_factory=list)
 
     @property
+    def forks(self) -> bool:
+        return self.device.forks
+
+    @property
     def inputs(self) -> Mapping[str, NDArray[Any]]:
         return self.device.inputs
 
@@ -212,8 +217,8 @@ class Bench:
     def limits(self, progress: Progress | None = None) -> Limits:
         """The machine's limits, with the library and the threads that the model runs on."""
         (progress or Quiet()).stage("the machine's limits")
-        library = self.device.report().get("library")
-        return measure_limits(self.artifact.folder / library) if library else Limits()
+        library: Library | None = getattr(self.device, "library", None)
+        return Limits() if library is None else measure_loaded(library.loaded)
 
     def results(self, progress: Progress | None = None) -> list[Result]:
         """All tests, by depth, prefills first."""

@@ -30,11 +30,11 @@ class PagePool:
         return len(self._free)
 
     def references(self, page: int) -> int:
-        return self._references[page]
+        return self._references[_page(page, len(self._references))]
 
     def require(self, pages: int) -> None:
         """Raises OutOfPages unless that many pages are free."""
-        if pages > len(self._free):
+        if _length(pages) > len(self._free):
             raise OutOfPages(free=len(self._free), page_size=self.page_size, wanted=pages)
 
     def allocate(self) -> int:
@@ -68,9 +68,7 @@ class PagePool:
         return fresh
 
     def _require_used(self, page: int) -> None:
-        if not 0 <= page < len(self._references):
-            raise PageMisuse(page=page, reason=f"is not in 0..{len(self._references) - 1}")
-        if self._references[page] == 0:
+        if self._references[_page(page, len(self._references))] == 0:
             raise PageMisuse(page=page, reason="is free")
 
 
@@ -97,14 +95,14 @@ class Sequence:
 
     def pages_needed(self, length: int) -> int:
         """Free pages that `reserve(length)` takes."""
-        return max(0, self._pages_of(length) - self._count) + self._must_copy(length)
+        return max(0, self._pages_of(_length(length)) - self._count) + self._must_copy(length)
 
     def reserve(self, length: int) -> list[Copy]:
         """Make positions [self.length, length) writable. Returns the page copies to do before the first write.
 
         Raises ContextOverflow or OutOfPages and then changes nothing.
         """
-        if length > self.capacity:
+        if _length(length) > self.capacity:
             raise ContextOverflow(tokens=length, context=self.capacity, largest=self.capacity)
         self.pool.require(self.pages_needed(length))
         copies = []
@@ -119,7 +117,7 @@ class Sequence:
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on (roll back); pages no longer needed are given back."""
-        if not 0 <= length <= self.length:
+        if not 0 <= _length(length) <= self.length:
             raise PageMisuse(page="-", reason=f"cannot roll back from {self.length} tokens to {length}")
         self.length = length
         while self._count > self._pages_of(length):
@@ -129,7 +127,7 @@ class Sequence:
     def fork(self, length: int | None = None) -> Sequence:
         """A new sequence that shares the pages of the first `length` tokens (all by default)."""
         length = self.length if length is None else length
-        if not 0 <= length <= self.length:
+        if not 0 <= _length(length) <= self.length:
             raise PageMisuse(page="-", reason=f"cannot fork {length} of {self.length} tokens")
         other = Sequence(self.pool, self._table.size)
         other.length = length
@@ -149,3 +147,15 @@ class Sequence:
         partial = self.length % self.pool.page_size
         shared = bool(partial) and self.pool.references(int(self._table[self._count - 1])) > 1
         return int(shared and length > self.length)
+
+
+def _page(page: int, pages: int) -> int:
+    if not isinstance(page, int | np.integer) or not 0 <= page < pages:
+        raise PageMisuse(page=page, reason=f"is not in 0..{pages - 1}")
+    return int(page)
+
+
+def _length(length: int) -> int:
+    if not isinstance(length, int | np.integer):
+        raise PageMisuse(page="-", reason=f"a number of tokens or pages is {type(length).__name__}, not an integer")
+    return int(length)

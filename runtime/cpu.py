@@ -18,10 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact import WEIGHTS, Artifact
+from dsv3c.runtime.artifact import PLAN, WEIGHTS, Artifact
 from dsv3c.runtime.cpu_features import MACHINES, check_threads, choose_level, cpu_flags, machine, require_machine
-from dsv3c.runtime.errors import KernelMissing, LibraryInvalid, MemoryRefused, RuntimeFault, WrongMachine
-from dsv3c.runtime.memory import Block, map_file, typed
+from dsv3c.runtime.errors import (
+    KernelFailed,
+    LibraryInvalid,
+    MemoryRefused,
+    PlanNotOfKernels,
+    RuntimeFault,
+    WrongMachine,
+)
+from dsv3c.runtime.guard import Watch
+from dsv3c.runtime.library import Library
+from dsv3c.runtime.memory import Block, map_descriptor, typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Buffer, Entry, Plan
 
 _SYSTEMS = {"linux": "Linux", "darwin": "macOS"}
@@ -33,7 +42,10 @@ Call = tuple[Any, tuple[Any, ...]]
 
 
 class CpuDevice:
-    """Implements `Device`. Raises WrongMachine, IsaNotSupported, LibraryInvalid, KernelMissing, MemoryRefused."""
+    """Implements `Device`. Raises WrongMachine, IsaNotSupported, LibraryInvalid, PlanNotOfKernels, KernelMissing,
+    MemoryRefused; a step raises WeightsLost, KernelFailed."""
+
+    forks = True  # its memory is private, and its pool starts threads anew
 
     def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
         plan = artifact.plan
@@ -41,20 +53,29 @@ class CpuDevice:
         self._threads = check_threads(threads)
         self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
         self.prefill_min_tokens = self._level.prefill_min_tokens
-        library = artifact.checked_file(self._level.file)
-        _require_library_for(library, machine())
+        self.library = _load(artifact, self._level.file)
         self.slots = slots
         self._plan = plan
-        self._weights = map_file(artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size)
+        weights = artifact.folder / WEIGHTS
+        self._weights = map_descriptor(artifact.open_weights(), weights, artifact.manifest.files[WEIGHTS].size)
+        self._watch = Watch(self.library, self._weights, weights)
         self._arena = Block(plan.arena_bytes, "the activations")
         self._caches = _allocate_caches(plan, slots)
         self._arrays = [self._array(artifact, buffer) for buffer in plan.buffers]
         self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
-        self._calls = _resolve(plan, self._arrays, library, self._threads)
+        self._path = artifact.folder / PLAN
+        self._calls = _resolve(plan, self._arrays, self.library, self._threads)
 
     def run(self, entry: str) -> None:
-        for function, arguments in self._calls[entry]:
-            function(*arguments)
+        calls = iter(self._calls[entry])
+        try:
+            for function, arguments in calls:
+                function(*arguments)
+        except Exception as error:
+            number = len(self._calls[entry]) - len(list(calls)) - 1
+            name = self._plan.entries[entry].calls[number][0]
+            raise KernelFailed(path=self._path, name=name, reason=_first_line(error)) from error
+        self._watch.require()
 
     def run_timed(self, entry: str) -> NDArray[np.float64]:
         """As `run`; seconds that each call took, in the order of the plan."""
@@ -64,6 +85,7 @@ class CpuDevice:
             mark[0] = clock()
             function(*arguments)
             mark[1] = clock()
+        self._watch.require()
         return marks[:, 1] - marks[:, 0]
 
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
@@ -90,11 +112,14 @@ class CpuDevice:
         }
 
     def close(self) -> None:
-        # The mappings go with the last view of them; a view that a caller kept stays valid memory.
+        # The mappings go with the last view of them; a view that a caller kept stays valid memory. The library goes
+        # with its last function, and its threads with it.
         self._calls = {}
         self._arrays = []
         self.inputs = {}
-        del self._weights, self._arena, self._caches
+        if hasattr(self, "library"):
+            _set_threads(self.library, 1)
+            del self._watch, self._weights, self._arena, self._caches, self.library
 
     def _array(self, artifact: Artifact, buffer: Buffer) -> NDArray[Any]:
         if buffer.kind == "weight":
@@ -121,12 +146,23 @@ def _allocate_caches(plan: Plan, slots: int) -> Block:
     return Block(size, "the cache")
 
 
-def _require_library_for(path: Path, wanted: str) -> None:
-    """Read the header of the library: what dlopen would refuse gets a message of ours, with both machines named."""
+def _load(artifact: Artifact, file: str) -> Library:
+    path = artifact.folder / file
+    data = artifact.checked_bytes(file)
+    _require_library_for(path, data[:20], machine())
+    _import_tvm_ffi()  # kernels refer to its library
+    library = Library(data, path)
+    plan = library.text("dsv3c_plan")
+    if plan is not None and plan != artifact.manifest.files[PLAN].sha256:
+        raise PlanNotOfKernels(path=artifact.folder / PLAN, library=path)
+    return library
+
+
+def _require_library_for(path: Path, head: bytes, wanted: str) -> None:
+    """From the header of a library: what dlopen would refuse gets a message of ours, with both machines named."""
     if sys.platform not in _SYSTEMS:
         return
-    with path.open("rb") as file:
-        system, built_for = _built_for(path, file.read(20))
+    system, built_for = _built_for(path, head)
     if (system, built_for) == (sys.platform, wanted):
         return
     suggestion = next((name for name, known in MACHINES.items() if known == wanted), "<target>")
@@ -149,46 +185,32 @@ def _built_for(path: Path, head: bytes) -> tuple[str, str]:
     return "linux", _ELF_MACHINES.get(number, f"ELF machine {number}")
 
 
-def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Path, threads: int) -> dict[str, list[Call]]:
+def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Library, threads: int) -> dict[str, list[Call]]:
     """Calls of each entry, ready to run: the functions of the library with their tensors."""
     tvm_ffi = _import_tvm_ffi()
-    try:
-        module = tvm_ffi.load_module(str(library))
-    except Exception as error:
-        raise LibraryInvalid(path=library, reason=str(error)) from error
     _set_threads(library, threads)
     tensors = [tvm_ffi.from_dlpack(array, require_alignment=_ALIGNMENT) for array in arrays]
     functions: dict[str, Any] = {}
 
+    def function(name: str) -> Any:
+        if name not in functions:
+            functions[name] = library.kernel(tvm_ffi, name)
+        return functions[name]
+
     def calls(entry: Entry) -> list[Call]:
-        return [
-            (_function(functions, module, name, library), tuple(tensors[i] for i in indices))
-            for name, indices in entry.calls
-        ]
+        return [(function(name), tuple(tensors[i] for i in indices)) for name, indices in entry.calls]
 
     return {name: calls(entry) for name, entry in plan.entries.items()}
 
 
-def _function(functions: dict[str, Any], module: Any, name: str, library: Path) -> Any:
-    if name not in functions:
-        try:
-            functions[name] = module.get_function(name)
-        except Exception as error:
-            raise KernelMissing(path=library, name=name) from error
-    if functions[name] is None:
-        raise KernelMissing(path=library, name=name)
-    return functions[name]
-
-
-def _set_threads(library: Path, threads: int) -> None:
-    # The module has loaded this very file, so this is a second handle on it, not a second copy.
-    try:
-        set_threads = ctypes.CDLL(str(library)).dsv3c_threads
-    except (OSError, AttributeError) as error:
-        raise KernelMissing(path=library, name="dsv3c_threads") from error
-    set_threads.argtypes = [ctypes.c_int]
-    set_threads.restype = None
+def _set_threads(library: Library, threads: int) -> None:
+    set_threads = library.function("dsv3c_threads")
+    set_threads.argtypes, set_threads.restype = [ctypes.c_int], None
     set_threads(threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _import_tvm_ffi() -> Any:

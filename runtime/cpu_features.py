@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.artifact import Level, Target
+from dsv3c.runtime.cgroup import cpu_limit
 from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, ThreadsInvalid, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
@@ -159,11 +160,14 @@ def _tiles_permitted() -> bool:
 
 
 def default_threads() -> int:
-    """Physical cores this process may run on: SMT siblings share the vector units and only add traffic."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = {_core_of(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, min(len(cores), THREADS_LIMIT))
+    """Physical cores this process may run on, fewer where its control group's quota is less: SMT siblings share the
+    vector units and only add traffic."""
+    cores = {_core_of(cpu) for cpu in _affinity()}
+    return max(1, min(len(cores), cpu_limit() or THREADS_LIMIT, THREADS_LIMIT))
+
+
+def _affinity() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def check_threads(threads: int | None) -> int:

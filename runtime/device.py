@@ -45,6 +45,10 @@ class Device(Protocol):
     """
 
     @property
+    def forks(self) -> bool:
+        """Whether a forked child may go on using it, as the parent does, each for itself."""
+
+    @property
     def inputs(self) -> Mapping[str, NDArray[Any]]: ...
 
     @property

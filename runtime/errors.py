@@ -99,6 +99,16 @@ class WeightsInvalid(ArtifactFault):
     hint = "the file is damaged; copy the artifact again or compile again"
 
 
+class WeightsLost(ArtifactFault):
+    message = "{path} could not be read while the model ran: it was made shorter, or its disk fails"
+    hint = "load the model again once the file is whole; replace an artifact in use by renaming, never by writing to it"
+
+
+class PlanNotOfKernels(ArtifactFault):
+    message = "{path} is not the plan that the kernels of {library} were compiled for"
+    hint = "one of the two was edited, or they come from different compilations; compile again"
+
+
 # ---- the machine
 
 
@@ -130,6 +140,16 @@ class LibraryInvalid(RuntimeFault):
 class KernelMissing(RuntimeFault):
     message = "{path} does not export {name!r}, which plan.json calls"
     hint = "plan and kernels come from different compilations; compile again"
+
+
+class KernelFailed(RuntimeFault):
+    message = "{path} calls the kernel {name} with what it does not take: {reason}"
+    hint = "the plan was edited, or is not of these kernels; compile again"
+
+
+class Forked(RuntimeFault):
+    message = "the model was loaded before this process was forked, and {device} cannot be used on both sides"
+    hint = "load the model after the fork, or start processes by spawn (multiprocessing.set_start_method)"
 
 
 class NoDevice(RuntimeFault):
@@ -282,6 +302,10 @@ class TokensInvalid(RequestFault):
 class ContextOverflow(RequestFault):
     message = "the prompt has {tokens} tokens, the context holds {context}"
     hint = "shorten the prompt, or load with a larger context (the plan allows {largest})"
+
+
+class PromptTooLong(ContextOverflow):
+    message = "the prompt is {characters} characters, at least {tokens} tokens, the context holds {context}"
 
 
 class ContextInvalid(RequestFault):

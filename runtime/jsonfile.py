@@ -23,10 +23,13 @@ _KINDS = (
 )
 
 
-def require_regular(path: Path) -> os.stat_result:
-    """Status of a regular file, or of one that a link leads to. Raises FileUnreadable, or FileNotRegular for others."""
+def require_regular(path: Path, folder: int | None = None) -> os.stat_result:
+    """Status of a regular file, or of one that a link leads to. Raises FileUnreadable, or FileNotRegular for others.
+
+    folder: a descriptor of the folder to find it in; `path` is then what messages say, and its last name counts.
+    """
     try:
-        status = os.stat(path)
+        status = os.stat(path if folder is None else path.name, dir_fd=folder)
     except (OSError, ValueError) as error:
         raise FileUnreadable(path=path, reason=_reason(error, path)) from error
     if not stat.S_ISREG(status.st_mode):
@@ -35,13 +38,16 @@ def require_regular(path: Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path) -> int:
-    """A read-only descriptor of a regular file, or of one that a link leads to; the caller closes it."""
-    require_regular(path)
+def open_regular(path: Path, folder: int | None = None) -> int:
+    """A read-only descriptor of a regular file, or of one that a link leads to; the caller closes it.
+
+    folder: as for `require_regular`.
+    """
+    require_regular(path, folder)
     # A pipe that replaced the file after the check must not block the open.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
     except OSError as error:
         raise FileUnreadable(path=path, reason=_reason(error, path)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -52,7 +58,11 @@ def open_regular(path: Path) -> int:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole of a regular file of at most `limit` bytes."""
-    descriptor = open_regular(path)
+    return read_descriptor(open_regular(path), path, limit)
+
+
+def read_descriptor(descriptor: int, path: Path, limit: int) -> bytes:
+    """As `read_bytes`, of a file that is open; it is closed."""
     with os.fdopen(descriptor, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:

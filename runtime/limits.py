@@ -35,11 +35,18 @@ class Limits:
 
 
 def measure_limits(library: Path) -> Limits:
-    """Measured with a kernel library that a device has loaded; nothing but None where it has no such routines."""
+    """As `measure_loaded`, with a library that no device has loaded."""
     try:
-        loaded = ctypes.CDLL(str(library))
+        return measure_loaded(ctypes.CDLL(str(library)))
+    except OSError:
+        return Limits()
+
+
+def measure_loaded(loaded: ctypes.CDLL) -> Limits:
+    """Measured with a kernel library on its own threads; nothing but None where it has no such routines."""
+    try:
         read, floats, integers = loaded.dsv3c_probe_read, loaded.dsv3c_probe_float, loaded.dsv3c_probe_int8
-    except (OSError, AttributeError):
+    except AttributeError:
         return Limits()
     return Limits(_read_bandwidth(read), _rate(floats), _rate(integers))
 

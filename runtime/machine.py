@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dsv3c.runtime import cpu_features
+from dsv3c.runtime import cgroup, cpu_features
 
 # Features that decide how fast a model runs, in the order in which they are shown (names as in /proc/cpuinfo).
 FEATURES = (
@@ -23,7 +23,7 @@ PACKAGES = (*DISTRIBUTIONS, "numpy", "apache-tvm-ffi", "tokenizers", "jinja2", "
 
 @dataclass(frozen=True)
 class Cpu:
-    """physical_cores: those that this process may use."""
+    """physical_cores: those that this process may use, at most what its control group's quota is worth."""
 
     model: str
     architecture: str
@@ -39,7 +39,8 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Memory:
-    """Sizes in bytes; 0 where the system does not tell. huge_pages: the mode of transparent huge pages, or ""."""
+    """Sizes in bytes, those of the control group where they are less; 0 where the system does not tell. huge_pages: the
+    mode of transparent huge pages, or ""."""
 
     total: int
     available: int
@@ -58,12 +59,15 @@ def cpu() -> Cpu:
     )
 
 
-def memory() -> Memory:
-    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE))
+def memory(root: Path = cgroup.ROOT) -> Memory:
+    """root: the folder that holds proc and sys."""
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE))
     mode = re.search(r"\[(\w+)\]", _read("/sys/kernel/mm/transparent_hugepage/enabled"))
+    total, available = (int(sizes.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
+    group = cgroup.memory_limit(root)
     return Memory(
-        total=int(sizes.get("MemTotal", 0)) * 1024,
-        available=int(sizes.get("MemAvailable", 0)) * 1024,
+        total=total if group is None else min(total or group.limit, group.limit),
+        available=available if group is None else max(1, min(available or group.free, group.free)),
         page_size=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0,
         huge_pages=mode[1] if mode else "",
     )
@@ -86,7 +90,7 @@ def installed_twice() -> bool:
     return all(package_version(name) for name in DISTRIBUTIONS)
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     """A file of the system, or "" where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")

@@ -30,14 +30,14 @@ class _Window:
 class Block:
     """Zeroed anonymous memory, 64-byte aligned; huge pages are asked for when it is large enough to hold one.
 
-    `data`: u8[size]. Raises MemoryRefused.
+    A forked process goes on with a copy of its own. `data`: u8[size]. Raises MemoryRefused.
     """
 
     def __init__(self, size: int, what: str) -> None:
         large = size >= _HUGE_PAGE
         alignment = _HUGE_PAGE if large else _LINE
         try:
-            self._map = mmap.mmap(-1, max(size, 1) + alignment)
+            self._map = mmap.mmap(-1, max(size, 1) + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise MemoryRefused(bytes=size, what=what) from error
         if large:
@@ -53,9 +53,13 @@ class Block:
 
 
 def map_file(path: Path, size: int) -> Bytes:
-    """u8[size]: the file mapped read-only. numpy calls it writable since DLPack refuses to export anything else;
-    the pages themselves are not, a write would fault."""
-    descriptor = open_regular(path)
+    """As `map_descriptor`, of the regular file of a path."""
+    return map_descriptor(open_regular(path), path, size)
+
+
+def map_descriptor(descriptor: int, path: Path, size: int) -> Bytes:
+    """u8[size]: an open file mapped read-only; the descriptor is closed. numpy calls it writable since DLPack refuses
+    to export anything else; the pages themselves are not, a write would fault."""
     try:
         actual = os.fstat(descriptor).st_size
         if actual != size:

@@ -23,7 +23,8 @@ from dsv3c.runtime.errors import (
     LibraryInvalid,
     ManifestInvalid,
 )
-from dsv3c.runtime.memory import map_file
+from dsv3c.runtime.library import copied
+from dsv3c.runtime.memory import map_descriptor
 from dsv3c.runtime.metal_gpu import Gpu, address, choose
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 
@@ -48,6 +49,8 @@ class MetalDevice:
     DeviceMemoryRefused, DeviceLost, KernelMissing, LibraryInvalid, also for a kernel that Apple's compiler refuses, and
     faults of the artifact.
     """
+
+    forks = False  # the driver's context is the parent's
 
     prefill_min_tokens: int | None = None
 
@@ -165,8 +168,10 @@ class _Kernels:
         if not artifact.manifest.target.levels:
             raise ManifestInvalid(where="manifest.json: target.levels", reason="names no library")
         self.threads = table.threads
-        self._path = artifact.checked_file(artifact.manifest.target.levels[0].file)
-        self._module = gpu.load(self._path)
+        file = artifact.manifest.target.levels[0].file
+        self._path = artifact.folder / file
+        with copied(artifact.checked_bytes(file), self._path.suffix) as library:
+            self._module = gpu.load(library)
         self._functions: dict[str, Any] = {}
 
     def function(self, form: Form) -> Any:
@@ -234,7 +239,8 @@ def _zero(gpu: Gpu, buffers: list[Any]) -> None:
 
 def _upload(gpu: Gpu, artifact: Artifact, buffers: Mapping[int, Any]) -> None:
     """The weights from the mapped file."""
-    data = map_file(artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size)
+    path, size = artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size
+    data = map_descriptor(artifact.open_weights(), path, size)
     for index, buffer in enumerate(artifact.plan.buffers):
         if buffer.kind != "weight":
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -24,15 +23,15 @@ from dsv3c.runtime.errors import (
     ManifestInvalid,
     ModelClosed,
     ParameterInvalid,
+    PromptTooLong,
     StepInvalid,
     TokenizerMissing,
     UnknownEntry,
 )
 from dsv3c.runtime.generation import Event, Generation, Task, generate
 from dsv3c.runtime.generation_config import usable
-from dsv3c.runtime.jsonfile import read_bytes
 from dsv3c.runtime.sampling import Draw, SamplingParams
-from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want
+from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want, floats
 from dsv3c.runtime.split import place
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
 
-_TEMPLATE_LIMIT = 16 << 20  # ChatTemplate takes less, but says so only when a chat is asked for
+_TEXT_LIMIT = 64 << 20
+_TEXT_FILES = ("tokenizer.json", "chat_template.jinja")
 
 
 class Config(Mapping[str, Any]):
@@ -92,9 +92,12 @@ class Model:
         self.config = Config(artifact.manifest.model)
         self.context = context
         self.session = Session(artifact.plan, device, artifact.manifest.vocab_size)
-        self._lock = threading.RLock()
+        self._lock = self.session.turns
         self._closed = False
         self._tokenizer: Tokenizer | None = None
+        # Read now: an artifact that takes the place of this one has other files.
+        self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
+        self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
         self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
         self.defaults = SamplingParams.from_generation_config(self._generation_config)
 
@@ -109,7 +112,12 @@ class Model:
         # Kernels count slots in 32 bits.
         if pages * plan.page_size > 2**31 - 1:
             raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
-        return Model(*place(artifact, pages * plan.page_size, placement), length)
+        chosen, device = place(artifact, pages * plan.page_size, placement)
+        try:
+            return Model(chosen, device, length)
+        except BaseException:
+            device.close()
+            raise
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -155,7 +163,7 @@ class Model:
         if entry is None:
             raise UnknownEntry(name="mtp", known=", ".join(self.artifact.plan.entries))
         ids = self._checked(next_tokens)
-        states = np.ascontiguousarray(hidden, np.float32)
+        states = floats("hidden", hidden)
         if states.ndim != 2 or states.shape[0] != ids.size:
             raise StepInvalid(where="hidden", reason=f"has the shape {states.shape} for {ids.size} tokens")
         out = np.empty((ids.size, self.session.vocab_size), np.float32)
@@ -223,7 +231,8 @@ class Model:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self.session.device.close()
+                if self.session.usable:
+                    self.session.device.close()
 
     def __enter__(self) -> Model:
         return self
@@ -260,10 +269,20 @@ class Model:
 
     def _encode(self, prompt: Prompt, add_bos: bool | None) -> Any:
         if isinstance(prompt, str):
+            self._require_room(prompt)
             return self.tokenizer.encode(prompt, add_bos)
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(prompt)
+            text = self.tokenizer.render_chat(prompt)
+            self._require_room(text)
+            return self.tokenizer.encode_plain(text)
         return prompt
+
+    def _require_room(self, text: str) -> None:
+        """Encoding takes memory: a text that cannot fit is told before. Raises PromptTooLong."""
+        least = self.tokenizer.least_tokens(text)
+        if least > self.context:
+            largest = self.artifact.plan.context
+            raise PromptTooLong(characters=len(text), tokens=least, context=self.context, largest=largest)
 
     def _checked(self, token_ids: ArrayLike) -> Ints:
         self._require_open()
@@ -287,13 +306,16 @@ class Model:
         # Imported here since token ids alone do without the package.
         from dsv3c.runtime.tokenizer import Tokenizer
 
-        files, folder = self.artifact.manifest.files, self.artifact.folder
         if not self.has_tokenizer:
             raise TokenizerMissing(what=what)
-        template = None
-        if "chat_template.jinja" in files:
-            template = read_bytes(folder / "chat_template.jinja", _TEMPLATE_LIMIT)
-        return Tokenizer(folder / "tokenizer.json", self.artifact.optional_json("tokenizer_config.json"), template)
+        path, files = self.artifact.folder / "tokenizer.json", self._text_files
+        template = files.get("chat_template.jinja")
+        tokenizer = Tokenizer(path, self._tokenizer_config, template, files["tokenizer.json"])
+        self._text_files = {}
+        return tokenizer
+
+    def _text_names(self) -> list[str]:
+        return [name for name in _TEXT_FILES if name in self.artifact.manifest.files]
 
 
 class _Lease:

@@ -31,7 +31,7 @@ from dsv3c.runtime.errors import (
     StepInvalid,
 )
 from dsv3c.runtime.fields import Fields
-from dsv3c.runtime.jsonfile import open_regular
+from dsv3c.runtime.folder import Folder
 from dsv3c.runtime.memory import Block, typed
 
 PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in ONNX Runtime, its kind of memory)
@@ -43,6 +43,7 @@ _ELEMENTS: Mapping[str, tuple[Any, str]] = {  # cache_dtype of the plan: (numpy 
     "float32": (np.float32, "tensor(float)"),
     "float16": (np.float16, "tensor(float16)"),
 }
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _PAST, _PRESENT = "past_key_values.", "present."
 # Of an input or output: type, and dims, those by name being free. A free batch may also be 1, which is all we feed.
 Signature = tuple[str, tuple[int | str, ...]]
@@ -65,6 +66,7 @@ class _Piece:
 class OrtDevice:
     """Implements `Device`. Raises OnnxRuntimeMissing, ProviderMissing, GraphInvalid, GraphFailed, MemoryRefused."""
 
+    forks = False  # its threads stay behind
     prefill_min_tokens: int | None = None  # the models have one entry for steps of any length
 
     def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
@@ -233,12 +235,13 @@ class OrtDevice:
         options.log_severity_level = 3
         # A plan of the memory is kept for every combination of lengths, and each step has another.
         options.enable_mem_pattern = False
-        path = artifact.checked_file(file)
-        weights = _linked_weights(artifact.folder / WEIGHTS, path)
+        path, graph = artifact.folder / file, artifact.checked_bytes(file)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, _held(artifact.root))
+        weights = _linked_weights(artifact)
         if weights is not None:
             options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         try:
-            session = self._ort.InferenceSession(str(path), options, providers=[self._provider])
+            session = self._ort.InferenceSession(graph, options, providers=[self._provider])
         except Exception as error:
             raise GraphInvalid(path=path, reason=str(error)) from error
         given = {value.name: value for value in (*session.get_inputs(), *session.get_overridable_initializers())}
@@ -292,18 +295,24 @@ def _check_value(kind: str, name: str, value: Any, signature: Signature, path: P
         raise GraphInvalid(path=path, reason=f"the {kind} {name} is {value.type} {value.shape}, it must be {wanted}")
 
 
-def _linked_weights(weights: Path, graph: Path) -> mmap.mmap | None:
-    """The weights when they are a link that ONNX Runtime would not follow: it stays in the folder of the graph."""
-    target = weights.resolve()
-    if target.parent in (weights.parent.resolve(), graph.resolve().parent):
+def _linked_weights(artifact: Artifact) -> mmap.mmap | None:
+    """The weights when they are a link that ONNX Runtime would not follow: it stays in the folder that it is given."""
+    path = artifact.folder / WEIGHTS
+    if path.resolve().parent == artifact.folder:
         return None
-    descriptor = open_regular(weights)
+    descriptor = artifact.open_weights()
     try:
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise FileUnreadable(path=weights, reason=str(error)) from error
+        raise FileUnreadable(path=path, reason=str(error)) from error
     finally:
         os.close(descriptor)
+
+
+def _held(root: Folder) -> str:
+    """A path of the folder that is held open; where the system has none, the path it had."""
+    held = f"/proc/self/fd/{root.descriptor}"
+    return held if os.path.isdir(held) else str(root.path)
 
 
 def _past_names(session: Any) -> list[str]:

@@ -8,16 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dsv3c.runtime.cache import PagePool, Sequence
 from dsv3c.runtime.device import Device, Floats
-from dsv3c.runtime.errors import PageMisuse, StepInvalid, TokenOutOfRange, TokensInvalid, UnknownEntry
+from dsv3c.runtime.errors import (
+    ContextInvalid,
+    Forked,
+    PageMisuse,
+    StepInvalid,
+    TokenOutOfRange,
+    TokensInvalid,
+    UnknownEntry,
+)
 from dsv3c.runtime.plan import DRAW_WORDS, Plan
 from dsv3c.runtime.sampling import FORMS, Draw
+from dsv3c.runtime.turns import Turns
 
 Ints = NDArray[np.int32]
 Want = Literal["none", "last", "all"]
@@ -85,17 +94,24 @@ class _Piece:
 
 
 class Session:
-    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time."""
+    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time.
+
+    Raises Forked in a forked child, where the device does not bear that.
+    """
 
     def __init__(self, plan: Plan, device: Device, vocab_size: int) -> None:
         self.plan = plan
         self.device = device
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
+        self.turns = Turns()  # at the device
 
     def new_sequence(self, max_pages: int | None = None) -> Sequence:
         """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
-        return Sequence(self.pool, min(max_pages or self.plan.bounds.P, self.plan.bounds.P))
+        most = self.plan.bounds.P
+        if max_pages is not None and (type(max_pages) is not int or max_pages < 1):
+            raise ContextInvalid(name="max_pages", value=max_pages, limit=most)
+        return Sequence(self.pool, min(max_pages or most, most))
 
     def tokens(self, ids: ArrayLike) -> Ints:
         """Token ids as i32[n]. Raises TokensInvalid, TokenOutOfRange."""
@@ -127,7 +143,7 @@ class Session:
         pages: Many[ArrayLike],
         rows: ArrayLike,
         entry: str | None = None,
-        hidden: Floats | None = None,
+        hidden: ArrayLike | None = None,
     ) -> StepOutput:
         """One step: token t stands at `positions[t]` of the sequence whose pages are `pages[sequence[t]]`.
 
@@ -138,13 +154,15 @@ class Session:
             tokens=self.tokens(tokens),
             positions=_ints("positions", positions),
             sequence=_ints("sequence", sequence),
-            pages=[_ints("pages", table) for table in pages],
+            pages=[_ints("pages", table) for table in _listed("pages", pages)],
             rows=_ints("rows", rows),
         )
+        self._require_usable()
         self._check_batch(batch)
         name = self._entry_for(batch.tokens.size) if entry is None else entry
-        self._check_entry(name, batch.tokens.size, hidden)
-        return self._execute(name, batch, hidden)
+        states = None if hidden is None else floats("hidden", hidden)
+        self._check_entry(name, batch.tokens.size, states)
+        return self._execute(name, batch, states)
 
     def chunks(self, requests: Many[Request]) -> Iterator[Chunk]:
         """Run requests of unequal length together, in steps as large as the plan allows.
@@ -167,7 +185,7 @@ class Session:
 
     def run(self, requests: Many[Request]) -> list[Floats]:
         """As `chunks`; returns a copy of the wanted logits of each request: [0 or 1 or number of tokens, V]."""
-        found: list[list[Floats]] = [[] for _ in requests]
+        found: list[list[Floats]] = [[] for _ in _listed("requests", requests)]
         for chunk in self.chunks(requests):
             found[chunk.request].append(chunk.logits.copy())
         empty = np.zeros((0, self.vocab_size), np.float32)
@@ -181,18 +199,21 @@ class Session:
 
     def draw(self, requests: Many[Request]) -> list[int]:
         """As `chunks`, for requests that all have a `draw`; what the device drew for each, for `Sampler.token`."""
-        found = [0] * len(requests)
+        found = [0] * len(_listed("requests", requests))
         for chunk in self.chunks(requests):
             if chunk.drawn is not None and chunk.drawn.size:
                 found[chunk.request] = int(chunk.drawn[0])
         return found
 
     def _reserve(self, requests: Many[Request]) -> None:
+        for request in _listed("requests", requests):
+            self._check_request(request)
         sequences = [request.sequence for request in requests]
         if len({id(sequence) for sequence in sequences}) != len(sequences):
             raise StepInvalid(where="requests", reason="two of them append to the same sequence")
         if any(sequence.pool is not self.pool for sequence in sequences):
             raise PageMisuse(page="-", reason="the sequence belongs to another session")
+        self._require_usable()
         needed = [request.sequence.pages_needed(request.sequence.length + request.tokens.size) for request in requests]
         self.pool.require(sum(needed))
         for index, request in enumerate(requests):
@@ -286,7 +307,8 @@ class Session:
         inputs["control"][:2] = count, rows
         for row, draw in enumerate(batch.draws):
             inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
-        self.device.run(entry)
+        with self.turns:
+            self.device.run(entry)
         if "token" in self.plan.entries[entry].outputs:
             drawn = self.device.output(entry, "token")[:rows]
             return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
@@ -296,6 +318,28 @@ class Session:
         states = self.device.output(entry, "hidden")
         width = states.size // bounds.T
         return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    @property
+    def usable(self) -> bool:
+        """Whether this process may use the device: not in a forked child, unless the device bears that."""
+        return not self.turns.forked or self.device.forks
+
+    def _require_usable(self) -> None:
+        if not self.usable:
+            raise Forked(device=type(self.device).__name__)
+
+    def _check_request(self, request: Request) -> None:
+        if not isinstance(request, Request) or not isinstance(request.sequence, Sequence):
+            raise StepInvalid(where="requests", reason="must be requests, each with a sequence")
+        tokens = request.tokens
+        if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype != np.int32:
+            raise StepInvalid(where="requests", reason="tokens must be as `Session.tokens` gives them")
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            self.tokens(tokens)  # says which
+        if not isinstance(request.want, str) or request.want not in get_args(Want):
+            raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(get_args(Want))}")
+        if request.draw is not None and not isinstance(request.draw, Draw):
+            raise StepInvalid(where="requests", reason="`draw` must be a Draw")
 
     def _check_batch(self, batch: _Batch) -> None:
         bounds, count = self.plan.bounds, batch.tokens.size
@@ -316,7 +360,7 @@ class Session:
                 raise StepInvalid(where=f"pages[{index}]", reason=f"has no page for position {int(used.max())}")
 
     def _check_entry(self, name: str, tokens: int, hidden: Floats | None) -> None:
-        entry = self.plan.entries.get(name)
+        entry = self.plan.entries.get(name) if isinstance(name, str) else None
         if entry is None:
             raise UnknownEntry(name=name, known=", ".join(self.plan.entries))
         _within("tokens", tokens, 1, entry.max_tokens)
@@ -328,6 +372,24 @@ class Session:
         width = self.plan.buffers[entry.inputs["hidden"]].size // self.plan.bounds.T
         if hidden.shape != (tokens, width):
             raise StepInvalid(where="hidden", reason=f"has the shape {hidden.shape}, not ({tokens}, {width})")
+
+
+def floats(name: str, values: ArrayLike) -> Floats:
+    """Real numbers as a contiguous f32 array. Raises StepInvalid."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StepInvalid(where=name, reason=str(error)) from error
+    if array.dtype.kind not in "fiu":
+        raise StepInvalid(where=name, reason=f"must be real numbers, found elements of type {array.dtype}")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _listed(name: str, values: Many[Any]) -> Many[Any]:
+    array = isinstance(values, np.ndarray) and values.ndim > 0
+    if not array and (not isinstance(values, Many) or isinstance(values, str | bytes)):
+        raise StepInvalid(where=name, reason=f"must be a list, not {type(values).__name__}")
+    return values
 
 
 def _ints(name: str, values: ArrayLike) -> Ints:

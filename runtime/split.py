@@ -133,6 +133,10 @@ class SplitDevice:
         ]
 
     @property
+    def forks(self) -> bool:
+        return self._lower.forks and self._upper.forks
+
+    @property
     def prefill_min_tokens(self) -> int | None:
         known = [device.prefill_min_tokens for device in (self._lower, self._upper)]
         return max((tokens for tokens in known if tokens is not None), default=None)

@@ -8,31 +8,51 @@ from __future__ import annotations
 import codecs
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from dsv3c.runtime.errors import ParameterInvalid, TemplateFailed, TemplateMissing, TextInvalid, TokenizerMalformed
+from dsv3c.runtime.errors import (
+    ParameterInvalid,
+    TemplateFailed,
+    TemplateMissing,
+    TextInvalid,
+    TokenizerMalformed,
+    TokensInvalid,
+)
 from dsv3c.runtime.jsonfile import read_bytes, require_few_values
+from dsv3c.runtime.token_bound import bytes_of_longest_token
+from dsv3c.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from dsv3c.runtime.chat_template import ChatTemplate
 
-_TOKENIZER_LIMIT = 64 << 20
+TOKENIZER_LIMIT = 64 << 20
 _TOKENIZER_VALUES = 1_500_000
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_SHORT = 1 << 18  # characters that cost little to encode, whatever comes of them
 
 
 class Tokenizer:
     """Wraps a `tokenizers.Tokenizer`. `config` is the content of tokenizer_config.json (may be empty), `chat_template`
     that of chat_template.jinja, which goes before the one in `config`.
 
-    Raises TokenizerMalformed, FileTooLarge, MalformedJson.
+    data: the content of `path`, where it has been read. Threads may share it. Raises TokenizerMalformed, FileTooLarge,
+    MalformedJson.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], chat_template: str | bytes | None = None) -> None:
-        data = read_bytes(path, _TOKENIZER_LIMIT).removeprefix(codecs.BOM_UTF8)
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        chat_template: str | bytes | None = None,
+        data: bytes | None = None,
+    ) -> None:
+        self._turns = Turns()
+        data = (read_bytes(path, TOKENIZER_LIMIT) if data is None else data).removeprefix(codecs.BOM_UTF8)
         require_few_values(data, path, _TOKENIZER_VALUES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
@@ -78,10 +98,28 @@ class Tokenizer:
         """Ids of a text as it is, for one that already begins with its special tokens."""
         return list(self._encoding(text, False).ids)
 
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens a long text becomes, told without encoding it; 0 where nothing is known."""
+        if len(_text(text)) <= _SHORT or (longest := self._bytes_of_longest_token) is None:
+            return 0
+        return -(-len(text.encode("utf-8", "surrogatepass")) // longest)
+
+    @cached_property
+    def _bytes_of_longest_token(self) -> int | None:
+        return bytes_of_longest_token(self._tokenizer)
+
     def decode(self, ids: Many[int]) -> str:
-        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing."""
+        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing.
+
+        Raises TokensInvalid.
+        """
         try:
-            return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+            numbers = [index(token) for token in ids]
+        except TypeError as error:
+            raise TokensInvalid(reason=str(error)) from error
+        try:
+            with self._turns:
+                return self._tokenizer.decode(numbers, skip_special_tokens=True)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -90,14 +128,14 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, e.g. a special token."""
         try:
-            found: int | None = self._tokenizer.token_to_id(token)
+            found: int | None = self._tokenizer.token_to_id(_text(token))
         except UnicodeEncodeError:  # a lone surrogate is no text of a token
             return None
         return found
 
     def special_token(self, name: str) -> str | None:
         """A special token by its role in tokenizer_config.json: bos_token, eos_token, pad_token, …"""
-        value = self._config.get(name)
+        value = self._config.get(_text(name))
         if isinstance(value, dict):
             value = value.get("content")
         return value if isinstance(value, str) else None
@@ -128,14 +166,13 @@ class Tokenizer:
         return self.encode_plain(self.render_chat(messages, **variables))
 
     def _encoding(self, text: str, special: bool) -> tokenizers.Encoding:
-        if not isinstance(text, str):
-            raise TextInvalid(reason=f"it is {type(text).__name__}, not str")
         try:
-            text.encode("utf-8")  # how Python passes on bytes of a command line that are not UTF-8
+            _text(text).encode("utf-8")  # how Python passes on bytes of a command line that are not UTF-8
         except UnicodeEncodeError as error:
             raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special)
+            with self._turns:
+                return self._tokenizer.encode(text, add_special_tokens=special)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -176,3 +213,9 @@ def _settle(ids: list[int], added: list[int], token: int, wanted: bool | None, e
         at = 0 if end == 0 else len(ids)
         ids.insert(at, token)
         added.insert(at, 1)
+
+
+def _text(text: str) -> str:
+    if not isinstance(text, str):
+        raise TextInvalid(reason=f"it is {type(text).__name__}, not str")
+    return text

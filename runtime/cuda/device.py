@@ -41,6 +41,8 @@ class CudaDevice:
     DeviceLost, DriverFailed, and faults of the artifact.
     """
 
+    forks = False  # the driver's context is the parent's
+
     prefill_min_tokens: int | None = None
 
     def __init__(self, artifact: Artifact, slots: int, wanted: str | None) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from ctypes import byref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,7 +18,6 @@ from dsv3c.runtime.cuda.driver import Handle
 from dsv3c.runtime.cuda.gpu import Gpu
 from dsv3c.runtime.device_memory import Needs
 from dsv3c.runtime.errors import FileUnreadable
-from dsv3c.runtime.jsonfile import open_regular
 from dsv3c.runtime.memory import typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 
@@ -145,7 +145,6 @@ def _starts(runs: Iterable[Run], address: int) -> dict[Run, int]:
 
 def _upload(gpu: Gpu, artifact: Artifact, runs: Iterable[tuple[Run, int]]) -> None:
     """While the device copies from one staging buffer, the other is filled from the file."""
-    path = artifact.folder / WEIGHTS
     pieces = [
         (run.start + at, address + at, min(STAGING, run.end - run.start - at))
         for run, address in runs
@@ -157,11 +156,11 @@ def _upload(gpu: Gpu, artifact: Artifact, runs: Iterable[tuple[Run, int]]) -> No
     for event in copied:
         gpu.driver.call("cuEventCreate", byref(event), cuda.DEFAULT_EVENT)
     try:
-        with os.fdopen(open_regular(path), "rb", buffering=0) as file, gpu.guarded("the upload of the weights"):
+        with os.fdopen(artifact.open_weights(), "rb", buffering=0) as file, gpu.guarded("the upload of the weights"):
             for number, (start, address, count) in enumerate(pieces):
                 buffer, event = staging[number % 2], copied[number % 2]
                 gpu.driver.call("cuEventSynchronize", event)  # what was never recorded counts as done
-                _read(file, start, buffer[:count])
+                _read(file, start, buffer[:count], artifact.folder / WEIGHTS)
                 gpu.driver.call("cuMemcpyHtoDAsync", address, buffer.ctypes.data, count, gpu.stream)
                 gpu.driver.call("cuEventRecord", event, gpu.stream)
             gpu.driver.call("cuStreamSynchronize", gpu.stream)
@@ -172,11 +171,11 @@ def _upload(gpu: Gpu, artifact: Artifact, runs: Iterable[tuple[Run, int]]) -> No
         gpu.free_pinned(buffer)
 
 
-def _read(file: BinaryIO, start: int, buffer: NDArray[np.uint8]) -> None:
+def _read(file: BinaryIO, start: int, buffer: NDArray[np.uint8], path: Path) -> None:
     file.seek(start)
     view, done = memoryview(buffer), 0  # type: ignore[arg-type]
     while done < buffer.size:
         count = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not count:
-            raise FileUnreadable(path=file.name, reason=f"it ends at byte {start + done}")
+            raise FileUnreadable(path=path, reason=f"it ends at byte {start + done}")
         done += count

@@ -48,9 +48,9 @@ class Module:
 
     def __init__(self, gpu: Gpu, artifact: Artifact, level: Level, functions: Iterable[str]) -> None:
         self._gpu, self._handle = gpu, Handle()
-        path = artifact.checked_file(level.file)
+        path = artifact.folder / level.file
         # Fat binaries and cubins know their size; PTX, which older artifacts have as a file, ends with a zero byte.
-        image = path.read_bytes() + b"\0"
+        image = artifact.checked_bytes(level.file) + b"\0"
         with gpu.guarded(f"the kernels of {level.file}"):
             try:
                 gpu.driver.call("cuModuleLoadData", byref(self._handle), image)

@@ -42,6 +42,8 @@ class VulkanDevice:
     DeviceLost, and faults of the artifact.
     """
 
+    forks = False  # the driver's context is the parent's
+
     prefill_min_tokens: int | None = None
 
     def __init__(self, artifact: Artifact, slots: int, wanted: str | None, direct: bool | None = None) -> None:

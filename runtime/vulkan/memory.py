@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.device_memory import Needs
 from dsv3c.runtime.errors import DeviceLacks
-from dsv3c.runtime.memory import map_file, typed
+from dsv3c.runtime.memory import map_descriptor, typed
 from dsv3c.runtime.plan import ELEMENT_BYTES, Plan
 from dsv3c.runtime.vulkan.gpu import Buffer, Gpu
 
@@ -131,7 +131,8 @@ def _zero(gpu: Gpu, places: Sequence[Place]) -> None:
 
 def _upload(gpu: Gpu, artifact: Artifact, places: Mapping[int, Place]) -> None:
     """The weights from the mapped file to their places, in the order of the file."""
-    data = map_file(artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size)
+    path, size = artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size
+    data = map_descriptor(artifact.open_weights(), path, size)
     buffers = artifact.plan.buffers
     starts = {i: artifact.tensors[buffers[i].tensor].offset + buffers[i].offset for i in places}
     order = sorted(places, key=starts.__getitem__)

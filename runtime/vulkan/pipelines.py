@@ -90,10 +90,10 @@ def _module(artifact: Artifact, function: str) -> bytes:
     name = f"kernels/{function}.spv"
     if name not in artifact.manifest.files:
         raise KernelMissing(path=artifact.folder, name=function)
-    path = artifact.checked_file(name)
-    code = path.read_bytes()
+    code = artifact.checked_bytes(name)
     if len(code) % 4 or not code.startswith(_MAGIC):
-        raise ModuleInvalid(path=path, reason="it does not begin with SPIR-V's magic number, or ends within a word")
+        reason = "it does not begin with SPIR-V's magic number, or ends within a word"
+        raise ModuleInvalid(path=artifact.folder / name, reason=reason)
     return code
 
 

@@ -43,7 +43,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         for level in levels
     )
 
-    def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
+    def write_kernels(folder: Path, advance: Callable[[int], None], plan_sha256: str | None = None) -> None:
         folder.mkdir()
 
         built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
@@ -56,7 +56,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
 
             def link(level: IsaLevel) -> None:
                 own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
-                link_library(own, level, folder / level.library)
+                link_library(own, level, folder / level.library, plan_sha256)
 
             compiling = [
                 partial(compile_object, unit.functions, unit.level, file)
@@ -81,6 +81,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         kernel_files=len(plan.kernels) * len(levels),
         require_tools=lambda: find_compiler_for(levels[0].platform),
         checks={"native": check_native},
+        sealed=lambda sha256: partial(write_kernels, plan_sha256=sha256),
     )
 
 

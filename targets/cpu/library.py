@@ -15,9 +15,10 @@ from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.platforms import find_compiler_for
+from dsv3c.targets.cpu.platforms import find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
+GUARD = Path(__file__).parent / "native" / "guard.c"
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
 
@@ -77,22 +78,25 @@ def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) ->
     return path
 
 
-def link_library(objects: Sequence[Path], level: IsaLevel, path: Path) -> Path:
+def link_library(objects: Sequence[Path], level: IsaLevel, path: Path, plan: str | None = None) -> Path:
     """Link kernels with the thread pool and the routines that measure the machine.
 
-    The library exports every kernel under the TVM FFI calling convention, `int dsv3c_threads(int)` and the
-    `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and libc.
+    plan: the sha256 of the plan.json that they are for. The library exports every kernel under the TVM FFI calling
+    convention, `int dsv3c_threads(int)`, `dsv3c_plan`, what guard.h has, and the `dsv3c_probe_*` that measure the
+    machine. It needs libtvm_ffi, libm and libc.
 
     Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
     compiler = find_compiler_for(level.platform)
+    old = old_glibc(level.platform, compiler)
     shared = [option.format(name=path.name) for option in level.platform.shared] if level.platform else []
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.o")
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kernels = map(str, objects)
-        _compile(compiler, ["-shared", *shared, "-pthread", str(THREADPOOL), str(probe), *kernels, "-lm"], path)
+        named = [] if plan is None else [f'-DDSV3C_PLAN="{plan}"']
+        sources, linked = map(str, (THREADPOOL, GUARD)), map(str, (probe, *objects))
+        _compile(compiler, ["-shared", *shared, "-pthread", *old, *named, *sources, *linked, "-lm"], path)
     return path
 
 

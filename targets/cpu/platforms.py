@@ -6,11 +6,14 @@ import importlib.util
 import os
 import platform as host
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from dsv3c.compiler.errors import Dsv3cError
 
+GLIBC = Path(__file__).parent / "native" / "glibc.h"
 _COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -92,6 +95,27 @@ def find_compiler_for(platform: Platform | None) -> list[str]:
     tried = " and ".join(["the Python package ziglang", *([platform.gcc] if platform.gcc else [])])
     or_gcc = f" (Debian also has the package gcc-{platform.triple})" if platform.gcc else ""
     raise NoCrossCompiler(triple=platform.triple, tried=tried, or_gcc=or_gcc)
+
+
+def old_glibc(platform: Platform | None, compiler: list[str]) -> list[str]:
+    """What a compiler of this machine is told so that what it links needs no newer glibc than 2.28; nothing where
+    that isn't glibc on x86-64, the one whose old symbols glibc.h names. For other platforms zig is told by its target.
+    """
+    if platform is not None or sys.platform != "linux" or host.machine().lower() not in ("x86_64", "amd64"):
+        return []
+    if "ziglang" in compiler:
+        return [] if "-target" in compiler else ["-target", "x86_64-linux-gnu.2.28"]
+    if host.libc_ver()[0] != "glibc":
+        return []
+    # What was theirs is in libc since 2.34; older systems look for it where it was.
+    parts = [f"-l:{name}" for name in ("libpthread.so.0", "libdl.so.2") if _has(compiler, name)]
+    return ["-include", str(GLIBC), "-Wl,--no-as-needed", *parts, "-Wl,--as-needed"]
+
+
+def _has(compiler: list[str], library: str) -> bool:
+    command = [*compiler, f"-print-file-name={library}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return os.path.isabs(done.stdout.strip())
 
 
 def _zig() -> list[str]:

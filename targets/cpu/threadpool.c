@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <unistd.h>
 
+#include "native/quota.h"
+
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
 #elif defined(__aarch64__)
@@ -121,6 +123,8 @@ static int online_cpus(void) {
   if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
 #endif
   if (n < 1) n = sysconf(_SC_NPROCESSORS_ONLN);
+  int quota = quota_cpus("");
+  if (quota && quota < n) n = quota;
   return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
@@ -131,6 +135,7 @@ static void forget_threads(void) {
   pool.wake = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
   atomic_store(&pool.gate, 0);
   atomic_store(&pool.sleepers, 0);
+  atomic_store(&pool.stopping, false);
   pool.workers = 0;
 }
 
@@ -139,8 +144,10 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 // Both with `launching` held.
 static void start_workers(void) {
   if (pool.wanted == 0) pool.wanted = online_cpus();
+  static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
   sigset_t all, before;
-  sigfillset(&all);  // signals are for the program's own threads
+  sigfillset(&all);  // signals are for the program's own threads, but for those that tell of this one's own faults
+  for (int i = 0; i < 4; i++) sigdelset(&all, faults[i]);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   while (pool.workers < pool.wanted - 1 && pthread_create(&pool.threads[pool.workers], 0, worker, 0) == 0) pool.workers++;
   pthread_sigmask(SIG_SETMASK, &before, 0);
@@ -196,6 +203,11 @@ static int launch(ParallelLambda lambda, void *closure, int num_task) {
     TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a task of a parallel kernel failed");
   return error;
 }
+
+#ifdef DSV3C_PLAN
+// The sha256 of the plan that the kernels were compiled for: it calls them with what they take, another may not.
+EXPORT const char dsv3c_plan[] = DSV3C_PLAN;
+#endif
 
 EXPORT int (*__TVMBackendParallelLaunch)(ParallelLambda, void *, int) = launch;
 

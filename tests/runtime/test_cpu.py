@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +41,9 @@ def test_runs_the_toy(folder: Path) -> None:
         best = int(expected_logits(tokens)[-1].argmax())
         assert model.generate(tokens, temperature=0, max_new_tokens=1).token_ids == (best,)
         report = model.report()
+        assert model.session.device.library.function("toy_threads")() == 2
     assert (report["level"], report["threads"], report["library"]) == ("base", 2, "kernels/base.so")
     assert report["cache_slots"] == 64
-    assert ctypes.CDLL(str(folder / "kernels" / "base.so")).toy_threads() == 2
 
 
 def test_buffers_are_aligned_and_weights_are_the_file(folder: Path) -> None:
@@ -117,15 +118,13 @@ def test_library_of_another_system(tmp_path: Path) -> None:
 
 
 def test_library_of_linux_on_macos(tmp_path: Path, library: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "kernels.so"
-    path.write_bytes(library[:18] + b"\xb7\x00" + library[20:])
+    path, head = tmp_path / "kernels.so", library[:18] + b"\xb7\x00"
     monkeypatch.setattr(cpu.sys, "platform", "darwin")
     with pytest.raises(errors.WrongMachine, match=r"aarch64 on Linux, .* is aarch64 on macOS\n.*arm:os=macos"):
-        cpu._require_library_for(path, "aarch64")
-    path.write_bytes(MACH_O)
-    cpu._require_library_for(path, "aarch64")
+        cpu._require_library_for(path, head, "aarch64")
+    cpu._require_library_for(path, MACH_O[:20], "aarch64")
     with pytest.raises(errors.WrongMachine, match="compiled for aarch64, this machine is x86_64\n"):
-        cpu._require_library_for(path, "x86_64")
+        cpu._require_library_for(path, MACH_O[:20], "x86_64")
 
 
 def test_library_changed_after_compilation(folder: Path) -> None:
@@ -159,3 +158,72 @@ def test_no_torch_and_no_tvm_come_along(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- one artifact after another at the same path
+
+
+def replaced(folder: Path, library: bytes, scale: float) -> None:
+    """Another artifact in the folder's place, by renaming, as the compiler does it."""
+    new = toy.write_artifact(folder.with_name("new"), library=library)
+    (new / "weights.safetensors").write_bytes(toy.weights_bytes({"scale": np.full(1, scale, np.float32)}))
+    toy.refresh(new, "weights.safetensors")
+    folder.rename(folder.with_name(f"old{scale}"))
+    new.rename(folder)
+
+
+def test_an_artifact_that_takes_a_path_runs_its_own_kernels(folder: Path, tmp_path: Path) -> None:
+    tokens = [1, 2, 3]
+    with runtime.load(folder) as model:
+        before = model.logits(tokens)
+        replaced(folder, toy.build_library(tmp_path, "-DFACTOR=7907"), 2)
+        np.testing.assert_array_equal(model.logits(tokens), before)  # the old one is still itself
+        with runtime.load(folder) as second:
+            after = second.logits(tokens)
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    with runtime.load(copied) as model:
+        np.testing.assert_array_equal(model.logits(tokens), after)
+    assert not np.array_equal(before * 2, after)
+
+
+def test_what_is_opened_before_a_swap_is_the_old_artifact(folder: Path, library: bytes) -> None:
+    opened = Artifact.open(folder)
+    replaced(folder, library, 3)
+    device = CpuDevice(opened, 64, 1)
+    assert device._arrays[10][0] == 1  # the old scale
+    device.close()
+    opened = Artifact.open(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(errors.FileUnreadable):
+        CpuDevice(opened, 64, 1)
+
+
+def test_closing_gives_everything_back(folder: Path) -> None:
+    def counts() -> tuple[int, int, int]:
+        maps = Path("/proc/self/maps").read_text()
+        return maps.count("dsv3c"), maps.count("weights.safetensors"), len(os.listdir("/proc/self/fd"))
+
+    runtime.load(folder).close()
+    before = counts()
+    for _ in range(20):
+        with runtime.load(folder) as model:
+            model.logits([1])
+    del model
+    assert counts() == before
+
+
+# ---- plans and kernels that do not belong together
+
+
+def test_kernels_that_name_another_plan_are_refused(tmp_path: Path) -> None:
+    library = toy.build_library(tmp_path, f'-DDSV3C_PLAN="{64 * "0"}"')
+    folder = toy.write_artifact(tmp_path / "toy", library=library)
+    with pytest.raises(errors.PlanNotOfKernels, match=r"plan\.json is not the plan that the kernels of .*base\.so"):
+        runtime.load(folder)
+
+
+def test_a_kernel_that_refuses_its_operands_is_named(folder: Path) -> None:
+    toy.edit_json(folder / "plan.json", "entries", "decode", "calls", 0, 1, value=[0, 1, 2])
+    toy.refresh(folder, "plan.json")
+    with runtime.load(folder) as model, pytest.raises(errors.KernelFailed, match=r"toy_step with .*takes 11 operands"):
+        model.logits([1])

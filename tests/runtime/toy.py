@@ -236,8 +236,11 @@ def toy_artifact(folder: Path, **bounds: int) -> Artifact:
 KERNEL = Path(__file__).with_name("toy_kernel.c")
 
 
-def build_library(folder: Path) -> bytes:
-    """The toy's kernels as a real library, compiled by the system's C compiler; skips where there is none."""
+def build_library(folder: Path, *flags: str) -> bytes:
+    """The toy's kernels as a real library, compiled by the system's C compiler; skips where there is none.
+
+    flags: further ones, and further sources.
+    """
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler (cc)")
@@ -245,7 +248,7 @@ def build_library(folder: Path) -> bytes:
 
     includes = [f"-I{tvm_ffi.libinfo.find_include_path()}", f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}"]
     out = folder / "toy.so"
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", *includes, str(KERNEL), "-o", str(out)], check=True)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", *includes, str(KERNEL), *flags, "-o", str(out)], check=True)
     return out.read_bytes()
 
 

@@ -1,6 +1,11 @@
 // The toy model of toy.py as kernels of a real library: entry points of the tvm_ffi ABI.
 #include <stdint.h>
 #include <tvm/ffi/c_api.h>
+#include <unistd.h>
+
+#ifndef FACTOR
+#define FACTOR 7919
+#endif
 
 enum { VOCAB = 50, LATENT = 4, HIDDEN = 2, MARKER = 7, MODULUS = 65521, PAGE_SIZE = 4, PAGES = 16 };
 
@@ -8,6 +13,14 @@ static int threads;
 
 void dsv3c_threads(int count) { threads = count; }
 int toy_threads(void) { return threads; }
+
+#ifdef DSV3C_PLAN
+const char dsv3c_plan[] = DSV3C_PLAN;
+#endif
+
+static int pause_us;
+
+void toy_pause(int us) { pause_us = us; }  // of each step
 
 static const DLTensor* tensor(const TVMFFIAny* argument) {
   if (argument->type_index == kTVMFFIDLTensorPtr) return (const DLTensor*)argument->v_ptr;
@@ -19,16 +32,21 @@ static void* data(const TVMFFIAny* argument) {
 }
 
 static void write_logits(float* out, int64_t mixed, float scale) {
-  for (int64_t v = 0; v < VOCAB; ++v) out[v] = scale * (float)((v + 1) * (mixed + 3) * 7919 % 1009) / 64;
+  for (int64_t v = 0; v < VOCAB; ++v) out[v] = scale * (float)((v + 1) * (mixed + 3) * FACTOR % 1009) / 64;
 }
 
 // tokens, positions, sequence, page_table, rows, control, cache.0, cache.1, logits, hidden, scale
 int __tvm_ffi_toy_step(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {
+  if (count != 11) {
+    TVMFFIErrorSetRaisedFromCStr("TypeError", "toy_step takes 11 operands");
+    return -1;
+  }
   const int32_t *tokens = data(args), *positions = data(args + 1), *sequence = data(args + 2);
   const int32_t *table = data(args + 3), *rows = data(args + 4), *control = data(args + 5);
   float *cache = data(args + 6), *logits = data(args + 8), *hidden = data(args + 9);
   const float* scale = data(args + 10);
-  if (count != 11 || (uintptr_t)scale % 64 || (uintptr_t)cache % 64 || (uintptr_t)logits % 64) return -1;
+  if ((uintptr_t)scale % 64 || (uintptr_t)cache % 64 || (uintptr_t)logits % 64) return -1;
+  if (pause_us) usleep(pause_us);
   for (int t = 0; t < control[0]; ++t) {
     int p = positions[t];
     float* row = cache + (int64_t)(table[sequence[t] * PAGES + p / PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE) * LATENT;

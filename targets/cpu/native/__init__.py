@@ -18,10 +18,11 @@ from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.native.regex import Unsupported
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
-from dsv3c.targets.cpu.platforms import Platform, find_compiler_for
+from dsv3c.targets.cpu.platforms import Platform, find_compiler_for, old_glibc
 
 SOURCES = Path(__file__).parent
 PROGRAM = "main.c"
+START = "start.c"  # of the program, where that is for old systems
 TABLE = "tokenizer.bin"
 # Contraction would give sampling other bits than the compiler of another machine does.
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-g0", "-pthread")
@@ -55,18 +56,21 @@ def build(source: Path, native: Path, platform: Platform | None = None, flags: t
 
     Raises NoCCompiler, NoCrossCompiler, LinkFailed.
     """
-    compiler = [*find_compiler_for(platform), *FLAGS, *flags]
+    found = find_compiler_for(platform)
+    old = old_glibc(platform, found)
+    compiler = [*found, *FLAGS, *old, *flags]
     library = native / f"libdsv3c_model{platform.suffix if platform else '.so'}"
     macos = platform is not None and platform.system == "darwin"
     # Else some linkers note the path at which they found the library, which is not where it will be.
     named = f"-Wl,-install_name,@rpath/{library.name}" if macos else f"-Wl,-soname,{library.name}"
-    files = [str(path) for path in sorted(source.glob("*.c")) if path.name != PROGRAM]
-    hidden = ["-shared", "-fPIC", "-fvisibility=hidden"]
+    files = [str(path) for path in sorted(source.glob("*.c")) if path.name not in (PROGRAM, START)]
+    hidden = ["-shared", "-fPIC", "-fvisibility=hidden", "-DDSV3C_SHARED="]
     _compile([*compiler, *hidden, named, "-o", str(library), *files, "-lm", "-ldl"], library)
     program = native / "dsv3c-run"
     beside = "-Wl,-rpath," + ("@loader_path" if macos else "$ORIGIN")
     linked = [str(source / PROGRAM), "-L", str(native), "-ldsv3c_model", beside]
-    _compile([*compiler, "-o", str(program), *linked], program)
+    start = [str(source / START), "-Wl,--wrap=__libc_start_main"] if "-include" in old else []
+    _compile([*compiler, "-o", str(program), *start, *linked], program)
 
 
 def _table(folder: Path) -> tuple[bytes | None, tuple[str, ...]]:

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "quota.h"
 
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -150,7 +151,7 @@ static int core_of(int cpu) {
   return first;
 }
 
-int cpu_cores(void) {
+static int physical_cores(void) {
   cpu_set_t usable, cores;
   if (sched_getaffinity(0, sizeof usable, &usable) != 0) return 1;
   CPU_ZERO(&cores);
@@ -159,8 +160,13 @@ int cpu_cores(void) {
   return CPU_COUNT(&cores) > 0 ? CPU_COUNT(&cores) : 1;
 }
 #else
-int cpu_cores(void) {
+static int physical_cores(void) {
   long n = sysconf(_SC_NPROCESSORS_ONLN);
   return n > 0 ? (int)n : 1;
 }
 #endif
+
+int cpu_cores(void) {
+  int cores = physical_cores(), quota = quota_cpus("");
+  return quota && quota < cores ? quota : cores;
+}

@@ -28,7 +28,7 @@ typedef enum {
   DSV3C_OK = 0,
   DSV3C_BAD_ARGUMENT,      // a value out of range, or a sequence of another model
   DSV3C_FILE_MISSING,      // a file of the artifact cannot be opened
-  DSV3C_FILE_DAMAGED,      // a file is not the one this library was built with
+  DSV3C_FILE_DAMAGED,      // a file is not the one this library was built with, or lost bytes while it was in use
   DSV3C_ISA_UNKNOWN,       // DSV3C_ISA names no level of the artifact
   DSV3C_ISA_UNSUPPORTED,   // the CPU lacks what the level needs
   DSV3C_OUT_OF_MEMORY,     // the system refused memory
@@ -50,7 +50,7 @@ DSV3C_API const char *dsv3c_error(void);
 
 // ---- model
 
-// Zero means: threads, one a physical core; context, what the model was compiled for; max_batch, one sequence.
+// Zero means: threads, one a physical core, fewer if the control group's quota is less; context, what the model was compiled for; max_batch, one sequence.
 typedef struct {
   int32_t threads;
   int32_t context;    // tokens of one sequence
@@ -68,8 +68,8 @@ typedef struct {
 } dsv3c_info;
 
 // Open the artifact folder that `native/` is part of. options may be NULL. DSV3C_ISA in the environment names the level
-// to use, otherwise it is the best that this CPU can run. Models of one artifact share the pool of threads, whose number
-// is that of the last one opened.
+// to use, otherwise it is the best that this CPU can run. Each model has threads of its own. The first call takes the
+// signal SIGBUS, and passes on what is not of the model's files: reading one that was made shorter is then an error.
 DSV3C_API dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3c_model **model);
 // Give everything back. Sequences and samplers are freed before. NULL is fine.
 DSV3C_API void dsv3c_close(dsv3c_model *model);

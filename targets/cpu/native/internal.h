@@ -21,36 +21,41 @@ __attribute__((format(printf, 2, 3))) dsv3c_status dsv3c_fail(dsv3c_status statu
 
 // ---- memory.c
 
-// `data` lies inside a mapping of `mapped` bytes at `base`. A zeroed block is empty.
+// `data` lies inside a mapping of `mapped` bytes at `base`. A zeroed block is empty. lost: of a file, becomes 1 when it
+// could not be read; NULL where that is not watched.
 typedef struct {
   unsigned char *data;
   size_t size;
   void *base;
   size_t mapped;
+  int *lost;
 } memory_block;
 
 // Zeroed memory on a 64-byte boundary; huge pages are asked for where it is large. what: for the message.
 dsv3c_status memory_allocate(uint64_t size, const char *what, memory_block *block);
-// A file of the artifact, mapped for reading after its size and checksum were compared.
-dsv3c_status memory_map(const char *artifact, const plan_file *file, memory_block *block);
+// A file of the artifact, mapped for reading after its size and checksum were compared. artifact: its open folder.
+dsv3c_status memory_map(int artifact, const plan_file *file, memory_block *block);
+// As memory_map, but a copy, which nobody changes any more.
+dsv3c_status memory_read(int artifact, const plan_file *file, memory_block *block);
+// Fails once a mapped file could not be read: what was computed from it since is worth nothing.
+dsv3c_status memory_require(const memory_block *block, const plan_file *file);
 void memory_free(memory_block *block);
-// malloc'ed "artifact/path"; NULL without memory.
-char *memory_path(const char *artifact, const char *path);
 
 // ---- cpu.c
 
 // The level to run: the one DSV3C_ISA names, or the strongest that this CPU can run.
 dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level **chosen);
 bool cpu_has(const char *feature);
-// Physical cores that this process may use.
+// Physical cores that this process may use; fewer where its control group's quota is less.
 int cpu_cores(void);
 
 // ---- kernels.c
 
 typedef struct kernel_table kernel_table;
 
-// Load the library of `level` and bind the calls of both entries to the buffers at `data`, one address a buffer.
-dsv3c_status kernels_load(const char *artifact, const plan_level *level, void *const *data, const int64_t *sizes,
+// Load the library of `level`, a copy with threads of its own, and bind the calls of both entries to the buffers at
+// `data`, one address a buffer.
+dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *data, const int64_t *sizes,
                           int32_t *threads, kernel_table **table);
 dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry);
 void kernels_free(kernel_table *table);

@@ -4,9 +4,12 @@
 // left with TVMFFIErrorSetRaisedFromCStrParts, which this library provides in place of libtvm_ffi.
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -38,6 +41,7 @@ typedef struct {
 
 struct kernel_table {
   void *library;
+  int copy;  // the descriptor of its file, whose number is its name: kept as long as it
   ffi_function *functions;  // by kernel
   dl_tensor *tensors;       // by buffer
   int64_t *shapes;
@@ -64,25 +68,53 @@ void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *message) {
 }
 
 // Kernel libraries look for these symbols in the program and in what it loaded globally; this library may have been
-// loaded otherwise.
+// loaded otherwise. And it stays: signals are handled by its code.
 static void offer_symbols(void) {
   Dl_info self;
-  if (dladdr((void *)&one, &self) && self.dli_fname) dlopen(self.dli_fname, RTLD_LAZY | RTLD_GLOBAL | RTLD_NOLOAD);
+  if (dladdr((void *)&one, &self) && self.dli_fname)
+    dlopen(self.dli_fname, RTLD_LAZY | RTLD_GLOBAL | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 // ---- loading
 
-static dsv3c_status load_library(const char *artifact, const plan_file *file, void **library) {
+// A file of its own with the bytes that were checked: the loader would give back the library it has of a path or a file,
+// whatever is there now. In memory where the system has that; its name is free again when the descriptor is closed.
+static int copy_file(const memory_block *content, char *name, size_t size) {
+#ifdef __linux__
+  int descriptor = memfd_create("dsv3c", MFD_CLOEXEC);
+  if (descriptor >= 0) snprintf(name, size, "/proc/self/fd/%d", descriptor);
+#else
+  int descriptor = -1;
+#endif
+  if (descriptor < 0) {
+    const char *folder = getenv("TMPDIR");
+    snprintf(name, size, "%s/dsv3c-XXXXXX", folder && *folder ? folder : "/tmp");
+    descriptor = mkstemp(name);
+  }
+  for (size_t done = 0; descriptor >= 0 && done < content->size;) {
+    ssize_t count = write(descriptor, content->data + done, content->size - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count > 0) {
+      done += (size_t)count;
+      continue;
+    }
+    close(descriptor);
+    descriptor = -1;
+  }
+  return descriptor;
+}
+
+static dsv3c_status load_library(int artifact, const plan_file *file, kernel_table *table) {
+  char name[512] = "";
   memory_block content = {0};
-  TRY(memory_map(artifact, file, &content));  // compares it with the file this library was built with
+  TRY(memory_read(artifact, file, &content));
+  table->copy = copy_file(&content, name, sizeof name);
   memory_free(&content);
-  char *path = memory_path(artifact, file->path), *absolute = path ? realpath(path, 0) : 0;
-  free(path);
-  if (!absolute) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for a path");
+  if (table->copy < 0) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no place for a copy of the kernels: %s", strerror(errno));
   offer_symbols();
-  *library = dlopen(absolute, RTLD_LAZY | RTLD_LOCAL);
-  free(absolute);
-  return *library ? DSV3C_OK : dsv3c_fail(DSV3C_FILE_DAMAGED, "%s cannot be loaded: %s", file->path, dlerror());
+  table->library = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
+  if (strncmp(name, "/proc/", 6) != 0) unlink(name);
+  return table->library ? DSV3C_OK : dsv3c_fail(DSV3C_FILE_DAMAGED, "%s cannot be loaded: %s", file->path, dlerror());
 }
 
 static dsv3c_status find_functions(kernel_table *table) {
@@ -125,12 +157,13 @@ static void bind(kernel_table *table, const plan_entry *entry, kernel_call *call
   }
 }
 
-dsv3c_status kernels_load(const char *artifact, const plan_level *level, void *const *data, const int64_t *sizes,
+dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *data, const int64_t *sizes,
                           int32_t *threads, kernel_table **out) {
   const plan_entry *decode = &dsv3c_plan.decode, *prefill = &dsv3c_plan.prefill;
   kernel_table *table = calloc(1, sizeof *table);
   if (!table) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
   *out = table;
+  table->copy = -1;
   table->functions = calloc(dsv3c_plan.kernel_count, sizeof *table->functions);
   table->tensors = calloc(dsv3c_plan.buffer_count, sizeof *table->tensors);
   table->shapes = calloc(dsv3c_plan.buffer_count, sizeof *table->shapes);
@@ -138,7 +171,7 @@ dsv3c_status kernels_load(const char *artifact, const plan_level *level, void *c
   table->calls = calloc(decode->calls + prefill->calls, sizeof *table->calls);
   if (!table->functions || !table->tensors || !table->shapes || !table->arguments || !table->calls)
     return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
-  TRY(load_library(artifact, &level->library, &table->library));
+  TRY(load_library(artifact, &level->library, table));
   TRY(find_functions(table));
   TRY(set_threads(table->library, threads));
   fill_tensors(table, data, sizes);
@@ -160,6 +193,7 @@ dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry) {
 void kernels_free(kernel_table *table) {
   if (!table) return;
   if (table->library) dlclose(table->library);
+  if (table->copy >= 0) close(table->copy);
   free(table->functions);
   free(table->tensors);
   free(table->shapes);

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "internal.h"
 
 static const size_t HUGE_PAGE = 2u << 20;
@@ -23,18 +23,8 @@ dsv3c_status memory_allocate(uint64_t size, const char *what, memory_block *bloc
   if (alignment == HUGE_PAGE) madvise(base, mapped, MADV_HUGEPAGE);
 #endif
   unsigned char *data = (unsigned char *)base + (-(uintptr_t)base & (alignment - 1));
-  *block = (memory_block){data, (size_t)size, base, mapped};
+  *block = (memory_block){data, (size_t)size, base, mapped, 0};
   return DSV3C_OK;
-}
-
-char *memory_path(const char *artifact, const char *path) {
-  size_t folder = strlen(artifact), name = strlen(path);
-  char *joined = malloc(folder + name + 2);
-  if (!joined) return 0;
-  memcpy(joined, artifact, folder);
-  joined[folder] = '/';
-  memcpy(joined + folder + 1, path, name + 1);
-  return joined;
 }
 
 static uint32_t crc32_of(const unsigned char *data, uint64_t size) {
@@ -47,35 +37,69 @@ static uint32_t crc32_of(const unsigned char *data, uint64_t size) {
   return ~crc;
 }
 
-static dsv3c_status map_descriptor(int descriptor, const plan_file *file, memory_block *block) {
-  struct stat status;
-  if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode))
-    return dsv3c_fail(DSV3C_FILE_MISSING, "%s is not a regular file", file->path);
-  if ((uint64_t)status.st_size != file->bytes)
-    return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s has %lld bytes, this library was built with %llu", file->path,
-                      (long long)status.st_size, (unsigned long long)file->bytes);
+static dsv3c_status check_size(int descriptor, const plan_file *file) {
+  // Not by fstat, whose symbol is of glibc 2.33. Only regular files can be sought to their end and read.
+  off_t size = lseek(descriptor, 0, SEEK_END);
+  char first;
+  if (size < 0 || pread(descriptor, &first, 1, 0) < 0) return dsv3c_fail(DSV3C_FILE_MISSING, "%s is not a regular file", file->path);
+  if ((uint64_t)size == file->bytes) return DSV3C_OK;
+  return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s has %lld bytes, this library was built with %llu", file->path,
+                    (long long)size, (unsigned long long)file->bytes);
+}
+
+static dsv3c_status check_content(const memory_block *block, const plan_file *file) {
+  if (crc32_of(block->data, file->checked) == file->crc) return memory_require(block, file);
+  return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s is another file than the one this library was built with", file->path);
+}
+
+static dsv3c_status map_open(int descriptor, const plan_file *file, memory_block *block) {
+  TRY(check_size(descriptor, file));
   void *base = mmap(0, file->bytes, PROT_READ, MAP_SHARED, descriptor, 0);
   if (base == MAP_FAILED)
     return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "%s cannot be mapped: %s", file->path, strerror(errno));
   madvise(base, file->bytes, MADV_WILLNEED);
-  *block = (memory_block){base, file->bytes, base, file->bytes};
-  if (crc32_of(base, file->checked) == file->crc) return DSV3C_OK;
-  memory_free(block);
-  return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s is another file than the one this library was built with", file->path);
+  *block = (memory_block){base, file->bytes, base, file->bytes, dsv3c_watch(base, file->bytes)};
+  return check_content(block, file);
 }
 
-dsv3c_status memory_map(const char *artifact, const plan_file *file, memory_block *block) {
-  char *path = memory_path(artifact, file->path);
-  if (!path) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for a path");
-  int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  dsv3c_status status = descriptor < 0 ? dsv3c_fail(DSV3C_FILE_MISSING, "cannot open %s: %s", path, strerror(errno))
-                                       : map_descriptor(descriptor, file, block);
-  if (descriptor >= 0) close(descriptor);
-  free(path);
+static dsv3c_status read_open(int descriptor, const plan_file *file, memory_block *block) {
+  TRY(check_size(descriptor, file));
+  TRY(memory_allocate(file->bytes, file->path, block));
+  for (uint64_t done = 0; done < file->bytes;) {
+    ssize_t count = pread(descriptor, block->data + done, file->bytes - done, (off_t)done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s cannot be read to its end", file->path);
+    done += (uint64_t)count;
+  }
+  return check_content(block, file);
+}
+
+static dsv3c_status open_file(int artifact, const plan_file *file, memory_block *block,
+                              dsv3c_status (*take)(int, const plan_file *, memory_block *)) {
+  int descriptor = openat(artifact, file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return dsv3c_fail(DSV3C_FILE_MISSING, "cannot open %s: %s", file->path, strerror(errno));
+  dsv3c_status status = take(descriptor, file, block);
+  close(descriptor);
+  if (status != DSV3C_OK) memory_free(block);
   return status;
 }
 
+dsv3c_status memory_map(int artifact, const plan_file *file, memory_block *block) {
+  return open_file(artifact, file, block, map_open);
+}
+
+dsv3c_status memory_read(int artifact, const plan_file *file, memory_block *block) {
+  return open_file(artifact, file, block, read_open);
+}
+
+dsv3c_status memory_require(const memory_block *block, const plan_file *file) {
+  if (!block->lost || !*(volatile int *)block->lost) return DSV3C_OK;
+  return dsv3c_fail(DSV3C_FILE_DAMAGED, "%s could not be read while it was in use: it was made shorter, or its disk fails",
+                    file->path);
+}
+
 void memory_free(memory_block *block) {
+  dsv3c_unwatch(block->lost);
   if (block->base) munmap(block->base, block->mapped);
   *block = (memory_block){0};
 }

@@ -1,7 +1,10 @@
 // Opening an artifact: everything is mapped, allocated and resolved here, so that a step only runs kernels.
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -19,7 +22,7 @@ static void *place(dsv3c_model *model, const plan_buffer *buffer) {
   return 0;
 }
 
-static dsv3c_status load_kernels(dsv3c_model *model, const char *artifact) {
+static dsv3c_status load_kernels(dsv3c_model *model, int artifact) {
   void **data = calloc(plan->buffer_count, sizeof *data);
   int64_t *sizes = calloc(plan->buffer_count, sizeof *sizes);
   dsv3c_status status = data && sizes ? DSV3C_OK : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the buffers");
@@ -59,13 +62,13 @@ static dsv3c_status within(const char *name, int32_t value, int32_t limit) {
   return dsv3c_fail(DSV3C_BAD_ARGUMENT, "%s is %d, it must be from 1 to %d, or 0 for the default", name, value, limit);
 }
 
-static dsv3c_status open_tokenizer(dsv3c_model *model, const char *artifact) {
+static dsv3c_status open_tokenizer(dsv3c_model *model, int artifact) {
   if (!plan->tokenizer.path) return DSV3C_OK;
-  TRY(memory_map(artifact, &plan->tokenizer, &model->table));
+  TRY(memory_read(artifact, &plan->tokenizer, &model->table));
   return tokenizer_open(model->table.data, model->table.size, &model->tokenizer);
 }
 
-static dsv3c_status open_model(dsv3c_model *model, const char *artifact, const dsv3c_options *options) {
+static dsv3c_status open_model(dsv3c_model *model, int artifact, const dsv3c_options *options) {
   TRY(within("threads", options->threads, THREADS_LIMIT));
   TRY(within("context", options->context, plan->pages * plan->page_size));
   TRY(within("max_batch", options->max_batch, plan->sequences));
@@ -93,9 +96,14 @@ static dsv3c_status open_model(dsv3c_model *model, const char *artifact, const d
 dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3c_model **out) {
   if (!artifact || !out) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_open needs a folder and a place for the model");
   *out = 0;
+  // All files are opened in it, so that none is of an artifact that takes its place meanwhile.
+  int folder = open(artifact, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0)
+    return dsv3c_fail(DSV3C_FILE_MISSING, "cannot open %s/%s: %s", artifact, plan->weights.path, strerror(errno));
   dsv3c_model *model = calloc(1, sizeof *model);
-  if (!model) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the model");
-  dsv3c_status status = open_model(model, artifact, options ? options : &(dsv3c_options){0});
+  dsv3c_status status = model ? open_model(model, folder, options ? options : &(dsv3c_options){0})
+                              : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the model");
+  close(folder);
   if (status == DSV3C_OK) *out = model;
   else dsv3c_close(model);
   return status;

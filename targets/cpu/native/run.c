@@ -111,6 +111,7 @@ static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests,
   for (int32_t pieces; (pieces = next_step(model, requests, count)) > 0;) {
     const plan_entry *entry = entry_for(model, fill_inputs(model, pieces));
     TRY(kernels_run(model->kernels, entry));
+    TRY(memory_require(&model->weights, &plan->weights));
     hand_out_logits(entry == &plan->decode ? model->logits_of_decode : model->logits_of_prefill, model->pieces, pieces);
     for (int32_t i = 0; i < pieces; i++) model->pieces[i].sequence->length += model->pieces[i].count;
   }
