@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
+import subprocess
+import sys
 from types import MappingProxyType
 from typing import Any
 
@@ -120,7 +121,28 @@ def test_costly_templates_end_soon(source: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises((errors.TemplateTooCostly, errors.TemplateFailed)):
         render(source)
     assert render("{{ messages[0].role }}") == "system"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 256 << 10  # kB: of the largest so far
+
+
+LARGE = ("{{ 'x' * 10 ** 9 }}", "{{ [1] | slice(1000000000) | list | length }}", "{{ ([1] * 100000) | string * 900000 }}")
+PEAK = """
+import resource, sys
+from dsv3c.runtime.chat_template import ChatTemplate
+from dsv3c.runtime.errors import TemplateFailed, TemplateTooCostly
+for source in sys.argv[1:]:
+    try:
+        ChatTemplate(source).render([{"role": "user", "content": "Hi"}], {})
+    except (TemplateFailed, TemplateTooCostly):
+        print("refused")
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def test_costly_templates_take_little_memory() -> None:
+    """In a process of its own, whose only children are those that render."""
+    done = subprocess.run([sys.executable, "-c", PEAK, *LARGE], capture_output=True, text=True, check=True)
+    *refused, peak = done.stdout.split()
+    assert refused == ["refused"] * len(LARGE)
+    assert int(peak) < 256 << 10  # kB
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_stdin_that_is_no_utf8_is_refused(
     model: Asked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     give_stdin(monkeypatch, data)
-    assert "of stdin is not UTF-8" in generate(capsys, "-p", "-", code=1)[1]
+    assert "is not UTF-8" in generate(capsys, "-p", "-", code=1)[1]
 
 
 def test_stdin_is_bounded(model: Asked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

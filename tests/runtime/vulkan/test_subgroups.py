@@ -27,6 +27,7 @@ def test_every_constant_that_is_used_is_known_to_the_package(vk: Any) -> None:
     assert [name for name in sorted(names) if getattr(vk, name, None) is None] == []
 
 
+@pytest.mark.needs("vulkan_package")
 def test_kernels_with_constants_ask_for_full_subgroups(vk: Any) -> None:
     module = vk.ffi.NULL
     stage, plain = Stage(vk, module, {0: 8, 3: 16}), Stage(vk, module, {})
