@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import selectors
@@ -86,6 +87,7 @@ def _run(job: Callable[[], object], channel: int) -> NoReturn:
             os.setpgid(0, 0)
         for number in _ENDING:
             signal.signal(number, signal.SIG_DFL)
+        _leave_at_once()
         os.dup2(channel, 2)
         sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="replace")
         job()
@@ -95,6 +97,15 @@ def _run(job: Callable[[], object], channel: int) -> NoReturn:
             file.write(_RESULT + _pickled(error))
     finally:
         os._exit(code)
+
+
+def _leave_at_once() -> None:
+    """LLVM ends its process by exit(1). What other libraries would then do waits for threads that stayed behind: what
+    is registered last runs first, and ends it."""
+    system = ctypes.CDLL(None)
+    register = system["__cxa_atexit"]
+    register.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    register(ctypes.cast(system["_exit"], ctypes.c_void_p), 1, None)
 
 
 def _pickled(error: BaseException) -> bytes:

@@ -123,7 +123,11 @@ def test_costly_templates_end_soon(source: str, monkeypatch: pytest.MonkeyPatch)
     assert render("{{ messages[0].role }}") == "system"
 
 
-LARGE = ("{{ 'x' * 10 ** 9 }}", "{{ [1] | slice(1000000000) | list | length }}", "{{ ([1] * 100000) | string * 900000 }}")
+LARGE = (
+    "{{ 'x' * 10 ** 9 }}",
+    "{{ [1] | slice(1000000000) | list | length }}",
+    "{{ ([1] * 100000) | string * 900000 }}",
+)
 PEAK = """
 import resource, sys
 from dsv3c.runtime.chat_template import ChatTemplate

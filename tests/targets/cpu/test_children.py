@@ -121,3 +121,25 @@ def test_signals_of_the_parent_are_not_the_childs() -> None:
             run(lambda: os.kill(os.getpid(), signal.SIGTERM))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+LEAVING = """
+import ctypes, os
+from pathlib import Path
+from dsv3c.targets.cpu.children import JobDied, in_children
+
+CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+handler = CALLBACK(lambda _: print("ran in", os.getpid() == parent, flush=True))
+parent = os.getpid()
+ctypes.CDLL(None)["__cxa_atexit"](handler, None, None)
+try:
+    in_children([lambda: ctypes.CDLL(None).exit(1)], lambda number: None, Path("x"))
+except JobDied:
+    print("died", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_job_that_leaves_runs_nothing_of_other_libraries() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "died\n"
