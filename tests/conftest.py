@@ -78,17 +78,25 @@ def bundled_model() -> Path:
 
 @pytest.fixture(scope="session")
 def bundled_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of the bundled checkpoint's artifact in a weight format for a target, made once for all processes."""
+    """The folder of the bundled checkpoint's artifact in a weight format for a target, made once for all processes.
+
+    For x86 it has the levels that this CPU runs, and the native library beside what others use.
+    """
 
     def artifact(quant: str, target: str = "x86") -> Path:
+        name = f"bundled/{target.replace(':', '-')}/{quant}"
+        return once(tmp_path_factory, name, lambda out: compiled(out, quant, target))
+
+    def compiled(out: Path, quant: str, target: str) -> None:
         from dsv3c.compiler.options import CompileOptions
         from dsv3c.compiler.pipeline import compile_checkpoint
+        from dsv3c.targets.x86 import levels
 
-        # The native library lies beside what others use: emitting it takes a second, kernels take ten.
         emit = ("native",) if target == "x86" else ()
-        options = CompileOptions(target=target, quant=quant, emit=emit)
-        name = f"bundled/{target.replace(':', '-')}/{quant}"
-        return once(tmp_path_factory, name, lambda out: compile_checkpoint(BUNDLED_MODEL, out, options))
+        usable = tuple(level for level in levels.LEVELS if not level.missing(cpu_flags()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(levels, "LEVELS", usable or levels.LEVELS)
+            compile_checkpoint(BUNDLED_MODEL, out, CompileOptions(target=target, quant=quant, emit=emit))
 
     return artifact
 

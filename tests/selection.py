@@ -146,8 +146,35 @@ NEEDS = {
     "card": Need(_nvidia_gpu, "an NVIDIA GPU", "python -m pytest tests/targets/cuda/test_card.py"),
     "macos": Need(lambda: sys.platform == "darwin", "macOS with Metal", "tests/device/run_on_mac.sh"),
     "binutils": Need(lambda: all(map(shutil.which, ("nm", "objdump"))), "nm and objdump", "apt-get install binutils"),
+    "tar": Need(_program("tar"), "tar, which unpacks archives for devices", "apt-get install tar"),
+    "ldd": Need(_program("ldd"), "ldd", "apt-get install libc-bin"),
     "qemu_x86": Need(_program("qemu-x86_64-static"), "an emulated Haswell", "apt-get install qemu-user-static"),
 }
+# Files of half a minute and more: they begin first, since one that began last would be waited for by all others.
+LONG = (
+    "targets/cpu/test_relax_module.py",
+    "targets/metal/test_device.py",
+    "targets/metal/test_kernels.py",
+    "targets/cuda/test_kernels.py",
+    "targets/cuda/test_mma.py",
+    "targets/cuda/test_mma_attention.py",
+    "targets/cuda/test_binaries.py",
+    "targets/vulkan/test_kernels.py",
+    "targets/vulkan/test_cooperative.py",
+    "targets/vulkan/test_bundled_model.py",
+    "targets/arm/test_kernels.py",
+    "targets/arm/test_bundled_model.py",
+    "targets/cpu/test_amx_kernels.py",
+    "targets/cpu/test_attention_kernels.py",
+    "targets/cpu/native/test_native_program.py",
+    "targets/cpu/native/test_native_tokenizer.py",
+    "runtime/cuda/test_device.py",
+    "runtime/test_installed.py",
+    "compiler/cli/test_bundled_model.py",
+    "compiler/test_tune.py",
+    "tests/test_bundled_model.py",
+    "tests/test_goldens_conformance.py",
+)
 THOROUGH = "more time, at further sizes, formats and levels: make test-all"
 
 
@@ -165,7 +192,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {item: _why_not(item, config.getoption("--all")) for item in items}
     left_out = Counter(reason for reason in reasons.values() if reason)
     config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
-    items[:] = [item for item in items if not reasons[item]]
+    kept = [item for item in items if not reasons[item]]
+    items[:] = sorted(
+        kept, key=lambda item: not item.path.as_posix().endswith(LONG)
+    )  # stable: the others stay as they are
     config.stash[_LEFT_OUT] = left_out
 
 

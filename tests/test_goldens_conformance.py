@@ -84,7 +84,7 @@ def test_numpy_evaluation_of_the_mtp_layer(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernels_for_this_cpu_alone")
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", shortlist(COMPILED, ["v3-odd-widths-3-shared", "youtu-tied-5-heads"]))
 def test_artifact(name: str, tmp_path: Path) -> None:
     stored = Stored.load(name)
     model = runs.compiled(stored.case.write(tmp_path / "checkpoint"), tmp_path / "artifact")

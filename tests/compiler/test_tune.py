@@ -163,6 +163,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.thorough  # a minute
 def test_an_artifact_is_tuned_without_its_checkpoint(compiled: Path, tmp_path: Path) -> None:
     before = {path.name for path in compiled.parent.iterdir()}
     monkey = pytest.MonkeyPatch()

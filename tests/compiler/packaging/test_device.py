@@ -22,6 +22,7 @@ ARGUMENTS = ("-p", PROMPT, "-n", "12", "--temperature", "0", "--json", "-j", "1"
 PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 
 pytestmark = [
+    pytest.mark.needs("tar"),
     pytest.mark.isa("avx2", "fma", "f16c", "bmi2"),
     pytest.mark.skipif(runs_here() is not None, reason=str(runs_here())),
     pytest.mark.usefixtures("package_index"),

@@ -28,6 +28,7 @@ from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import shortlist
 from tests.targets.cpu.emulation import BASE, EMULATED, emulation
 
 Ints = NDArray[np.int32]
@@ -164,7 +165,7 @@ def prompt(length: int, pages: Ints) -> Batch:
     return Batch(rng.integers(0, 2048, length, np.int32), positions, np.zeros_like(positions), [pages], rows)
 
 
-@pytest.mark.parametrize("quant", CASES)
+@pytest.mark.parametrize("quant", shortlist(CASES, ["int8"]))
 def test_relax_vm_computes_the_bits_of_the_plan(quant: str, compiled: Callable[[str], Compiled]) -> None:
     """A prompt, then two sequences of unequal length decoded side by side, and the MTP layer behind the prompt."""
     pages, fresh = ints(5, 2, 7), ints(3)
@@ -198,7 +199,7 @@ def emitted(folder: Path, model_type: str, level: Any, max_tokens: int = 512) ->
     return found
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", shortlist(MODEL_TYPES, ["deepseek_v3"]))
 def test_functions_are_the_entries(model_type: str, tmp_path: Path) -> None:
     """The kernels of each entry in the order of the plan, and every weight an argument."""
     level = LEVELS[BEST]
@@ -225,7 +226,7 @@ def called_kernels(function: Any) -> list[str]:
     return [call.args[0].name_hint for call in calls]
 
 
-@pytest.mark.parametrize("model_type", SCRIPTS)
+@pytest.mark.parametrize("model_type", shortlist(SCRIPTS, []))
 def test_script_parses_back_to_the_module(model_type: str, tmp_path: Path) -> None:
     level, max_tokens = SCRIPTS[model_type]
     emitted(tmp_path, model_type, level, max_tokens)

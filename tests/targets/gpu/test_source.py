@@ -14,7 +14,7 @@ from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, barrier, f32, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, METAL, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import CASES, exact_forms
+from tests.targets.gpu.op_tests import CASES, exact_forms, telling
 
 PARAMETERS = {
     CUDA: r'^extern "C" __global__ void __launch_bounds__\(128, [248]\) (\w+)\((.*)\) \{$',
@@ -25,10 +25,10 @@ DIALECTS = pytest.mark.parametrize("dialect", PARAMETERS, ids=["cuda", "metal"])
 
 @cache
 def kernels(dialect):
-    """Every form of every kernel of the op tests: name -> (PrimFunc, roles of its operands)."""
+    """Every form of every kernel with every weight format: name -> (PrimFunc, roles of its operands)."""
     table = exact_forms({CUDA: NVIDIA, METAL: APPLE}[dialect])
     found, specs = {}, set()
-    for number, (spec, *_) in enumerate(CASES.values()):
+    for number, (spec, *_) in enumerate(CASES[name] for name in telling(table)):
         for stage in stages(spec):
             if stage in specs:
                 continue

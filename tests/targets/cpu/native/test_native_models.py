@@ -16,6 +16,7 @@ from dsv3c.runtime.session import Request
 from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.x86 import levels as x86
 from tests.checkpoints import tiny_config, write_checkpoint
+from tests.selection import shortlist
 from tests.targets.cpu.native.binding import Failure, Model
 
 SHAPES = {
@@ -25,7 +26,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("model_type", SHAPES)
+@pytest.mark.parametrize("model_type", shortlist(SHAPES, ["deepseek_v3"]))
 def test_small_steps_and_float32(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(x86, "LEVELS", x86.LEVELS[:1])
     write_checkpoint(tmp_path / "model", tiny_config(model_type, **SHAPES[model_type]))

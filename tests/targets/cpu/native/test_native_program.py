@@ -184,6 +184,7 @@ def test_a_pipe_that_is_closed_early_ends_it_quietly(folder: Path) -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.needs("ldd")
 def test_only_the_c_library_is_needed(folder: Path) -> None:
     for name in ("libdsv3c_model.so", "dsv3c-run"):
         done = subprocess.run(["ldd", str(folder / "native" / name)], capture_output=True, text=True, check=True)
