@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
-from dsv3c.compiler.pattern import Match, P, Pattern
-from dsv3c.compiler.rewrite import Rule, rewrite_graph
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.pattern import Match, P, Pattern
+from dsv3c.compiler.core.rewrite import Rule, rewrite_graph
 
 x = P.any("x")
 

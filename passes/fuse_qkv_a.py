@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value, is_weight
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
 
 
 @dataclass(frozen=True)

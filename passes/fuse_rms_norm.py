@@ -1,6 +1,6 @@
 """fuse-rms-norm: the six primitives of RMSNorm become one operation.
 
-    %2 = mean(mul(%x, %x)); %5 = mul(mul(%x, rsqrt(add(%2, %eps))), %w)   ->   %5 = rms_norm(%x, %w) {"eps": 1e-06}
+%2 = mean(mul(%x, %x)); %5 = mul(mul(%x, rsqrt(add(%2, %eps))), %w)   ->   %5 = rms_norm(%x, %w) {"eps": 1e-06}
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
-from dsv3c.compiler.pattern import Match, P, Pattern
-from dsv3c.compiler.rewrite import Rule, rewrite_graph
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.pattern import Match, P, Pattern
+from dsv3c.compiler.core.rewrite import Rule, rewrite_graph
 
 x, weight = P.any("x"), P.any("weight")
 

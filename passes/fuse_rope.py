@@ -1,7 +1,7 @@
 """fuse-rope: rotary embedding becomes one operation that reads a table made once a step.
 
-    %c = cos(angles), %s = sin(angles), %1 = slice(%x) {"step": 2}, %2 = …, concat(…)
-        ->  %t = rope_table(%positions, %inv_freq) {"scale": 1.0};  rope(%x, %t) {"interleave": true}
+%c = cos(angles), %s = sin(angles), %1 = slice(%x) {"step": 2}, %2 = …, concat(…)
+    ->  %t = rope_table(%positions, %inv_freq) {"scale": 1.0};  rope(%x, %t) {"interleave": true}
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Attr, Graph, Value
-from dsv3c.compiler.pattern import Match, P, Pattern
-from dsv3c.compiler.rewrite import Rule, rewrite_graph
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Attr, Graph, Value
+from dsv3c.compiler.core.pattern import Match, P, Pattern
+from dsv3c.compiler.core.rewrite import Rule, rewrite_graph
 
 angles = P.mul(P.reshape(P.cast(P.any("positions"))), P.const(data=tuple, name="inv_freq"))
 cos = P.reshape(P.scaled(P.cos(angles), "cos_scale"), name="cos")

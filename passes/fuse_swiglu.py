@@ -1,6 +1,6 @@
 """fuse-swiglu: the gate and up projections of a dense MLP become one product, followed by silu(gate) * up.
 
-    mul(mul(%g, sigmoid(%g)), %u), %g = linear(%x, %wg), %u = linear(%x, %wu)  ->  swiglu(linear(%x, concat(%wg, %wu)))
+mul(mul(%g, sigmoid(%g)), %u), %g = linear(%x, %wg), %u = linear(%x, %wu)  ->  swiglu(linear(%x, concat(%wg, %wu)))
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
-from dsv3c.compiler.pattern import Match, P, Pattern
-from dsv3c.compiler.rewrite import Rule, rewrite_graph
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.pattern import Match, P, Pattern
+from dsv3c.compiler.core.rewrite import Rule, rewrite_graph
 
 x = P.any("x")
 gate = P.linear(x, P.any("w_gate"))

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value
-from dsv3c.compiler.ops.weight import spec_of
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.ops.weight import spec_of
 
 # Operations whose first operand is multiplied with the weight and may be int8.
 INTEGER_PRODUCTS = ("linear", "head_linear", "moe_gate_up", "moe_down")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler.ir import Graph, Value, is_weight
-from dsv3c.compiler.storage import aligned, components, memory_owner
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
+from dsv3c.compiler.core.storage import aligned, components, memory_owner
 
 
 @dataclass

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value, is_weight
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
 
 # Operation -> positions of its operands that are matrices [..., N, K] multiplied along K.
 MATRIX_OPERANDS: Mapping[str, tuple[int, ...]] = {

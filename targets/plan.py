@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dsv3c.compiler.cuts import Cut, cuts
-from dsv3c.compiler.ir import Value, is_weight, topological_order
-from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.compiler.storage import components, memory_owner, tensor_name
-from dsv3c.compiler.target import Entry
+from dsv3c.compiler.core.cuts import Cut, cuts
+from dsv3c.compiler.core.ir import Value, is_weight, topological_order
+from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
+from dsv3c.compiler.core.target import Entry
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 
 STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")
 _DIMS = {"page_table": "S*P", "rows": "R"}

@@ -88,8 +88,8 @@ def bundled_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return once(tmp_path_factory, name, lambda out: compiled(out, quant, target))
 
     def compiled(out: Path, quant: str, target: str) -> None:
+        from dsv3c.compiler.driver.pipeline import compile_checkpoint
         from dsv3c.compiler.options import CompileOptions
-        from dsv3c.compiler.pipeline import compile_checkpoint
         from dsv3c.targets.x86 import levels
 
         emit = ("native",) if target == "x86" else ()

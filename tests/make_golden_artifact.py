@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from dsv3c import runtime
-from dsv3c.compiler import artifact
+from dsv3c.compiler.driver import artifact
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from tests.checkpoints import YARN, tiny_config, write_checkpoint
 from tests.conftest import GOLDENS
 

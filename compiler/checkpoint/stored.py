@@ -13,9 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dsv3c.compiler import fp8
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
+from dsv3c.compiler.formats import fp8
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 FLOAT_DTYPES = ("F32", "F16", "BF16")

@@ -13,7 +13,7 @@ from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
-    from dsv3c.compiler.pipeline import CompileReport
+    from dsv3c.compiler.driver.pipeline import CompileReport
 
 
 @click.command("compile")
@@ -45,9 +45,9 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
       dsv3c compile ~/models/Moonlight-16B-A3B --quant int4 -o moonlight-int4
       dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
     """
+    from dsv3c.compiler.driver.pipeline import compile_checkpoint
     from dsv3c.compiler.errors import UnknownFormError, UnknownPassError
     from dsv3c.compiler.options import CompileOptions
-    from dsv3c.compiler.pipeline import compile_checkpoint
     from dsv3c.runtime.cli.progress import NotesOnly, terminal_progress
 
     chosen = CompileOptions(**options)

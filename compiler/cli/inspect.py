@@ -52,7 +52,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     from dsv3c.compiler.checkpoint import Checkpoint
     from dsv3c.compiler.checkpoint.parts import PARTS, part_of
     from dsv3c.compiler.checkpoint.shards import open_tensors
-    from dsv3c.compiler.sizes import Part
+    from dsv3c.compiler.driver.sizes import Part
 
     checkpoint = Checkpoint.open(folder)
     layers = checkpoint.config.num_hidden_layers

@@ -31,7 +31,7 @@ def weight_format(ctx: click.Context, param: click.Parameter, value: str | None)
     """The full name of a weight format."""
     if value is None:
         return None
-    from dsv3c.compiler.quant import QuantSpec
+    from dsv3c.compiler.formats.quant import QuantSpec
 
     try:
         return QuantSpec.parse(SHORT_NAMES.get(value, value)).name
@@ -41,7 +41,7 @@ def weight_format(ctx: click.Context, param: click.Parameter, value: str | None)
 
 def embedding_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The full name of a format that an embedding can have."""
-    from dsv3c.compiler.pipeline import EMBEDDING_FORMATS
+    from dsv3c.compiler.driver.pipeline import EMBEDDING_FORMATS
 
     name = weight_format(ctx, param, value)
     if name is not None and name not in EMBEDDING_FORMATS:

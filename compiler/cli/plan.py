@@ -32,8 +32,8 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
     Example:
       dsv3c plan ~/models/Moonlight-16B-A3B --quant int4 --context 8192
     """
+    from dsv3c.compiler.driver.size_report import plan_checkpoint
     from dsv3c.compiler.options import CompileOptions
-    from dsv3c.compiler.plan_report import plan_checkpoint
 
     report = plan_checkpoint(checkpoint, CompileOptions(**options), context)
     for note in report.notes:

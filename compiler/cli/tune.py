@@ -14,7 +14,7 @@ from dsv3c.runtime.cli.output import echo, print_json, section
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
-    from dsv3c.compiler.tune import TuneReport
+    from dsv3c.compiler.driver.tune import TuneReport
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -49,8 +49,8 @@ def tune_command(
       dsv3c tune CHECKPOINT --quant int4 --budget 10m
       dsv3c tune OUT --trials 20      with the format and options of an artifact
     """
+    from dsv3c.compiler.driver.tune import tune
     from dsv3c.compiler.options import CompileOptions
-    from dsv3c.compiler.tune import tune
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.targets.cpu.tuning import RECORDS
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsv3c.compiler import ops
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Dim, Graph, TensorType, Value
 from dsv3c.compiler.frontend import model
-from dsv3c.compiler.ir import Dim, Graph, TensorType, Value
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,9 +27,7 @@ def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, c
     layer = config.num_hidden_layers + depth
     hidden = ops.leaf("input", "hidden", TensorType("f32", ("T", config.hidden_size)))
     cache = _cache(config, layer, cache_dtype)
-    output = model.forward_mtp(
-        ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, cache
-    )
+    output = model.forward_mtp(ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, cache)
     return _graph("mtp", output, first_layer=layer)
 
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
+from dsv3c.compiler.driver.workplace import MAKING, put, sweep, workplace
 from dsv3c.compiler.errors import Dsv3cError, ForeignFileError, OutputExistsError
 from dsv3c.compiler.packaging import archive, wheels
 from dsv3c.compiler.packaging.archive import Entry
 from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
-from dsv3c.compiler.workplace import MAKING, put, sweep, workplace
 from dsv3c.runtime.artifact import MANIFEST, Artifact
 
 FOLDER = Path(__file__).parent

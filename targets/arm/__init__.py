@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
 from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS
 
 if TYPE_CHECKING:

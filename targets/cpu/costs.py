@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv3c.compiler.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import Paging
 from dsv3c.targets.cpu.kernels.embedding import Take

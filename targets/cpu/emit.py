@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from dsv3c.compiler.crossing import materialize_from
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
+from dsv3c.compiler.core.crossing import materialize_from
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.cpu.isa import IsaLevel

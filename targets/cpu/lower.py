@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv3c.compiler.ir import Dim, Value
-from dsv3c.compiler.ops.weight import activation_group, spec_of
-from dsv3c.compiler.storage import strided
+from dsv3c.compiler.core.ir import Dim, Value
+from dsv3c.compiler.core.ops.weight import activation_group, spec_of
+from dsv3c.compiler.core.storage import strided
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
 from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu

@@ -20,10 +20,10 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Graph, Value, is_weight
-from dsv3c.compiler.storage import components, tensor_name
-from dsv3c.compiler.target import Entry
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
+from dsv3c.compiler.core.storage import components, tensor_name
+from dsv3c.compiler.core.target import Entry
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.frame import CONTROL, CONTROL_SIZE, TVM_DTYPES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, variants

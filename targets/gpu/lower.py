@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import gcd, lcm
 
+from dsv3c.compiler.core.ir import Value, is_weight
+from dsv3c.compiler.core.storage import ALIGNMENT
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.ir import Value, is_weight
-from dsv3c.compiler.storage import ALIGNMENT
 from dsv3c.targets.cpu.kernels.embedding import Take
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeGateUp

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
 
 # Execution provider -> element types that activations and cache can have, the usual one first. ONNX Runtime's CPU
 # kernels compute in float32; float16 there costs casts around every node.

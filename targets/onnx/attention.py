@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Value
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Value
 from dsv3c.targets.onnx.builder import packed, requantised, sizes, source
 from dsv3c.targets.onnx.lower import Lowering, head_linear, matmul_nbits, rotated, weight_vector
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import TensorType, Value, topological_order
-from dsv3c.compiler.ops.weight import spec_of
-from dsv3c.compiler.quant import QuantSpec
-from dsv3c.compiler.storage import Component, components, tensor_name
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import TensorType, Value, topological_order
+from dsv3c.compiler.core.ops.weight import spec_of
+from dsv3c.compiler.core.storage import Component, components, tensor_name
+from dsv3c.compiler.formats.quant import QuantSpec
 
 OPSET, CONTRIB = 23, "com.microsoft"
 ELEMENTS: Mapping[str, int] = {

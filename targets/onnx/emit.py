@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
-from dsv3c.compiler.ir import Value, is_weight
-from dsv3c.compiler.storage import aligned
-from dsv3c.compiler.target import Emission, Entry, Place
+from dsv3c.compiler.core.ir import Value, is_weight
+from dsv3c.compiler.core.storage import aligned
+from dsv3c.compiler.core.target import Emission, Entry, Place
 from dsv3c.targets.onnx import attention, experts
 from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Recipes, Reference
 from dsv3c.targets.onnx.genai import write_config

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.targets.onnx.builder import CONTRIB, packed, requantised, sizes, source
 from dsv3c.targets.onnx.lower import Lowering, gated, matmul_nbits, scales
 
@@ -25,7 +25,7 @@ TINY = {"f32": 1e-30, "f16": 6e-8}
 
 
 def router(lowering: Lowering, value: Value) -> str:
-    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/ops/fused.py."""
+    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/core/ops/fused.py."""
     b, attrs = lowering.b, dict[str, Any](value.attrs)
     choice = _scores(lowering, value.inputs[0], attrs["scoring"])
     if len(value.inputs) == 2:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv3c.compiler import ops
-from dsv3c.compiler.ir import Value
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Value
 from dsv3c.targets.onnx.builder import CONTRIB, Builder, Stored, packed, requantised, sizes, source
 
 END = 2**63 - 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.ir import Value
-from dsv3c.compiler.target import Emission, Entry
 
 LEAST_RANGE = 128 << 20  # maxStorageBufferRange of every device
 

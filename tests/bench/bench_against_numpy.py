@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from dsv3c import runtime
-from dsv3c.compiler import ops
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.frontend import model
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 
 MODEL = Path(__file__).parents[2] / "artifacts" / "models" / "fairytale-10m"
 CONTEXT = 512
@@ -58,9 +58,7 @@ def compiled_speed(format: str, prompt: list[int], wanted: list[int]) -> float:
         out = Path(folder, "artifact")
         compile_checkpoint(MODEL, out, CompileOptions(quant=format))
         with runtime.load(out) as loaded:
-            runs = [
-                loaded.generate(prompt, max_new_tokens=len(wanted), temperature=0) for _ in range(REPETITIONS)
-            ]
+            runs = [loaded.generate(prompt, max_new_tokens=len(wanted), temperature=0) for _ in range(REPETITIONS)]
     assert format != "float32" or list(runs[0].token_ids) == wanted
     return statistics.median(run.decode_tokens_per_second for run in runs)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tvm_ffi
 
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
 from dsv3c.runtime.cpu_features import cpu_flags, permitted
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu.isa import IsaLevel

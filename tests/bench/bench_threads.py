@@ -29,9 +29,7 @@ def decode(out: Path, threads: int, pinned: bool, tokens: int, repetitions: int)
         model.generate(ids, max_new_tokens=4, temperature=0, ignore_eos=True)  # starts the threads
         if pinned:
             pin(threads)
-        runs = [
-            model.generate(ids, max_new_tokens=tokens, temperature=0, ignore_eos=True) for _ in range(repetitions)
-        ]
+        runs = [model.generate(ids, max_new_tokens=tokens, temperature=0, ignore_eos=True) for _ in range(repetitions)]
     return [run.decode_tokens_per_second for run in runs]
 
 
@@ -84,8 +82,8 @@ def main() -> None:
 
 
 def compiled_model() -> Path:
+    from dsv3c.compiler.driver.pipeline import compile_checkpoint
     from dsv3c.compiler.options import CompileOptions
-    from dsv3c.compiler.pipeline import compile_checkpoint
 
     root = Path(__file__).parents[2]
     out = root / "build" / "bench" / "fairytale-10m"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.model import Model
 from tests.conformance import runs

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dsv3c import runtime
-from dsv3c.compiler import ops, pipeline
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
+from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.ir import Graph, Value, is_weight
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
-from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.compiler.target import Emission, Entry
 from dsv3c.runtime.model import Model
 from tests.conformance.cases import DECODED, PROMPTS, Array, Ids
 

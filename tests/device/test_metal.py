@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler import pipeline
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.metal_gpu import choose
 from dsv3c.targets.cpu.platforms import Platform

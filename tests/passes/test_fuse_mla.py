@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dsv3c.compiler.ir import parse_type
+from dsv3c.compiler.core.ir import parse_type
 from dsv3c.passes.fuse_mla import FuseMla
 from tests.conftest import Golden
 from tests.passes.evaluation import assert_same_meaning, changed, graph

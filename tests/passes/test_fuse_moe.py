@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsv3c.compiler.ir import Graph, parse_type
+from dsv3c.compiler.core.ir import Graph, parse_type
 from dsv3c.passes.fuse_moe import FuseMoe
 from tests.conftest import Golden
 from tests.passes.evaluation import assert_same_meaning, changed, graph

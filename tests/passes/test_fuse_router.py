@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsv3c.compiler.ir import Graph
+from dsv3c.compiler.core.ir import Graph
 from dsv3c.passes.fuse_router import FuseRouter
 from dsv3c.passes.simplify import Simplify
 from tests.conftest import Golden

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler import ops
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, TensorType, Value, is_weight
+from dsv3c.compiler.core.ops.weight import QRows
+from dsv3c.compiler.core.storage import components, memory_owner, strided
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.ir import Graph, TensorType, Value, is_weight
-from dsv3c.compiler.ops.weight import QRows
 from dsv3c.compiler.options import PAGE_SIZE
-from dsv3c.compiler.quant import NUMPY_DTYPES
-from dsv3c.compiler.storage import components, memory_owner, strided
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv3c.compiler.ir import Graph, Value
+from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.passes.quantise import Quantise
 from tests.conftest import Golden
 from tests.passes.evaluation import assert_same_meaning, changed, graph, leaves, results

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dsv3c import targets
-from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime import bench, limits
 from dsv3c.runtime.bench import Bench, Result, Settings, steps_work, weight_label

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dsv3c import targets
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
+from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
-from dsv3c.compiler.plan_report import plan_checkpoint
 from dsv3c.targets.cpu.platforms import NoCCompiler, NoCrossCompiler
 from dsv3c.targets.cuda.toolchains import NoCudaCompiler
 from dsv3c.targets.vulkan.spirv import NoShaderCompiler

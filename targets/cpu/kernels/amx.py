@@ -19,8 +19,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
 from dsv3c.targets.cpu.kernels.dot import LINE, Activation, Tile, Weight

@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import Paging

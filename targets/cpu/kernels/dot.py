@@ -13,8 +13,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES, padded_rows
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES, padded_rows
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla

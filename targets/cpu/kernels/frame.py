@@ -15,8 +15,8 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import component_types
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import component_types
 from dsv3c.targets.plan import Operand as Operand  # kernels take it from here
 
 Expr = Any

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.intrinsics import MMLA
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import load, store
@@ -51,9 +51,7 @@ def add_products(
                     store(block_sums[row + i], part, T.Shuffle(both, order), WIDTH)
 
 
-def _step(
-    name: str, codes: Codes, data: Buffer, column: Expr, starts: list[Expr], tiles: list[list[Buffer]]
-) -> None:
+def _step(name: str, codes: Codes, data: Buffer, column: Expr, starts: list[Expr], tiles: list[list[Buffer]]) -> None:
     rows = [T.bind(load(data, start + column, STEP)) for start in starts]
     for half in (0, 8):
         order = [at + i for at in (half, STEP + half) for i in range(8)]

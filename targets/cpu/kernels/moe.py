@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_block, store_tile

@@ -18,8 +18,8 @@ from functools import reduce
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import INTEGER_DOT
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.kernels.frame import weight_operands
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.kernels.frame import weight_operands
 from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
 from dsv3c.targets.gpu.kernels.frame import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.kernels import embedding
 from dsv3c.targets.cpu.kernels.embedding import Take
 from dsv3c.targets.cpu.kernels.frame import View

@@ -13,7 +13,7 @@ from math import gcd
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.cpu.kernels.frame import View, weight_operands
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.gpu.kernels import matrix

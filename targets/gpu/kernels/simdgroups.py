@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import SIMDGROUP_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, shared, store
 from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep

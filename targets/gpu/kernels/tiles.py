@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dsv3c.compiler.layouts import LANES
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr
 from dsv3c.targets.gpu.kernels.weights import Weight
 

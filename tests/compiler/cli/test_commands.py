@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dsv3c import targets
-from dsv3c.compiler import cli, machine, pipeline
+from dsv3c.compiler import cli
+from dsv3c.compiler.driver import machine, pipeline
+from dsv3c.compiler.driver.pipeline import CompileReport
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import CompileReport
 from dsv3c.runtime.cli.progress import NotesOnly
 
 

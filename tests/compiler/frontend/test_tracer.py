@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsv3c.compiler import ops
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, parse_graph, parse_type
+from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.frontend import model, tracer
-from dsv3c.compiler.ir import Graph, parse_graph, parse_type
-from dsv3c.compiler.verifier import verify
 from tests.checkpoints import YARN, tiny_config, write_checkpoint
 
 CONFIGS = {

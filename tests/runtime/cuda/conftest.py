@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.runtime.cuda import driver as cuda
 from dsv3c.targets.cuda import binaries
 from tests.conftest import BUNDLED_MODEL

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.runtime.errors import WrongMachine
 from dsv3c.targets.x86 import levels as x86
 from tests.conformance.runs import relative_error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tvm
 
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.cpu import _built_for
 from dsv3c.targets.arm.levels import LEVELS
 from dsv3c.targets.cpu.isa import IsaLevel

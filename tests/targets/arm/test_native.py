@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.cpu.platforms import ARM_MACOS
 from tests.conftest import BUNDLED_MODEL

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler import pipeline
+from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.quant import QuantSpec
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
 from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
 from dsv3c.targets.cpu.kernels.frame import Rows, View
@@ -125,7 +125,7 @@ def materialized_case(context, heads, nope, v, rank, d, element, name, view=None
     for role, n in (("w_uk", nope), ("w_uv", v)):
         w = normal(heads, n, rank) * np.float32(rank**-0.5)
         stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
-        inputs |= {f"{role}.{part}": array for part, array in layouts.pack(stored, spec).items()}
+        inputs |= {f"{role}.{part}": array for part, array in rows16.pack(stored, spec).items()}
         weights[role] = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
     scale = (nope + d) ** -0.5
     # Absorbing w_uk into the query gives the same scores: the naive form above is the oracle for both kernels.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
 from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
 from dsv3c.targets.cpu.kernels.embedding import Take
 from dsv3c.targets.cpu.kernels.frame import Rows, View
@@ -52,7 +52,7 @@ def linear_case(name, t, n, k, heads=1, view=None, multiplier=1, bound=BOUND):
         wide = normal(m, view.row_stride)
         rows = [[wide[r, view.offset + h * view.head_stride :][:k] for h in range(heads)] for r in range(m)]
         x, inputs["x"] = np.array(rows).reshape(m, heads, k), wide
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, spec).items()}
     expected = np.einsum("mhk,hnk->mhn", x.astype(np.float64), weight.astype(np.float64))
     op = Linear(Rows(bound, multiplier=multiplier), n, k, spec, heads, view)
     return op, inputs, {"y": expected}, F32

@@ -13,7 +13,7 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.errors import NoRoomError
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.limits import measure_limits
 from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.children import in_children

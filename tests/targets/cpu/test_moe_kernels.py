@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights
@@ -90,9 +90,9 @@ def stored_weight(w, spec):
     """(packed components, the float values they stand for)."""
     if spec.is_float:
         stored = w.astype(NUMPY_DTYPES[spec.element])
-        return layouts.pack(stored, spec), stored.astype(np.float64)
+        return rows16.pack(stored, spec), stored.astype(np.float64)
     stored = quantize(w, spec)
-    return layouts.pack(stored, spec), stored.dequantize().astype(np.float64)
+    return rows16.pack(stored, spec), stored.dequantize().astype(np.float64)
 
 
 def activation(x, spec):

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 from tvm import relax
 
 from dsv3c import runtime, targets
-from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core.target import Emission
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.target import Emission
 from dsv3c.runtime.cpu_features import cpu_flags
 from dsv3c.runtime.model import Model
 from dsv3c.targets.cpu.emit import emit

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.kernels.elementwise import Add

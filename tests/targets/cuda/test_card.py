@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cuda.binaries import cuda_source
 from dsv3c.targets.cuda.toolchains import find_toolchain
 from dsv3c.targets.gpu.capabilities import CUDA

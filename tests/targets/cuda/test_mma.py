@@ -6,7 +6,7 @@ Expected arrays have the factors rounded as the kernel rounds them, so that only
 import numpy as np
 import pytest
 
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp

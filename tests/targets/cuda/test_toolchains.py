@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.targets.cuda import toolchains
 from dsv3c.targets.cuda.toolchains import CudaRefused, NoCudaCompiler, NoFatbinLibrary, Nvcc, Nvrtc, find_toolchain
 from tests.conftest import BUNDLED_MODEL

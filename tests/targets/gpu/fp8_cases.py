@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import QTensor, QuantSpec
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import QTensor, QuantSpec
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.kernels.frame import Rows
@@ -26,7 +26,7 @@ def every_code_case():
     x = np.zeros((2, k), np.float32)
     x[[0, 1], [3, 200]] = 1
     inputs = {"control": control(2), "x": x}
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, stored.spec).items()}
+    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, stored.spec).items()}
     return Linear(Rows(18), n, k, stored.spec), inputs, {"y": x @ stored.dequantize().T}, 1e-7
 
 

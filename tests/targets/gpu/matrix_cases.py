@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsv3c.compiler import layouts
-from dsv3c.compiler.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
 from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeGateUp
@@ -29,7 +29,7 @@ def linear_case(name, t, n, k, heads=1, view=None, x=None, w=None):
     wide = normal(t, view.row_stride if view else heads * k) if x is None else x
     starts = [view.start(0, head) if view else head * k for head in range(heads)]
     inputs = {"control": control(t), "x": wide}
-    inputs |= {f"w.{part}": array for part, array in layouts.pack(stored, spec).items()}
+    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, spec).items()}
     x = np.stack([wide[:, start : start + k] for start in starts], 1)
     return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, x, weight
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from dsv3c import targets
-from dsv3c.compiler import pipeline, weights
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import required_tensors
+from dsv3c.compiler.core.target import Emission
+from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.target import Emission
 from dsv3c.runtime.dispatch import Steps, parse_dispatches
 from dsv3c.runtime.plan import Plan, parse_plan
 from dsv3c.runtime.weights import Tensor

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime, targets
-from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.session import Request
 from tests.conformance import runs

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dsv3c.compiler import machine, pipeline
+from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.library import LinkFailed

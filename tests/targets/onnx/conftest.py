@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dsv3c import targets
-from dsv3c.compiler import pipeline
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from tests.conformance import runs
 from tests.conformance.cases import Case, case

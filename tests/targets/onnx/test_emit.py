@@ -12,9 +12,9 @@ import pytest
 from safetensors import safe_open
 
 from dsv3c import targets
+from dsv3c.compiler.driver.pipeline import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import choose_cache_dtype
 from dsv3c.targets.onnx import UnknownAccuracyLevel, UnknownOnnxProvider
 from dsv3c.targets.onnx.builder import joined_name
 from tests.conformance.configs import CONFIGS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler.quant import QuantSpec
+from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.vulkan import matrices as device_matrices
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dsv3c.compiler.quant import QuantSpec, quantize_rows
+from dsv3c.compiler.formats.quant import QuantSpec, quantize_rows
 from dsv3c.runtime.vulkan import dots as device_dots
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear

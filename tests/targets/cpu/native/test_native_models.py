@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
+from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.pipeline import compile_checkpoint
 from dsv3c.runtime.session import Request
 from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.x86 import levels as x86

@@ -1,0 +1,1 @@
+"""From a checkpoint to an artifact: the passes in order, weights, files, sizes, tuning."""

@@ -1,0 +1,382 @@
+"""The whole compilation: checkpoint, trace, passes, target, artifact."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import dsv3c.runtime
+from dsv3c import targets
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.core import crossing
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.rewrite import Pass
+from dsv3c.compiler.core.target import Emission, Entry, Place, Target
+from dsv3c.compiler.core.verifier import verify
+from dsv3c.compiler.driver import artifact, text_files, weights
+from dsv3c.compiler.driver.sizes import model_parts
+from dsv3c.compiler.errors import (
+    BadOptionError,
+    ForeignFileError,
+    FormatRefusedError,
+    UnknownFormError,
+    UnknownPassError,
+)
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.frontend import tracer
+from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.passes.fuse_mla import FuseMla
+from dsv3c.passes.fuse_moe import FuseMoe
+from dsv3c.passes.fuse_qkv_a import FuseQkvA
+from dsv3c.passes.fuse_rms_norm import FuseRmsNorm
+from dsv3c.passes.fuse_rope import FuseRope
+from dsv3c.passes.fuse_router import FuseRouter
+from dsv3c.passes.fuse_swiglu import FuseSwiglu
+from dsv3c.passes.pack import Pack
+from dsv3c.passes.plan_memory import PlanMemory
+from dsv3c.passes.quantise import Quantise
+from dsv3c.passes.simplify import Simplify
+
+PLAN_VERSION = 1
+EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
+CACHE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+class Progress(Protocol):
+    """Told of each stage; `total` is the number of units that `advance` will count, None when unknown."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, n: int = 1) -> None: ...
+
+
+@runtime_checkable
+class Teller(Protocol):
+    """A progress that also shows what is worth saying before the long work begins."""
+
+    def tell(self, text: str) -> None: ...
+
+
+class Silent:
+    """No progress shown."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, n: int = 1) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """out: the artifact, None when the passes were stopped; manifest: its content.
+
+    seconds: wall time. peak_rss: largest resident set so far, in bytes. told: how many of the notes, the first ones,
+    were told while it ran. takes_text: whether the artifact has a tokenizer.
+    """
+
+    out: Path | None
+    manifest: dict[str, Any]
+    notes: tuple[str, ...]
+    seconds: float
+    peak_rss: int
+    told: int = 0
+    takes_text: bool = True
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The entries after all passes, what the passes did, the bounds of one step, the cache's element type."""
+
+    entries: Mapping[str, Entry]
+    rewrites: Mapping[str, Mapping[str, int]]
+    bounds: Mapping[str, int]
+    cache_dtype: str
+
+
+def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
+    """The passes in order, for the attention form of one entry."""
+
+    def scratch(value: Value) -> int:
+        return target.scratch_bytes(value, bounds)
+
+    # A target without a layout of its own hands the graph on to a compiler that packs and plans.
+    lay_out: list[Pass] = []
+    if target.layout:
+        lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
+    return [
+        Simplify(),  # the patterns below expect neither chains of views nor products with 1
+        FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
+        FuseRope(),  # likewise a rotation
+        FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
+        Simplify(),  # joins the slices of the joined product with the slices of its parts
+        FuseMla(form),
+        FuseRouter(),
+        FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
+        FuseSwiglu(),
+        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
+        *lay_out,
+    ]
+
+
+def compile_checkpoint(
+    checkpoint: Path, out: Path | None, options: CompileOptions, progress: Progress | None = None
+) -> CompileReport:
+    """Compile the checkpoint folder into an artifact folder.
+
+    out: None takes artifacts/<model>-<quant>-<target>. Nothing is left behind when it fails or is interrupted.
+    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`.
+    """
+    started, progress = time.monotonic(), progress or Silent()
+    target_string = targets.parse(options.target)
+    target: Target = targets.get(target_string.name).configured(target_string.options)
+    check_formats(options)
+    check_fp8(options, target)
+    destination = out or default_output(checkpoint, options)
+    if options.stop_after is None:
+        artifact.check_free(destination, options.overwrite)
+    progress.stage("reading the checkpoint's headers")
+    source = Checkpoint.open(checkpoint)
+    source.notes += text_files.check(checkpoint, source.config)
+    told = _tell(source.notes, progress)
+    progress.stage("running the passes")
+    lowered = lower(source.config, source.shapes, options, target)
+    if options.stop_after is not None:
+        return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
+    emission = target.emit(lowered.entries, lowered.bounds)
+    _check_extras(options, emission, checkpoint)
+    emission.require_tools()
+    left = artifact.sweep(destination)
+    with artifact.writing(destination, options.overwrite) as folder:
+        plan = _plan(source.config, lowered, emission)
+        artifact.write_json(folder / "plan.json", plan)  # before the kernels, which name it
+        progress.stage("building kernels", emission.kernel_files or len(emission.levels))
+        emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
+        file = weights.lay_out(emission.recipes)
+        progress.stage("writing weights", file.tensor_bytes)
+        read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
+        weights.write(file, folder / "weights.safetensors", read, progress.advance)
+        artifact.copy_side_files(checkpoint, folder)
+        text_files.settle_defaults(folder, source.config)
+        if emission.write_graphs is not None:
+            progress.stage("writing graphs")
+            emission.write_graphs(folder, _places(file), source.config.to_dict())
+        progress.stage("hashing")
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
+        artifact.write_json(folder / artifact.MANIFEST, manifest)  # the further forms are made from it
+        for name in options.emit:
+            progress.stage(f"emitting {name}")
+            notes += emission.extras[name](folder) or ()
+        manifest |= {"notes": notes}
+        artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
+    took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
+    return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def _tell(notes: tuple[str, ...], progress: Progress) -> int:
+    """How many of the notes were told."""
+    if not isinstance(progress, Teller):
+        return 0
+    for note in notes:
+        progress.tell(f"note: {note}")
+    return len(notes)
+
+
+def check_fp8(options: CompileOptions, target: Target) -> None:
+    """Raises FormatRefusedError for fp8 on a target whose kernels do not decode it."""
+    formats = (options.quant, options.resolved_head_quant)
+    if any(QuantSpec.parse(name).is_fp8 for name in formats) and not target.fp8_weights:
+        raise FormatRefusedError(format="fp8", target=target.name)
+
+
+def check_formats(options: CompileOptions) -> None:
+    """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
+    for name in (options.quant, options.resolved_head_quant):
+        QuantSpec.parse(name)
+    if options.resolved_embed_quant not in EMBEDDING_FORMATS:
+        expected = "one of " + ", ".join(EMBEDDING_FORMATS)
+        raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
+
+
+def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) -> None:
+    for name in options.emit:
+        if name not in emission.extras:
+            known = ", ".join(emission.extras) or "none"
+            raise UnknownFormError(name=name, target=options.target, known=known)
+    for name in options.emit:
+        if name in emission.checks:
+            emission.checks[name](checkpoint)
+
+
+def default_output(checkpoint: Path, options: CompileOptions) -> Path:
+    return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
+
+
+def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
+    """Largest size of each symbolic dim; N, the cache slots, is chosen when the artifact is loaded."""
+    pages = -(-config.max_position_embeddings // PAGE_SIZE)
+    return {"T": options.max_tokens, "R": options.max_rows, "S": options.max_sequences, "P": pages}
+
+
+def lower(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, target: Target
+) -> Lowered:
+    """Trace the model and run the passes for each entry function."""
+    bounds = step_bounds(config, options)
+    cache_dtype = choose_cache_dtype(options, target)
+    step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
+    traced = {"decode": (step, "absorbed", 1)}
+    pays_from = materialize_from(config)
+    if pays_from <= options.max_tokens:
+        traced["prefill"] = (step, "materialized", pays_from)
+    if config.num_nextn_predict_layers:
+        traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
+    entries, rewrites = {}, {}
+    for name, (graph, form, min_tokens) in traced.items():
+        planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
+        entries[name], rewrites[name] = Entry(planned, min_tokens), counts
+    return Lowered(entries, rewrites, bounds, cache_dtype)
+
+
+def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
+    """The element type of the cache. Raises BadOptionError for one asked for that the target does not have."""
+    wanted = options.resolved_cache_dtype
+    if wanted in target.cache_dtypes:
+        return wanted
+    if options.cache_dtype is None:
+        return target.cache_dtypes[0]
+    expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
+    raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
+
+
+def n_caches(config: ModelConfig) -> int:
+    """Layers that keep latent rows: one MTP layer at most is compiled."""
+    return config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
+
+
+def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
+    return n_caches(config) * config.latent_dim * CACHE_BYTES[cache_dtype]
+
+
+def materialize_from(config: ModelConfig) -> int:
+    """As `crossing.materialize_from`, for kernels that are equally fast in both forms."""
+    return crossing.materialize_from(
+        config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    )
+
+
+def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> tuple[Graph, dict[str, int]]:
+    """Run the passes in order, verifying before and after each; returns the graph and the rewrites by pass name.
+
+    Stops after options.stop_after. Raises UnknownPassError, VerifyError.
+    """
+    names = list(dict.fromkeys(item.name for item in sequence))
+    if options.stop_after is not None and options.stop_after not in names:
+        raise UnknownPassError(name=options.stop_after, known=", ".join(names))
+    last = max((i for i, item in enumerate(sequence) if item.name == options.stop_after), default=len(sequence) - 1)
+    counts: dict[str, int] = dict.fromkeys(names, 0)
+    verify(graph, "trace", "trace")
+    _show(graph, "trace", 0, 0.0, options)
+    for number, item in enumerate(sequence[: last + 1], start=1):
+        started = time.perf_counter()
+        graph, count = item.run(graph)
+        counts[item.name] += count
+        _show(graph, item.name, number, time.perf_counter() - started, options, count)
+        verify(graph, item.phase, item.name)
+    return graph, counts
+
+
+def _show(
+    graph: Graph, name: str, number: int, seconds: float, options: CompileOptions, count: int | None = None
+) -> None:
+    """The dump of one phase, and its line of the debug ladder.
+
+    Written before the graph is verified: wrong graphs are the ones that are looked at.
+    """
+    head = f"{graph.name} after {name}: {seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
+    if options.dump_to is not None:
+        options.dump_to.mkdir(parents=True, exist_ok=True)
+        path = options.dump_to / f"{graph.name}-{number:02d}-{name}.txt"
+        _check_dump(path, f"# {graph.name} after ")
+        path.write_text(f"# {head}\n{graph}\n", encoding="utf-8")
+    if debug_level() >= 1:
+        print(f"dsv3c: {head}", file=sys.stderr)
+    if debug_level() >= 3:
+        print(graph, file=sys.stderr)
+
+
+def _check_dump(path: Path, begin: str) -> None:
+    """Raises ForeignFileError for a file that is no earlier dump of the same graph."""
+    if os.path.lexists(path):
+        with path.open("rb") as file:
+            if file.read(len(begin)) != begin.encode():
+                raise ForeignFileError(path=path, kind="the dump of a graph")
+
+
+def _reader(source: Checkpoint) -> weights.Read:
+    def read(name: str, expert: int | None) -> Any:
+        return source.read(name) if expert is None else source.part(name, expert)
+
+    return read
+
+
+def _places(file: weights.WeightFile) -> dict[str, Place]:
+    stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
+    return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
+
+
+def _plan(config: ModelConfig, lowered: Lowered, emission: Emission) -> dict[str, Any]:
+    common = {
+        "version": PLAN_VERSION,
+        "bounds": dict(lowered.bounds),
+        "page_size": PAGE_SIZE,
+        "latent_dim": config.latent_dim,
+        "cache_dtype": CACHE_DTYPES[lowered.cache_dtype],
+        "n_caches": n_caches(config),
+    }
+    return common | dict(emission.plan)
+
+
+def _manifest(
+    source: Checkpoint,
+    options: CompileOptions,
+    emission: Emission,
+    file: weights.WeightFile,
+    plan: Mapping[str, Any],
+    lowered: Lowered,
+) -> dict[str, Any]:
+    return {
+        "format_version": artifact.FORMAT_VERSION,
+        "dsv3c_version": dsv3c.runtime.__version__,
+        "model": {"name": source.path.resolve().name, **source.config.to_dict()},
+        "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
+        "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
+        "quantization": {
+            "weights": options.quant,
+            "head": options.resolved_head_quant,
+            "embedding": options.resolved_embed_quant,
+            "cache": plan["cache_dtype"],
+        },
+        "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
+        "memory": {
+            "weights_bytes": file.nbytes,
+            "arena_bytes": plan["arena_bytes"],
+            "cache_bytes_per_token": cache_bytes_per_token(source.config, lowered.cache_dtype),
+        },
+        "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
+        "options": options.to_dict(),
+        "notes": list(source.notes),
+    }
+
+
+def peak_rss() -> int:
+    """Largest resident set so far of this process and of those it started, in bytes."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux, bytes on macOS

@@ -1,0 +1,85 @@
+"""What a model will weigh when compiled, told without reading a weight or building a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3c import targets
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core.target import Target
+from dsv3c.compiler.driver import pipeline, text_files, weights
+from dsv3c.compiler.driver.sizes import Part, model_parts
+from dsv3c.compiler.errors import BadOptionError
+from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.runtime import cpu_features, machine
+from dsv3c.runtime.cpu_features import MACHINES
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
+
+    available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
+    elsewhere: on a GPU, or on the CPU of another machine.
+    """
+
+    parts: Mapping[str, Part]
+    weight_bytes: int
+    cache_bytes: int
+    arena_bytes: int
+    context: int
+    available_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """What running the model takes; the weights are mapped, so several processes share them."""
+        return self.weight_bytes + self.cache_bytes + self.arena_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the free memory is enough; None where that is not known."""
+        return self.total_bytes <= self.available_bytes if self.available_bytes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: asdict(part) for name, part in self.parts.items()}
+        return asdict(self) | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits}
+
+
+def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | None = None) -> PlanReport:
+    """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
+
+    Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
+    """
+    target_string = targets.parse(options.target)
+    target: Target = targets.get(target_string.name).configured(target_string.options)
+    pipeline.check_formats(options)
+    pipeline.check_fp8(options, target)
+    source = Checkpoint.open(checkpoint)
+    source.notes += text_files.check(checkpoint, source.config)
+    config = source.config
+    longest = config.max_position_embeddings
+    tokens = longest if context is None else context
+    if not 1 <= tokens <= longest:
+        raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
+    lowered = pipeline.lower(config, source.shapes, options, target)
+    emission = target.emit(lowered.entries, lowered.bounds)
+    file = weights.lay_out(emission.recipes)
+    slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
+    return PlanReport(
+        parts=model_parts(config, file),
+        weight_bytes=file.nbytes,
+        cache_bytes=slots * pipeline.cache_bytes_per_token(config, lowered.cache_dtype),
+        arena_bytes=int(emission.plan["arena_bytes"]),
+        context=tokens,
+        available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
+        notes=source.notes,
+    )
+
+
+def _runs_in_host_memory(target: str) -> bool:
+    """Whether what is compiled for the target runs in this machine's memory."""
+    return target == "onnx" or MACHINES.get(target) == cpu_features.machine()

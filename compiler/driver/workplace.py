@@ -1,0 +1,165 @@
+"""A hidden folder beside what it will become, known as abandoned when the process that made it is gone.
+
+.OUT.k3x9_q2a.partial/lock      locked while the process lives; holds the name of its machine
+.OUT.k3x9_q2a.partial/making    what is being written
+.OUT.k3x9_q2a.partial/made      the same when it is finished; what stood at OUT once the two have changed places
+.OUT.k3x9_q2a.partial/aside     what stood at OUT, for a moment, where the system has no such exchange
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dsv3c.compiler.driver.renames import exchange, rename_new
+from dsv3c.compiler.errors import Dsv3cError, OutputExistsError, UnwritableOutputError
+
+LOCK, MAKING, MADE, ASIDE = "lock", "making", "made", "aside"
+_SUFFIX = ".partial"
+_ATTEMPTS = 10
+
+# Removes what was replaced. Raises Dsv3cError, and leaves all of it, when it is not of the kind that may be replaced.
+Remove = Callable[[Path], None]
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, removed in the end but for what `put` may not remove. Raises UnwritableOutputError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder, lock = _claim(out)
+    except OSError as error:
+        raise UnwritableOutputError(path=out.parent, reason=error.strerror) from error
+    try:
+        yield folder
+    finally:
+        _discard(folder)
+        os.close(lock)
+
+
+def put(folder: Path, out: Path, overwrite: bool, check: Callable[[Path], None], remove: Remove) -> None:
+    """Make `making` of a workplace `out`, in one step: at any time either the old or the new is there.
+
+    What stood there is replaced with `overwrite` alone, and only after `check` had nothing to say against it.
+    Raises OutputExistsError, UnwritableOutputError and what `check` raises, with `out` as it was.
+    """
+    made, aside = folder / MADE, folder / ASIDE
+    try:
+        os.rename(folder / MAKING, made)
+        if not overwrite or not os.path.lexists(out):
+            rename_new(made, out)
+            return
+        exchange(made, out, aside)
+        try:
+            check(made)  # again: this is what is about to be removed
+        except BaseException:
+            exchange(made, out, aside)
+            os.rename(made, folder / MAKING)
+            raise
+    except FileExistsError as error:
+        os.rename(made, folder / MAKING)
+        raise OutputExistsError(path=out) from error
+    except OSError as error:
+        if made.exists() and not aside.exists():
+            os.rename(made, folder / MAKING)
+        raise UnwritableOutputError(path=out, reason=error.strerror) from error
+    with suppress(Dsv3cError, OSError):
+        remove(made)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: a full disk or a kill leaves what was there. Raises UnwritableOutputError."""
+    with workplace(path) as folder:
+        (folder / MAKING).write_text(text, encoding="utf-8")
+        put(folder, path, True, lambda old: None, os.unlink)
+
+
+def sweep(out: Path, remove: Remove) -> tuple[str, ...]:
+    """Remove the workplaces beside `out` whose processes are gone; returns a note for each that cannot be removed."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
+    try:
+        found = sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
+    except OSError:
+        return ()  # there is no such folder yet, or it cannot be listed
+    return tuple(note for path in found if path.is_dir() and (note := _sweep_one(path, out, remove)))
+
+
+def _sweep_one(folder: Path, out: Path, remove: Remove) -> str:
+    with suppress(OSError):
+        os.rmdir(folder)  # it was never more than an empty folder
+        return ""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return f"{folder} was left behind by something else; remove it if nothing uses it"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Some file systems know a lock on the machine alone that holds it.
+        host = os.read(lock, 1 << 10).decode(errors="replace")
+        if host not in ("", platform.node()):
+            return f"{folder} was left behind on {host}; remove it if nothing compiles there"
+        return _remove_abandoned(folder, out, remove)
+    except OSError:
+        return ""  # its process lives; or there are no locks here, and nothing can be known to be abandoned
+    finally:
+        os.close(lock)
+
+
+def _remove_abandoned(folder: Path, out: Path, remove: Remove) -> str:
+    aside = folder / ASIDE
+    try:
+        if aside.exists() and not os.path.lexists(out):
+            rename_new(aside, out)
+        for path in (folder / MADE, aside):
+            if path.exists():
+                remove(path)
+    except (Dsv3cError, OSError) as error:
+        return f"{folder} was left behind and is kept: {str(error).partition(chr(10))[0]}"
+    _discard(folder)
+    return ""
+
+
+def _claim(out: Path) -> tuple[Path, int]:
+    """A new workplace and the descriptor of its lock, which is held."""
+    for _ in range(_ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_SUFFIX, dir=out.parent))
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            continue  # another process took it for abandoned, as it was empty
+        if _hold(lock) and (folder / LOCK).exists():
+            os.write(lock, platform.node().encode())
+            return folder, lock
+        os.close(lock)  # likewise, as it was not locked yet
+    raise OSError(0, "its temporary folder is removed again and again")
+
+
+def _hold(lock: int) -> bool:
+    """Lock it; False when another process was faster. Without locks on this file system it goes on without."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _discard(folder: Path) -> None:
+    """Remove a workplace; one that still holds something that was replaced stays, with its lock."""
+    making = folder / MAKING
+    with suppress(OSError):
+        if making.is_dir():
+            shutil.rmtree(making, ignore_errors=True)
+        else:
+            making.unlink(missing_ok=True)
+        if {path.name for path in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()

@@ -1,0 +1,1 @@
+"""Weight formats: rounding, decoding, and the layouts in which they are packed."""
