@@ -56,7 +56,7 @@ vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fet
 	@$(PIP) install --editable '.[dev,vulkan,glslang]'
 
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
-	$(VULKAN) $(PYTEST) --all tests/targets/vulkan tests/runtime/vulkan $(TEST_ARGS)
+	$(VULKAN) $(PYTEST) --all tests/targets/vulkan tests/runtime/devices/vulkan $(TEST_ARGS)
 
 barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed
 	$(BIN)/python -m tests.targets.metal.test_barriers

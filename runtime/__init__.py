@@ -34,8 +34,8 @@ def load(
     Raises dsv3c.runtime.errors.RuntimeFault.
     """
     # Imported here so that `import dsv3c.runtime` stays light.
-    from dsv3c.runtime.artifact import Artifact
-    from dsv3c.runtime.device import Placement
+    from dsv3c.runtime.artifact.artifact import Artifact
+    from dsv3c.runtime.devices.device import Placement
     from dsv3c.runtime.model import Model
 
     placement = Placement(threads, device, gpu_layers, cpu_artifact)

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.cache import Sequence
-from dsv3c.runtime.device import Device, Floats, Placement
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices.device import Device, Floats, Placement
+from dsv3c.runtime.devices.split import place
+from dsv3c.runtime.engine.cache import Sequence
+from dsv3c.runtime.engine.generation import Event, Generation, Task, generate
+from dsv3c.runtime.engine.generation_config import usable
+from dsv3c.runtime.engine.sampling import Draw, SamplingParams
+from dsv3c.runtime.engine.session import Chunk, Ints, Request, Session, Want, floats
 from dsv3c.runtime.errors import (
     ContextInvalid,
     ContextOverflow,
@@ -28,14 +33,9 @@ from dsv3c.runtime.errors import (
     TokenizerMissing,
     UnknownEntry,
 )
-from dsv3c.runtime.generation import Event, Generation, Task, generate
-from dsv3c.runtime.generation_config import usable
-from dsv3c.runtime.sampling import Draw, SamplingParams
-from dsv3c.runtime.session import Chunk, Ints, Request, Session, Want, floats
-from dsv3c.runtime.split import place
 
 if TYPE_CHECKING:
-    from dsv3c.runtime.tokenizer import Tokenizer
+    from dsv3c.runtime.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
@@ -304,7 +304,7 @@ class Model:
 
     def _read_tokenizer(self, what: str) -> Tokenizer:
         # Imported here since token ids alone do without the package.
-        from dsv3c.runtime.tokenizer import Tokenizer
+        from dsv3c.runtime.text.tokenizer import Tokenizer
 
         if not self.has_tokenizer:
             raise TokenizerMissing(what=what)

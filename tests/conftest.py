@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime.cpu_features import cpu_flags, permitted
+from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from tests import selection
 from tests.selection import (  # noqa: F401  hooks of pytest
     pytest_collection_modifyitems,

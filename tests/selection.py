@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.runtime.cpu_features import cpu_flags, permitted
+from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, Platform, find_compiler_for
 
 
@@ -66,8 +66,8 @@ def _vulkan_package() -> bool:
 
 @cache
 def _vulkan_device() -> bool:
+    from dsv3c.runtime.devices.vulkan.instance import Instance
     from dsv3c.runtime.errors import RuntimeFault
-    from dsv3c.runtime.vulkan.instance import Instance
 
     try:
         instance = Instance()
@@ -168,7 +168,7 @@ LONG = (
     "targets/cpu/test_attention_kernels.py",
     "targets/cpu/native/test_native_program.py",
     "targets/cpu/native/test_native_tokenizer.py",
-    "runtime/cuda/test_device.py",
+    "runtime/devices/cuda/test_device.py",
     "runtime/test_installed.py",
     "compiler/cli/test_bundled_model.py",
     "compiler/test_tune.py",

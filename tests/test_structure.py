@@ -29,8 +29,8 @@ RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
 # Packages that one module of the runtime may import, inside the function that needs them.
 RUNTIME_OPTIONAL = {
     "dsv3c.runtime.cli.bench_plot": {"matplotlib"},
-    "dsv3c.runtime.ort": {"onnxruntime"},
-    "dsv3c.runtime.vulkan.binding": {"vulkan"},
+    "dsv3c.runtime.devices.onnx.device": {"onnxruntime"},
+    "dsv3c.runtime.devices.vulkan.binding": {"vulkan"},
 }
 
 

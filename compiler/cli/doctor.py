@@ -32,7 +32,7 @@ def doctor_command(as_json: bool) -> None:
 
 def _gather() -> dict[str, Any]:
     from dsv3c.compiler.driver import machine
-    from dsv3c.runtime.cpu_features import cpu_flags
+    from dsv3c.runtime.devices.cpu.features import cpu_flags
 
     report = describe_machine(machine.PACKAGES)
     report["cpu"]["levels"] = machine.levels(cpu_flags())

@@ -68,8 +68,8 @@ def package_command(
     """
     from dsv3c.compiler.packaging import package
     from dsv3c.compiler.packaging.platforms import PLATFORMS
-    from dsv3c.runtime.bench import Quiet
     from dsv3c.runtime.cli.progress import terminal_progress
+    from dsv3c.runtime.measure.bench import Quiet
 
     if platform is not None and platform not in PLATFORMS:
         raise click.BadParameter(f"{platform!r} is not one of {', '.join(PLATFORMS)}", param_hint="'--platform'")

@@ -16,8 +16,8 @@ from typing import Any
 from dsv3c.compiler.driver.workplace import MAKING, put, workplace
 from dsv3c.compiler.driver.workplace import sweep as workplace_sweep
 from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError
+from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
-from dsv3c.runtime.jsonfile import read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

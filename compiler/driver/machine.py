@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dsv3c import targets
-from dsv3c.runtime.machine import package_version
+from dsv3c.runtime.measure.machine import package_version
 from dsv3c.targets.cpu.platforms import (
     ARM_LINUX,
     ARM_MACOS,

@@ -14,8 +14,9 @@ from dsv3c.compiler.driver import pipeline, text_files, weights
 from dsv3c.compiler.driver.sizes import Part, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
-from dsv3c.runtime import cpu_features, machine
-from dsv3c.runtime.cpu_features import MACHINES
+from dsv3c.runtime.devices.cpu import features as cpu_features
+from dsv3c.runtime.devices.cpu.features import MACHINES
+from dsv3c.runtime.measure import machine
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
 from dsv3c.compiler.errors import UnreadableFileError
-from dsv3c.runtime.generation_config import usable
-from dsv3c.runtime.tokenizer import Tokenizer
+from dsv3c.runtime.engine.generation_config import usable
+from dsv3c.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

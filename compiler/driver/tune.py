@@ -31,8 +31,8 @@ from dsv3c.compiler.driver.pipeline import Lowered, Progress, Silent, compile_ch
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.cpu_features import cpu_flags, permitted
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.tuning import RECORDS, SPACE, BadTuningRecord, Tuning, cpu_name, read_record

@@ -28,7 +28,7 @@ from dsv3c.compiler.errors import Dsv3cError, ForeignFileError, OutputExistsErro
 from dsv3c.compiler.packaging import archive, wheels
 from dsv3c.compiler.packaging.archive import Entry
 from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
-from dsv3c.runtime.artifact import MANIFEST, Artifact
+from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 
 FOLDER = Path(__file__).parent
 SCRIPTS = {"run.sh": True, "install.py": False}  # name: executable

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dsv3c.runtime.artifact import FileEntry
+from dsv3c.runtime.artifact.artifact import FileEntry
+from dsv3c.runtime.artifact.jsonfile import open_regular
 from dsv3c.runtime.errors import FileSizeWrong, HashMismatch
-from dsv3c.runtime.jsonfile import open_regular
 
 TIME = 315_532_800  # 1980: tools that also know zip accept nothing older
 # Of the bundled model in int8 it leaves 85 % of the weights and 10 % of the plan; the highest level 85 % and 7 %.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.runtime.artifact import Target
-from dsv3c.runtime.cpu_features import MACHINES, machine
+from dsv3c.runtime.artifact.artifact import Target
+from dsv3c.runtime.devices.cpu.features import MACHINES, machine
 
 GLIBC = 28  # the oldest glibc, 2.28, that wheels of numpy run with; Debian 10, Ubuntu 20.04, RHEL 8 have it
 OLDEST_GLIBC = 17  # of wheels; what runs with it runs with all up to GLIBC

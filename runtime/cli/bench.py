@@ -13,8 +13,8 @@ from dsv3c.runtime.cli.output import echo
 from dsv3c.runtime.cli.params import PATH, device_options
 
 if TYPE_CHECKING:
-    from dsv3c.runtime.bench import Bench, Progress, Settings
     from dsv3c.runtime.cli.bench_report import Report
+    from dsv3c.runtime.measure.bench import Bench, Progress, Settings
 
 PLOT_SUFFIXES = (".svg", ".png")
 
@@ -136,11 +136,11 @@ def bench_command(
       PROGRAM bench OUT -p 0 -n 64 -d 0,1024,4096 --plot depth.svg
       PROGRAM bench OUT --per-op -o json > bench.json
     """
-    from dsv3c.runtime.bench import Bench, Quiet, Settings
     from dsv3c.runtime.cli.bench_plot import check_plot, write_plot
     from dsv3c.runtime.cli.bench_report import render
     from dsv3c.runtime.cli.progress import terminal_progress
-    from dsv3c.runtime.device import Placement
+    from dsv3c.runtime.devices.device import Placement
+    from dsv3c.runtime.measure.bench import Bench, Quiet, Settings
 
     settings = Settings(**options)
     if not settings.prompts and not settings.generated:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dsv3c.runtime.bench import Result
 from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.measure.bench import Result
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56

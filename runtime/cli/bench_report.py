@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.runtime.artifact import Manifest
-from dsv3c.runtime.bench import Breakdown, Operation, Result, Settings
+from dsv3c.runtime.artifact.artifact import Manifest
+from dsv3c.runtime.artifact.costs import Work
 from dsv3c.runtime.cli.output import size
-from dsv3c.runtime.costs import Work
-from dsv3c.runtime.limits import Limits
+from dsv3c.runtime.measure.bench import Breakdown, Operation, Result, Settings
+from dsv3c.runtime.measure.limits import Limits
 
 Row = dict[str, Any]
 ABSENT = "–"

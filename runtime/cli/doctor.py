@@ -24,7 +24,7 @@ def doctor_command(as_json: bool) -> None:
 
     CPU features, memory, GPUs, versions of packages. Give the output with a report of a problem.
     """
-    from dsv3c.runtime import machine
+    from dsv3c.runtime.measure import machine
 
     report = describe_machine(machine.PACKAGES)
     if as_json:
@@ -37,7 +37,8 @@ def doctor_command(as_json: bool) -> None:
 
 def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
     """CPU, memory, devices, versions of `packages`, notes."""
-    from dsv3c.runtime import devices, machine
+    from dsv3c.runtime.devices import listing as devices
+    from dsv3c.runtime.measure import machine
 
     cpu, memory = machine.cpu(), machine.memory()
     return {

@@ -15,7 +15,7 @@ from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
 from dsv3c.runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
-    from dsv3c.runtime.generation import Event, Generation
+    from dsv3c.runtime.engine.generation import Event, Generation
     from dsv3c.runtime.model import Model
 
 PROMPT_LIMIT = 64 << 20  # bytes

@@ -14,7 +14,7 @@ from dsv3c.runtime.cli.output import echo, number, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
-    from dsv3c.runtime.fields import Fields
+    from dsv3c.runtime.artifact.fields import Fields
 
 
 @click.command("inspect", cls=Command)
@@ -52,9 +52,9 @@ def show(path: Path, report: dict[str, Any], as_json: bool) -> None:
 
 def describe_artifact(folder: Path) -> dict[str, Any]:
     """What manifest and plan say. Raises a RuntimeFault for an artifact that could not be loaded."""
-    from dsv3c.runtime.artifact import Artifact
+    from dsv3c.runtime.artifact.artifact import Artifact
+    from dsv3c.runtime.artifact.fields import Fields
     from dsv3c.runtime.errors import ManifestInvalid
-    from dsv3c.runtime.fields import Fields
 
     artifact = Artifact.open(folder)
     manifest, plan = artifact.manifest.content, artifact.plan

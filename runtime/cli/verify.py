@@ -31,7 +31,7 @@ def verify_command(artifact: Path, as_json: bool) -> None:
     Example:
       PROGRAM verify artifacts/fairytale-10m-int8-x86
     """
-    from dsv3c.runtime.artifact import verify
+    from dsv3c.runtime.artifact.artifact import verify
     from dsv3c.runtime.cli.progress import terminal_progress
 
     with terminal_progress() or nullcontext() as progress:

@@ -2,7 +2,7 @@
 
 Operations count two for each multiply-add of the products a model cannot do without; norms, activations and rotations
 are left out. Weight bytes follow from the sizes of the weight buffers, so only what makes a call read less than
-all of them is stated. dsv3c.runtime.costs reads this and has the meaning of each field.
+all of them is stated. dsv3c.runtime.artifact.costs reads this and has the meaning of each field.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ SIMDGROUP_MATRIX = "simdgroup-matrix"  # matrices of 8 x 8 float32 in a SIMD gro
 COOPERATIVE_MATRIX = "cooperative-matrix"  # float16 in a subgroup, sizes known at loading, VK_KHR_cooperative_matrix
 INTEGER_DOT = "integer-dot-product"  # of four int8 with four in one instruction, VK_KHR_shader_integer_dot_product
 SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
-SUBGROUP_SHUFFLE = "subgroup-shuffle"  # full subgroups of a width known at loading that do so, see runtime/vulkan
+SUBGROUP_SHUFFLE = (
+    "subgroup-shuffle"  # full subgroups of a width known at loading that do so
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ plan.json has, besides what plans of CPU targets have:
 
 An axis [times, index, tile, most] of a grid has ceil(times * control[index] / tile) workgroups (control[null] is 1), at
 most `most`; axes that are not there have one. A call whose grid is empty is not launched. A form may have `requires`:
-names of capabilities without which a device passes it over; see dsv3c.runtime.dispatch, which reads all this.
+names of capabilities without which a device passes it over; see dsv3c.runtime.devices.dispatch, which reads all this.
 """
 
 from __future__ import annotations

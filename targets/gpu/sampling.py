@@ -4,8 +4,8 @@ plan.json has them as
 
     "sampling": {"decode.greedy": {"entry": "decode", "calls": [[kernel, [buffers]], …], "token": buffer}, …}
 
-for each entry that steps run, in the forms of dsv3c.runtime.sampling: greedy, ordered (temperature and min-p), filtered
-(top-k and top-p, too). The input `sampling` i32 [R, 8] says how each row is drawn, the result is i32 [R].
+for each entry that steps run, in the forms of the runtime's engine.sampling: greedy, ordered (temperature and min-p),
+filtered (top-k and top-p, too). The input `sampling` i32 [R, 8] says how each row is drawn, the result is i32 [R].
 """
 
 from __future__ import annotations

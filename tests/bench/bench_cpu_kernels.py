@@ -20,8 +20,8 @@ import numpy as np
 import tvm_ffi
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
-from dsv3c.runtime.cpu_features import cpu_flags, permitted
-from dsv3c.runtime.limits import measure_limits
+from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
+from dsv3c.runtime.measure.limits import measure_limits
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed

@@ -16,12 +16,12 @@ from ctypes import byref, c_float
 import numpy as np
 
 from dsv3c import runtime
+from dsv3c.runtime.artifact.costs import Step, call_work
 from dsv3c.runtime.cli.output import columns
-from dsv3c.runtime.costs import Step, call_work
-from dsv3c.runtime.cuda.device import CudaDevice
-from dsv3c.runtime.cuda.driver import DEFAULT_EVENT, Handle
+from dsv3c.runtime.devices.cuda.device import CudaDevice
+from dsv3c.runtime.devices.cuda.driver import DEFAULT_EVENT, Handle
+from dsv3c.runtime.engine.session import Request
 from dsv3c.runtime.model import Model
-from dsv3c.runtime.session import Request
 
 COPY_BYTES = 256 << 20
 REPEATS = 20

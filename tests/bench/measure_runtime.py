@@ -22,7 +22,7 @@ from dsv3c.compiler.packaging.platforms import Platform
 from dsv3c.runtime.cli.output import columns, size
 
 RUNS = 20
-PACKAGES = "dsv3c.runtime.model, dsv3c.runtime.cpu as cpu, tokenizers, jinja2; cpu._import_tvm_ffi()"
+PACKAGES = "dsv3c.runtime.model, dsv3c.runtime.devices.cpu.device as cpu, tokenizers, jinja2; cpu._import_tvm_ffi()"
 STATEMENTS = {
     "python alone": "pass",
     "import dsv3c.runtime": "import dsv3c.runtime",

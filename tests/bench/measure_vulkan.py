@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.session import Session
-from dsv3c.runtime.vulkan.device import VulkanDevice
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices.vulkan.device import VulkanDevice
+from dsv3c.runtime.engine.session import Session
 
 REPETITIONS = 50
 

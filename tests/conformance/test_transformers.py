@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="torch is not installed: make conformance")
 pytest.importorskip("transformers", reason="transformers is not installed: make conformance")
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.runtime.session import Request
+from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
 from tests.conformance.configs import CONFIGS
 from tests.conformance.measure import ENTRIES, GRAPHS, LIMIT, Subject

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from dsv3c.runtime.metal_gpu import address
+from dsv3c.runtime.devices.metal.gpu import address
 from dsv3c.targets.gpu.kernels.frame import THREADS
 from dsv3c.targets.metal.library import link_library
 from dsv3c.targets.metal.msl import printed

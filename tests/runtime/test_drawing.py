@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.plan import Plan, parse_plan
-from dsv3c.runtime.sampling import FORMS, Draw, Sampler, SamplingParams
-from dsv3c.runtime.session import Request, Session
-from dsv3c.runtime.weights import Tensor
+from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.weights import Tensor
+from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler, SamplingParams
+from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
 
 TENSORS = {"scale": Tensor("float32", (1,), 128, 4)}

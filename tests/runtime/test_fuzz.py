@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.runtime.artifact import parse_manifest
+from dsv3c.runtime.artifact.artifact import parse_manifest
+from dsv3c.runtime.artifact.jsonfile import parse_json
+from dsv3c.runtime.artifact.plan import parse_plan
+from dsv3c.runtime.artifact.weights import Tensor, parse_header
 from dsv3c.runtime.errors import ArtifactFault
-from dsv3c.runtime.jsonfile import parse_json
-from dsv3c.runtime.plan import parse_plan
-from dsv3c.runtime.weights import Tensor, parse_header
 from tests.runtime import toy
 
 SCALARS = st.one_of(

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsv3c.runtime import device, errors, load
-from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime import errors, load
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices import device
 from dsv3c.runtime.model import Model
 from tests.runtime import toy
 from tests.runtime.toy import expected_logits

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime import split
-from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.device import Placement, open_device
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices import split
+from dsv3c.runtime.devices.device import Placement, open_device
 from dsv3c.runtime.errors import BadPlacement, CannotSplit, ThreadsNotChosen
 from tests.runtime import toy
 

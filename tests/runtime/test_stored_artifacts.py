@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime.artifact import FORMAT_VERSION, Artifact, verify
+from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, Artifact, verify
 from tests.conftest import GOLDENS
 
 STORED = GOLDENS / "artifacts"

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from dsv3c.runtime import cpu_features, errors
-from dsv3c.runtime.artifact import Level
-from dsv3c.runtime.cpu_features import choose_level, permitted
+from dsv3c.runtime import errors
+from dsv3c.runtime.artifact.artifact import Level
+from dsv3c.runtime.devices.cpu import features as cpu_features
+from dsv3c.runtime.devices.cpu.features import choose_level, permitted
 
 LEVELS = (Level("bf16", ("avx512f",), "bf16.so"), Level("amx", ("avx512f", "amx_tile", "amx_int8"), "amx.so"))
 FLAGS = frozenset(LEVELS[1].requires)

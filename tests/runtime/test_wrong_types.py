@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
+from dsv3c.runtime.engine.session import Request
 from dsv3c.runtime.errors import RequestFault, RuntimeFault
 from dsv3c.runtime.model import Model
-from dsv3c.runtime.session import Request
-from dsv3c.runtime.tokenizer import Tokenizer
+from dsv3c.runtime.text.tokenizer import Tokenizer
 from tests.runtime import toy
 
 VALUES: tuple[Any, ...] = (

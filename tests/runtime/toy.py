@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact import Artifact
-from dsv3c.runtime.plan import CONTROL_SIZE, Plan
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.plan import CONTROL_SIZE, Plan
 
 VOCAB = 50
 LATENT = 4

@@ -1,4 +1,4 @@
-// Requests cut into steps, as runtime/session.py cuts them: the same steps, so the same numbers.
+// Requests cut into steps, as runtime/engine/session.py cuts them: the same steps, so the same numbers.
 
 #include <string.h>
 

@@ -1,4 +1,4 @@
-// The next token, drawn as runtime/sampling.py draws it: the same filters, and numpy's generator (PCG64, seeded by
+// The next token, drawn as runtime/engine/sampling.py draws it: the same filters, and numpy's generator (PCG64, seeded by
 // SeedSequence) for the same numbers. Only expf may differ from numpy's by a unit in the last place.
 
 #include <math.h>

@@ -1,4 +1,4 @@
-"""The next token of each row of logits as dsv3c.runtime.sampling takes it: the best, or one that filters leave, drawn.
+"""The next token of each row of logits as the runtime's engine.sampling takes it: the best, or one that filters leave.
 
 Nothing is sorted. A logit's distance to the best one is its key, 28 bits that order the ids as the sampler does (equal
 ones by id). A pass of `Step` counts or weighs the keys in sixteen ranges, seven passes find the key at which a number

@@ -9,7 +9,7 @@ import pytest
 from dsv3c.compiler.driver.size_report import PlanReport, plan_checkpoint
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime import cpu_features
+from dsv3c.runtime.devices.cpu import features as cpu_features
 
 LATENT, LAYERS, MTP_LAYERS = 128 + 16, 4, 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from dsv3c.compiler.packaging import archive
 from dsv3c.compiler.packaging.archive import Entry
-from dsv3c.runtime.artifact import FileEntry
+from dsv3c.runtime.artifact.artifact import FileEntry
 from dsv3c.runtime.errors import FileSizeWrong, HashMismatch
 
 EMPTY_HASH = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

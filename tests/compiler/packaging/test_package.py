@@ -14,7 +14,7 @@ import pytest
 
 from dsv3c.compiler import cli
 from dsv3c.compiler.packaging import wheels
-from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import Artifact
 from tests.runtime.test_stored_artifacts import STORED, VERSIONS
 
 ARTIFACT = STORED / f"v{VERSIONS[-1]}" / "model"

@@ -7,7 +7,7 @@ import pytest
 from dsv3c.compiler.cli.package import package_command
 from dsv3c.compiler.packaging import platforms
 from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
-from dsv3c.runtime.artifact import Level, Target
+from dsv3c.runtime.artifact.artifact import Level, Target
 
 
 def target(name: str, *files: str) -> Target:

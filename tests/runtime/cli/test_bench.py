@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsv3c.runtime import bench, cli
-from dsv3c.runtime.bench import Result
+from dsv3c.runtime import cli
 from dsv3c.runtime.cli import bench_plot
-from dsv3c.runtime.limits import Limits
+from dsv3c.runtime.measure import bench
+from dsv3c.runtime.measure.bench import Result
+from dsv3c.runtime.measure.limits import Limits
 from tests.runtime import toy
 from tests.runtime.test_stored_artifacts import STORED, VERSIONS, runs_here
 

@@ -80,7 +80,7 @@ def test_an_unforeseen_fault_is_told_as_ours(
         raise ValueError("odd")
 
     monkeypatch.delenv("DSV3C_DEBUG", raising=False)
-    monkeypatch.setattr("dsv3c.runtime.artifact.verify", fail)
+    monkeypatch.setattr("dsv3c.runtime.artifact.artifact.verify", fail)
     assert run(capsys, "verify", ARTIFACT, code=1)[1].startswith("error: ValueError: odd\n  hint: this is a fault of")
 
 

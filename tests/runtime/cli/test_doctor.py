@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from dsv3c.runtime import cli, devices, machine
+from dsv3c.runtime import cli
+from dsv3c.runtime.devices import listing as devices
 from dsv3c.runtime.errors import NoDeviceFound
+from dsv3c.runtime.measure import machine
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 import dsv3c.runtime
 from dsv3c.runtime import cli
-from dsv3c.runtime.generation import Event, Generation
-from dsv3c.runtime.sampling import SamplingParams
+from dsv3c.runtime.engine.generation import Event, Generation
+from dsv3c.runtime.engine.sampling import SamplingParams
 
 
 class Asked:

@@ -10,7 +10,7 @@ import pytest
 import tvm
 
 from dsv3c.compiler.formats.quant import QuantSpec
-from dsv3c.runtime.cpu import _built_for
+from dsv3c.runtime.devices.cpu.device import _built_for
 from dsv3c.targets.arm.levels import LEVELS
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build

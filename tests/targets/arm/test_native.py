@@ -22,7 +22,7 @@ PYTHON = """
 import sys
 import numpy as np
 import dsv3c.runtime
-from dsv3c.runtime.session import Request
+from dsv3c.runtime.engine.session import Request
 with dsv3c.runtime.load(sys.argv[1], threads=2) as model:
     prompt = model.tokenizer.encode("Once upon a time")
     sequence, feed, rows = model.new_sequence(), prompt, []

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.targets.cpu.platforms import find_c_compiler
 from dsv3c.targets.cpu.tiles import TILES
 from dsv3c.targets.x86.levels import LEVELS

@@ -14,7 +14,7 @@ import tvm_ffi
 
 from dsv3c.compiler.errors import NoRoomError
 from dsv3c.compiler.formats.quant import QuantSpec
-from dsv3c.runtime.limits import measure_limits
+from dsv3c.runtime.measure.limits import measure_limits
 from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.kernels import build

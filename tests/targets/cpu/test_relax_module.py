@@ -22,7 +22,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Emission
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.runtime.model import Model
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.x86.levels import LEVELS

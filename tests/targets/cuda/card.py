@@ -4,9 +4,9 @@ import ctypes
 
 import numpy as np
 
-from dsv3c.runtime.cuda.driver import Driver, Handle
-from dsv3c.runtime.cuda.gpu import Gpu, choose, devices
-from dsv3c.runtime.cuda.graphs import Kernel
+from dsv3c.runtime.devices.cuda.driver import Driver, Handle
+from dsv3c.runtime.devices.cuda.gpu import Gpu, choose, devices
+from dsv3c.runtime.devices.cuda.graphs import Kernel
 from dsv3c.targets.gpu.kernels.frame import THREADS
 
 BEHIND = 4096  # bytes behind every operand that a kernel must leave alone

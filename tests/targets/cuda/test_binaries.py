@@ -6,7 +6,7 @@ import pytest
 
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.artifact import verify
+from dsv3c.runtime.artifact.artifact import verify
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
 from dsv3c.targets.cuda.binaries import FILE, NEVER, Binaries
 from dsv3c.targets.gpu.capabilities import CUDA

@@ -1,11 +1,11 @@
-"""Sampling on a device: rows of logits with parameters, and the tokens that dsv3c.runtime.sampling takes."""
+"""Sampling on a device: rows of logits with parameters, and the tokens that dsv3c.runtime.engine.sampling takes."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
 from dsv3c.runtime.errors import LogitsNotFinite
-from dsv3c.runtime.sampling import Sampler, SamplingParams
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.sampling import Greedy, Sample
 

@@ -16,9 +16,9 @@ from dsv3c.compiler.checkpoint.expected import required_tensors
 from dsv3c.compiler.core.target import Emission
 from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.dispatch import Steps, parse_dispatches
-from dsv3c.runtime.plan import Plan, parse_plan
-from dsv3c.runtime.weights import Tensor
+from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.weights import Tensor
+from dsv3c.runtime.devices.dispatch import Steps, parse_dispatches
 from dsv3c.targets.gpu.emit import MOST_BINDING, Backend, emit
 from dsv3c.targets.gpu.lower import WeightTooLarge
 from dsv3c.targets.vulkan import LEAST_RANGE

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3c.runtime import metal
+from dsv3c.runtime.devices.metal import device as metal
 from tests.targets.metal import loader
 
 _MetalDevice = metal.MetalDevice

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import tvm_ffi
 
-from dsv3c.runtime.metal_gpu import Gpu
+from dsv3c.runtime.devices.metal.gpu import Gpu
 from dsv3c.targets.cpu.platforms import find_c_compiler
 from dsv3c.targets.metal.library import SYMBOL, link_library
 from tests.targets.gpu.shim.library import ORDERS

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dsv3c.runtime import metal
-from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices.metal import device as metal
+from dsv3c.runtime.devices.metal.device import needs
+from dsv3c.runtime.devices.metal.gpu import Gpu
 from dsv3c.runtime.errors import (
     DeviceLost,
     DeviceMemoryShort,
@@ -20,8 +22,6 @@ from dsv3c.runtime.errors import (
     LibraryInvalid,
     ManifestInvalid,
 )
-from dsv3c.runtime.metal import needs
-from dsv3c.runtime.metal_gpu import Gpu
 from tests.device.metal import Runner
 from tests.targets.gpu.op_tests import OpTests
 from tests.targets.gpu.shim.library import ShimFault

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3c.runtime.vulkan.instance import Instance
+from dsv3c.runtime.devices.vulkan.instance import Instance
 from dsv3c.targets.vulkan.spirv import find_compiler, find_dot_compiler, find_matrix_compiler
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import vulkan as vk
 
-from dsv3c.runtime.vulkan.dots import has_dots, with_dots
-from dsv3c.runtime.vulkan.matrices import matrices_of, with_matrices
-from dsv3c.runtime.vulkan.subgroups import WIDTH, Stage, device_wishes, subgroup_width
+from dsv3c.runtime.devices.vulkan.dots import has_dots, with_dots
+from dsv3c.runtime.devices.vulkan.matrices import matrices_of, with_matrices
+from dsv3c.runtime.devices.vulkan.subgroups import WIDTH, Stage, device_wishes, subgroup_width
 from dsv3c.targets.gpu.kernels.frame import THREADS
 from tests.targets.vulkan.modules import MATRICES, SHUFFLE, capabilities
 

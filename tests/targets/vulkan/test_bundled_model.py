@@ -11,7 +11,7 @@ from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.session import Request
+from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL

@@ -11,7 +11,7 @@ import pytest
 
 from dsv3c import runtime
 from dsv3c.compiler.formats.quant import QuantSpec
-from dsv3c.runtime.vulkan import matrices as device_matrices
+from dsv3c.runtime.devices.vulkan import matrices as device_matrices
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
@@ -257,11 +257,11 @@ def test_the_model_says_nearly_the_same_with_and_without_matrices(matrix_compile
     if device.matrices is None:
         pytest.skip("the device reports no cooperative matrices that fit")
     tokens = np.random.default_rng(5).integers(0, 2048, 40).astype(np.int32)
-    monkeypatch.setattr("dsv3c.runtime.vulkan.gpu.has_fast_dots", lambda *_: False)  # they round, too
+    monkeypatch.setattr("dsv3c.runtime.devices.vulkan.gpu.has_fast_dots", lambda *_: False)  # they round, too
     logits, chosen = [], []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr("dsv3c.runtime.vulkan.gpu.matrices_of", lambda *_: None)
+            monkeypatch.setattr("dsv3c.runtime.devices.vulkan.gpu.matrices_of", lambda *_: None)
         with runtime.load(artifacts("int4-g32"), max_batch=4) as model:
             assert (model.report()["matrices"] is None) == plain
             logits.append(model.logits(tokens))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices.vulkan import memory
+from dsv3c.runtime.devices.vulkan.device import VulkanDevice
+from dsv3c.runtime.devices.vulkan.gpu import Gpu
+from dsv3c.runtime.engine.session import Request, Session
 from dsv3c.runtime.errors import DeviceLacks, DeviceMemoryShort, HashMismatch, KernelMissing, ModuleInvalid
-from dsv3c.runtime.session import Request, Session
-from dsv3c.runtime.vulkan import memory
-from dsv3c.runtime.vulkan.device import VulkanDevice
-from dsv3c.runtime.vulkan.gpu import Gpu
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 SLOTS = 64
@@ -59,7 +59,7 @@ def test_memory_that_the_host_does_not_see_is_filled_and_read_by_copies(opened, 
 def test_weights_and_caches_are_spread_over_allocations_of_any_size(opened, artifact, monkeypatch):
     expected = logits(opened(), artifact)
     made, create = [], Gpu.device_buffer
-    monkeypatch.setattr("dsv3c.runtime.vulkan.gpu._largest_allocation", lambda *_: 1 << 20)
+    monkeypatch.setattr("dsv3c.runtime.devices.vulkan.gpu._largest_allocation", lambda *_: 1 << 20)
     monkeypatch.setattr(Gpu, "device_buffer", lambda gpu, size, what: made.append(size) or create(gpu, size, what))
     np.testing.assert_array_equal(logits(opened(), artifact), expected)
     assert len(made) > 6 and max(made[1:]) <= 1 << 20  # behind the arena
@@ -200,11 +200,11 @@ def test_every_module_is_valid_and_asks_for_what_its_form_requires(artifacts, sh
 
 
 def test_a_device_without_subgroups_takes_the_other_forms_to_the_same_bits(opened, artifact, monkeypatch):
-    monkeypatch.setattr("dsv3c.runtime.vulkan.gpu.matrices_of", lambda *_: None)
+    monkeypatch.setattr("dsv3c.runtime.devices.vulkan.gpu.matrices_of", lambda *_: None)
     first = opened()
     expected = logits(first, artifact)
     with monkeypatch.context() as patch:
-        patch.setattr("dsv3c.runtime.vulkan.gpu.subgroup_width", lambda *_: 0)
+        patch.setattr("dsv3c.runtime.devices.vulkan.gpu.subgroup_width", lambda *_: 0)
         plain = opened()
     assert first.report()["subgroup"] and not plain.report()["subgroup"]
     assert first._pipelines.of.keys() != plain._pipelines.of.keys()

@@ -3,7 +3,7 @@
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime.session import Session
+from dsv3c.runtime.engine.session import Session
 
 PROMPT = list(range(3, 40))
 

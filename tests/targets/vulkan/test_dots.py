@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.formats.quant import QuantSpec, quantize_rows
-from dsv3c.runtime.vulkan import dots as device_dots
+from dsv3c.runtime.devices.vulkan import dots as device_dots
 from dsv3c.targets.cpu.kernels.frame import View
 from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp

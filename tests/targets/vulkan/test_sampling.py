@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsv3c.runtime.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.sampling import Sample

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.runtime.cpu_features import cpu_flags, machine
+from dsv3c.runtime.devices.cpu.features import cpu_flags, machine
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.native.binding import Model
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dsv3c.runtime.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import Artifact
 
 # In a process of its own, since what goes wrong here may take the process along. Prints what was raised, and how often.
 EDITS = """

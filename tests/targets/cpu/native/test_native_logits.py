@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime.session import Request
+from dsv3c.runtime.engine.session import Request
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE
 

@@ -12,7 +12,7 @@ import pytest
 from dsv3c import runtime
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.session import Request
+from dsv3c.runtime.engine.session import Request
 from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.x86 import levels as x86
 from tests.checkpoints import tiny_config, write_checkpoint

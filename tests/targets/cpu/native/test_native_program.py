@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime.artifact import verify
-from dsv3c.runtime.cpu_features import cpu_flags
+from dsv3c.runtime.artifact.artifact import verify
+from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.isa import IsaLevel

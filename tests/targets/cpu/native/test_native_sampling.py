@@ -1,4 +1,4 @@
-"""Sampling in C against runtime/sampling.py."""
+"""Sampling in C against runtime/engine/sampling.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsv3c.runtime.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
 from tests.targets.cpu.native.binding import Failure, Model
 
 VOCAB = 2048

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from dsv3c.compiler.errors import TokenizerFormatError
-from dsv3c.runtime import tokenizer as runtime_tokenizer
+from dsv3c.runtime.text import tokenizer as runtime_tokenizer
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.native import regex
 from dsv3c.targets.cpu.native.regex import Program, Unsupported

@@ -1,0 +1,1 @@
+"""The artifact folder: what lies in it, checked before anything is used."""

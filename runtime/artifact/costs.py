@@ -1,0 +1,125 @@
+"""What a step must read and compute, from the plan: the yardstick for measured times.
+
+plan.json may hold `costs`, by kernel. From it and the sizes of the buffers of a call follow, for a step of T tokens
+behind d tokens that are in the cache already:
+
+* weight bytes: all weight operands of the call, but `table_rows` lookups read one row of a table each, and kernels over
+  experts read the active ones. At T = 1 these are exactly the chosen and the shared experts. Beyond, the count is the
+  expectation when every token chooses at random, E·(1 − (1 − k/E)^T) + shared: routing that prefers some experts reads
+  less.
+* cache bytes: every visible position once a step, also where a kernel reads it again from a nearer cache.
+* operations: two a multiply-add of the matrix products and of attention over the visible positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from dsv3c.runtime.artifact.fields import Fields
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kernel's cost, each part 0 unless the plan says otherwise.
+
+    rows: "T" or "R", the number of rows of a call. row_flops: operations a row. pair_flops: operations for each pair of
+    a token and a position it sees. position_flops: operations a position of the context, once a call. cache_row_bytes:
+    bytes of a position of the cache. table_rows: rows of the weight of which a call reads one for each of its rows.
+    experts, top_k, shared: experts stacked in the weight are the first two's choice, and always the shared.
+    """
+
+    rows: str = "T"
+    row_flops: int = 0
+    pair_flops: int = 0
+    position_flops: int = 0
+    cache_row_bytes: int = 0
+    table_rows: int = 0
+    experts: int = 0
+    top_k: int = 0
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step is given: its entry, T tokens of one sequence behind `start` cached ones, R rows with logits."""
+
+    entry: str
+    tokens: int
+    rows: int
+    start: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of the cache that the step sees, its own included."""
+        return self.start + self.tokens
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token and a position it sees."""
+        return self.tokens * self.start + self.tokens * (self.tokens + 1) // 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes of weights and cache read, and operations done."""
+
+    weight_bytes: float = 0
+    cache_bytes: float = 0
+    flops: float = 0
+
+    @property
+    def bytes(self) -> float:
+        return self.weight_bytes + self.cache_bytes
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.weight_bytes + other.weight_bytes, self.cache_bytes + other.cache_bytes, self.flops + other.flops
+        )
+
+    def over(self, count: int) -> Work:
+        """The mean of `count` pieces of work whose sum this is."""
+        return Work(self.weight_bytes / count, self.cache_bytes / count, self.flops / count)
+
+
+def total(parts: Iterable[Work]) -> Work:
+    return sum(parts, Work())
+
+
+def call_work(cost: Cost, weight_bytes: int, step: Step) -> Work:
+    """The work of one call whose weight operands are `weight_bytes` long."""
+    rows = step.rows if cost.rows == "R" else step.tokens
+    return Work(
+        weight_bytes=weight_bytes * _share_read(cost, rows),
+        cache_bytes=cost.cache_row_bytes * step.positions,
+        flops=cost.row_flops * rows + cost.pair_flops * step.pairs + cost.position_flops * step.positions,
+    )
+
+
+def active_experts(cost: Cost, tokens: int) -> float:
+    """Experts that a step of `tokens` tokens reads: exact for one token, expected for more."""
+    chosen = cost.experts * (1 - (1 - cost.top_k / cost.experts) ** tokens)
+    return chosen + cost.shared
+
+
+def parse_cost(content: Fields) -> Cost:
+    """Checked cost; fields this version does not know are ignored. Raises PlanInvalid."""
+    rows = content.string("rows", default="T")
+    if rows not in ("T", "R"):
+        raise content.fail("rows", f"{rows!r} is neither T nor R")
+    names = [field.name for field in fields(Cost) if field.name != "rows"]
+    cost = Cost(rows, **{name: content.integer(name, 0, 2**53, default=0) for name in names})
+    if cost.experts and not 1 <= cost.top_k <= cost.experts:
+        raise content.fail("top_k", f"is {cost.top_k}, it must be from 1 to {cost.experts}")
+    return cost
+
+
+def _share_read(cost: Cost, rows: int) -> float:
+    """The part of the weight operands that a call reads."""
+    if rows == 0:
+        return 0.0
+    if cost.table_rows:
+        return min(1.0, rows / cost.table_rows)
+    if cost.experts:
+        return active_experts(cost, rows) / (cost.experts + cost.shared)
+    return 1.0

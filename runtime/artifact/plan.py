@@ -1,0 +1,320 @@
+"""plan.json as checked, frozen values: after `parse_plan` every index, offset and bound of the plan is in range.
+
+Kernels trust the plan blindly, so nothing may be mapped, allocated or run before this module has accepted it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from dsv3c.runtime.artifact.costs import Cost, parse_cost
+from dsv3c.runtime.artifact.fields import Fields
+from dsv3c.runtime.artifact.weights import ALIGNMENT, Tensor
+from dsv3c.runtime.errors import FormatNewer, PlanInvalid
+
+PLAN_VERSION = 1
+CONTROL_SIZE = 16
+DRAW_WORDS = 8  # of a row of the input `sampling`
+ELEMENT_BYTES: Mapping[str, int] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "uint16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+# bfloat16 is stored as its bit pattern, under either name.
+_STORAGE = {"bfloat16": "uint16"}
+_KINDS = ("input", "cache", "arena", "weight")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Largest step: tokens `T`, rows with logits `R`, sequences `S`, pages of one sequence `P`."""
+
+    T: int
+    R: int
+    S: int
+    P: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One flat buffer. `size` counts elements (0 for a cache, whose size is chosen at load).
+
+    offset: bytes from the start of the arena, or of the tensor of which a weight is a part.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    size: int
+    offset: int = 0
+    tensor: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return self.size * ELEMENT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where two devices can share an entry, before one of its layers.
+
+    The calls from `first` on, with those of `kept` before them, need of all other calls the buffer `residual` alone,
+    float32 with a row per token. readers: (call, operand) of them that read it.
+    """
+
+    first: int
+    kept: tuple[int, ...]
+    residual: int
+    readers: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
+
+    cuts: before each layer; empty where the entry cannot be cut.
+    """
+
+    name: str
+    calls: tuple[tuple[str, tuple[int, ...]], ...]
+    outputs: Mapping[str, int]
+    inputs: Mapping[str, int]
+    min_tokens: int
+    max_tokens: int
+    cuts: tuple[Cut, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    bounds: Bounds
+    page_size: int
+    arena_bytes: int
+    latent_dim: int
+    cache_dtype: str
+    n_caches: int
+    buffers: tuple[Buffer, ...]
+    entries: Mapping[str, Entry]
+    costs: Mapping[str, Cost] | None = None  # by kernel; None in artifacts that do not state them
+    content: Mapping[str, Any] = field(default_factory=dict)  # all of plan.json, for device modules with tables in it
+
+    @property
+    def context(self) -> int:
+        """Tokens one sequence can hold at most."""
+        return self.bounds.P * self.page_size
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """Index of each input buffer by name."""
+        return {buffer.name: i for i, buffer in enumerate(self.buffers) if buffer.kind == "input"}
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes one token takes in all caches together."""
+        return self.n_caches * self.latent_dim * ELEMENT_BYTES[self.cache_dtype]
+
+
+def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, path: str = "plan.json") -> Plan:
+    """Checked plan. Raises PlanInvalid, or FormatNewer for a version this runtime does not know yet."""
+    fields = Fields(content, "plan", PlanInvalid)
+    version = fields.integer("version", 1, 2**31)
+    if version > PLAN_VERSION:
+        raise FormatNewer(path=path, found=version, known=PLAN_VERSION, writer="unknown")
+    bounds = _bounds(fields.object("bounds"))
+    cache_dtype = fields.string("cache_dtype")
+    if cache_dtype not in ("float32", "bfloat16", "float16"):
+        raise fields.fail("cache_dtype", f"{cache_dtype!r} is unknown")
+    arena_bytes = fields.integer("arena_bytes", 0, 2**44)
+    n_caches = fields.integer("n_caches", 1, 2**16)
+    buffers = tuple(
+        _buffer(Fields(value, f"buffers[{i}]", PlanInvalid), arena_bytes, cache_dtype, tensors)
+        for i, value in enumerate(fields.list("buffers"))
+    )
+    page_size = fields.integer("page_size", 1, 2**16)
+    if bounds.P * page_size > 2**31 - 1:
+        raise fields.fail("page_size", "a sequence would hold more tokens than a 32-bit position can count")
+    _check_inputs(buffers, bounds)
+    _check_caches(buffers, n_caches)
+    entries = fields.object("entries")
+    parsed = {name: _entry(name, entries.object(name), buffers, bounds, vocab_size) for name in entries.value}
+    if "sampling" in fields.value:
+        parsed |= _drawn(fields.object("sampling"), parsed, buffers, bounds)
+    if not {"decode", "prefill"} & parsed.keys():
+        raise fields.fail("entries", "has neither `decode` nor `prefill`")
+    latent_dim = fields.integer("latent_dim", 1, 2**20)
+    frozen = MappingProxyType(parsed)
+    costs = _costs(fields.object("costs")) if "costs" in fields.value else None
+    sizes = (bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches)
+    return Plan(*sizes, buffers, frozen, costs, MappingProxyType(dict(fields.value)))
+
+
+def _costs(fields: Fields) -> Mapping[str, Cost]:
+    return MappingProxyType({kernel: parse_cost(fields.object(kernel)) for kernel in fields.value})
+
+
+def _bounds(fields: Fields) -> Bounds:
+    bounds = Bounds(*(fields.integer(key, 1, 2**24) for key in ("T", "R", "S", "P")))
+    if bounds.S * bounds.P > 2**28:
+        raise fields.fail("P", f"the page table of {bounds.S} x {bounds.P} entries is too large")
+    return bounds
+
+
+def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping[str, Tensor]) -> Buffer:
+    name, kind = fields.string("name"), fields.string("kind")
+    if kind not in _KINDS:
+        raise fields.fail("kind", f"{kind!r} is not one of {', '.join(_KINDS)}")
+    if kind == "cache":
+        return Buffer(name, kind, cache_dtype, 0)
+    dtype = fields.string("dtype")
+    if dtype not in ELEMENT_BYTES:
+        raise fields.fail("dtype", f"{dtype!r} is unknown")
+    size = fields.integer("size", 1, 2**44)
+    if kind == "input":
+        return Buffer(name, kind, dtype, size)
+    if kind == "weight":
+        offset = fields.integer("offset", 0, 2**44) if "offset" in fields.value else None
+        return _weight(fields, Buffer(name, kind, dtype, size, offset or 0, fields.string("tensor")), tensors, offset)
+    buffer = Buffer(name, kind, dtype, size, offset=fields.integer("offset", 0, 2**44))
+    if buffer.offset % ALIGNMENT:
+        raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
+    if buffer.offset + buffer.bytes > arena_bytes:
+        raise fields.fail("offset", f"{buffer.offset} + {buffer.bytes} bytes pass the arena's {arena_bytes}")
+    return buffer
+
+
+def _weight(fields: Fields, buffer: Buffer, tensors: Mapping[str, Tensor], offset: int | None) -> Buffer:
+    """offset: where the part of the tensor begins, None for a whole tensor."""
+    tensor = tensors.get(buffer.tensor)
+    if tensor is None:
+        raise fields.fail("tensor", f"{buffer.tensor!r} is not in weights.safetensors")
+    if _STORAGE.get(tensor.dtype, tensor.dtype) != _STORAGE.get(buffer.dtype, buffer.dtype):
+        raise fields.fail("dtype", f"is {buffer.dtype}, weights.safetensors has {tensor.dtype}")
+    if offset is None and tensor.elements != buffer.size:
+        raise fields.fail("size", f"is {buffer.size}, weights.safetensors has {tensor.elements} elements")
+    if buffer.offset % ALIGNMENT:
+        raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
+    if buffer.offset + buffer.bytes > tensor.bytes:
+        raise fields.fail("offset", f"{buffer.offset} + {buffer.bytes} bytes pass the tensor's {tensor.bytes}")
+    if tensor.offset % ALIGNMENT:
+        raise fields.fail("tensor", f"{buffer.tensor!r} does not start on a {ALIGNMENT}-byte boundary of the file")
+    return buffer
+
+
+def _check_inputs(buffers: tuple[Buffer, ...], bounds: Bounds) -> None:
+    inputs: dict[str, Buffer] = {}
+    for i, buffer in enumerate(buffers):
+        if buffer.kind != "input":
+            continue
+        if buffer.name in inputs:
+            raise PlanInvalid(where=f"buffers[{i}].name", reason=f"the input {buffer.name!r} is there twice")
+        if buffer.bytes > 2**36:
+            raise PlanInvalid(where=f"buffers[{i}].size", reason=f"an input of {buffer.bytes} bytes is too large")
+        inputs[buffer.name] = buffer
+    sizes = {"tokens": bounds.T, "positions": bounds.T, "sequence": bounds.T, "rows": bounds.R}
+    sizes |= {"page_table": bounds.S * bounds.P, "control": CONTROL_SIZE}
+    for name, size in sizes.items():
+        found = inputs.get(name)
+        if found is None:
+            raise PlanInvalid(where="buffers", reason=f"the input {name!r} is missing")
+        if found.dtype != "int32" or found.size != size:
+            raise PlanInvalid(
+                where="buffers", reason=f"the input {name!r} is {found.dtype}[{found.size}], it must be int32[{size}]"
+            )
+
+
+def _check_caches(buffers: tuple[Buffer, ...], n_caches: int) -> None:
+    names = sorted(buffer.name for buffer in buffers if buffer.kind == "cache")
+    if names != sorted(f"cache.{i}" for i in range(n_caches)):
+        raise PlanInvalid(where="buffers", reason=f"caches must be cache.0 to cache.{n_caches - 1}, each once")
+
+
+def _drawn(
+    fields: Fields, entries: Mapping[str, Entry], buffers: tuple[Buffer, ...], bounds: Bounds
+) -> dict[str, Entry]:
+    """Entries that end with tokens: another entry's calls, then those of sampling."""
+    found = {}
+    for name in fields.value:
+        drawn = fields.object(name)
+        base = entries.get(drawn.string("entry"))
+        if base is None or name in entries:
+            raise fields.fail(name, "must have a name of its own and the entry that it goes on from")
+        token = drawn.integer("token", 0, len(buffers) - 1)
+        if (buffers[token].kind, buffers[token].dtype, buffers[token].size) != ("arena", "int32", bounds.R):
+            raise drawn.fail("token", f"must be an int32 buffer of the arena, one for each of {bounds.R} rows")
+        calls = (*base.calls, *_calls(drawn, buffers))
+        found[name] = replace(base, name=name, calls=calls, outputs=MappingProxyType({"token": token}))
+    params = next((buffer for buffer in buffers if buffer.kind == "input" and buffer.name == "sampling"), None)
+    if found and (params is None or (params.dtype, params.size) != ("int32", bounds.R * DRAW_WORDS)):
+        raise PlanInvalid(where="buffers", reason=f"the input 'sampling' must be int32[{bounds.R * DRAW_WORDS}]")
+    return found
+
+
+def _calls(fields: Fields, buffers: tuple[Buffer, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    calls = []
+    for i, call in enumerate(fields.list("calls")):
+        well_formed = isinstance(call, list) and len(call) == 2 and isinstance(call[0], str) and call[0].isidentifier()
+        if not well_formed or not isinstance(call[1], list):
+            raise fields.fail(f"calls[{i}]", "must be [kernel name, [buffer indices]]")
+        if not all(type(index) is int and 0 <= index < len(buffers) for index in call[1]):
+            raise fields.fail(f"calls[{i}]", f"has a buffer index that is not in 0..{len(buffers) - 1}")
+        calls.append((call[0], tuple(call[1])))
+    return calls
+
+
+def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Entry:
+    calls = _calls(fields, buffers)
+    max_tokens = fields.integer("max_tokens", 1, bounds.T, default=bounds.T)
+    min_tokens = fields.integer("min_tokens", 1, 2**31, default=1)
+    outputs = _outputs(fields.object("outputs"), buffers, bounds, vocab_size)
+    inputs = fields.object("inputs") if "inputs" in fields.value else Fields({}, "inputs", PlanInvalid)
+    indices = {key: inputs.integer(key, 0, len(buffers) - 1) for key in inputs.value}
+    for key, index in indices.items():
+        if buffers[index].kind != "input" or buffers[index].dtype != "float32" or buffers[index].size % bounds.T:
+            raise inputs.fail(key, "must be an input buffer of float32 with a row per token")
+    found = fields.list("cuts") if "cuts" in fields.value else []
+    cuts = tuple(_cut(Fields(cut, f"{name}.cuts[{i}]", PlanInvalid), calls, buffers) for i, cut in enumerate(found))
+    if any(buffers[cut.residual].size % bounds.T for cut in cuts):
+        raise fields.fail("cuts", f"the residual must have a row for each of {bounds.T} tokens")
+    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), min_tokens, max_tokens, cuts)
+
+
+def _cut(fields: Fields, calls: Sequence[tuple[str, tuple[int, ...]]], buffers: tuple[Buffer, ...]) -> Cut:
+    first = fields.integer("first", 0, len(calls) - 1)
+    kept, readers = fields.list("kept"), fields.list("readers")
+    if not all(type(call) is int and 0 <= call < first for call in kept):
+        raise fields.fail("kept", f"must hold calls before {first}")
+    residual = fields.integer("residual", 0, len(buffers) - 1)
+    if buffers[residual].kind != "arena" or buffers[residual].dtype != "float32":
+        raise fields.fail("residual", "must be a float32 buffer of the arena")
+    for reader in readers:
+        if not isinstance(reader, list) or len(reader) != 2 or not all(type(number) is int for number in reader):
+            raise fields.fail("readers", "must hold pairs of a call and an operand")
+        call, operand = reader
+        if not 0 <= call < len(calls) or not 0 <= operand < len(calls[call][1]):
+            raise fields.fail("readers", f"has operand {operand} of call {call}, which is not there")
+        if calls[call][1][operand] != residual:
+            raise fields.fail("readers", f"operand {operand} of call {call} is not the residual")
+    return Cut(first, tuple(kept), residual, tuple((call, operand) for call, operand in readers))
+
+
+def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, int]:
+    outputs = {key: fields.integer(key, 0, len(buffers) - 1) for key in fields.value}
+    for key, index in outputs.items():
+        if buffers[index].kind != "arena" or buffers[index].dtype != "float32":
+            raise fields.fail(key, "must be a float32 buffer of the arena")
+    if "logits" not in outputs:
+        raise fields.fail("logits", "is missing")
+    if buffers[outputs["logits"]].size != bounds.R * vocab_size:
+        found = buffers[outputs["logits"]].size
+        raise fields.fail("logits", f"has {found} elements, {bounds.R} rows of {vocab_size} are needed")
+    if "hidden" in outputs and buffers[outputs["hidden"]].size % bounds.T:
+        raise fields.fail("hidden", f"must have a row for each of {bounds.T} tokens")
+    return MappingProxyType(outputs)

@@ -1,0 +1,1 @@
+"""Devices that run a plan, one folder a kind, and what they share."""

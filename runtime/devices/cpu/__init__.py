@@ -1,0 +1,1 @@
+"""The CPU: its features, kernel libraries, mapped weights."""

@@ -1,0 +1,235 @@
+"""The CPU device: mapped weights, one arena, one cache pool, kernels called through tvm_ffi.
+
+Everything is resolved when the device opens. Running an entry is a loop over (function, arguments) pairs; nothing is
+looked up, converted or allocated on the way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.artifact.artifact import PLAN, WEIGHTS, Artifact
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer, Entry, Plan
+from dsv3c.runtime.devices.cpu.features import (
+    MACHINES,
+    check_threads,
+    choose_level,
+    cpu_flags,
+    machine,
+    require_machine,
+)
+from dsv3c.runtime.devices.cpu.guard import Watch
+from dsv3c.runtime.devices.cpu.library import Library
+from dsv3c.runtime.devices.memory import Block, map_descriptor, typed
+from dsv3c.runtime.errors import (
+    KernelFailed,
+    LibraryInvalid,
+    MemoryRefused,
+    PlanNotOfKernels,
+    RuntimeFault,
+    WrongMachine,
+)
+
+_SYSTEMS = {"linux": "Linux", "darwin": "macOS"}
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+_MACH_MACHINES = {0x01000007: "x86_64", 0x0100000C: "aarch64"}
+_ALIGNMENT = 64
+
+Call = tuple[Any, tuple[Any, ...]]
+
+
+class CpuDevice:
+    """Implements `Device`. Raises WrongMachine, IsaNotSupported, LibraryInvalid, PlanNotOfKernels, KernelMissing,
+    MemoryRefused; a step raises WeightsLost, KernelFailed."""
+
+    forks = True  # its memory is private, and its pool starts threads anew
+
+    def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
+        plan = artifact.plan
+        require_machine(artifact.manifest.target)
+        self._threads = check_threads(threads)
+        self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
+        self.prefill_min_tokens = self._level.prefill_min_tokens
+        self.library = _load(artifact, self._level.file)
+        self.slots = slots
+        self._plan = plan
+        weights = artifact.folder / WEIGHTS
+        self._weights = map_descriptor(artifact.open_weights(), weights, artifact.manifest.files[WEIGHTS].size)
+        self._watch = Watch(self.library, self._weights, weights)
+        self._arena = Block(plan.arena_bytes, "the activations")
+        self._caches = _allocate_caches(plan, slots)
+        self._arrays = [self._array(artifact, buffer) for buffer in plan.buffers]
+        self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
+        self._path = artifact.folder / PLAN
+        self._calls = _resolve(plan, self._arrays, self.library, self._threads)
+
+    def run(self, entry: str) -> None:
+        calls = iter(self._calls[entry])
+        try:
+            for function, arguments in calls:
+                function(*arguments)
+        except Exception as error:
+            number = len(self._calls[entry]) - len(list(calls)) - 1
+            name = self._plan.entries[entry].calls[number][0]
+            raise KernelFailed(path=self._path, name=name, reason=_first_line(error)) from error
+        self._watch.require()
+
+    def run_timed(self, entry: str) -> NDArray[np.float64]:
+        """As `run`; seconds that each call took, in the order of the plan."""
+        clock, calls = time.perf_counter, self._calls[entry]
+        marks = np.empty((len(calls), 2))
+        for mark, (function, arguments) in zip(marks, calls, strict=True):
+            mark[0] = clock()
+            function(*arguments)
+            mark[1] = clock()
+        self._watch.require()
+        return marks[:, 1] - marks[:, 0]
+
+    def output(self, entry: str, name: str) -> NDArray[np.float32]:
+        return self._arrays[self._plan.entries[entry].outputs[name]]
+
+    def copy_slots(self, source: int, target: int, count: int) -> None:
+        width = self._plan.latent_dim
+        for buffer, array in zip(self._plan.buffers, self._arrays, strict=True):
+            if buffer.kind == "cache":
+                array[target * width : (target + count) * width] = array[source * width : (source + count) * width]
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "device": "cpu",
+            "machine": machine(),
+            "level": self._level.name,
+            "library": self._level.file,
+            "threads": self._threads,
+            "weight_bytes": self._weights.size,
+            "arena_bytes": self._arena.size,
+            "cache_bytes": self._caches.size,
+            "cache_slots": self.slots,
+            "huge_page_bytes": self._arena.huge_bytes() + self._caches.huge_bytes(),
+        }
+
+    def close(self) -> None:
+        # The mappings go with the last view of them; a view that a caller kept stays valid memory. The library goes
+        # with its last function, and its threads with it.
+        self._calls = {}
+        self._arrays = []
+        self.inputs = {}
+        if hasattr(self, "library"):
+            _set_threads(self.library, 1)
+            del self._watch, self._weights, self._arena, self._caches, self.library
+
+    def _array(self, artifact: Artifact, buffer: Buffer) -> NDArray[Any]:
+        if buffer.kind == "weight":
+            offset = artifact.tensors[buffer.tensor].offset + buffer.offset
+            return typed(self._weights, offset, buffer.dtype, buffer.size)
+        if buffer.kind == "arena":
+            return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
+        if buffer.kind == "cache":
+            index = int(buffer.name.removeprefix("cache."))
+            stride, size = _cache_stride(self._plan, self.slots), self.slots * self._plan.latent_dim
+            return typed(self._caches.data, index * stride, buffer.dtype, size)
+        return typed(Block(buffer.bytes, f"the input {buffer.name}").data, 0, buffer.dtype, buffer.size)
+
+
+def _cache_stride(plan: Plan, slots: int) -> int:
+    size = slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
+    return size + (-size) % _ALIGNMENT
+
+
+def _allocate_caches(plan: Plan, slots: int) -> Block:
+    size = plan.n_caches * _cache_stride(plan, slots)
+    if size >= 2**47:
+        raise MemoryRefused(bytes=size, what="the cache")
+    return Block(size, "the cache")
+
+
+def _load(artifact: Artifact, file: str) -> Library:
+    path = artifact.folder / file
+    data = artifact.checked_bytes(file)
+    _require_library_for(path, data[:20], machine())
+    _import_tvm_ffi()  # kernels refer to its library
+    library = Library(data, path)
+    plan = library.text("dsv3c_plan")
+    if plan is not None and plan != artifact.manifest.files[PLAN].sha256:
+        raise PlanNotOfKernels(path=artifact.folder / PLAN, library=path)
+    return library
+
+
+def _require_library_for(path: Path, head: bytes, wanted: str) -> None:
+    """From the header of a library: what dlopen would refuse gets a message of ours, with both machines named."""
+    if sys.platform not in _SYSTEMS:
+        return
+    system, built_for = _built_for(path, head)
+    if (system, built_for) == (sys.platform, wanted):
+        return
+    suggestion = next((name for name, known in MACHINES.items() if known == wanted), "<target>")
+    if system == sys.platform:
+        raise WrongMachine(wanted=built_for, found=wanted, suggestion=suggestion)
+    names = [f"{cpu} on {_SYSTEMS[name]}" for name, cpu in ((system, built_for), (sys.platform, wanted))]
+    raise WrongMachine(wanted=names[0], found=names[1], suggestion=f"{suggestion}:os={_SYSTEMS[sys.platform].lower()}")
+
+
+def _built_for(path: Path, head: bytes) -> tuple[str, str]:
+    """System and machine of the library that starts with `head`: ELF, or Mach-O of 64 bits."""
+    if len(head) == 20 and head.startswith(b"\xcf\xfa\xed\xfe"):
+        number = struct.unpack_from("<I", head, 4)[0]
+        return "darwin", _MACH_MACHINES.get(number, f"Mach-O machine {number}")
+    if len(head) < 20 or not head.startswith(b"\x7fELF"):
+        raise LibraryInvalid(path=path, reason="it is neither an ELF nor a Mach-O file")
+    if head[4] != 2 or head[5] != 1:
+        raise LibraryInvalid(path=path, reason="it is not a 64-bit little-endian ELF file")
+    number = struct.unpack_from("<H", head, 18)[0]
+    return "linux", _ELF_MACHINES.get(number, f"ELF machine {number}")
+
+
+def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Library, threads: int) -> dict[str, list[Call]]:
+    """Calls of each entry, ready to run: the functions of the library with their tensors."""
+    tvm_ffi = _import_tvm_ffi()
+    _set_threads(library, threads)
+    tensors = [tvm_ffi.from_dlpack(array, require_alignment=_ALIGNMENT) for array in arrays]
+    functions: dict[str, Any] = {}
+
+    def function(name: str) -> Any:
+        if name not in functions:
+            functions[name] = library.kernel(tvm_ffi, name)
+        return functions[name]
+
+    def calls(entry: Entry) -> list[Call]:
+        return [(function(name), tuple(tensors[i] for i in indices)) for name, indices in entry.calls]
+
+    return {name: calls(entry) for name, entry in plan.entries.items()}
+
+
+def _set_threads(library: Library, threads: int) -> None:
+    set_threads = library.function("dsv3c_threads")
+    set_threads.argtypes, set_threads.restype = [ctypes.c_int], None
+    set_threads(threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _import_tvm_ffi() -> Any:
+    """tvm_ffi imports torch wherever torch is installed, which costs most of a second and is of no use here."""
+    hidden = "torch" not in sys.modules and "tvm_ffi" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise RuntimeFault(text=f"the package apache-tvm-ffi cannot be imported: {error}") from error
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tvm_ffi

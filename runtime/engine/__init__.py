@@ -1,0 +1,1 @@
+"""Steps over a paged cache, sampling, generation."""

@@ -1,0 +1,414 @@
+"""A session runs the plan: one step over a ragged batch, and whole requests cut into steps.
+
+Shapes: T tokens of a step, R rows with logits, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dsv3c.runtime.artifact.plan import DRAW_WORDS, Plan
+from dsv3c.runtime.devices.device import Device, Floats
+from dsv3c.runtime.engine.cache import PagePool, Sequence
+from dsv3c.runtime.engine.sampling import FORMS, Draw
+from dsv3c.runtime.errors import (
+    ContextInvalid,
+    Forked,
+    PageMisuse,
+    StepInvalid,
+    TokenOutOfRange,
+    TokensInvalid,
+    UnknownEntry,
+)
+from dsv3c.runtime.turns import Turns
+
+Ints = NDArray[np.int32]
+Want = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it.
+
+    drawn [R]: tokens that the device drew, of an entry that ends with them; there are no logits then.
+    """
+
+    logits: Floats
+    hidden: Floats | None
+    drawn: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them.
+
+    draw: how the device draws a token from those of the last, which are then not read; for `Session.draw`.
+    """
+
+    sequence: Sequence
+    tokens: Ints
+    want: Want
+    draw: Draw | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step did for one request: its tokens [start, start + count); views as in StepOutput.
+
+    logits [r, V] belong to the last r tokens of the chunk (r is 0, 1 or count); hidden is [count, D] or None. drawn [r]
+    instead of logits if the requests have draws.
+    """
+
+    request: int
+    start: int
+    count: int
+    logits: Floats
+    hidden: Floats | None
+    drawn: Ints | None = None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows."""
+
+    tokens: Ints
+    positions: Ints
+    sequence: Ints
+    pages: Many[Ints]
+    rows: Ints
+    draws: Many[Draw] = ()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    request: int
+    start: int
+    count: int
+    rows: int
+
+
+class Session:
+    """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time.
+
+    Raises Forked in a forked child, where the device does not bear that.
+    """
+
+    def __init__(self, plan: Plan, device: Device, vocab_size: int) -> None:
+        self.plan = plan
+        self.device = device
+        self.vocab_size = vocab_size
+        self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
+        self.turns = Turns()  # at the device
+
+    def new_sequence(self, max_pages: int | None = None) -> Sequence:
+        """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
+        most = self.plan.bounds.P
+        if max_pages is not None and (type(max_pages) is not int or max_pages < 1):
+            raise ContextInvalid(name="max_pages", value=max_pages, limit=most)
+        return Sequence(self.pool, min(max_pages or most, most))
+
+    def tokens(self, ids: ArrayLike) -> Ints:
+        """Token ids as i32[n]. Raises TokensInvalid, TokenOutOfRange."""
+        try:
+            array = np.asarray(ids)
+            if array.dtype.kind == "f":  # integers beyond 64 bits become floats
+                array = np.asarray(ids, object)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise TokensInvalid(reason=str(error)) from error
+        if array.ndim != 1:
+            raise TokensInvalid(reason=f"found {array.ndim} dimensions")
+        if array.size == 0:
+            return np.zeros(0, np.int32)
+        if array.dtype.kind not in "iuO":
+            raise TokensInvalid(reason=f"found elements of type {array.dtype}")
+        if array.dtype.kind == "O" and not all(type(v) is int or isinstance(v, np.integer) for v in array):
+            raise TokensInvalid(reason="found elements that are no integers")
+        outside = np.flatnonzero((array < 0) | (array >= self.vocab_size))
+        if outside.size:
+            position = int(outside[0])
+            raise TokenOutOfRange(token=int(array[position]), position=position, last=self.vocab_size - 1)
+        return array.astype(np.int32)
+
+    def step(
+        self,
+        tokens: ArrayLike,
+        positions: ArrayLike,
+        sequence: ArrayLike,
+        pages: Many[ArrayLike],
+        rows: ArrayLike,
+        entry: str | None = None,
+        hidden: ArrayLike | None = None,
+    ) -> StepOutput:
+        """One step: token t stands at `positions[t]` of the sequence whose pages are `pages[sequence[t]]`.
+
+        rows: the tokens whose logits are wanted. hidden [T, D]: the extra input of an entry such as `mtp`.
+        Raises StepInvalid for anything out of bounds, before the device sees it.
+        """
+        batch = _Batch(
+            tokens=self.tokens(tokens),
+            positions=_ints("positions", positions),
+            sequence=_ints("sequence", sequence),
+            pages=[_ints("pages", table) for table in _listed("pages", pages)],
+            rows=_ints("rows", rows),
+        )
+        self._require_usable()
+        self._check_batch(batch)
+        name = self._entry_for(batch.tokens.size) if entry is None else entry
+        states = None if hidden is None else floats("hidden", hidden)
+        self._check_entry(name, batch.tokens.size, states)
+        return self._execute(name, batch, states)
+
+    def chunks(self, requests: Many[Request]) -> Iterator[Chunk]:
+        """Run requests of unequal length together, in steps as large as the plan allows.
+
+        Pages of all requests are reserved, and shared ones copied, before the first step: OutOfPages leaves every
+        sequence as it was. If a step fails or the caller stops early, sequences roll back to their former length.
+        """
+        self._reserve(requests)
+        before = [request.sequence.length for request in requests]
+        done = [0] * len(requests)
+        try:
+            while pieces := self._next_step(requests, done):
+                yield from self._run_pieces(requests, pieces)
+                for piece in pieces:
+                    done[piece.request] += piece.count
+        except BaseException:
+            for request, length in zip(requests, before, strict=True):
+                request.sequence.truncate(length)
+            raise
+
+    def run(self, requests: Many[Request]) -> list[Floats]:
+        """As `chunks`; returns a copy of the wanted logits of each request: [0 or 1 or number of tokens, V]."""
+        found: list[list[Floats]] = [[] for _ in _listed("requests", requests)]
+        for chunk in self.chunks(requests):
+            found[chunk.request].append(chunk.logits.copy())
+        empty = np.zeros((0, self.vocab_size), np.float32)
+        return [parts[0] if len(parts) == 1 else np.concatenate([empty, *parts]) for parts in found]
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the plan has entries that end with tokens."""
+        names = [name for name in ("decode", "prefill") if name in self.plan.entries]
+        return all(f"{name}.{form}" in self.plan.entries for name in names for form in FORMS)
+
+    def draw(self, requests: Many[Request]) -> list[int]:
+        """As `chunks`, for requests that all have a `draw`; what the device drew for each, for `Sampler.token`."""
+        found = [0] * len(_listed("requests", requests))
+        for chunk in self.chunks(requests):
+            if chunk.drawn is not None and chunk.drawn.size:
+                found[chunk.request] = int(chunk.drawn[0])
+        return found
+
+    def _reserve(self, requests: Many[Request]) -> None:
+        for request in _listed("requests", requests):
+            self._check_request(request)
+        sequences = [request.sequence for request in requests]
+        if len({id(sequence) for sequence in sequences}) != len(sequences):
+            raise StepInvalid(where="requests", reason="two of them append to the same sequence")
+        if any(sequence.pool is not self.pool for sequence in sequences):
+            raise PageMisuse(page="-", reason="the sequence belongs to another session")
+        self._require_usable()
+        needed = [request.sequence.pages_needed(request.sequence.length + request.tokens.size) for request in requests]
+        self.pool.require(sum(needed))
+        for index, request in enumerate(requests):
+            try:
+                copies = request.sequence.reserve(request.sequence.length + request.tokens.size)
+            except BaseException:
+                for earlier in requests[:index]:
+                    earlier.sequence.truncate(earlier.sequence.length)
+                raise
+            for source, target in copies:
+                size = self.plan.page_size
+                self.device.copy_slots(source * size, target * size, size)
+
+    def _next_step(self, requests: Many[Request], done: list[int]) -> list[_Piece]:
+        """The pieces of the next step: requests in order, as long as tokens, rows and sequences fit."""
+        bounds = self.plan.bounds
+        left = [request.tokens.size - count for request, count in zip(requests, done, strict=True)]
+        room = self.plan.entries[self._entry_for(min(sum(left), bounds.T))].max_tokens if any(left) else 0
+        rows, pieces = bounds.R, list[_Piece]()
+        for index, request in enumerate(requests):
+            count = min(left[index], room)
+            if request.want == "all":
+                count = min(count, rows)
+            wanted = count if request.want == "all" else int(request.want == "last" and count == left[index] > 0)
+            if wanted > rows:  # no row left for the last token: it goes into the next step
+                count, wanted = count - 1, 0
+            if count == 0 or len(pieces) == bounds.S:
+                continue
+            pieces.append(_Piece(index, done[index], count, wanted))
+            room, rows = room - count, rows - wanted
+        return pieces
+
+    def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
+        tokens, positions, owner, rows = [], [], [], []
+        total = 0
+        for index, piece in enumerate(pieces):
+            request = requests[piece.request]
+            begin = request.sequence.length
+            tokens.append(request.tokens[piece.start : piece.start + piece.count])
+            positions.append(np.arange(begin, begin + piece.count, dtype=np.int32))
+            owner.append(np.full(piece.count, index, np.int32))
+            total += piece.count
+            rows.append(np.arange(total - piece.rows, total, dtype=np.int32))
+        batch = _Batch(
+            tokens=np.concatenate(tokens),
+            positions=np.concatenate(positions),
+            sequence=np.concatenate(owner),
+            pages=[requests[piece.request].sequence.pages for piece in pieces],
+            rows=np.concatenate(rows),
+            draws=[draw for piece in pieces if piece.rows and (draw := requests[piece.request].draw) is not None],
+        )
+        output = self._execute(self._drawing(self._entry_for(total), requests), batch, None)
+        # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
+        for piece in pieces:
+            requests[piece.request].sequence.length += piece.count
+        token = row = 0
+        for piece in pieces:
+            hidden = None if output.hidden is None else output.hidden[token : token + piece.count]
+            drawn = None if output.drawn is None else output.drawn[row : row + piece.rows]
+            yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden, drawn)
+            token, row = token + piece.count, row + piece.rows
+
+    def _entry_for(self, tokens: int) -> str:
+        decode, prefill = self.plan.entries.get("decode"), self.plan.entries.get("prefill")
+        if decode is None or prefill is None:
+            return "decode" if prefill is None else "prefill"
+        pays_from = self.device.prefill_min_tokens or prefill.min_tokens
+        return "decode" if tokens < pays_from and tokens <= decode.max_tokens else "prefill"
+
+    def _drawing(self, entry: str, requests: Many[Request]) -> str:
+        """The entry that draws for these requests, itself if none has a draw."""
+        draws = [request.draw for request in requests if request.draw is not None]
+        if not draws:
+            return entry
+        if len(draws) != len(requests) or any(request.want != "last" for request in requests):
+            raise StepInvalid(where="requests", reason="some of them draw a token from the last logits, others do not")
+        return f"{entry}.{max((draw.form for draw in draws), key=FORMS.index)}"
+
+    def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
+        inputs, bounds = self.device.inputs, self.plan.bounds
+        count, rows = batch.tokens.size, batch.rows.size
+        inputs["tokens"][:count] = batch.tokens
+        inputs["positions"][:count] = batch.positions
+        inputs["sequence"][:count] = batch.sequence
+        inputs["rows"][:rows] = batch.rows
+        for index, table in enumerate(batch.pages):
+            inputs["page_table"][index * bounds.P : index * bounds.P + table.size] = table
+        if hidden is not None:
+            name = self.plan.buffers[self.plan.entries[entry].inputs["hidden"]].name
+            inputs[name][: hidden.size] = hidden.reshape(-1)
+        inputs["control"][:2] = count, rows
+        for row, draw in enumerate(batch.draws):
+            inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
+        with self.turns:
+            self.device.run(entry)
+        if "token" in self.plan.entries[entry].outputs:
+            drawn = self.device.output(entry, "token")[:rows]
+            return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
+        logits = self.device.output(entry, "logits")[: rows * self.vocab_size].reshape(rows, self.vocab_size)
+        if "hidden" not in self.plan.entries[entry].outputs:
+            return StepOutput(logits, None)
+        states = self.device.output(entry, "hidden")
+        width = states.size // bounds.T
+        return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    @property
+    def usable(self) -> bool:
+        """Whether this process may use the device: not in a forked child, unless the device bears that."""
+        return not self.turns.forked or self.device.forks
+
+    def _require_usable(self) -> None:
+        if not self.usable:
+            raise Forked(device=type(self.device).__name__)
+
+    def _check_request(self, request: Request) -> None:
+        if not isinstance(request, Request) or not isinstance(request.sequence, Sequence):
+            raise StepInvalid(where="requests", reason="must be requests, each with a sequence")
+        tokens = request.tokens
+        if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype != np.int32:
+            raise StepInvalid(where="requests", reason="tokens must be as `Session.tokens` gives them")
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            self.tokens(tokens)  # says which
+        if not isinstance(request.want, str) or request.want not in get_args(Want):
+            raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(get_args(Want))}")
+        if request.draw is not None and not isinstance(request.draw, Draw):
+            raise StepInvalid(where="requests", reason="`draw` must be a Draw")
+
+    def _check_batch(self, batch: _Batch) -> None:
+        bounds, count = self.plan.bounds, batch.tokens.size
+        _within("tokens", count, 1, bounds.T)
+        _within("rows", batch.rows.size, 0, bounds.R)
+        _within("pages", len(batch.pages), 1, bounds.S)
+        for name, array in (("positions", batch.positions), ("sequence", batch.sequence)):
+            if array.size != count:
+                raise StepInvalid(where=name, reason=f"has {array.size} elements for {count} tokens")
+        _all_within("positions", batch.positions, self.plan.context)
+        _all_within("sequence", batch.sequence, len(batch.pages))
+        _all_within("rows", batch.rows, count)
+        for index, table in enumerate(batch.pages):
+            _within(f"pages[{index}]", table.size, 0, bounds.P)
+            _all_within(f"pages[{index}]", table, self.pool.pages)
+            used = batch.positions[batch.sequence == index]
+            if used.size and int(used.max()) >= table.size * self.plan.page_size:
+                raise StepInvalid(where=f"pages[{index}]", reason=f"has no page for position {int(used.max())}")
+
+    def _check_entry(self, name: str, tokens: int, hidden: Floats | None) -> None:
+        entry = self.plan.entries.get(name) if isinstance(name, str) else None
+        if entry is None:
+            raise UnknownEntry(name=name, known=", ".join(self.plan.entries))
+        _within("tokens", tokens, 1, entry.max_tokens)
+        if (hidden is None) != ("hidden" not in entry.inputs):
+            verb = "needs" if hidden is None else "does not take"
+            raise StepInvalid(where="hidden", reason=f"entry {name} {verb} it")
+        if hidden is None:
+            return
+        width = self.plan.buffers[entry.inputs["hidden"]].size // self.plan.bounds.T
+        if hidden.shape != (tokens, width):
+            raise StepInvalid(where="hidden", reason=f"has the shape {hidden.shape}, not ({tokens}, {width})")
+
+
+def floats(name: str, values: ArrayLike) -> Floats:
+    """Real numbers as a contiguous f32 array. Raises StepInvalid."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StepInvalid(where=name, reason=str(error)) from error
+    if array.dtype.kind not in "fiu":
+        raise StepInvalid(where=name, reason=f"must be real numbers, found elements of type {array.dtype}")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _listed(name: str, values: Many[Any]) -> Many[Any]:
+    array = isinstance(values, np.ndarray) and values.ndim > 0
+    if not array and (not isinstance(values, Many) or isinstance(values, str | bytes)):
+        raise StepInvalid(where=name, reason=f"must be a list, not {type(values).__name__}")
+    return values
+
+
+def _ints(name: str, values: ArrayLike) -> Ints:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StepInvalid(where=name, reason=str(error)) from error
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise StepInvalid(where=name, reason="must be a flat sequence of integers")
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= 2**31):
+        raise StepInvalid(where=name, reason="has an element that is negative or does not fit 32 bits")
+    return array.astype(np.int32)
+
+
+def _within(name: str, count: int, low: int, high: int) -> None:
+    if not low <= count <= high:
+        raise StepInvalid(where=name, reason=f"has {count} elements, it must have {low} to {high}")
+
+
+def _all_within(name: str, array: Ints, end: int) -> None:
+    if array.size and int(array.max()) >= end:
+        raise StepInvalid(where=name, reason=f"has the element {int(array.max())}, it must be below {end}")

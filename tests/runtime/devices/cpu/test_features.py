@@ -1,0 +1,114 @@
+"""Which kernel level runs here, and what is said when none does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dsv3c.runtime import errors
+from dsv3c.runtime.artifact.artifact import Level, Target
+from dsv3c.runtime.devices.cpu import features as cpu_features
+from dsv3c.runtime.devices.cpu.features import (
+    check_threads,
+    choose_level,
+    cpu_flags,
+    default_threads,
+    parse_cpuinfo,
+    parse_hwcaps,
+    require_machine,
+)
+from tests.conftest import TESTS
+
+LEVELS = (
+    Level("v3", ("avx2", "fma"), "v3.so"),
+    Level("v4", ("avx2", "fma", "avx512f"), "v4.so"),
+    Level("vnni", ("avx2", "fma", "avx512f", "avx512_vnni"), "vnni.so"),
+)
+
+
+def test_strongest_level_that_fits() -> None:
+    assert choose_level(LEVELS, frozenset({"avx2", "fma", "avx512f", "sse"}), {}).name == "v4"
+    assert choose_level(LEVELS, frozenset({"avx2", "fma", "avx512_vnni"}), {}).name == "v3"
+
+
+def test_variable_forces_a_level() -> None:
+    flags = frozenset(LEVELS[2].requires)
+    assert choose_level(LEVELS, flags, {"DSV3C_ISA": "v3"}).name == "v3"
+    assert choose_level(LEVELS, flags, {"DSV3C_ISA": ""}).name == "vnni"
+
+
+def test_variable_names_an_unknown_level() -> None:
+    with pytest.raises(errors.UnknownIsaLevel, match=r"'avx9'.*v3, v4, vnni"):
+        choose_level(LEVELS, frozenset(), {"DSV3C_ISA": "avx9"})
+
+
+def test_variable_names_a_level_the_cpu_lacks() -> None:
+    with pytest.raises(errors.IsaNotSupported, match="vnni needs the CPU features avx512f avx512_vnni"):
+        choose_level(LEVELS, frozenset({"avx2", "fma"}), {"DSV3C_ISA": "vnni"})
+
+
+def test_no_level_fits() -> None:
+    with pytest.raises(errors.IsaNotSupported, match=r"v3 needs the CPU features fma(.|\n)*x86 CPUs need AVX2"):
+        choose_level(LEVELS, frozenset({"avx2"}), {})
+    with pytest.raises(errors.ManifestInvalid, match="levels: is empty"):
+        choose_level((), frozenset({"avx2"}), {})
+
+
+def test_a_user_can_rule_features_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "all_cpu_flags", lambda: frozenset(LEVELS[2].requires))
+    monkeypatch.setenv("DSV3C_WITHOUT", "cooperative-matrix,avx512_vnni")
+    assert choose_level(LEVELS, cpu_flags(), {}).name == "v4"
+
+
+def test_flags_are_those_of_every_core() -> None:
+    text = "processor: 0\nflags\t\t: avx2 fma\n\nprocessor: 1\nflags : avx2\n"
+    assert parse_cpuinfo(text) == {"avx2"}
+    assert parse_cpuinfo("Features : asimd asimddp\n") == {"asimd", "asimddp"}
+    assert parse_cpuinfo("") == frozenset()
+
+
+def test_flags_of_arm_are_bits_of_the_auxiliary_vector() -> None:
+    hwcap, hwcap2 = 16, 26
+    assert parse_hwcaps({hwcap: 1 << 1, hwcap2: 0}) == {"asimd"}
+    assert parse_hwcaps({hwcap: 1 << 1 | 1 << 20, hwcap2: 1 << 13 | 1 << 14}) == {"asimd", "asimddp", "i8mm", "bf16"}
+    assert parse_hwcaps({}) == frozenset()
+
+
+def test_on_arm_the_auxiliary_vector_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_features, "_auxiliary", lambda: {16: 1 << 1 | 1 << 20})
+    assert cpu_features.cpu_flags() == {"asimd", "asimddp"}
+    monkeypatch.setattr(cpu_features, "_auxiliary", dict)
+    monkeypatch.setattr(cpu_features, "parse_cpuinfo", lambda text: frozenset({"of cpuinfo"}))
+    assert cpu_features.cpu_flags() == {"of cpuinfo"}
+
+
+@pytest.mark.parametrize(("target", "machine"), [("x86:cpu=zen4", "aarch64"), ("arm", "x86_64")])
+def test_wrong_machine_names_both(monkeypatch: pytest.MonkeyPatch, target: str, machine: str) -> None:
+    monkeypatch.setattr(cpu_features, "machine", lambda: machine)
+    with pytest.raises(errors.WrongMachine, match=f"compiled for .*, this machine is {machine}"):
+        require_machine(Target(target, ()))
+
+
+def test_machine_goes_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "AMD64")
+    assert cpu_features.machine() == "x86_64"
+    require_machine(Target("x86", ()))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 100_000])
+def test_threads_invalid(threads: object) -> None:
+    with pytest.raises(errors.ThreadsInvalid):
+        check_threads(threads)  # type: ignore[arg-type]
+
+
+def test_threads_default_to_physical_cores() -> None:
+    assert check_threads(None) == default_threads() >= 1
+    assert check_threads(3) == 3
+
+
+def test_the_limit_of_threads_is_the_pools() -> None:
+    source = (TESTS.parent / "targets" / "cpu" / "threadpool.c").read_text(encoding="utf-8")
+    limit = re.search(r"MAX_THREADS = (\d+)", source)
+    assert limit is not None and int(limit[1]) == cpu_features.THREADS_LIMIT

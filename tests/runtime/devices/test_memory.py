@@ -1,0 +1,61 @@
+"""Aligned memory and mapped files."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsv3c.runtime import errors
+from dsv3c.runtime.devices.memory import Block, map_file, typed
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 5000, 5 << 20])
+def test_block_is_aligned_and_zero(size: int) -> None:
+    block = Block(size, "a test")
+    assert (block.data.size, block.data.ctypes.data % 64) == (size, 0)
+    assert not block.data.any()
+    assert 0 <= block.huge_bytes() <= size
+
+
+@pytest.mark.parametrize("size", [2**46, 2**62, 2**80])
+def test_memory_refused(size: int) -> None:
+    with pytest.raises(errors.MemoryRefused, match="for a test"):
+        Block(size, "a test")
+
+
+def test_memory_lives_as_long_as_a_view() -> None:
+    view = typed(Block(4096, "a test").data, 64, "float32", 16)
+    gc.collect()
+    view[:] = 1
+    assert view.sum() == 16
+
+
+def test_bfloat16_is_viewed_as_its_bits() -> None:
+    assert typed(Block(64, "a test").data, 0, "bfloat16", 8).dtype == np.uint16
+
+
+def test_map_file(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(bytes(range(256)))
+    data = map_file(tmp_path / "w", 256)
+    np.testing.assert_array_equal(data, np.arange(256))
+
+
+def test_map_file_of_another_size(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"12")
+    with pytest.raises(errors.FileSizeWrong):
+        map_file(tmp_path / "w", 3)
+
+
+def test_writing_to_a_mapped_file_faults(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(bytes(64))
+    code = (
+        "import pathlib\nfrom dsv3c.runtime.devices.memory import map_file\n"
+        f"map_file(pathlib.Path({str(tmp_path / 'w')!r}), 64)[0] = 1\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode < 0
+    assert (tmp_path / "w").read_bytes() == bytes(64)

@@ -1,0 +1,77 @@
+"""Defaults of a checkpoint: every value that others write means something here, or is left out and told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsv3c.runtime.engine.generation_config import usable
+from dsv3c.runtime.engine.sampling import SamplingParams
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "meant"),
+    [
+        *(("top_k", value, 0) for value in (-1, 0, -1.0, 0.0)),
+        *(("top_k", value, 20) for value in (20, 20.0)),
+        ("top_k", 10**9, 10**9),
+        *(("top_k", value, 2**31 - 1) for value in (2**31, 10**30, 1e30)),
+        *(("top_p", value, 1.0) for value in (0, 0.0, -1, 1, 1.0)),
+        ("top_p", 0.95, 0.95),
+        *(("min_p", value, 0.0) for value in (0, -1, 0.0)),
+        ("min_p", 0.05, 0.05),
+        *(("repetition_penalty", value, 1.0) for value in (0, -1, 1, 1.0)),
+        ("repetition_penalty", 1.1, 1.1),
+        *(("temperature", value, float(value)) for value in (0, 0.6, 2)),
+        *(("do_sample", value, True) for value in (True, 1, 1.0)),
+        *(("do_sample", value, False) for value in (False, 0)),
+        ("eos_token_id", 3, 3),
+        ("eos_token_id", 3.0, 3),
+        ("eos_token_id", [3, 4.0, 0], [3, 4, 0]),
+        ("eos_token_id", [], None),
+        *((name, None, None) for name in ("top_k", "top_p", "temperature", "do_sample", "eos_token_id")),
+    ],
+)
+def test_values_have_one_form(name: str, found: Any, meant: Any) -> None:
+    kept, notes = usable({name: found}, 100)
+    assert (kept.get(name), notes) == (meant, ())
+    assert type(kept.get(name)) is type(meant)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "left"),
+    [
+        *(("top_k", value, None) for value in ("20", True, 2.5, NAN, INFINITY, [1], 10**400)),
+        *(("top_p", value, None) for value in ("0.9", 1.5, True, NAN, INFINITY, {})),
+        *(("min_p", value, None) for value in ("", 2, NAN)),
+        *(("repetition_penalty", value, None) for value in ("1", INFINITY, 10**400, True)),
+        *(("temperature", value, None) for value in ("hot", -1, NAN, INFINITY, True, [0.6])),
+        *(("do_sample", value, None) for value in ("false", "true", 2, [])),
+        *(("eos_token_id", value, None) for value in (-1, 100, "</s>", True, 1.5, [100], [[1]])),
+        ("eos_token_id", [1, 100, -1, 2], [1, 2]),
+    ],
+)
+def test_what_is_of_no_use_is_left_out_and_told(name: str, found: Any, left: Any) -> None:
+    kept, notes = usable({name: found, "other": 1}, 100)
+    assert kept.pop("other") == 1
+    assert kept == ({} if left is None else {name: left})
+    assert len(notes) == 1 and name in notes[0] and len(notes[0]) < 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+)
+names = st.sampled_from(["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "eos_token_id"])
+
+
+@given(st.dictionaries(names, json_values))
+def test_no_default_keeps_a_model_from_generating(config: dict[str, Any]) -> None:
+    kept, _ = usable(config, 100)
+    assert usable(kept, 100) == (kept, ())
+    assert SamplingParams.from_generation_config(config) == SamplingParams.from_generation_config(kept)
