@@ -25,6 +25,15 @@ COMPILER_LAYERS = (
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for layer in COMPILER_LAYERS[:3] for name in layer)  # for passes and targets
 SHARED_BY_TARGETS = ("dsv3c.targets.plan", "dsv3c.targets.cpu", "dsv3c.targets.gpu")
+# The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
+RUNTIME_LAYERS = (
+    ("errors", "turns"),
+    ("artifact",),
+    ("text",),
+    ("devices",),
+    ("engine",),
+    ("measure", "model"),
+)
 RUNTIME_PACKAGES = {"numpy", "tvm_ffi", "tokenizers", "jinja2", "click"}
 # Packages that one module of the runtime may import, inside the function that needs them.
 RUNTIME_OPTIONAL = {
@@ -68,20 +77,19 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
 def allowed(module: str) -> tuple[str, ...]:
     """The packages of ours that `module` may import."""
     _, folder, *rest = module.split(".")
-    if folder == "runtime":
-        return ("dsv3c.runtime",)
     if folder == "passes":
         return BOTTOM
     if folder == "targets":
         # A target builds on what its family shares and on nothing of its siblings.
         family = (f"dsv3c.targets.{rest[0]}",) if rest else ()
         return (*BOTTOM, *SHARED_BY_TARGETS, *family)
+    layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
     below: tuple[str, ...] = ()
-    for layer in COMPILER_LAYERS:
-        below += tuple(f"dsv3c.compiler.{name}" for name in layer)
+    for layer in layers:
+        below += tuple(f"dsv3c.{folder}.{name}" for name in layer)
         if rest and rest[0] in layer:
             return below
-    return ("dsv3c",)
+    return ("dsv3c.runtime",) if folder == "runtime" else ("dsv3c",)
 
 
 @pytest.mark.parametrize("path", sources(*FOLDERS), ids=lambda path: str(path.relative_to(ROOT)))
