@@ -182,7 +182,7 @@ class Sampler:
 
 
 def _divisor(value: float) -> np.float32:
-    """A temperature or a penalty, kept where float32 can divide by it; what overflows by it is -inf, as it should be."""
+    """A temperature or a penalty, kept where float32 can divide by it; what overflows is -inf, as it should be."""
     return np.float32(min(max(value, 1e-30), 1e30))
 
 
