@@ -26,7 +26,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class JobDied(Dsv3cError):
     message = "a process that builds kernels ended with {how}: {said}"
-    hint = "if memory is short, close other programs; else this is a fault of dsv3c or of LLVM"
+    hint = "if memory is short, close other programs; else this is a fault of LLVM or of dsv3c"
 
 
 @dataclass
