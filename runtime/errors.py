@@ -129,7 +129,10 @@ class UnknownCapability(RuntimeFault):
 
 class IsaNotSupported(RuntimeFault):
     message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
-    hint = "unset DSV3C_ISA if it is set; x86 CPUs need AVX2, FMA and F16C at least, older ones cannot run any artifact"
+    hint = (
+        "unset DSV3C_ISA and DSV3C_WITHOUT where they are set; x86 CPUs need AVX2, FMA and F16C at least, older ones "
+        "cannot run any artifact"
+    )
 
 
 class LibraryInvalid(RuntimeFault):

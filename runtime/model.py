@@ -93,7 +93,6 @@ class Model:
         self.context = context
         self.session = Session(artifact.plan, device, artifact.manifest.vocab_size)
         self._lock = self.session.turns
-        self._closed = False
         self._tokenizer: Tokenizer | None = None
         # Read now: an artifact that takes the place of this one has other files.
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
@@ -228,11 +227,7 @@ class Model:
 
     def close(self) -> None:
         """Give all memory back; safe to call twice."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                if self.session.usable:
-                    self.session.device.close()
+        self.session.close()
 
     def __enter__(self) -> Model:
         return self
@@ -299,7 +294,7 @@ class Model:
             yield from self.session.chunks([Request(sequence, ids, want)])
 
     def _require_open(self) -> None:
-        if self._closed:
+        if self.session.closed:
             raise ModelClosed()
 
     def _read_tokenizer(self, what: str) -> Tokenizer:

@@ -69,11 +69,12 @@ def file_size(path: Path) -> int:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file. Raises UnreadableFileError, also when it is longer than `limit`."""
-    if file_size(path) > limit:
+    size = file_size(path)
+    if size > limit:
         raise UnreadableFileError(path=path, reason=f"it is longer than {limit} bytes")
     try:
         with path.open("rb") as file:
-            return file.read(limit)
+            return file.read(size)  # as much is set aside at once
     except OSError as error:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
 

@@ -68,7 +68,7 @@ def read_descriptor(descriptor: int, path: Path, limit: int) -> bytes:
         if size > limit:
             raise FileTooLarge(path=path, actual=size, limit=limit)
         try:
-            return file.read(limit)
+            return file.read(size)  # as much is set aside at once
         except OSError as error:
             raise FileUnreadable(path=path, reason=_reason(error, path)) from error
 

@@ -159,7 +159,7 @@ class Sampler:
         return drawn
 
     def _penalised(self, logits: Floats) -> Floats:
-        logits, penalty = logits.copy(), self._params.repetition_penalty
+        logits, penalty = logits.copy(), _divisor(self._params.repetition_penalty)
         seen = logits[self._repeated]
         logits[self._repeated] = np.where(seen > 0, seen / penalty, seen * penalty)
         return logits
@@ -181,9 +181,9 @@ class Sampler:
         return ids, weights if ids is None else weights[ids]
 
 
-def _divisor(temperature: float) -> np.float32:
-    """Kept where float32 can divide by it; a quotient that overflows is -inf, which is as it should be."""
-    return np.float32(min(max(temperature, 1e-30), 1e30))
+def _divisor(value: float) -> np.float32:
+    """A temperature or a penalty, kept where float32 can divide by it; what overflows is -inf, as it should be."""
+    return np.float32(min(max(value, 1e-30), 1e30))
 
 
 def _bits(value: float | np.floating[Any]) -> np.int32:

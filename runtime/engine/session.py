@@ -20,6 +20,7 @@ from dsv3c.runtime.engine.sampling import FORMS, Draw
 from dsv3c.runtime.errors import (
     ContextInvalid,
     Forked,
+    ModelClosed,
     PageMisuse,
     StepInvalid,
     TokenOutOfRange,
@@ -96,7 +97,7 @@ class _Piece:
 class Session:
     """Runs steps on a device whose cache pool is handed out in pages. Used by one thread at a time.
 
-    Raises Forked in a forked child, where the device does not bear that.
+    Raises ModelClosed after `close`, Forked in a forked child, where the device does not bear that.
     """
 
     def __init__(self, plan: Plan, device: Device, vocab_size: int) -> None:
@@ -105,6 +106,15 @@ class Session:
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
         self.turns = Turns()  # at the device
+        self.closed = False
+
+    def close(self) -> None:
+        """Give the device back; safe to call twice."""
+        with self.turns:
+            if not self.closed:
+                self.closed = True
+                if self.usable:
+                    self.device.close()
 
     def new_sequence(self, max_pages: int | None = None) -> Sequence:
         """An empty sequence of at most `max_pages` pages (the plan's bound by default)."""
@@ -325,6 +335,8 @@ class Session:
         return not self.turns.forked or self.device.forks
 
     def _require_usable(self) -> None:
+        if self.closed:
+            raise ModelClosed()
         if not self.usable:
             raise Forked(device=type(self.device).__name__)
 

@@ -197,7 +197,7 @@ def _interpreters() -> Iterator[str]:
         yield sys.executable
     names = (f"python{sys.version_info.major}.{sys.version_info.minor}", "python3")
     paths = [Path(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix) for name in names]
-    yield from dict.fromkeys(str(path) for path in paths if path.is_file() and str(path) != sys.executable)
+    yield from dict.fromkeys(str(path) for path in paths if os.path.isfile(path) and str(path) != sys.executable)
 
 
 class _Usage(ctypes.Structure):

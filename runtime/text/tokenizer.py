@@ -81,6 +81,8 @@ class Tokenizer:
 
         Raises TextInvalid, ParameterInvalid.
         """
+        if not isinstance(add_bos, bool | None):
+            raise ParameterInvalid(name="add_bos", value=add_bos, reason="it must be True, False or None")
         encoding = self._encoding(text, True)
         ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
         begin = self._flag("add_bos_token") if add_bos is None else add_bos

@@ -16,6 +16,7 @@ from dsv3c.runtime import errors, load
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices import device
 from dsv3c.runtime.model import Model
+from dsv3c.runtime.session import Request
 from tests.runtime import toy
 from tests.runtime.toy import expected_logits
 
@@ -347,6 +348,12 @@ def test_closed_model(model: Model) -> None:
             use(PROMPT)
     with pytest.raises(errors.ModelClosed):
         model.report()
+    session = model.session
+    request = Request(session.new_sequence(), session.tokens([1, 2]), "last")
+    with pytest.raises(errors.ModelClosed):
+        session.run([request])
+    with pytest.raises(errors.ModelClosed):
+        session.step([1], [0], [0], [[0]], [0])
 
 
 def test_open_device_is_by_target_family(tmp_path: Path) -> None:

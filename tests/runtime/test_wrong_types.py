@@ -100,6 +100,7 @@ def test_tokenizers(bundled_model: Path) -> None:
     for call in (tokenizer.encode, tokenizer.encode_plain, tokenizer.token_id, tokenizer.special_token):
         assert refused(call) == len(VALUES) - strings
     assert refused(tokenizer.decode) > 10
+    assert refused(lambda value: tokenizer.encode("a", value)) > 10
     assert refused(tokenizer.encode_chat) > 15
 
 

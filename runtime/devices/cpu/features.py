@@ -66,7 +66,7 @@ def require_machine(target: Target) -> None:
 
 def unwanted() -> frozenset[str]:
     """What the environment variable DSV3C_WITHOUT says to do without."""
-    return frozenset(filter(None, os.environ.get(WITHOUT_VARIABLE, "").split(",")))
+    return frozenset(os.environ.get(WITHOUT_VARIABLE, "").replace(",", " ").split())
 
 
 def cpu_flags() -> frozenset[str]:

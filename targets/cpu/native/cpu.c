@@ -105,12 +105,13 @@ bool cpu_has(const char *feature) {
 #error "the native library knows the features of x86-64 and aarch64"
 #endif
 
-// Whether `name` is one of the names in DSV3C_WITHOUT, which commas join.
+// Whether `name` is one of the names in DSV3C_WITHOUT, which commas or spaces join.
 static bool unwanted(const char *name) {
-  size_t length = strlen(name);
-  for (const char *at = getenv("DSV3C_WITHOUT"); at; at = strchr(at, ',')) {
-    at += *at == ',';
-    if (strncmp(at, name, length) == 0 && (at[length] == ',' || at[length] == 0)) return true;
+  static const char between[] = ", \t\r\n";
+  const char *at = getenv("DSV3C_WITHOUT");
+  for (size_t length; at && *(at += strspn(at, between)); at += length) {
+    length = strcspn(at, between);
+    if (length == strlen(name) && strncmp(at, name, length) == 0) return true;
   }
   return false;
 }
@@ -133,7 +134,8 @@ dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level
     }
   }
   if (known)
-    return dsv3c_fail(DSV3C_ISA_UNSUPPORTED, "the CPU lacks %s, which the level %s needs", missing,
+    return dsv3c_fail(DSV3C_ISA_UNSUPPORTED, "%s %s, which the level %s needs",
+                      unwanted(missing) ? "DSV3C_WITHOUT names" : "the CPU lacks", missing,
                       forced && *forced ? forced : levels[0].name);
   return dsv3c_fail(DSV3C_ISA_UNKNOWN, "DSV3C_ISA names the level %s, which the artifact does not have", forced);
 }

@@ -212,8 +212,9 @@ static char *read_input(size_t *size) {
   return data;
 }
 
-static void read_ids(run *r, const char *text) {
-  r->prompt = memory(malloc((strlen(text) / 2 + 1) * sizeof *r->prompt));
+static void read_ids(run *r, const char *text, size_t size) {
+  if (strlen(text) != size) fail(2, "--ids", "not a list of token ids");
+  r->prompt = memory(malloc((size / 2 + 1) * sizeof *r->prompt));
   for (const char *at = text + strspn(text, " ,\t\r\n"); *at; at += strspn(at, " ,\t\r\n")) {
     char *end;
     errno = 0;
@@ -231,12 +232,12 @@ static void read_prompt(run *r, const settings *s) {
   const char *text = input ? input : given;
   if (input && !s->ids && strncmp(text, "\xef\xbb\xbf", 3) == 0) text += 3, size -= 3;  // a byte order mark is no text
   dsv3c_special around = s->no_bos ? DSV3C_NO_BOS : DSV3C_SPECIAL;
-  if (s->ids) read_ids(r, text);
+  if (s->ids) read_ids(r, text, size);
   else check(dsv3c_encode(r->model, text, size, around, &r->prompt, &r->prompt_count));
-  if (!s->ids && !s->json && !s->show_ids) fwrite(text, 1, size, stdout);
-  free(input);
   if (r->prompt_count == 0) fail(1, "the prompt has no tokens", "");
   if (r->prompt_count > (size_t)r->info.context) fail(1, "the prompt is longer than the context", "");
+  if (!s->ids && !s->json && !s->show_ids) fwrite(text, 1, size, stdout);
+  free(input);
 }
 
 // ---- generating
@@ -359,7 +360,8 @@ static void finish(run *r) {
 }
 
 int main(int argc, char **argv) {
-  signal(SIGPIPE, SIG_IGN);
+  signal(SIGPIPE, SIG_IGN);  // a call that fails says more than a signal
+  signal(SIGXFSZ, SIG_IGN);
   take_closed_streams();
   settings s = parse(argc, argv);
   run r = {0};

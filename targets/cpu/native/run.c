@@ -21,10 +21,10 @@ static dsv3c_status check_request(const dsv3c_model *model, const dsv3c_request 
   if (request->want > DSV3C_ALL) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a request's `want` is %d", (int)request->want);
   if (request->count && (!request->tokens || (request->want != DSV3C_NONE && !request->logits)))
     return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a request lacks its tokens, or a place for its logits");
-  TRY(check_tokens(request));
-  if (request->count <= (size_t)(model->context - s->length)) return DSV3C_OK;
-  return dsv3c_fail(DSV3C_CONTEXT_EXCEEDED, "%zu tokens behind %d do not fit the context of %d", request->count,
-                    s->length, model->context);
+  if (request->count > (size_t)(model->context - s->length))  // before the tokens are read: a wrong count ends here
+    return dsv3c_fail(DSV3C_CONTEXT_EXCEEDED, "%zu tokens behind %d do not fit the context of %d", request->count,
+                      s->length, model->context);
+  return check_tokens(request);
 }
 
 // Pages of all requests are taken before the first step, so that a step never lacks one.

@@ -180,8 +180,11 @@ dsv3c_status dsv3c_sampler_observe(dsv3c_sampler *s, const int32_t *tokens, size
   return DSV3C_OK;
 }
 
+// Where float can divide by it; what overflows by it is -infinity, as it should be.
+static float divisor(double value) { return (float)fmin(fmax(value, 1e-30), 1e30); }
+
 static float penalised(const dsv3c_sampler *s, float logit) {
-  float penalty = (float)s->how.repetition_penalty;
+  float penalty = divisor(s->how.repetition_penalty);
   return logit > 0 ? logit / penalty : logit * penalty;
 }
 
@@ -198,7 +201,7 @@ dsv3c_status dsv3c_sample(dsv3c_sampler *s, const float *logits, int32_t *token)
   if (!isfinite(highest)) return dsv3c_fail(DSV3C_NOT_FINITE, "the model returned logits that are not finite");
   *token = (int32_t)best;
   if (s->how.temperature == 0) return DSV3C_OK;
-  float temperature = (float)fmin(fmax(s->how.temperature, 1e-30), 1e30);
+  float temperature = divisor(s->how.temperature);
   for (size_t i = 0; i < s->vocab; i++) s->weights[i] = expf((s->logits[i] - highest) / temperature);
   size_t count = choose(s), drawn = 0;
   double share = uniform(s) * weight_of(s, count), total = 0;

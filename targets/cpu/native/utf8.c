@@ -52,6 +52,7 @@ dsv3c_status dsv3c_text_push(const dsv3c_model *model, dsv3c_text *text, int32_t
                              size_t *size) {
   if (!model || !text || !out || !size)
     return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_text_push needs a model, a stream and places for the text");
+  if (text->count >= sizeof text->held) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a stream of text needs to begin zeroed");
   const tokenizer *t = model->tokenizer;
   if (!t) return dsv3c_fail(DSV3C_NO_TOKENIZER, "this model was compiled without a tokenizer");
   *size = 0;
@@ -68,5 +69,5 @@ size_t dsv3c_text_bytes(const dsv3c_model *model) {
 }
 
 size_t dsv3c_text_flush(dsv3c_text *text, char out[3]) {
-  return text && out && text->count ? settle(text, false, out) : 0;
+  return text && out && text->count && text->count < sizeof text->held ? settle(text, false, out) : 0;
 }

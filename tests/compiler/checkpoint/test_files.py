@@ -105,3 +105,13 @@ def test_quotes_stay_short_and_printable() -> None:
         assert len(text) < 400
         assert text.isprintable()
         text.encode()
+
+
+def test_reading_sets_aside_the_size_of_the_file_and_not_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    try:
+        assert len(read_bytes(tmp_path / "file", 1 << 32)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_links_that_the_folder_holds_are_followed_to_files_alone(tmp_path: Path)
         held.open("a/b")
     with pytest.raises(FileTooLarge):
         held.read("a", 0)
+
+
+def test_reading_sets_aside_the_size_of_the_file_and_not_the_limit(tmp_path: Path) -> None:
+    held = Folder(folder(tmp_path / "out", b"x" * 1000))
+    tracemalloc.start()
+    try:
+        assert len(held.read("a", 1 << 32)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_descriptor_goes_with_the_folder(tmp_path: Path) -> None:

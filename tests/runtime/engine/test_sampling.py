@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -115,6 +116,14 @@ def test_repetition_penalty() -> None:
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), 2)
     sampler.observe([0])
     assert sampler.sample(negative) == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("penalty", "expected"), [(1e300, 2), (math.ulp(0.0), 1)])
+def test_a_penalty_beyond_float32_makes_no_logits_that_are_not_finite(penalty: float, expected: int) -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=penalty), 3)
+    sampler.observe([0, 1])
+    assert sampler.sample(np.array([0.0, 3.0, 2.0], np.float32)) == expected
 
 
 @pytest.mark.parametrize("value", [NAN, INF])

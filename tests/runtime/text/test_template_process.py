@@ -146,3 +146,9 @@ def test_a_program_that_python_is_embedded_in_is_not_run(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "executable", str(program))
     assert TemplateProcess().render(request(ECHO), 1) == "Hi"
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/server")
+    monkeypatch.setattr(sys, "prefix", "/" + "x" * 5000)  # stat() fails, not with "no such file"
+    assert TemplateProcess().render(request(ECHO), 1) == "Hi"

@@ -75,6 +75,11 @@ int main(int argc, char **argv) {
   REFUSED(dsv3c_text_push(model, &text, 0, out, sizeof out, NULL));
   HOLDS(dsv3c_text_bytes(NULL) == 0);
   HOLDS(dsv3c_text_flush(NULL, out) == 0 && dsv3c_text_flush(&text, NULL) == 0);
+  dsv3c_text not_zeroed = {{0}, 99};
+  REFUSED(dsv3c_text_push(model, &not_zeroed, 0, out, sizeof out, &size));
+  HOLDS(dsv3c_text_flush(&not_zeroed, out) == 0);
+  bad[0] = request, bad[0].count = (size_t)1 << 40;  // more than there are: none of them is read
+  HOLDS(dsv3c_run(model, &bad[0], 1) == DSV3C_CONTEXT_EXCEEDED);
   HOLDS(dsv3c_run(model, &request, 1) == DSV3C_OK && dsv3c_sample(sampler, logits, &token) == DSV3C_OK);
   dsv3c_sampler_free(sampler);
   dsv3c_sequence_free(sequence);

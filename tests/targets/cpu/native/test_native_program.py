@@ -46,6 +46,25 @@ def test_the_text_is_that_of_the_python_runtime(folder: Path, run: Run) -> None:
     assert json.loads(done.stdout)["token_ids"] == list(greedy.token_ids)
 
 
+def test_what_is_refused_is_not_printed(run: Run) -> None:
+    done = run("-p", "Once upon a time", "--context", "1")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the prompt is longer than the context" in done.stderr
+
+
+def test_ids_behind_a_zero_byte_are_not_dropped(run: Run) -> None:
+    done = run("--ids", "-", "-n", "1", stdin=b"1 2\x00 3")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"not a list of token ids" in done.stderr
+
+
+def test_a_limit_of_file_sizes_is_told(folder: Path) -> None:
+    program = folder / "native" / "dsv3c-run"
+    done = subprocess.run(["sh", "-c", f"ulimit -f 0; '{program}' --ids 1 -n 1"], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"dsv3c-run: ")
+
+
 def test_the_bos_can_be_left_out_and_a_byte_order_mark_is_no_text(folder: Path, run: Run) -> None:
     with runtime.load(folder) as model:
         ids, plain = model.tokenizer.encode("Once"), model.tokenizer.encode("Once", add_bos=False)
@@ -243,6 +262,11 @@ def test_a_level_can_be_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Failure, match="ISA_UNKNOWN: DSV3C_ISA names the level x86-64-v9"):
         Model(folder)
     monkeypatch.delenv("DSV3C_ISA")
+    needed = next(level for level in ARM + X86 if level.name == USABLE[0]).requires[-1]
+    monkeypatch.setenv("DSV3C_WITHOUT", f"some, {needed} ")
+    with pytest.raises(Failure, match=f"ISA_UNSUPPORTED: DSV3C_WITHOUT names {needed}, which the level {USABLE[0]}"):
+        Model(folder)
+    monkeypatch.delenv("DSV3C_WITHOUT")
     model = Model(folder)
     assert model.info.level.decode() == USABLE[-1]
     model.close()

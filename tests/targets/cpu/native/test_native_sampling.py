@@ -22,6 +22,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "top-k-top-p": {"temperature": 1.3, "top_k": 40, "top_p": 0.7},
     "min-p": {"temperature": 1.0, "min_p": 0.05},
     "all": {"temperature": 0.7, "top_k": 100, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.3},
+    "penalty beyond float32": {"temperature": 0.0, "repetition_penalty": 1e300},
+    "reward beyond float32": {"temperature": 1.0, "repetition_penalty": 5e-324},
     "one": {"temperature": 1.0, "top_p": 1e-9},
 }
 
