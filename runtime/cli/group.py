@@ -139,9 +139,10 @@ def prepare_streams() -> None:
     for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
+    with suppress(OSError):  # a system without /dev
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
 
 
 def _streams() -> list[TextIO]:
@@ -163,8 +164,17 @@ def _drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _has_place() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
 def _explain(error: Exception) -> str:
     """What, where and what to do, for a person."""
+    if isinstance(error, FileNotFoundError) and not _has_place():
+        return "the current folder does not exist any more\n  hint: change into another folder and try again"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         hint = _HINTS.get(error.errno or 0)
