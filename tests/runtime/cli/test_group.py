@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import time
 from pathlib import Path
 
 import click
@@ -35,3 +37,33 @@ def test_a_current_folder_that_is_gone_is_told(
 def test_without_dev_null_standard_streams_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "devnull", "/nowhere/null")
     group.prepare_streams()
+
+
+SLOW_PACKAGE = """
+import os, signal
+os.kill(os.getpid(), signal.{signal})
+for _ in range(1000):
+    pass
+with open("through", "w"):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_waits_for_the_end_of_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
+    """Packages in C would make an ImportError of what a signal raises."""
+    (tmp_path / f"slow_{name}.py").write_text(SLOW_PACKAGE.format(signal=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @click.command("load")
+    def load() -> None:
+        importlib.import_module(f"slow_{name}")
+        time.sleep(30)
+
+    group_of_one = click.Group("dsv3c", {"load": load})
+    assert group.run(group_of_one, ["load"], "dsv3c") == code
+    assert (tmp_path / "through").exists()
+    assert capsys.readouterr().err.strip() in ("interrupted", "terminated")
