@@ -216,7 +216,7 @@ class OutputNameError(Dsv3cError):
 
 class UnwritableOutputError(Dsv3cError):
     message = "cannot write to {path}: {reason}"
-    hint = "choose a folder that this user may write to with -o"
+    hint = "choose another place: a folder that this user may write to, and a name that its file system takes"
 
 
 class NoRoomError(Dsv3cError):

@@ -22,7 +22,7 @@ OPTIONS = {
     if isinstance(parameter, click.Option)
     for option in parameter.opts
 }
-NO_COMMANDS = {"reads", "to"}  # words that follow the name of the program in a sentence
+NO_COMMANDS = {"or", "reads", "to"}  # words that follow the name of the program in a sentence
 
 
 def texts() -> Iterator[str]:

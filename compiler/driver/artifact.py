@@ -15,7 +15,7 @@ from typing import Any
 
 from dsv3c.compiler.driver.workplace import MAKING, put, workplace
 from dsv3c.compiler.driver.workplace import sweep as workplace_sweep
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError
+from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError, UnwritableOutputError
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
 
@@ -34,17 +34,22 @@ _MANIFEST_LIMIT = 16 << 20
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Raises OutputExistsError when `out` exists, NotAnArtifactError when it may be replaced but is none,
-    OutputNameError for a path that not all of what reads artifacts can open."""
+    """Raises NotAnArtifactError when `out` is something that is never replaced, OutputExistsError when it could be,
+    OutputNameError for a path that not all of what reads artifacts can open, UnwritableOutputError for a place that
+    nothing can be put into."""
     unfit = next((reason for reason, fits in _NAMES.items() if not fits(str(_place(out)))), None)
     if unfit is not None:
         raise OutputNameError(path=ascii(str(out)), reason=unfit)
     if not os.path.lexists(out):
         return
-    if not overwrite:
-        raise OutputExistsError(path=out)
+    if _place(out).is_symlink():
+        raise UnwritableOutputError(path=out, reason="it is a link that leads to itself")
     if out.exists():  # else a link to nothing, which says where to write
         check_replaceable(out)
+    if not overwrite:
+        raise OutputExistsError(path=out)
+    if out.is_mount():
+        raise UnwritableOutputError(path=out, reason="it is a mount point, which cannot be replaced")
 
 
 def check_replaceable(folder: Path) -> None:

@@ -125,7 +125,9 @@ def _vulkan_driver() -> str | None:
 def _first_line(*command: str) -> str:
     """The first line that a program prints, in parentheses; "" when it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     line = done.stdout.strip().partition("\n")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -20,10 +19,10 @@ from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, Entry, Place, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, text_files, weights
+from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.errors import (
     BadOptionError,
-    ForeignFileError,
     FormatRefusedError,
     UnknownFormError,
     UnknownPassError,
@@ -142,6 +141,7 @@ def compile_checkpoint(
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
+        _check_apart(destination, options.dump_to)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
     source.notes += text_files.check(checkpoint, source.config)
@@ -187,6 +187,12 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
     for note in notes:
         progress.tell(f"note: {note}")
     return len(notes)
+
+
+def _check_apart(out: Path, dump_to: Path | None) -> None:
+    """Raises BadOptionError for graphs that would be written into the place of the artifact."""
+    if dump_to is not None and dump_to.resolve().is_relative_to(out.resolve()):
+        raise BadOptionError(option="dump_to", value=str(dump_to), expected=f"a folder outside of the artifact {out}")
 
 
 def check_fp8(options: CompileOptions, target: Target) -> None:
@@ -300,24 +306,13 @@ def _show(
 
     Written before the graph is verified: wrong graphs are the ones that are looked at.
     """
-    head = f"{graph.name} after {name}: {seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
+    told = f"{seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
     if options.dump_to is not None:
-        options.dump_to.mkdir(parents=True, exist_ok=True)
-        path = options.dump_to / f"{graph.name}-{number:02d}-{name}.txt"
-        _check_dump(path, f"# {graph.name} after ")
-        path.write_text(f"# {head}\n{graph}\n", encoding="utf-8")
+        write_dump(options.dump_to, graph.name, number, name, told, str(graph))
     if debug_level() >= 1:
-        print(f"dsv3c: {head}", file=sys.stderr)
+        print(f"dsv3c: {graph.name} after {name}: {told}", file=sys.stderr)
     if debug_level() >= 3:
         print(graph, file=sys.stderr)
-
-
-def _check_dump(path: Path, begin: str) -> None:
-    """Raises ForeignFileError for a file that is no earlier dump of the same graph."""
-    if os.path.lexists(path):
-        with path.open("rb") as file:
-            if file.read(len(begin)) != begin.encode():
-                raise ForeignFileError(path=path, kind="the dump of a graph")
 
 
 def _reader(source: Checkpoint) -> weights.Read:

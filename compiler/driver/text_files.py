@@ -62,7 +62,7 @@ def settle_defaults(artifact: Path, config: ModelConfig) -> None:
     kept, _ = usable(found, config.vocab_size)
     same = json.dumps(kept, sort_keys=True) == json.dumps(found, sort_keys=True)  # 20.0 equals 20, but is another text
     if not same or path.read_bytes().startswith(codecs.BOM_UTF8):
-        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="ascii")  # half of a surrogate pair is no UTF-8
 
 
 def _odd_settings(tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:

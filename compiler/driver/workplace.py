@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -19,11 +20,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dsv3c.compiler.driver.renames import exchange, rename_new
-from dsv3c.compiler.errors import Dsv3cError, OutputExistsError, UnwritableOutputError
+from dsv3c.compiler.errors import Dsv3cError, NoRoomError, OutputExistsError, UnwritableOutputError
 
 LOCK, MAKING, MADE, ASIDE = "lock", "making", "made", "aside"
 _SUFFIX = ".partial"
 _ATTEMPTS = 10
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Removes what was replaced. Raises Dsv3cError, and leaves all of it, when it is not of the kind that may be replaced.
 Remove = Callable[[Path], None]
@@ -31,17 +33,28 @@ Remove = Callable[[Path], None]
 
 @contextmanager
 def workplace(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, removed in the end but for what `put` may not remove. Raises UnwritableOutputError."""
+    """A new folder beside `out`, removed in the end but for what `put` may not remove; so are the folders around it
+    that were made for it and stay empty. Raises UnwritableOutputError, and NoRoomError also for what the body writes.
+    """
+    missing = [parent for parent in out.parents if not os.path.exists(parent)]  # the deepest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder, lock = _claim(out)
     except OSError as error:
-        raise UnwritableOutputError(path=out.parent, reason=error.strerror) from error
+        _remove_empty(missing)
+        if error.errno in _NO_ROOM:
+            raise NoRoomError(path=out, reason=error.strerror) from error
+        raise UnwritableOutputError(path=out, reason=_reason(error, out.parent)) from error
     try:
         yield folder
+    except OSError as error:
+        if error.errno in _NO_ROOM and (error.filename is None or folder in Path(error.filename).parents):
+            raise NoRoomError(path=out, reason=error.strerror) from error
+        raise
     finally:
         _discard(folder)
         os.close(lock)
+        _remove_empty(missing)
 
 
 def put(folder: Path, out: Path, overwrite: bool, check: Callable[[Path], None], remove: Remove) -> None:
@@ -134,11 +147,37 @@ def _claim(out: Path) -> tuple[Path, int]:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
             continue  # another process took it for abandoned, as it was empty
+        except OSError:
+            _discard(folder)
+            raise
         if _hold(lock) and (folder / LOCK).exists():
-            os.write(lock, platform.node().encode())
+            _sign(lock, folder)
             return folder, lock
         os.close(lock)  # likewise, as it was not locked yet
     raise OSError(0, "its temporary folder is removed again and again")
+
+
+def _sign(lock: int, folder: Path) -> None:
+    """Put the name of this machine into a lock; without room for it the workplace goes."""
+    try:
+        os.write(lock, platform.node().encode())
+    except OSError:
+        _discard(folder)
+        os.close(lock)
+        raise
+
+
+def _reason(error: OSError, parent: Path) -> str:
+    for folder in (parent, *parent.parents):
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            return f"{folder} is no folder"
+    return error.strerror or str(error)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _hold(lock: int) -> bool:

@@ -97,9 +97,9 @@ def package(
     name = _stem(out)
     place = Path(os.path.realpath(out))
     if os.path.lexists(place):
+        _check_archive(place)
         if not overwrite:
             raise OutputExistsError(path=out)
-        _check_archive(place)
     left = sweep(place, Path.unlink)
     with tempfile.TemporaryDirectory(prefix="dsv3c-package-") as scratch, _writing(place, overwrite) as file:
         progress.stage("building the runtime's wheel")

@@ -11,7 +11,8 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 import click
 
@@ -20,6 +21,8 @@ from dsv3c.runtime.errors import RuntimeFault
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 DEBUG_LEVELS = "01234"
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
+_AGAIN_SECONDS = 0.05
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _HINTS = {
     errno.ENOSPC: "make room, or write to another disk",
@@ -98,25 +101,46 @@ def run(
 def _heeding_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Terminated inside, once: another one must not interrupt the cleaning up.
 
-    A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of the main thread.
+    They, and Ctrl-C, wait for the end of an import: packages in C print what is raised there, and make an ImportError
+    of it. A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of the main thread.
     """
     heeded = False
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         nonlocal heeded
-        if not heeded:
+        if _importing(frame):
+            _send_again(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        elif not heeded:
             heeded = True
             raise Terminated(number)
 
     main = threading.current_thread() is threading.main_thread()
-    taken = [number for number in _ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    usual: dict[int, Any] = dict.fromkeys(_ENDING, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    taken = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) is handler}
     for number in taken:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether what runs in `frame` is part of an import that a command began."""
+    while frame is not None and frame.f_code is not run.__code__:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -139,9 +163,10 @@ def prepare_streams() -> None:
     for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
+    with suppress(OSError):  # a system without /dev
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
 
 
 def _streams() -> list[TextIO]:
@@ -163,8 +188,17 @@ def _drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _has_place() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
 def _explain(error: Exception) -> str:
     """What, where and what to do, for a person."""
+    if isinstance(error, FileNotFoundError) and not _has_place():
+        return "the current folder does not exist any more\n  hint: change into another folder and try again"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         hint = _HINTS.get(error.errno or 0)

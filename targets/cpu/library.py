@@ -21,6 +21,7 @@ THREADPOOL = Path(__file__).with_name("threadpool.c")
 GUARD = Path(__file__).parent / "native" / "guard.c"
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
+_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe")  # of ELF and of Mach-O
 
 
 class LinkFailed(Dsv3cError):
@@ -104,5 +105,14 @@ def _compile(compiler: list[str], arguments: list[str], path: Path) -> None:
     flags = ["-O2", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE"]
     command = [*compiler, *flags, "-o", str(path), *arguments]
     done = run(command, path)
-    if done.returncode != 0:
-        raise LinkFailed(path=path, command=" ".join(command), output=done.stderr.strip())
+    if done.returncode != 0 or not _is_code(path):
+        output = done.stderr.strip() or f"it ended with {done.returncode} and made no library or object file"
+        raise LinkFailed(path=path, command=" ".join(command), output=output)
+
+
+def _is_code(path: Path) -> bool:
+    """Whether a file begins as ELF or Mach-O does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in _MAGIC

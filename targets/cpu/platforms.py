@@ -6,12 +6,12 @@ import importlib.util
 import os
 import platform as host
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.tools import run
 
 GLIBC = Path(__file__).parent / "native" / "glibc.h"
 _COMPILERS = ("cc", "gcc", "clang")
@@ -114,8 +114,7 @@ def old_glibc(platform: Platform | None, compiler: list[str]) -> list[str]:
 
 def _has(compiler: list[str], library: str) -> bool:
     command = [*compiler, f"-print-file-name={library}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return os.path.isabs(done.stdout.strip())
+    return os.path.isabs(run(command, Path(library)).stdout.strip())
 
 
 def _zig() -> list[str]:

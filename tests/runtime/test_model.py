@@ -15,8 +15,8 @@ import pytest
 from dsv3c.runtime import errors, load
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices import device
+from dsv3c.runtime.engine.session import Request
 from dsv3c.runtime.model import Model
-from dsv3c.runtime.session import Request
 from tests.runtime import toy
 from tests.runtime.toy import expected_logits
 

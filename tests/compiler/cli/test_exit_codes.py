@@ -241,7 +241,8 @@ def test_a_signal_that_ends_the_command_cleans_up(tmp_path: Path, name: str, cod
     script = (
         "import sys, time, click\n"
         "from pathlib import Path\n"
-        "from dsv3c.compiler import artifact, cli\n"
+        "from dsv3c.compiler import cli\n"
+        "from dsv3c.compiler.driver import artifact\n"
         "@cli.root.command('wait')\n"
         "def wait():\n"
         f"    with artifact.writing(Path({str(tmp_path / 'out')!r}), False) as folder:\n"

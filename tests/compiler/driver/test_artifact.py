@@ -144,6 +144,28 @@ def test_what_is_no_artifact_is_never_overwritten(tmp_path: Path, make: Callable
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("make", FOREIGN, ids=lambda make: make.__name__.strip("<>"))
+def test_overwriting_is_not_offered_for_what_is_never_overwritten(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "home")
+    with pytest.raises(NotAnArtifactError) as caught:
+        artifact.check_free(tmp_path / "home", overwrite=False)
+    assert "--overwrite" not in str(caught.value)
+
+
+@OVERWRITE
+def test_a_link_that_leads_to_itself_is_refused_before_the_work(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(UnwritableOutputError, match="out: it is a link that leads to itself"):
+        artifact.check_free(tmp_path / "out", overwrite)
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(UnwritableOutputError, match="out: it is a mount point"):
+        artifact.check_free(tmp_path / "out", overwrite=True)
+
+
 @OVERWRITE
 @pytest.mark.parametrize("make", FOREIGN, ids=lambda make: make.__name__.strip("<>"))
 def test_what_appears_meanwhile_is_kept(tmp_path: Path, make: Callable[[Path], None], overwrite: bool) -> None:
@@ -211,8 +233,10 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
             (folder / "new").write_text("new")
         assert (tmp_path / name).is_symlink()
         assert names(tmp_path / "disk" / name) == ["new"]
+    finished(tmp_path / "disk" / "third")
+    (tmp_path / "third").symlink_to("disk/third")
     with pytest.raises(OutputExistsError):
-        artifact.check_free(tmp_path / "out", overwrite=False)
+        artifact.check_free(tmp_path / "third", overwrite=False)
 
 
 def test_the_tokenizer_is_copied_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -191,6 +192,25 @@ def test_a_dump_overwrites_earlier_dumps_and_nothing_else(checkpoint: Checkpoint
     with pytest.raises(ForeignFileError, match="is not the dump of a graph"):
         run(checkpoint, "absorbed", options)
     assert path.read_text() == "my notes"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nothing")])
+def test_what_is_no_file_is_no_dump_and_is_not_waited_for(
+    checkpoint: Checkpoint, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "step-00-trace.txt")
+    with pytest.raises(ForeignFileError, match="is not the dump of a graph"):
+        run(checkpoint, "absorbed", CompileOptions(stop_after="simplify", dump_to=tmp_path))
+
+
+def test_dumps_want_a_folder_apart_from_the_artifact(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ForeignFileError, match="file is there already, is not a folder"):
+        run(checkpoint, "absorbed", CompileOptions(stop_after="simplify", dump_to=tmp_path / "file"))
+    out = tmp_path / "out"
+    for folder in (out, out / "graphs", tmp_path / "other" / ".." / "out"):
+        with pytest.raises(BadOptionError, match="outside of the artifact"):
+            pipeline.compile_checkpoint(tmp_path / "no-checkpoint", out, CompileOptions(dump_to=folder))
 
 
 def test_an_unknown_pass_is_answered_with_the_known(checkpoint: Checkpoint) -> None:

@@ -114,6 +114,7 @@ def test_a_tokenizer_may_be_a_link(source: Checkpoint) -> None:
         (b'{"top_k": 20.0}', {"top_k": 20}),
         (b'{"top_k": "many", "eos_token_id": [1, 999]}', {"eos_token_id": [1]}),
         (BOM + b'{"top_k": 5}', {"top_k": 5}),
+        (b'{"top_k": 20.0, "x": "\\ud800 \xc3\xbc"}', {"top_k": 20, "x": "\ud800 \u00fc"}),
     ],
 )
 def test_an_artifact_gets_defaults_in_one_form(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -13,11 +14,12 @@ import pytest
 
 from dsv3c.compiler.driver import artifact, workplace
 from dsv3c.compiler.driver.workplace import LOCK, MADE, MAKING
+from dsv3c.compiler.errors import NoRoomError, UnwritableOutputError
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsv3c.compiler import artifact, renames, workplace
+from dsv3c.compiler.driver import artifact, renames, workplace
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -156,3 +158,43 @@ def test_without_locks_all_else_works_and_nothing_is_taken_for_abandoned(
     with artifact.writing(tmp_path / "out", overwrite=False) as making:
         (making / "file").write_text("x")
     assert (tmp_path / "out" / "file").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(workplace.os, "write", full)
+    with pytest.raises(NoRoomError, match=f"deep/out: {os.strerror(code)}"):
+        artifact.writing(tmp_path / "deep" / "out", overwrite=False).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_place_that_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in (None, "making/file"):
+        with pytest.raises(NoRoomError, match=r"cannot write .*/out: No space"), artifact.writing(out, False) as folder:
+            raise OSError(errno.ENOSPC, "No space left on device", name and str(folder.parent / name))
+    with pytest.raises(OSError, match="/elsewhere"), artifact.writing(out, overwrite=False):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_made_for_an_output_go_with_it_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for parts in ("mine/a/b/out", "mine/out"):
+        with pytest.raises(ValueError), artifact.writing(tmp_path / parts, overwrite=False):
+            raise ValueError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("x" * 300, "File name too long"), ("file/a/out", ".*/file is no folder")]
+)
+def test_a_place_that_cannot_be_made_is_named_itself(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableOutputError, match=f"{name}: .*{reason}"):
+        artifact.writing(tmp_path / name, overwrite=False).__enter__()

@@ -1,0 +1,69 @@
+"""What a command line says of a system that lacks what every other has."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from dsv3c.runtime.cli import group
+
+
+@click.group()
+def root() -> None:
+    pass
+
+
+@root.command()
+def look() -> None:
+    Path("out").resolve()
+
+
+def test_a_current_folder_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DSV3C_DEBUG", raising=False)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert group.run(root, ["look"], "dsv3c") == group.FAULT
+    assert capsys.readouterr().err.startswith("error: the current folder does not exist any more\n  hint: change into")
+
+
+def test_without_dev_null_standard_streams_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "devnull", "/nowhere/null")
+    group.prepare_streams()
+
+
+SLOW_PACKAGE = """
+import os, signal
+os.kill(os.getpid(), signal.{signal})
+for _ in range(1000):
+    pass
+with open("through", "w"):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_waits_for_the_end_of_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
+    """Packages in C would make an ImportError of what a signal raises."""
+    (tmp_path / f"slow_{name}.py").write_text(SLOW_PACKAGE.format(signal=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @click.command("load")
+    def load() -> None:
+        importlib.import_module(f"slow_{name}")
+        time.sleep(30)
+
+    group_of_one = click.Group("dsv3c", {"load": load})
+    assert group.run(group_of_one, ["load"], "dsv3c") == code
+    assert (tmp_path / "through").exists()
+    assert capsys.readouterr().err.strip() in ("interrupted", "terminated")
