@@ -71,6 +71,7 @@ def test_a_level_above_the_cpu_is_refused(artifact: Path) -> None:
 
 
 @pytest.mark.needs("arm_linker")
+@pytest.mark.thorough  # zig makes its stubs of the system first
 def test_it_links_for_macos(artifact: Path, tmp_path: Path) -> None:
     """From the tables of another system: none of the sources depends on it. Nothing here can run the result."""
     for name in ("plan.json", "manifest.json", "weights.safetensors", "tokenizer.json", "kernels"):
