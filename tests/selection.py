@@ -184,6 +184,12 @@ def shortlist(names: Iterable[str], kept: Iterable[str]) -> list[Any]:
     return [name if name in kept else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
+def selected(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What the tests of the requesting file that are run have for their parameter `name`."""
+    calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return tuple(dict.fromkeys(call.params["name"] for call in calls if "name" in call.params))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run what is marked `thorough`, too")
 

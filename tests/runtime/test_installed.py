@@ -29,7 +29,8 @@ with dsv3c.runtime.load(folder + "/model", threads=1) as model:
 print(json.dumps({"tokens": list(found.token_ids), "modules": sorted(sys.modules)}))
 """
 
-pytestmark = pytest.mark.usefixtures("package_index")
+# Thorough: pip installs the runtime into an environment of its own.
+pytestmark = [pytest.mark.usefixtures("package_index"), pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with an MTP layer, as an artifact."""
+    """A small model with an MTP layer, as an artifact with kernels for this CPU."""
     folder = tmp_path_factory.mktemp("tune")
     config = tiny_config(num_nextn_predict_layers=1, vocab_size=100)
     write_checkpoint(folder / "model", config)

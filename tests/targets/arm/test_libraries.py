@@ -48,7 +48,9 @@ def test_kernels_have_the_instructions_of_their_level(level: IsaLevel) -> None:
 
 
 @pytest.mark.needs("arm_linker")
-@pytest.mark.parametrize("platform", [ARM_LINUX, ARM_MACOS], ids=["linux", "macos"])
+@pytest.mark.parametrize(
+    "platform", [ARM_LINUX, pytest.param(ARM_MACOS, marks=pytest.mark.thorough)], ids=["linux", "macos"]
+)
 def test_libraries_are_linked_for_their_system(platform: Platform, tmp_path: Path) -> None:
     level = replace(LEVELS[-1], platform=platform)
     path = build_library({"swiglu": build(Swiglu(Rows(64), 2048), level)}, level, tmp_path / level.library)

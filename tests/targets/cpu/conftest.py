@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsv3c.targets.x86.levels import LEVELS
+from tests.selection import selected
 from tests.targets.cpu.emulation import EMULATED, emulation
 from tests.targets.cpu.harness import Kernels, lacking
 
@@ -32,7 +33,8 @@ def level(request):
 @pytest.fixture(scope="module")
 def kernels(request, level, tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp(level.name)
-    return Kernels(request.module.CASES, level, folder)
+    run = selected(request)
+    return Kernels({name: case for name, case in request.module.CASES.items() if name in run}, level, folder)
 
 
 @pytest.fixture

@@ -236,6 +236,7 @@ def test_script_parses_back_to_the_module(model_type: str, tmp_path: Path) -> No
     tvm.ir.assert_structural_equal(stored, parsed)
 
 
+@pytest.mark.thorough
 def test_example_of_the_docs_gives_the_logits_of_the_runtime(
     usable: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,11 +13,12 @@ from dsv3c.targets.cuda.toolchains import find_toolchain
 from dsv3c.targets.gpu.capabilities import CUDA
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.selection import selected
 from tests.targets.cpu.harness import compare
 from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
 from tests.targets.cuda.fatbin import read_fatbin
-from tests.targets.gpu.op_tests import SUMS, OpTests, exact_forms, selected
+from tests.targets.gpu.op_tests import SUMS, OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 
 

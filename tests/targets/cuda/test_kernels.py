@@ -8,7 +8,8 @@ from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import CUDA, source
 from dsv3c.targets.plan import Operand
-from tests.targets.gpu.op_tests import OpTests, exact_forms, selected
+from tests.selection import selected
+from tests.targets.gpu.op_tests import OpTests, exact_forms
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels, parameters
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS

@@ -145,12 +145,6 @@ def telling(capabilities):
     return tuple(names)
 
 
-def selected(request):
-    """Names of the cases that the tests of the requesting module run."""
-    calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    return tuple(dict.fromkeys(call.params["name"] for call in calls if "name" in call.params))
-
-
 def aligned_copy(array):
     copied = aligned(array.size, array.dtype)
     copied[:] = array

@@ -4,7 +4,8 @@ import pytest
 
 from dsv3c.targets.gpu import capabilities
 from dsv3c.targets.gpu.source import METAL, source
-from tests.targets.gpu.op_tests import OpTests, exact_forms, selected
+from tests.selection import selected
+from tests.targets.gpu.op_tests import OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library

@@ -309,6 +309,7 @@ def test_memory_that_is_refused(folder: Path) -> None:
     assert "the system refused" in done.stderr or "cannot be mapped" in done.stderr
 
 
+@pytest.mark.thorough
 def test_the_sources_are_clean_under_sanitizers(copy: Path) -> None:
     """Built from what the artifact brings along, without a warning."""
     folder = copy / "native"

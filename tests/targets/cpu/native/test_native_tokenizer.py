@@ -119,7 +119,7 @@ def opened(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return model
 
 
-@pytest.fixture(scope="session", params=shortlist(PRE_TOKENIZERS, ["deepseek-v3", "byte-level"]))
+@pytest.fixture(scope="session", params=shortlist(PRE_TOKENIZERS, ["deepseek-v3"]))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
