@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,7 @@ LONG = (
     "tests/test_bundled_model.py",
     "tests/test_goldens_conformance.py",
 )
+RAN = "nothing: they passed in an earlier run"
 THOROUGH = "more time, at further sizes, formats and levels: make test-all"
 
 
@@ -192,10 +194,14 @@ def selected(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run what is marked `thorough`, too")
+    parser.addoption("--record", type=Path, metavar="FILE", help="write the names of tests that passed")
+    parser.addoption("--except", type=Path, metavar="FILE", help="leave out the tests of such a file")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reasons = {item: _why_not(item, config.getoption("--all")) for item in items}
+    passed = config.getoption("--except")
+    done = frozenset(passed.read_text(encoding="utf-8").splitlines()) if passed else frozenset()
+    reasons = {item: RAN if item.nodeid in done else _why_not(item, config.getoption("--all")) for item in items}
     left_out = Counter(reason for reason in reasons.values() if reason)
     config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
     kept = [item for item in items if not reasons[item]]
@@ -238,6 +244,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What was run by folder, and what was not by reason."""
+    if (record := config.getoption("--record")) is not None:
+        names = sorted({report.nodeid for report in terminalreporter.stats.get("passed", ()) if report.when == "call"})
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("\n".join(names) + "\n", encoding="utf-8")
     run = [report.nodeid for name in ("passed", "failed") for report in terminalreporter.stats.get(name, ())]
     folders = Counter(nodeid.partition("::")[0].rpartition("/")[0] for nodeid in run)
     terminalreporter.section("run here")

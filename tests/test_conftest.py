@@ -70,4 +70,7 @@ def test_what_is_not_run_is_said_in_a_line_a_reason(tmp_path: Path, monkeypatch:
     assert "1  need a CPU with no_such_feature\n" in output
     assert "2  need nvcc: install NVIDIA's CUDA toolkit\n" in output
     assert "3  need more time, at further sizes, formats and levels: make test-all\n" in output
-    assert "4 passed" in run_pytest(tmp_path, "-n", "0", "--all")
+    (tmp_path / "ran.txt").write_text("test_case.py::test_plain\n")
+    output = run_pytest(tmp_path, "-n", "0", "--all", "--except", "ran.txt", "--record", "now.txt")
+    assert "3 passed" in output and "1  need nothing: they passed in an earlier run\n" in output
+    assert (tmp_path / "now.txt").read_text().splitlines() == [f"test_case.py::test_matrix[{i}]" for i in range(3)]
