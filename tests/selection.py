@@ -42,21 +42,18 @@ def _shader_compiler() -> bool:
     return any(map(shutil.which, ("glslc", "glslangValidator")))
 
 
-@cache
 def _knows_matrices() -> bool:
     from dsv3c.targets.vulkan.spirv import find_matrix_compiler
 
     return find_matrix_compiler() is not None
 
 
-@cache
 def _knows_dots() -> bool:
     from dsv3c.targets.vulkan.spirv import find_dot_compiler
 
     return find_dot_compiler() is not None
 
 
-@cache
 def _vulkan_package() -> bool:
     try:
         import vulkan  # noqa: F401
@@ -65,7 +62,6 @@ def _vulkan_package() -> bool:
     return True
 
 
-@cache
 def _vulkan_device() -> bool:
     from dsv3c.runtime.devices.vulkan.instance import Instance
     from dsv3c.runtime.errors import RuntimeFault
@@ -82,7 +78,6 @@ def _vulkan_device() -> bool:
         instance.close()
 
 
-@cache
 def _nvrtc() -> bool:
     from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_nvrtc
 
@@ -92,12 +87,10 @@ def _nvrtc() -> bool:
         return False
 
 
-@cache
 def _cuda_compiler() -> bool:
     return _nvrtc() or shutil.which("nvcc") is not None
 
 
-@cache
 def _nvidia_gpu() -> bool:
     from dsv3c.runtime.errors import RuntimeFault
     from tests.targets.cuda.card import Card
@@ -109,7 +102,6 @@ def _nvidia_gpu() -> bool:
     return True
 
 
-@cache
 def _emulated_arm() -> bool:
     from tests.targets.arm import emulator
 
@@ -117,7 +109,6 @@ def _emulated_arm() -> bool:
 
 
 def _links(platform: Platform) -> Callable[[], bool]:
-    @cache
     def found() -> bool:
         try:
             return bool(find_compiler_for(platform))
@@ -217,12 +208,22 @@ _LEFT_OUT = pytest.StashKey[Counter[str]]()
 def _why_not(item: pytest.Item, everything: bool) -> str:
     """Why a test is not run, "" when it is."""
     for name in _needed(item):
-        if not NEEDS[name].here():
+        if not _is_here(name):
             return f"{NEEDS[name].what}: {NEEDS[name].how}"
     for flag in (name for mark in item.iter_markers("isa") for name in mark.args):
-        if flag not in cpu_flags() or not permitted((flag,)):
+        if not _cpu_has(flag):
             return f"a CPU with {flag}"
     return "" if everything or item.get_closest_marker("thorough") is None else THOROUGH
+
+
+@cache
+def _is_here(name: str) -> bool:
+    return NEEDS[name].here()
+
+
+@cache
+def _cpu_has(flag: str) -> bool:
+    return flag in cpu_flags() and permitted((flag,))
 
 
 def _needed(item: pytest.Item) -> Iterable[str]:
