@@ -25,6 +25,7 @@ COMPILER_LAYERS = (
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for layer in COMPILER_LAYERS[:3] for name in layer)  # for passes and targets
 SHARED_BY_TARGETS = ("dsv3c.targets.plan", "dsv3c.targets.cpu", "dsv3c.targets.gpu")
+STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
 RUNTIME_LAYERS = (
     ("errors", "turns"),
@@ -84,7 +85,7 @@ def allowed(module: str) -> tuple[str, ...]:
         family = (f"dsv3c.targets.{rest[0]}",) if rest else ()
         return (*BOTTOM, *SHARED_BY_TARGETS, *family)
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
-    below: tuple[str, ...] = ()
+    below: tuple[str, ...] = (STRICT_JSON,) if folder == "compiler" and rest[:1] == ["checkpoint"] else ()
     for layer in layers:
         below += tuple(f"dsv3c.{folder}.{name}" for name in layer)
         if rest and rest[0] in layer:

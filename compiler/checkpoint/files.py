@@ -1,4 +1,4 @@
-"""Files of unknown origin: bounded reads, strict JSON, short quotes for messages.
+"""Files of unknown origin: bounded reads, strict JSON.
 
 Links in a folder are its owner's: they are followed, wherever they lead. Names that a file gives are not.
 """
@@ -6,33 +6,22 @@ Links in a folder are its owner's: they are followed, wherever they lead. Names 
 from __future__ import annotations
 
 import codecs
-import json
-import math
-import reprlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dsv3c.compiler.errors import JsonError, PointerFileError, UnreadableFileError
+from dsv3c.runtime.artifact.strict_json import parse
+from dsv3c.runtime.artifact.strict_json import quote as quote
 
 # What honest files stay far below: a config has kilobytes, the index of DeepSeek-V3 9 MB, known tokenizers up to 33 MB.
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TABLE_BYTES = 64 << 20
 MAX_JSON_VALUES = 1_500_000  # time and memory grow with them: 8 a tensor in a header, 1 in an index, 3 a merge of two
 
-_MAX_DIGITS = 400  # of an integer; float64 ends at 309
 _NAMES_SHOWN = 5
 _POINTER = b"version https://git-lfs.github.com/spec/"
-
-_quoter = reprlib.Repr()
-_quoter.maxstring = _quoter.maxother = _quoter.maxlong = 80
-_quoter.maxlevel = 2
-
-
-def quote(value: object) -> str:
-    """A printable form of `value` that is never long, whatever a file held."""
-    return _quoter.repr(value)
 
 
 def some(names: Sequence[str]) -> str:
@@ -96,55 +85,8 @@ def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`, stricter than `json.loads`.
-
-    Raises ValueError with the reason for anything that is not one UTF-8 JSON object, for a key given twice, for numbers
-    that are not finite or of thousands of digits, for nesting deeper than Python's stack and for more than
-    MAX_JSON_VALUES values, which are counted before any is made.
-    """
-    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise ValueError(f"it has more than {MAX_JSON_VALUES} values")
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_integer,
-        )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    """The JSON object in `data`. Raises ValueError as `strict_json.parse` for MAX_JSON_VALUES, and for what is none."""
+    value = parse(data, MAX_JSON_VALUES)
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, found {quote(value)}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise ValueError(f"the key {quote(key)} is given twice")
-        seen.add(key)
-    return found
-
-
-def _integer(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"the number {quote(text)} has {len(text)} digits")
-    return int(text)
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {quote(text)} is too large")
     return value

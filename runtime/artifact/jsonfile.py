@@ -1,18 +1,18 @@
-"""Read JSON from files nobody vouches for: bounded, regular files only, no duplicate keys, no NaN."""
+"""Files nobody vouches for: bounded, regular ones only, JSON by `strict_json`."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from dsv3c.runtime.artifact import strict_json
 from dsv3c.runtime.errors import FileNotRegular, FileTooLarge, FileUnreadable, MalformedJson
 
-MAX_JSON_VALUES = 400_000  # time and memory grow with the values, not with the bytes; a large plan has 40,000
-_MAX_DIGITS = 400  # of an integer; float64 ends at 309
+MAX_JSON_VALUES = 400_000  # a large plan has 40,000
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -75,39 +75,21 @@ def read_descriptor(descriptor: int, path: Path, limit: int) -> bytes:
 
 def require_few_values(data: bytes, path: Path | str, limit: int) -> None:
     """Raises MalformedJson for a JSON text of more than `limit` values, without parsing it."""
-    if sum(map(data.count, (b",", b"[", b"{"))) > limit:
-        raise MalformedJson(path=path, reason=f"it has more than {limit} values")
+    with _malformed(path):
+        strict_json.require_few_values(data, limit)
 
 
 def parse_json(data: bytes, path: Path | str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, finite numbers, bounded values, digits and depth. Raises MalformedJson."""
-    require_few_values(data, path, MAX_JSON_VALUES)
+    """As `strict_json.parse`, for MAX_JSON_VALUES. Raises MalformedJson."""
+    with _malformed(path):
+        return strict_json.parse(data, MAX_JSON_VALUES)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("an object has the same key twice")
-        return found
 
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    def integer(text: str) -> int:
-        if len(text) > _MAX_DIGITS:
-            raise ValueError(f"a number has {len(text)} digits")
-        return int(text)
-
-    def finite(text: str) -> float:
-        if not math.isfinite(value := float(text)):
-            raise ValueError(f"the number {text[:40]} is too large")
-        return value
-
-    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": constant}
+@contextmanager
+def _malformed(path: Path | str) -> Iterator[None]:
     try:
-        return json.loads(data.decode("utf-8"), **hooks, parse_int=integer, parse_float=finite)
-    except RecursionError as error:
-        raise MalformedJson(path=path, reason="nested too deeply") from error
-    except ValueError as error:  # covers UnicodeDecodeError and JSONDecodeError
+        yield
+    except ValueError as error:
         raise MalformedJson(path=path, reason=str(error)[:200]) from error
 
 
