@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,24 @@ GOLDENS = TESTS / "goldens"
 BUNDLED_MODEL = TESTS.parent / "artifacts" / "models" / "fairytale-10m"
 
 
-def heed_interrupts() -> None:
-    """In a child before it starts: Ctrl-C counts there, although a shell's background jobs, this one too, ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# What a command is ended by, and what Python does with it by itself.
+ENDING = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+
+
+def heed_signals() -> None:
+    """In a child before it starts: what ends a command counts there, although a shell's background jobs ignore Ctrl-C,
+    and nohup ignores hangups, this process too."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """The same in this process, for a test."""
+    before = {number: signal.signal(number, handler) for number, handler in ENDING.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

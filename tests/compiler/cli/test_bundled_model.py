@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import heed_interrupts
+from tests.conftest import heed_signals
 
 COMMAND = [sys.executable, "-c", "from dsv3c.compiler.cli import main; main()"]
 PROMPT = "Once upon a time"
@@ -195,7 +195,7 @@ def test_an_interrupted_compile_leaves_nothing(bundled_model: Path, tmp_path: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ from dsv3c.compiler import cli
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.errors import RuntimeFault
 from tests.checkpoints import tiny_config, write_checkpoint, write_safetensors
-from tests.conftest import heed_interrupts
+from tests.conftest import heed_signals
 
 
 class LostKey(Dsv3cError):
@@ -251,7 +251,9 @@ def test_a_signal_that_ends_the_command_cleans_up(tmp_path: Path, name: str, cod
         "        time.sleep(60)\n"
         "cli.main()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    )
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"
     assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
@@ -290,7 +292,7 @@ def test_control_c_as_a_process() -> None:
         "cli.main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        [sys.executable, "-c", script, "wait"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"

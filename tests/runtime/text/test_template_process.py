@@ -81,6 +81,7 @@ def test_a_fork_has_its_own(process: TemplateProcess) -> None:
     assert process.render(request(ECHO), 1) == "Hi"
 
 
+@pytest.mark.usefixtures("heeded_signals")
 def test_ctrl_c_is_not_for_it_and_leaves_no_half_answer(process: TemplateProcess) -> None:
     process.render(request(ECHO), 1)
     child_of(process).send_signal(signal.SIGINT)
