@@ -22,7 +22,7 @@ import pytest
 
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
-from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, Platform, find_compiler_for
+from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, Platform, find_compiler_for
 
 
 @dataclass(frozen=True)

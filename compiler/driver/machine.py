@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dsv3c import targets
 from dsv3c.runtime.measure.machine import package_version
-from dsv3c.targets.cpu.platforms import (
+from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
+from dsv3c.targets.link.platforms import (
     ARM_LINUX,
     ARM_MACOS,
     NoCCompiler,
@@ -21,7 +22,6 @@ from dsv3c.targets.cpu.platforms import (
     Platform,
     find_compiler_for,
 )
-from dsv3c.targets.cuda.toolchains import NoCudaCompiler, find_toolchain
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS
+from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel

@@ -10,17 +10,17 @@ from pathlib import Path
 from dsv3c.compiler.core.crossing import materialize_from
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.targets.calls.costs import cost
+from dsv3c.targets.calls.lower import lower
+from dsv3c.targets.calls.plan import Calls, Plan
 from dsv3c.targets.cpu.children import in_children
-from dsv3c.targets.cpu.costs import cost
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.library import compile_object, link_library
-from dsv3c.targets.cpu.lower import lower
 from dsv3c.targets.cpu.native import check_native, write_native
-from dsv3c.targets.cpu.platforms import find_compiler_for
 from dsv3c.targets.cpu.relax_module import write_modules
 from dsv3c.targets.cpu.units import compiled_once
-from dsv3c.targets.plan import Calls, Plan
+from dsv3c.targets.link.platforms import find_compiler_for
 
 CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
 

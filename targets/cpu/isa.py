@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dsv3c.targets.cpu.platforms import Platform
 from dsv3c.targets.cpu.tuning import RECORDS, Tuning, read_record, tuning_of
+from dsv3c.targets.link.platforms import Platform
 
 
 @dataclass(frozen=True)

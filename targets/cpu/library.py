@@ -11,22 +11,16 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.platforms import find_compiler_for, old_glibc
+from dsv3c.targets.link.platforms import LinkFailed, find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
 GUARD = Path(__file__).parent / "native" / "guard.c"
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
 _MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe")  # of ELF and of Mach-O
-
-
-class LinkFailed(Dsv3cError):
-    message = "linking {path} failed: {command}\n{output}"
-    hint = "check that the C compiler works and has its C library headers (Debian: apt-get install libc6-dev)"
 
 
 def tvm_target(level: IsaLevel) -> Any:

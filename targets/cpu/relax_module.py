@@ -24,12 +24,13 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, tensor_name
 from dsv3c.compiler.core.target import Entry
+from dsv3c.targets.calls.lower import lower
+from dsv3c.targets.calls.operands import CONTROL, CONTROL_SIZE, Operand
+from dsv3c.targets.calls.plan import KernelCall
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.kernels.frame import CONTROL, CONTROL_SIZE, TVM_DTYPES
+from dsv3c.targets.cpu.kernels.frame import TVM_DTYPES
 from dsv3c.targets.cpu.library import tvm_target
-from dsv3c.targets.cpu.lower import lower
-from dsv3c.targets.plan import KernelCall, Operand
 
 _INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "hidden")
 _CACHE = "cache."

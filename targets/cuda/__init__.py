@@ -39,8 +39,8 @@ class Cuda:
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises UnknownArchitecture for one that the compiler found does not know."""
         from dsv3c.targets.cuda.binaries import Binaries, attending, levels
+        from dsv3c.targets.cuda.capabilities import CUDA
         from dsv3c.targets.cuda.toolchains import find_toolchain, toolchain_for_planning
-        from dsv3c.targets.gpu.capabilities import CUDA
         from dsv3c.targets.gpu.emit import Backend, emit
 
         toolchain = toolchain_for_planning()

@@ -11,9 +11,10 @@ from typing import Any
 
 from dsv3c.compiler.options import debug_level
 from dsv3c.targets.cuda.architectures import FIRST_MMA, PTX, number
+from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.cuda.toolchains import Toolchain
 from dsv3c.targets.gpu.capabilities import MMA
-from dsv3c.targets.gpu.source import CUDA, source
+from dsv3c.targets.gpu.source import source
 
 FILE = "kernels.fatbin"
 NEVER = 2**31 - 1  # of tokens: no step is as long

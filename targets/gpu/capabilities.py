@@ -17,9 +17,7 @@ SIMDGROUP_MATRIX = "simdgroup-matrix"  # matrices of 8 x 8 float32 in a SIMD gro
 COOPERATIVE_MATRIX = "cooperative-matrix"  # float16 in a subgroup, sizes known at loading, VK_KHR_cooperative_matrix
 INTEGER_DOT = "integer-dot-product"  # of four int8 with four in one instruction, VK_KHR_shader_integer_dot_product
 SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
-SUBGROUP_SHUFFLE = (
-    "subgroup-shuffle"  # full subgroups of a width known at loading that do so
-)
+SUBGROUP_SHUFFLE = "subgroup-shuffle"  # full subgroups of a width known at loading that do so
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,3 @@ def _stands_for(earlier: Variant, other: Variant) -> bool:
 
 
 NOTHING = Capabilities()
-CUDA = Capabilities(always=frozenset({SUBGROUP_32}), some=frozenset({MMA}))
-METAL = Capabilities(always=frozenset({SUBGROUP_32, SIMDGROUP_MATRIX}))
-VULKAN = Capabilities(some=frozenset({SUBGROUP_SHUFFLE, COOPERATIVE_MATRIX, INTEGER_DOT}))

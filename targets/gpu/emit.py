@@ -24,14 +24,14 @@ from typing import Any
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
-from dsv3c.targets.cpu.costs import cost
+from dsv3c.targets.calls.costs import cost
+from dsv3c.targets.calls.plan import Calls, Plan
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
 from dsv3c.targets.gpu.kernels.parts import Part, units
 from dsv3c.targets.gpu.lower import lower
 from dsv3c.targets.gpu.sampling import add_sampling
-from dsv3c.targets.plan import Calls, Plan
 
 Builder = Callable[[], Any]
 MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits

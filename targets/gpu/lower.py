@@ -12,15 +12,16 @@ from math import gcd, lcm
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import ALIGNMENT
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeGateUp
-from dsv3c.targets.cpu.lower import lower as lower_to_spec
+from dsv3c.targets.calls.embedding import Take
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.lower import lower as lower_to_spec
+from dsv3c.targets.calls.moe import MoeGateUp
+from dsv3c.targets.calls.operands import operand_bytes
+from dsv3c.targets.calls.plan import Bounds, KernelCall
+from dsv3c.targets.calls.plan import Part as WeightPart
 from dsv3c.targets.gpu.kernels import operands, stages
 from dsv3c.targets.gpu.kernels.experts import PairDown
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
-from dsv3c.targets.plan import Bounds, KernelCall, operand_bytes
-from dsv3c.targets.plan import Part as WeightPart
 
 
 class WeightTooLarge(Dsv3cError):

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.calls.operands import Rows, operand_bytes
+from dsv3c.targets.calls.plan import Plan
 from dsv3c.targets.gpu.kernels import operands, stages
-from dsv3c.targets.gpu.kernels.sampling import Greedy, Sample
-from dsv3c.targets.plan import Plan, operand_bytes
+from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 
 ENTRIES = ("decode", "prefill")
 _ALIGNMENT = 64

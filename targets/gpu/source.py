@@ -7,7 +7,6 @@ made of the PrimFunc directly, which also keeps the operands in their order; Spl
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,15 +15,11 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.ir import Call, CallingConv, PointerType, PrimType
-
-from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR
+from tvm.ir import CallingConv, PointerType, PrimType
 
 PrimFunc = Any
 Node = Any
 Rewrites = tuple[tuple[type, Callable[[Any], Any]], ...]
-
-_PREFIX = 'extern "C" __global__'
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,67 +91,6 @@ def _truncated(floor: Node) -> Node:
 _INDEX_REWRITES: Rewrites = (((tirx.FloorDiv, tirx.FloorMod), _truncated),)  # type: ignore[assignment]
 
 
-def _half_call(cast: Node) -> Node:
-    """float32 of a float16's bits as a call: CUDA's own type `half` would take headers that NVRTC comes without."""
-    value = cast.value
-    if str(value.ty.dtype) != "float16":
-        return cast
-    return tirx.call_extern("float32", "dsv3c_f16", tirx.Cast("uint32", value.args[0].value))
-
-
-def _simd_shuffle(call: Node) -> Node:
-    """The exchange within a subgroup as MSL has it."""
-    if call.op.name != "tirx.call_extern" or str(call.args[0].value) != SHUFFLE_XOR:
-        return call
-    return tirx.call_extern(str(call.ty.dtype), "simd_shuffle_xor", call.args[1], tirx.Cast("uint16", call.args[2]))
-
-
-def _one_operation(either: Node) -> Node:
-    """(a & mask) | bits as one call: nvcc makes two instructions of it, since one holds only one of the constants."""
-    masked = either.a
-    constants = isinstance(masked, tirx.BitwiseAnd) and all(isinstance(x, tirx.IntImm) for x in (masked.b, either.b))
-    if not constants or str(either.ty.dtype) != "uint32":
-        return either
-    return tirx.call_extern("uint32", "dsv3c_and_or", masked.a, masked.b, either.b)
-
-
-def _rounded_float(number: Node) -> Node:
-    """TVM prints all digits of the double that a constant was written as; nvcc warns of those that float32 drops."""
-    if str(number.ty.dtype) != "float32":
-        return number
-    return tirx.FloatImm("float32", struct.unpack("<f", _float32(float(number.value)))[0])
-
-
-def _exact_float(number: Node) -> Node:
-    """TVM prints seven digits in MSL, float32 takes nine: what they do not tell is given by its bits."""
-    value = float(number.value)
-    if str(number.ty.dtype) != "float32" or _float32(value) == _float32(float(f"{value:e}")):
-        return number
-    return tirx.reinterpret("float32", tirx.IntImm("uint32", int.from_bytes(_float32(value), "little")))
-
-
-def _float32(value: float) -> bytes:
+def float32_bytes(value: float) -> bytes:
+    """Little endian; raises OverflowError for what float32 does not hold."""
     return struct.pack("<f", value)
-
-
-def _occupancy(body: Node) -> dict[str, int]:
-    """Workgroups of 128 threads that must fit a multiprocessor of 64 Ki registers: four, or two where a thread has
-    large arrays. So each has 128 or 255 registers and spills none; left to itself, ptxas takes fewer and spills."""
-    numbers = 0
-
-    def count(allocated: Node) -> None:
-        nonlocal numbers
-        if str(allocated.buffer.scope()) == "local":
-            numbers += math.prod(int(extent) for extent in allocated.buffer.shape)
-
-    tvm_ffi.structural_walk(body, [(tirx.AllocBuffer, count)])
-    return {"tirx.launch_bounds_min_blocks_per_sm": 4 if numbers <= 64 else 2}
-
-
-CUDA = Dialect(
-    {"kind": "cuda", "arch": "sm_80"},
-    ((tirx.Cast, _half_call), (tirx.FloatImm, _rounded_float), (tirx.BitwiseOr, _one_operation)),
-    _occupancy,
-    first=_PREFIX,
-)
-METAL = Dialect({"kind": "metal"}, ((tirx.FloatImm, _exact_float), (Call, _simd_shuffle)))

@@ -33,9 +33,9 @@ class Metal:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        from dsv3c.targets.cpu.platforms import ARM_MACOS, find_compiler_for
-        from dsv3c.targets.gpu.capabilities import METAL
         from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.link.platforms import ARM_MACOS, find_compiler_for
+        from dsv3c.targets.metal.capabilities import METAL
         from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
         emission = emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))

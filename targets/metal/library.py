@@ -6,8 +6,7 @@ import tempfile
 from pathlib import Path
 
 from dsv3c.compiler.tools import run
-from dsv3c.targets.cpu.library import LinkFailed
-from dsv3c.targets.cpu.platforms import ARM_MACOS, Platform, find_compiler_for
+from dsv3c.targets.link.platforms import ARM_MACOS, LinkFailed, Platform, find_compiler_for
 
 LIBRARY = f"metal{ARM_MACOS.suffix}"
 SYMBOL = "__tvm_ffi__library_bin"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.options import debug_level
-from dsv3c.targets.gpu.source import METAL, source, thread_tags
+from dsv3c.targets.gpu.source import source, thread_tags
+from dsv3c.targets.metal.dialect import METAL
 from dsv3c.targets.metal.library import LIBRARY, link_library
 from dsv3c.targets.metal.payload import Kernel, library_bin
 

@@ -6,7 +6,7 @@ by its number: compilers have known GL_EXT_spirv_intrinsics for longer than GLSL
 
 from __future__ import annotations
 
-from dsv3c.targets.gpu.kernels.dots import DOT
+from dsv3c.targets.gpu.kernels.units.dots import DOT
 
 EXTENSION = "GL_EXT_spirv_intrinsics"
 _CAPABILITIES = (6018, 6019)  # DotProductInput4x8BitPacked, DotProduct

@@ -5,7 +5,7 @@ Their sizes are specialisation constants, which the runtime sets to what the dev
 
 from __future__ import annotations
 
-from dsv3c.targets.gpu.kernels.cooperative import (
+from dsv3c.targets.gpu.kernels.units.cooperative import (
     CLEAR,
     LEFT,
     LOAD_LEFT,

@@ -20,8 +20,9 @@ from typing import Any
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.compiler.tools import run
-from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN, Capabilities
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, Capabilities
 from dsv3c.targets.vulkan import dots, matrices
+from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 
 ENVIRONMENT = "vulkan1.2"  # 1.3 would ask devices for maintenance4

@@ -22,15 +22,14 @@ import tvm_ffi
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.runtime.measure.limits import measure_limits
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.router import ExpertOrder
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.router import ExpertOrder
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
 

@@ -10,7 +10,7 @@ from dsv3c import runtime
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.devices.metal.gpu import choose
-from dsv3c.targets.cpu.platforms import Platform
+from dsv3c.targets.link.platforms import Platform
 from dsv3c.targets.metal.library import LIBRARY
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL

@@ -13,8 +13,8 @@ from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.targets.cpu.platforms import NoCCompiler, NoCrossCompiler
 from dsv3c.targets.cuda.toolchains import NoCudaCompiler
+from dsv3c.targets.link.platforms import NoCCompiler, NoCrossCompiler
 from dsv3c.targets.vulkan.spirv import NoShaderCompiler
 from tests.checkpoints import tiny_config, write_checkpoint
 

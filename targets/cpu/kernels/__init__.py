@@ -11,6 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import MlaWrite, mla_write_operands
+from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
+from dsv3c.targets.calls.embedding import Take, take_operands
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
+from dsv3c.targets.calls.quantize import QuantizeRows
+from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import (
     attention,
@@ -28,23 +38,23 @@ from dsv3c.targets.cpu.kernels import (
 from dsv3c.targets.cpu.kernels.frame import Operand, PrimFunc
 
 _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, IsaLevel], PrimFunc]]] = {
-    attention.MlaAbsorbed: (attention.operands, attention.build),
-    cache.MlaWrite: (cache.operands, cache.build),
-    elementwise.Add: (elementwise.add_operands, elementwise.build_add),
-    elementwise.Concat: (elementwise.concat_operands, elementwise.build_concat),
-    elementwise.Swiglu: (elementwise.swiglu_operands, elementwise.build_swiglu),
-    embedding.Take: (embedding.operands, embedding.build),
-    linear.Linear: (linear.operands, linear.build),
-    materialized.MlaMaterialized: (materialized.operands, materialized.build),
-    moe.MoeDown: (moe.down_operands, moe.build_down),
-    moe.MoeGateUp: (moe.gate_up_operands, moe.build_gate_up),
-    norm.RmsNorm: (norm.operands, norm.build),
-    quantize.QuantizeRows: (quantize.operands, quantize.build),
-    rope.Rope: (rope.rope_operands, rope.build_rope),
-    rope.RopeTable: (rope.rope_table_operands, rope.build_rope_table),
-    router.ExpertOrder: (router.expert_order_operands, router.build_expert_order),
-    router.Router: (router.router_operands, router.build_router),
-    router.RouterWeights: (router.router_weights_operands, router.build_router_weights),
+    MlaAbsorbed: (attention.operands, attention.build),
+    MlaWrite: (mla_write_operands, cache.build),
+    Add: (add_operands, elementwise.build_add),
+    Concat: (concat_operands, elementwise.build_concat),
+    Swiglu: (swiglu_operands, elementwise.build_swiglu),
+    Take: (take_operands, embedding.build),
+    Linear: (linear.operands, linear.build),
+    MlaMaterialized: (materialized.operands, materialized.build),
+    MoeDown: (moe.down_operands, moe.build_down),
+    MoeGateUp: (moe.gate_up_operands, moe.build_gate_up),
+    RmsNorm: (rms_norm_operands, norm.build),
+    QuantizeRows: (quantize.operands, quantize.build),
+    Rope: (rope_operands, rope.build_rope),
+    RopeTable: (rope_table_operands, rope.build_rope_table),
+    ExpertOrder: (router.expert_order_operands, router.build_expert_order),
+    Router: (router.router_operands, router.build_router),
+    RouterWeights: (router_weights_operands, router.build_router_weights),
 }
 
 

@@ -14,20 +14,12 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.frame import (
-    CONTROL,
-    PARALLEL_WORK,
-    Buffer,
-    Operand,
-    PrimFunc,
-    Rows,
-    local,
-    loop,
-    prim_func,
-)
+from dsv3c.targets.cpu.kernels.cache import cache_row
+from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
 from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store, transpose
 
@@ -36,16 +28,6 @@ Expr = Any
 PAGE = 16  # slots that are contiguous in memory; pages hold a multiple of them
 BLOCK = 64  # slots of one softmax step
 PARTS = 16  # partial results at least, so tasks at most
-
-
-@dataclass(frozen=True)
-class MlaAbsorbed:
-    """q_latent f32 [T, heads, rank], q_pe f32 [T, heads, d], cache, … -> y f32 [T, heads, rank]."""
-
-    rows: Rows
-    heads: int
-    paging: Paging
-    scale: float
 
 
 def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
@@ -117,7 +99,7 @@ class _Unit:
 
     def page(self, slot: Expr) -> Expr:
         """Offset of the cache row of a slot, and of the PAGE rows from there on."""
-        return self.spec.paging.row(self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
+        return cache_row(self.spec.paging, self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
 
     def get(self, offset: Expr) -> Expr:
         return load(self.scratch, offset, LANES)

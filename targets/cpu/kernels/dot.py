@@ -15,10 +15,11 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
+from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla
-from dsv3c.targets.cpu.kernels.frame import Buffer, View, local
+from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 
 Expr = Any

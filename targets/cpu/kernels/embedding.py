@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.calls.embedding import Take, take_operands
 from dsv3c.targets.cpu.intrinsics import splat, typed
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.frame import Buffer, PrimFunc, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import columns, load, load_f32, store
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class Take:
-    """table [v, d] f32, f16, bf16, or i8 with scale f32 [v]; ids i32 [M]; y f32 [M, d]."""
-
-    rows: Rows
-    v: int
-    d: int
-    element: str = "f32"
-
-
-def operands(spec: Take) -> tuple[Operand, ...]:
-    size = spec.v * spec.d
-    table = [Operand("table", spec.element, size)]
-    if spec.element == "i8":
-        table = [Operand("table.data", "i8", size), Operand("table.scale", "f32", spec.v)]
-    ids = Operand("ids", "i32", spec.rows.maximum)
-    return (CONTROL, *table, ids, Operand("y", "f32", spec.rows.maximum * spec.d))
 
 
 def build(spec: Take, level: IsaLevel) -> PrimFunc:
@@ -53,4 +34,4 @@ def build(spec: Take, level: IsaLevel) -> PrimFunc:
 
         rows_loop(buffers["control"], spec.rows, spec.d, row)
 
-    return prim_func(operands(spec), body)
+    return prim_func(take_operands(spec), body)

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.quant import QuantSpec
-from dsv3c.compiler.formats.rows16 import component_types
-from dsv3c.targets.plan import Operand as Operand  # kernels take it from here
+from dsv3c.targets.calls.operands import Operand as Operand
+from dsv3c.targets.calls.operands import Rows, View
 
 Expr = Any
 Buffer = Any
 PrimFunc = Any
 
 ALIGNMENT = 64  # bytes, of every buffer a kernel gets
-CONTROL_SIZE = 16
 PARALLEL_WORK = 32768  # multiply-adds (or elements) below which waking a thread costs more than it saves
 TVM_DTYPES = {
     "f32": "float32",
@@ -34,34 +32,6 @@ TVM_DTYPES = {
     "i8": "int8",
     "u8": "uint8",
 }
-
-
-@dataclass(frozen=True)
-class Rows:
-    """M = multiplier * control[index], never more than multiplier * bound."""
-
-    bound: int
-    index: int = 0
-    multiplier: int = 1
-
-    @property
-    def maximum(self) -> int:
-        return self.bound * self.multiplier
-
-
-@dataclass(frozen=True)
-class View:
-    """Element (row, head, j) of an operand lies at row*row_stride + head*head_stride + offset + j."""
-
-    row_stride: int
-    offset: int = 0
-    head_stride: int = 0
-
-    def start(self, row: Expr, head: Expr = 0) -> Expr:
-        return row * self.row_stride + head * self.head_stride + self.offset
-
-
-CONTROL = Operand("control", "i32", CONTROL_SIZE)
 
 
 def activation_operands(role: str, weight: QuantSpec, rows: int, k: int, view: View, bound: int) -> list[Operand]:
@@ -74,12 +44,6 @@ def activation_operands(role: str, weight: QuantSpec, rows: int, k: int, view: V
         Operand(f"{role}.scale", "f32", rows * groups),
         Operand(f"{role}.sum", "i32", rows * groups),
     ]
-
-
-def weight_operands(role: str, weight: QuantSpec, leading: tuple[int, ...], n: int, k: int) -> list[Operand]:
-    """The components of a packed weight [*leading, n, k]."""
-    types = component_types(weight, leading, n, k)
-    return [Operand(f"{role}.{name}", dtype, _product(shape)) for name, (dtype, shape) in types.items()]
 
 
 def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], None], llvm: str = "") -> PrimFunc:
@@ -164,10 +128,3 @@ def stack(element: str, lanes: int, size: int) -> Buffer:
     """
     annotations = {"disable_lower_builtin": True}
     return T.alloc_buffer((size,), f"{TVM_DTYPES[element]}x{lanes}", scope="global", annotations=annotations)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    out = 1
-    for extent in shape:
-        out *= extent
-    return out

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
-    CONTROL,
     PARALLEL_WORK,
     Buffer,
     Operand,
     PrimFunc,
-    Rows,
-    View,
     activation_operands,
     loop,
     prim_func,
-    weight_operands,
 )
 from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
 
 Expr = Any
 
 
-@dataclass(frozen=True)
-class Linear:
-    """x f32 through `view` [M, heads, k], or its q8 (M*heads rows) for integer weights; w packed [heads, n, k];
-    y f32 [M, heads, n]. heads = 1 is the plain linear."""
-
-    rows: Rows
-    n: int
-    k: int
-    weight: QuantSpec
-    heads: int = 1
-    view: View | None = None  # of float activations; None: contiguous
-
-
-def _view(spec: Linear) -> View:
-    return spec.view or View(spec.heads * spec.k, head_stride=spec.k)
-
-
 def operands(spec: Linear) -> tuple[Operand, ...]:
     m = spec.rows.maximum
     return (
         CONTROL,
-        *activation_operands("x", spec.weight, m * spec.heads, spec.k, _view(spec), m),
+        *activation_operands("x", spec.weight, m * spec.heads, spec.k, view_of(spec.view, spec.heads, spec.k), m),
         *weight_operands("w", spec.weight, (spec.heads,), spec.n, spec.k),
         Operand("y", "f32", m * spec.heads * spec.n),
     )
@@ -60,7 +39,7 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
 
     def body(buffers: dict[str, Buffer]) -> None:
         w = Weight.of(buffers, "w", spec.weight, spec.n, spec.k)
-        x = Activation.of(buffers, "x", spec.weight, spec.k, _view(spec))
+        x = Activation.of(buffers, "x", spec.weight, spec.k, view_of(spec.view, spec.heads, spec.k))
         count = T.bind(buffers["control"][spec.rows.index] * spec.rows.multiplier)
         work = spec.heads * spec.n * spec.k
         together = w.together(level)

@@ -21,26 +21,15 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
+from dsv3c.targets.calls.attention import MlaMaterialized
+from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.cache import Paging
+from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
 from dsv3c.targets.cpu.kernels.dot import Weight
-from dsv3c.targets.cpu.kernels.frame import (
-    CONTROL,
-    PARALLEL_WORK,
-    Buffer,
-    Operand,
-    PrimFunc,
-    Rows,
-    View,
-    local,
-    loop,
-    prim_func,
-    weight_operands,
-)
+from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
 from dsv3c.targets.cpu.kernels.softmax import LOWEST, masked
 from dsv3c.targets.cpu.kernels.vector import add, columns, exp2, f32, horizontal, load, store, transpose
 from dsv3c.targets.cpu.kernels.words import PANEL, Sums, Words
@@ -50,21 +39,6 @@ Expr = Any
 BLOCK = 64  # slots whose keys and values exist at a time
 GROUP = PANEL  # slots of a panel of keys; those 16 apart are partners
 SLICES = 32  # tasks at most, as each has a slice of the scratch operand
-
-
-@dataclass(frozen=True)
-class MlaMaterialized:
-    """q_nope f32 through `view` [T, heads, nope], q_pe f32 [T, heads, d], cache, w_uk packed [heads, nope, rank], w_uv
-    packed [heads, v, rank], … -> y f32 [T, heads, v]."""
-
-    rows: Rows
-    heads: int
-    nope: int
-    v: int
-    paging: Paging
-    scale: float
-    weight: QuantSpec
-    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -169,16 +143,12 @@ class _Run:
         return T.bind(T.min(self.start + i, self.end - 1))
 
 
-def _view(spec: MlaMaterialized) -> View:
-    return spec.view or View(spec.heads * spec.nope, head_stride=spec.nope)
-
-
 def operands(spec: MlaMaterialized) -> tuple[Operand, ...]:
     m, paging = spec.rows.maximum, spec.paging
     size = _Slice.of(spec, 1, 0).size  # of float32, whatever the level
     return (
         CONTROL,
-        Operand("q_nope", "f32", m * _view(spec).row_stride),
+        Operand("q_nope", "f32", m * view_of(spec.view, spec.heads, spec.nope).row_stride),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
         Operand("cache", paging.element, None),
         *weight_operands("w_uk", spec.weight, (spec.heads,), spec.nope, paging.rank),
@@ -271,7 +241,7 @@ def _start(head: _Head, run: _Run, i: Expr) -> None:
         low, high = (_vector(source, start + offset + half, n - offset - half) for half in (0, LANES))
         return T.bind(low * scale), T.bind(high * scale)
 
-    nope = T.bind(_view(spec).start(t, head.index))
+    nope = T.bind(view_of(spec.view, spec.heads, spec.nope).start(t, head.index))
     for p in range(words.nope_panels):
         low, high = panel(head.buffers["q_nope"], nope, spec.nope, p * PANEL)
         form.put(scratch, out + p * (PANEL // form.steps), low, high)
@@ -300,7 +270,7 @@ def _stage(head: _Head, run: _Run, first: Expr, groups: Expr) -> None:
     paging, form, at = head.spec.paging, head.form, head.at
     cache = head.buffers["cache"]
     with T.serial(0, groups * GROUP) as slot:
-        row = paging.row(head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
+        row = cache_row(paging, head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
         out = T.bind(at.latent + slot * (head.words.latent + head.words.rope))
         form.copy(cache, row, paging.rank, paging.element, head.scratch, out)
         form.copy(cache, row + paging.rank, paging.d, paging.element, head.scratch, out + head.words.latent)

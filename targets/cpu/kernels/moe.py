@@ -7,50 +7,28 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import CONTROL, View, weight_operands
+from dsv3c.targets.calls.router import ExpertOrder, order_size
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
-    CONTROL,
     PARALLEL_WORK,
     Buffer,
     Operand,
     PrimFunc,
-    View,
     activation_operands,
     loop,
     prim_func,
-    weight_operands,
 )
 from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
-from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size
 from dsv3c.targets.cpu.kernels.vector import f32, load, silu, store
 
 Expr = Any
 
 DOWN_TASKS = 16  # tasks of moe_down at least, however many row blocks one could take
-
-
-@dataclass(frozen=True)
-class MoeGateUp:
-    """x [T, d] f32 or q8, order (see ExpertOrder), w packed [E', 2, i, d] -> y f32 [T*(k+s), i] = silu(gate) * up."""
-
-    order: ExpertOrder
-    d: int
-    i: int
-    weight: QuantSpec
-
-
-@dataclass(frozen=True)
-class MoeDown:
-    """x [T*(k+s), i] f32 or q8, order, weights f32 [T, k], w packed [E', d, i] -> y f32 [T, d], mixed over experts."""
-
-    order: ExpertOrder
-    d: int
-    i: int
-    weight: QuantSpec
 
 
 def gate_up_operands(spec: MoeGateUp) -> tuple[Operand, ...]:

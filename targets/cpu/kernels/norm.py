@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
+from dsv3c.targets.calls.operands import view_of
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.frame import Buffer, PrimFunc, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, load, store
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class RmsNorm:
-    """x f32 through `view` [M, d], weight f32 [d], y f32 [M, d]."""
-
-    rows: Rows
-    d: int
-    eps: float
-    view: View | None = None
-
-
-def operands(spec: RmsNorm) -> tuple[Operand, ...]:
-    view = spec.view or View(spec.d)
-    return (
-        CONTROL,
-        Operand("x", "f32", spec.rows.maximum * view.row_stride),
-        Operand("weight", "f32", spec.d),
-        Operand("y", "f32", spec.rows.maximum * spec.d),
-    )
 
 
 def inverse_rms(x: Buffer, start: Expr, d: int, eps: float) -> Expr:
@@ -48,7 +29,7 @@ def inverse_rms(x: Buffer, start: Expr, d: int, eps: float) -> Expr:
 
 
 def build(spec: RmsNorm, level: IsaLevel) -> PrimFunc:
-    view = spec.view or View(spec.d)
+    view = view_of(spec.view, 1, spec.d)
 
     def body(buffers: dict[str, Buffer]) -> None:
         x, weight, y = buffers["x"], buffers["weight"], buffers["y"]
@@ -65,4 +46,4 @@ def build(spec: RmsNorm, level: IsaLevel) -> PrimFunc:
 
         rows_loop(buffers["control"], spec.rows, spec.d, row)
 
-    return prim_func(operands(spec), body)
+    return prim_func(rms_norm_operands(spec), body)

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.calls.operands import CONTROL, view_of
+from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.cpu.intrinsics import splat, typed
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, local, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.frame import Buffer, Operand, PrimFunc, local, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, horizontal, load, store
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class QuantizeRows:
-    """x f32 through `view` [M, heads, k] -> y.data i8 [M*heads, Kp], y.scale f32 and y.sum i32 [M*heads, Kp/group]."""
-
-    rows: Rows
-    k: int
-    group: int
-    heads: int = 1
-    view: View | None = None
-
-    @property
-    def groups(self) -> int:
-        return -(-self.k // self.group)
-
-
-def _view(spec: QuantizeRows) -> View:
-    return spec.view or View(spec.heads * spec.k, head_stride=spec.k)
 
 
 def operands(spec: QuantizeRows) -> tuple[Operand, ...]:
     scales = spec.rows.maximum * spec.heads * spec.groups
     return (
         CONTROL,
-        Operand("x", "f32", spec.rows.maximum * _view(spec).row_stride),
+        Operand("x", "f32", spec.rows.maximum * view_of(spec.view, spec.heads, spec.k).row_stride),
         Operand("y.data", "i8", scales * spec.group),
         Operand("y.scale", "f32", scales),
         Operand("y.sum", "i32", scales),
@@ -51,7 +33,7 @@ def build(spec: QuantizeRows, level: IsaLevel) -> PrimFunc:
     def body(buffers: dict[str, Buffer]) -> None:
         def row(m: Expr) -> None:
             with T.serial(0, spec.heads) as head:
-                start = T.bind(_view(spec).start(m, head))
+                start = T.bind(view_of(spec.view, spec.heads, spec.k).start(m, head))
                 first = T.bind((m * spec.heads + head) * spec.groups)
                 with T.serial(0, spec.groups - (last < spec.group)) as g:
                     _group(buffers, start + g * spec.group, first + g, spec.group, spec.group)

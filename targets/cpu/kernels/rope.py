@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.calls.operands import view_of
+from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, View, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.frame import Buffer, PrimFunc, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import columns, f32, load, store
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class RopeTable:
-    """positions i32 [M], inv_freq f32 [d/2] -> y f32 [M, d] = cos(pos * inv_freq) * scale | sin(...) * scale."""
-
-    rows: Rows
-    d: int
-    scale: float
-
-
-@dataclass(frozen=True)
-class Rope:
-    """x f32 through `view` [M, heads, d], table f32 [M, d] -> y f32 [M, heads, d]: rotated halves one after the other.
-
-    The pairs are the even and odd elements of x when `interleave`, else its two halves.
-    """
-
-    rows: Rows
-    heads: int
-    d: int
-    interleave: bool
-    view: View | None = None
-
-
-def _view(spec: Rope) -> View:
-    return spec.view or View(spec.heads * spec.d, head_stride=spec.d)
-
-
-def rope_table_operands(spec: RopeTable) -> tuple[Operand, ...]:
-    m = spec.rows.maximum
-    return (
-        CONTROL,
-        Operand("positions", "i32", m),
-        Operand("inv_freq", "f32", spec.d // 2),
-        Operand("y", "f32", m * spec.d),
-    )
-
-
-def rope_operands(spec: Rope) -> tuple[Operand, ...]:
-    m = spec.rows.maximum
-    return (
-        CONTROL,
-        Operand("x", "f32", m * _view(spec).row_stride),
-        Operand("table", "f32", m * spec.d),
-        Operand("y", "f32", m * spec.heads * spec.d),
-    )
 
 
 def build_rope_table(spec: RopeTable, level: IsaLevel) -> PrimFunc:
@@ -107,7 +61,7 @@ def build_rope(spec: Rope, level: IsaLevel) -> PrimFunc:
                 out = T.bind((m * spec.heads + head) * spec.d)
                 rotate(
                     buffers["x"],
-                    T.bind(_view(spec).start(m, head)),
+                    T.bind(view_of(spec.view, spec.heads, spec.d).start(m, head)),
                     buffers["table"],
                     m * spec.d,
                     spec.d,

@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from dsv3c.targets.calls.operands import CONTROL
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, order_size, router_weights_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import CONTROL, Buffer, Operand, PrimFunc, Rows, local, prim_func, rows_loop
+from dsv3c.targets.cpu.kernels.frame import Buffer, Operand, PrimFunc, local, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, exp, f32, load, sigmoid, store
 
 Expr = Any
 
 _TAKEN = float("-inf")  # what a picked or excluded score becomes; real scores are finite
-
-
-@dataclass(frozen=True)
-class Router:
-    """logits f32 [M, experts], bias f32 [experts] if has_bias, y i32 [M, top_k]; scratch f32 [M, experts + n_group]."""
-
-    rows: Rows
-    experts: int
-    n_group: int
-    topk_group: int
-    top_k: int
-    scoring: str
-    group_score: str
-    has_bias: bool
-
-
-@dataclass(frozen=True)
-class RouterWeights:
-    """logits f32 [M, experts], ids i32 [M, top_k], y f32 [M, top_k]."""
-
-    rows: Rows
-    experts: int
-    top_k: int
-    scoring: str
-    norm_topk_prob: bool
-    scale: float
-
-
-@dataclass(frozen=True)
-class ExpertOrder:
-    """ids i32 [M, top_k]; y i32 [2 + 2E' + M(top_k + shared)], E' = experts + shared; scratch i32 [E'].
-
-    y[0] is the number of active experts, y[1:] their ids in rising order, y[1+E':] where each one's pairs start (one
-    more than active experts), y[2+2E':] the pairs p = m*(top_k + shared) + j sorted by expert, rising within one.
-    """
-
-    rows: Rows
-    experts: int
-    top_k: int
-    shared: int
-
-    @property
-    def total(self) -> int:
-        return self.experts + self.shared
-
-    @property
-    def per_token(self) -> int:
-        return self.top_k + self.shared
-
-
-def order_size(spec: ExpertOrder) -> int:
-    """Elements of expert_order's result for the largest M."""
-    return 2 + 2 * spec.total + spec.rows.maximum * spec.per_token
 
 
 def router_operands(spec: Router) -> tuple[Operand, ...]:
@@ -79,16 +27,6 @@ def router_operands(spec: Router) -> tuple[Operand, ...]:
         *bias,
         Operand("y", "i32", m * spec.top_k),
         Operand("scratch", "f32", m * (spec.experts + spec.n_group)),
-    )
-
-
-def router_weights_operands(spec: RouterWeights) -> tuple[Operand, ...]:
-    m = spec.rows.maximum
-    return (
-        CONTROL,
-        Operand("logits", "f32", m * spec.experts),
-        Operand("ids", "i32", m * spec.top_k),
-        Operand("y", "f32", m * spec.top_k),
     )
 
 

@@ -14,11 +14,10 @@ import shutil
 from pathlib import Path
 
 from dsv3c.compiler.tools import run
-from dsv3c.targets.cpu.library import LinkFailed
 from dsv3c.targets.cpu.native.regex import Unsupported
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
-from dsv3c.targets.cpu.platforms import Platform, find_compiler_for, old_glibc
+from dsv3c.targets.link.platforms import LinkFailed, Platform, find_compiler_for, old_glibc
 
 SOURCES = Path(__file__).parent
 PROGRAM = "main.c"

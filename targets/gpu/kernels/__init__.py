@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dsv3c.targets.cpu.kernels import attention as attentions
-from dsv3c.targets.cpu.kernels import cache, elementwise, embedding, linear, moe, norm, rope
-from dsv3c.targets.cpu.kernels import materialized as rebuilt
-from dsv3c.targets.cpu.kernels import router as routers
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import MlaWrite, mla_write_operands
+from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
+from dsv3c.targets.calls.embedding import Take, take_operands
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
+from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
-from dsv3c.targets.gpu.kernels import attention, experts, materialized, paged, parts, products, routing, rows, sampling
+from dsv3c.targets.gpu.kernels import experts, parts, products, routing, rows
+from dsv3c.targets.gpu.kernels.attention import absorbed as attention
+from dsv3c.targets.gpu.kernels.attention import materialized, paged
 from dsv3c.targets.gpu.kernels.frame import Variant
-from dsv3c.targets.plan import Operand
+from dsv3c.targets.gpu.kernels.sampling import steps as sampling
 
 _Operands = Callable[[Any], tuple[Operand, ...]]
 _Variants = Callable[[Any, Sequence[Operand]], tuple[Variant, ...]]
@@ -26,24 +34,24 @@ _Variants = Callable[[Any, Sequence[Operand]], tuple[Variant, ...]]
 _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     attention.Merge: (attention.merge_operands, attention.merge),
     attention.Partial: (attention.partial_operands, attention.partial),
-    cache.MlaWrite: (cache.operands, paged.write),
-    elementwise.Add: (elementwise.add_operands, rows.add_rows),
-    elementwise.Concat: (elementwise.concat_operands, rows.concat),
-    elementwise.Swiglu: (elementwise.swiglu_operands, rows.swiglu),
-    embedding.Take: (embedding.operands, rows.take),
+    MlaWrite: (mla_write_operands, paged.write),
+    Add: (add_operands, rows.add_rows),
+    Concat: (concat_operands, rows.concat),
+    Swiglu: (swiglu_operands, rows.swiglu),
+    Take: (take_operands, rows.take),
     experts.PairDown: (experts.pair_down_operands, experts.pair_down),
     experts.PairSum: (experts.pair_sum_operands, experts.pair_sum),
-    linear.Linear: (products.linear_operands, products.linear),
+    Linear: (products.linear_operands, products.linear),
     materialized.MergeBlocks: (materialized.merge_operands, materialized.merge),
     materialized.SeeBlocks: (materialized.see_operands, materialized.see),
-    moe.MoeGateUp: (experts.gate_up_operands, experts.gate_up),
-    norm.RmsNorm: (norm.operands, rows.rms_norm),
+    MoeGateUp: (experts.gate_up_operands, experts.gate_up),
+    RmsNorm: (rms_norm_operands, rows.rms_norm),
     parts.Part: (parts.part_operands, parts.part),
-    rope.Rope: (rope.rope_operands, rows.rope),
-    rope.RopeTable: (rope.rope_table_operands, rows.rope_table),
-    routers.ExpertOrder: (routing.order_operands, routing.expert_order),
-    routers.Router: (routing.router_operands, routing.router),
-    routers.RouterWeights: (routers.router_weights_operands, routing.router_weights),
+    Rope: (rope_operands, rows.rope),
+    RopeTable: (rope_table_operands, rows.rope_table),
+    ExpertOrder: (routing.order_operands, routing.expert_order),
+    Router: (routing.router_operands, routing.router),
+    RouterWeights: (router_weights_operands, routing.router_weights),
     sampling.Best: (sampling.sampling_operands, sampling.best),
     sampling.Finish: (sampling.sampling_operands, sampling.finish),
     sampling.Start: (sampling.sampling_operands, sampling.start),
@@ -53,11 +61,11 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 
 def stages(spec: Any) -> tuple[Any, ...]:
     """The kernels that `spec` takes, one after the other; they share its scratch."""
-    if isinstance(spec, moe.MoeDown):
+    if isinstance(spec, MoeDown):
         return (experts.PairDown(spec), experts.PairSum(spec))
-    if isinstance(spec, attentions.MlaAbsorbed):
+    if isinstance(spec, MlaAbsorbed):
         return (attention.Partial(spec), attention.Merge(spec))
-    if isinstance(spec, rebuilt.MlaMaterialized):
+    if isinstance(spec, MlaMaterialized):
         return (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec))
     if isinstance(spec, sampling.Greedy):
         return sampling.sampling_stages(spec)

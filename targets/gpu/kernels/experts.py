@@ -13,10 +13,9 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
-from dsv3c.targets.cpu.kernels.frame import weight_operands
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.router import ExpertOrder, order_size
-from dsv3c.targets.gpu.kernels import matrix
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Operand, weight_operands
+from dsv3c.targets.calls.router import ExpertOrder, order_size
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     Buffers,
@@ -32,9 +31,9 @@ from dsv3c.targets.gpu.kernels.frame import (
 from dsv3c.targets.gpu.kernels.functions import silu
 from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, stream, tile, tile_space
 from dsv3c.targets.gpu.kernels.rows import elementwise
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, TILE, Factors, Unit
+from dsv3c.targets.gpu.kernels.units import matrix
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, TILE, Factors, Unit
 from dsv3c.targets.gpu.kernels.weights import Weight
-from dsv3c.targets.plan import Operand
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.frame import Rows, View
-from dsv3c.targets.plan import Operand, operand_bytes
+from dsv3c.targets.calls.operands import Operand, Rows, operand_bytes
 
 Expr = Any
 Buffer = Any
@@ -94,11 +93,6 @@ def _argument(operand: Operand) -> Buffer:
 def row_count(buffers: Buffers, rows: Rows) -> Expr:
     """M, as the control buffer says."""
     return T.bind(buffers["control"][rows.index] * rows.multiplier)
-
-
-def view_of(view: View | None, heads: int, k: int) -> View:
-    """The view that a spec names, or that of contiguous rows."""
-    return view or View(heads * k, head_stride=k)
 
 
 def store(buffer: Buffer, index: Expr, value: Expr) -> None:

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dsv3c.compiler.formats.rows16 import LANES
-from dsv3c.targets.cpu.kernels import embedding
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeGateUp
+from dsv3c.targets.calls.embedding import Take, take_operands
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeGateUp
+from dsv3c.targets.calls.operands import Operand, View
 from dsv3c.targets.gpu.kernels import experts, products, rows
 from dsv3c.targets.gpu.kernels.experts import PairDown
 from dsv3c.targets.gpu.kernels.frame import Variant
-from dsv3c.targets.plan import Operand
 
 Whole = Linear | Take | MoeGateUp | PairDown
 
@@ -50,7 +48,7 @@ def whole_operands(whole: Whole) -> tuple[Operand, ...]:
     if isinstance(whole, Linear):
         return products.linear_operands(whole)
     if isinstance(whole, Take):
-        return embedding.operands(whole)
+        return take_operands(whole)
     return experts.pair_down_operands(whole) if isinstance(whole, PairDown) else experts.gate_up_operands(whole)
 
 

@@ -14,9 +14,8 @@ from math import gcd
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.rows16 import LANES
-from dsv3c.targets.cpu.kernels.frame import View, weight_operands
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.gpu.kernels import matrix
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import Operand, View, view_of, weight_operands
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     THREADS,
@@ -32,11 +31,10 @@ from dsv3c.targets.gpu.kernels.frame import (
     row_count,
     shared,
     store,
-    view_of,
 )
-from dsv3c.targets.gpu.kernels.tiles import K_TILE, SLICES
+from dsv3c.targets.gpu.kernels.units import matrix
+from dsv3c.targets.gpu.kernels.units.unit import K_TILE, SLICES
 from dsv3c.targets.gpu.kernels.weights import Weight
-from dsv3c.targets.plan import Operand
 
 FEW = 16  # rows up to which weights are streamed
 FEW_TILE = 4  # of these rows, together

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights, order_size
+from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, order_size
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
@@ -27,7 +28,6 @@ from dsv3c.targets.gpu.kernels.frame import (
 )
 from dsv3c.targets.gpu.kernels.functions import exp, sigmoid
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms, larger
-from dsv3c.targets.plan import Operand
 
 
 def router_operands(spec: Router) -> tuple[Operand, ...]:

@@ -1,6 +1,6 @@
 """Kernels that treat rows on their own: take, rms_norm, rope_table, rope, add, swiglu, concat.
 
-Their specs are those of dsv3c.targets.cpu.kernels. Elementwise ones have a thread an element.
+Their specs are those of dsv3c.targets.calls. Elementwise ones have a thread an element.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.norm import RmsNorm
-from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
+from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.embedding import Take
+from dsv3c.targets.calls.norm import RmsNorm
+from dsv3c.targets.calls.operands import Operand, Rows, view_of
+from dsv3c.targets.calls.rope import Rope, RopeTable
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -29,12 +29,10 @@ from dsv3c.targets.gpu.kernels.frame import (
     row_count,
     spread,
     store,
-    view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import cos_sin, silu
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import load
-from dsv3c.targets.plan import Operand
 
 
 def elementwise(

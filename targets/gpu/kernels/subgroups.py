@@ -16,7 +16,7 @@ from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.calls.operands import Operand, Rows
 from dsv3c.targets.gpu.capabilities import SUBGROUP_32, SUBGROUP_SHUFFLE
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
@@ -30,7 +30,6 @@ from dsv3c.targets.gpu.kernels.frame import (
     shared,
     store,
 )
-from dsv3c.targets.plan import Operand
 
 RUN = 32
 RUNS = THREADS // RUN

@@ -8,7 +8,7 @@ import pytest
 
 from dsv3c.targets.arm.levels import LEVELS
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.platforms import ARM_LINUX
+from dsv3c.targets.link.platforms import ARM_LINUX
 
 
 @pytest.fixture(scope="session", params=LEVELS, ids=lambda level: level.name)

@@ -10,9 +10,9 @@ import pytest
 from dsv3c import targets
 from dsv3c.targets import arm
 from dsv3c.targets.arm.levels import CPUS, LEVELS, levels_of
-from dsv3c.targets.cpu import platforms
 from dsv3c.targets.cpu.intrinsics import DOT4
-from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, NoCrossCompiler, find_compiler_for
+from dsv3c.targets.link import platforms
+from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, NoCrossCompiler, find_compiler_for
 
 
 def configured(text: str) -> arm.Arm:

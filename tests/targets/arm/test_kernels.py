@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
 from dsv3c.targets.cpu.library import build_library
 from tests.targets.arm import emulator
 from tests.targets.cpu import test_attention_kernels, test_dense_kernels, test_moe_kernels

@@ -12,15 +12,15 @@ import tvm
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.devices.cpu.device import _built_for
 from dsv3c.targets.arm.levels import LEVELS
+from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.elementwise import Swiglu
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.elementwise import Swiglu
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.library import build_library, compile_module
-from dsv3c.targets.cpu.platforms import ARM_LINUX, ARM_MACOS, Platform
+from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, Platform
 
 SPECS = {
     "int8": Linear(Rows(8), 32, 128, QuantSpec.parse("int8")),

@@ -12,7 +12,7 @@ import pytest
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.cpu.native import write_native
-from dsv3c.targets.cpu.platforms import ARM_MACOS
+from dsv3c.targets.link.platforms import ARM_MACOS
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.arm import emulator
 from tests.targets.arm.make_root import EMULATOR

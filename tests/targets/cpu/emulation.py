@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.devices.cpu.features import cpu_flags
-from dsv3c.targets.cpu.platforms import find_c_compiler
 from dsv3c.targets.cpu.tiles import TILES
+from dsv3c.targets.link.platforms import find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 
 SOURCE = Path(__file__).with_name("amx_emulation.c")

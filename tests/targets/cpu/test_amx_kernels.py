@@ -14,11 +14,11 @@ from dsv3c import runtime
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.router import ExpertOrder
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.router import ExpertOrder
 from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
 from tests.conftest import BUNDLED_MODEL

@@ -6,10 +6,9 @@ import pytest
 
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
-from dsv3c.targets.cpu.kernels.frame import Rows, View
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import MlaWrite, Paging
+from dsv3c.targets.calls.operands import Rows, View
 from tests.selection import shortlist
 
 BOUND, LONG_BOUND = 18, 33

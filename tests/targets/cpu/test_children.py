@@ -15,7 +15,7 @@ import pytest
 
 from dsv3c.compiler.errors import Dsv3cError, NoRoomError
 from dsv3c.targets.cpu.children import JobDied, in_children
-from dsv3c.targets.cpu.library import LinkFailed
+from dsv3c.targets.link.platforms import LinkFailed
 
 WHAT = Path("what")
 

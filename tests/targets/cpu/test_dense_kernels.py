@@ -5,13 +5,13 @@ import pytest
 
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
-from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.frame import Rows, View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.norm import RmsNorm
-from dsv3c.targets.cpu.kernels.quantize import QuantizeRows
-from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
+from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.embedding import Take
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.norm import RmsNorm
+from dsv3c.targets.calls.operands import Rows, View
+from dsv3c.targets.calls.quantize import QuantizeRows
+from dsv3c.targets.calls.rope import Rope, RopeTable
 
 FORMATS = ["float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
 ONE_OF_EACH = ["float32", "int8", "int4-g32-asym"]

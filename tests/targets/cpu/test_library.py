@@ -15,14 +15,14 @@ import tvm_ffi
 from dsv3c.compiler.errors import NoRoomError
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.measure.limits import measure_limits
-from dsv3c.targets.cpu import platforms
+from dsv3c.targets.calls.elementwise import Add
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.elementwise import Add
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.library import THREADPOOL, LinkFailed, build_library, compile_object, link_library
-from dsv3c.targets.cpu.platforms import NoCCompiler, find_c_compiler
+from dsv3c.targets.cpu.library import THREADPOOL, build_library, compile_object, link_library
+from dsv3c.targets.link import platforms
+from dsv3c.targets.link.platforms import LinkFailed, NoCCompiler, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.harness import lacking
 

@@ -5,9 +5,9 @@ import pytest
 
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
 BOUND = 18
 FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym"]

@@ -4,10 +4,10 @@ import pytest
 
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.targets.arm.levels import LEVELS as ARM
+from dsv3c.targets.calls.elementwise import Add
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.elementwise import Add
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
 from dsv3c.targets.cpu.units import compiled_once
 from dsv3c.targets.x86.levels import LEVELS as X86
 

@@ -9,9 +9,9 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import verify
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
 from dsv3c.targets.cuda.binaries import FILE, NEVER, Binaries
-from dsv3c.targets.gpu.capabilities import CUDA
+from dsv3c.targets.cuda.capabilities import CUDA
+from dsv3c.targets.gpu.kernels.attention.tensor_cores import SHARED_BYTES
 from dsv3c.targets.gpu.kernels.frame import THREADS
-from dsv3c.targets.gpu.kernels.mma_attention import SHARED_BYTES
 from tests.conftest import BUNDLED_MODEL
 from tests.selection import shortlist
 from tests.targets.cuda.cubin import read_cubin

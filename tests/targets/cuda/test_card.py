@@ -9,8 +9,8 @@ from dsv3c import runtime
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.cuda.binaries import cuda_source
+from dsv3c.targets.cuda.capabilities import CUDA
 from dsv3c.targets.cuda.toolchains import find_toolchain
-from dsv3c.targets.gpu.capabilities import CUDA
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.selection import selected

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import View
+from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
+from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
-from dsv3c.targets.gpu.source import CUDA, source
+from dsv3c.targets.gpu.source import source
 from tests.targets.cpu.harness import compare
 from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product
 from tests.targets.gpu.op_tests import SUMS, arguments, groups

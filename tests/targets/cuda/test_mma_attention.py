@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
-from dsv3c.targets.gpu.capabilities import CUDA as NVIDIA
+from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
+from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels import operands, stages, variants
-from dsv3c.targets.gpu.source import CUDA, source
+from dsv3c.targets.gpu.source import source
 from tests.targets.cpu.test_attention_kernels import absorbed_case, slots_of, softmax
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library

@@ -6,8 +6,8 @@ import numpy as np
 
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import QTensor, QuantSpec
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.kernels.frame import Rows
 from tests.targets.cpu.test_attention_kernels import materialized_case
 from tests.targets.cpu.test_dense_kernels import control, linear_case, normal

@@ -4,9 +4,9 @@ import numpy as np
 
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeGateUp
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeGateUp
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.gpu.kernels import stages
 from tests.targets.cpu.test_dense_kernels import control, normal
 from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight

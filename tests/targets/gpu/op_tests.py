@@ -11,10 +11,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.rope import RopeTable
+from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.rope import RopeTable
 from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
 from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Rows

@@ -7,7 +7,7 @@ import numpy as np
 from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
 from dsv3c.runtime.errors import LogitsNotFinite
 from dsv3c.targets.gpu.kernels.frame import Rows
-from dsv3c.targets.gpu.kernels.sampling import Greedy, Sample
+from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 
 ROWS = Rows(8, index=1)
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import tvm_ffi
 
 from dsv3c.runtime.devices.metal.gpu import Gpu
-from dsv3c.targets.cpu.platforms import find_c_compiler
+from dsv3c.targets.link.platforms import find_c_compiler
 from dsv3c.targets.metal.library import SYMBOL, link_library
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library

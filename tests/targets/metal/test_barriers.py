@@ -12,8 +12,9 @@ from collections import defaultdict
 
 import pytest
 
-from dsv3c.targets.gpu import capabilities
-from dsv3c.targets.gpu.source import METAL, source
+from dsv3c.targets.gpu.source import source
+from dsv3c.targets.metal import capabilities
+from dsv3c.targets.metal.dialect import METAL
 from tests.targets.gpu.op_tests import CASES, PARTED, OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS, ShimFault

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dsv3c.targets.gpu import capabilities
-from dsv3c.targets.gpu.source import METAL, source
+from dsv3c.targets.gpu.source import source
+from dsv3c.targets.metal import capabilities
+from dsv3c.targets.metal.dialect import METAL
 from tests.selection import selected
 from tests.targets.gpu.op_tests import OpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms

@@ -8,9 +8,8 @@ import pytest
 
 from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.targets.cpu import platforms
-from dsv3c.targets.cpu.library import LinkFailed
-from dsv3c.targets.cpu.platforms import NoCrossCompiler
+from dsv3c.targets.link import platforms
+from dsv3c.targets.link.platforms import LinkFailed, NoCrossCompiler
 from dsv3c.targets.metal import library as linking
 from dsv3c.targets.metal.library import LIBRARY, SYMBOL, link_library
 from dsv3c.targets.metal.payload import Kernel, library_bin

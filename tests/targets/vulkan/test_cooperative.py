@@ -12,14 +12,17 @@ import pytest
 from dsv3c import runtime
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.runtime.devices.vulkan import matrices as device_matrices
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN, Capabilities
-from dsv3c.targets.gpu.kernels import cooperative, operands, tiles, variants
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import View
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, Capabilities
+from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
+from dsv3c.targets.gpu.kernels.units import cooperative
+from dsv3c.targets.gpu.kernels.units import unit as tiles
 from dsv3c.targets.vulkan import matrices
+from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.cpu.harness import compare

@@ -11,17 +11,19 @@ import pytest
 
 from dsv3c.compiler.formats.quant import QuantSpec, quantize_rows
 from dsv3c.runtime.devices.vulkan import dots as device_dots
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, VULKAN
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import View
+from dsv3c.targets.cuda.dialect import CUDA
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT
 from dsv3c.targets.gpu.kernels import operands, variants
-from dsv3c.targets.gpu.kernels.dots import DOT
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
-from dsv3c.targets.gpu.kernels.tiles import K_TILE
-from dsv3c.targets.gpu.source import CUDA, source
+from dsv3c.targets.gpu.kernels.units.dots import DOT
+from dsv3c.targets.gpu.kernels.units.unit import K_TILE
+from dsv3c.targets.gpu.source import source
 from dsv3c.targets.vulkan import dots
+from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.cpu.harness import compare

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX
 from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.gpu.kernels.frame import Extent, Rows
+from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_matrix_compiler
 from tests.targets.gpu.op_tests import CASES, OpTests, exact_forms, groups

@@ -6,7 +6,7 @@ import pytest
 from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
-from dsv3c.targets.gpu.kernels.sampling import Sample
+from dsv3c.targets.gpu.kernels.sampling.steps import Sample
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl
 from tests.targets.gpu.op_tests import arguments, groups

@@ -7,9 +7,10 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, VULKAN
+from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX
 from dsv3c.targets.gpu.kernels import variants
 from dsv3c.targets.vulkan import BindingInvalid
+from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.matrices import EXTENSION
 from dsv3c.targets.vulkan.spirv import (
     NoShaderCompiler,

@@ -17,7 +17,7 @@ from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.platforms import find_c_compiler
+from dsv3c.targets.link.platforms import find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS as X86
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE

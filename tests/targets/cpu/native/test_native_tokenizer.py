@@ -25,7 +25,7 @@ from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.native import regex
 from dsv3c.targets.cpu.native.regex import Program, Unsupported
 from dsv3c.targets.cpu.native.tokenizer_table import tokenizer_table
-from dsv3c.targets.cpu.platforms import find_c_compiler
+from dsv3c.targets.link.platforms import find_c_compiler
 from tests.conftest import BUNDLED_MODEL
 from tests.selection import shortlist
 from tests.targets.cpu.native.binding import Failure, Library, TextModel

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.rows16 import LANES
-from dsv3c.targets.cpu.kernels.frame import weight_operands
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
+from dsv3c.targets.calls.attention import MlaMaterialized
+from dsv3c.targets.calls.operands import Operand, view_of, weight_operands
+from dsv3c.targets.gpu.kernels.attention.paged import slot
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
@@ -35,15 +36,12 @@ from dsv3c.targets.gpu.kernels.frame import (
     shared,
     spread,
     store,
-    view_of,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.paged import slot
 from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, Tile, tile
 from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.gpu.kernels.words import load
-from dsv3c.targets.plan import Operand
 
 SLOTS = ROW_TILE  # of a block
 TOKENS = 64  # that see a block together

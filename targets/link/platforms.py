@@ -13,7 +13,7 @@ from pathlib import Path
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.tools import run
 
-GLIBC = Path(__file__).parent / "native" / "glibc.h"
+GLIBC = Path(__file__).with_name("glibc.h")
 _COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -55,6 +55,11 @@ ARM_MACOS = Platform(
     shared=("-undefined", "dynamic_lookup", "-Wl,-install_name,@rpath/{name}", "-Wl,-S"),
     suffix=".dylib",
 )
+
+
+class LinkFailed(Dsv3cError):
+    message = "linking {path} failed: {command}\n{output}"
+    hint = "check that the C compiler works and has its C library headers (Debian: apt-get install libc6-dev)"
 
 
 class NoCCompiler(Dsv3cError):

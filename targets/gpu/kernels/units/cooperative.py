@@ -26,7 +26,7 @@ from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
 
 STRIDE = K_TILE // 2 + 4  # pairs of a staged row, whole multiples of 16 bytes; four more against bank conflicts

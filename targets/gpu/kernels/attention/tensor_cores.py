@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
+from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.gpu.capabilities import MMA, SUBGROUP_32
-from dsv3c.targets.gpu.kernels.fragments import COLUMNS, ROWS, SUMS, WARP, K, Place, multiply, pair
+from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
 from dsv3c.targets.gpu.kernels.frame import LOWEST, THREADS, Buffers, Expr, add, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.paged import Span, slot
 from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR
+from dsv3c.targets.gpu.kernels.units.fragments import COLUMNS, ROWS, SUMS, WARP, K, Place, multiply, pair
 
 REQUIRES = frozenset({MMA, SUBGROUP_32})
 HEADS = ROWS  # of a workgroup

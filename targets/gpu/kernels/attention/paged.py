@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
+from dsv3c.targets.calls.cache import MlaWrite, Paging
+from dsv3c.targets.calls.operands import Operand, view_of
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -19,12 +20,10 @@ from dsv3c.targets.gpu.kernels.frame import (
     row_count,
     spread,
     store,
-    view_of,
 )
 from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import bf16_bits
-from dsv3c.targets.plan import Operand
 
 
 def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> Expr:

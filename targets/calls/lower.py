@@ -8,19 +8,18 @@ from typing import Any
 from dsv3c.compiler.core.ir import Dim, Value
 from dsv3c.compiler.core.ops.weight import activation_group, spec_of
 from dsv3c.compiler.core.storage import strided
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import MlaWrite, Paging
-from dsv3c.targets.cpu.kernels.elementwise import Add, Concat, Swiglu
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.frame import Rows, View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.norm import RmsNorm
-from dsv3c.targets.cpu.kernels.quantize import QuantizeRows
-from dsv3c.targets.cpu.kernels.rope import Rope, RopeTable
-from dsv3c.targets.cpu.kernels.router import ExpertOrder, Router, RouterWeights
-from dsv3c.targets.plan import KernelCall
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import MlaWrite, Paging
+from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.embedding import Take
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.norm import RmsNorm
+from dsv3c.targets.calls.operands import Rows, View
+from dsv3c.targets.calls.plan import KernelCall
+from dsv3c.targets.calls.quantize import QuantizeRows
+from dsv3c.targets.calls.rope import Rope, RopeTable
+from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
 Bounds = Mapping[str, int]
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim

@@ -24,7 +24,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.frame import Rows
+from dsv3c.targets.calls.operands import Operand, Rows
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     THREADS,
@@ -41,7 +41,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     shared,
     store,
 )
-from dsv3c.targets.gpu.kernels.search import (
+from dsv3c.targets.gpu.kernels.sampling.search import (
     BEST,
     BINS,
     EDGE,
@@ -64,7 +64,6 @@ from dsv3c.targets.gpu.kernels.search import (
 )
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms, larger
 from dsv3c.targets.gpu.kernels.words import unsigned
-from dsv3c.targets.plan import Operand
 
 EACH = 16  # logits of a thread
 SEGMENT = THREADS * EACH

@@ -22,7 +22,7 @@ from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import INTEGER_DOT
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr, barrier, f32, local, shared, store
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
 
 DOT = "dsv3c_dot4"  # (u32, u32) -> int32, the sum of the four products of int8 that they consist of

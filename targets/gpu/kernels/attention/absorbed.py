@@ -19,9 +19,11 @@ from functools import partial as bind
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.gpu.kernels import mma_attention
+from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.gpu.kernels.attention import tensor_cores as mma_attention
+from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,
     LOWEST,
@@ -42,10 +44,8 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.paged import Span, slot
 from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import high_bf16, load, low_bf16
-from dsv3c.targets.plan import Operand
 
 HEADS = RUNS  # that share a pass over the cache: 4 queries of 576 fit into shared memory
 SLOTS = RUN  # of one softmax step

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
-from dsv3c.targets.cpu.kernels.attention import MlaAbsorbed
-from dsv3c.targets.cpu.kernels.cache import Paging
-from dsv3c.targets.cpu.kernels.embedding import Take
-from dsv3c.targets.cpu.kernels.frame import Rows
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.cpu.kernels.materialized import MlaMaterialized
-from dsv3c.targets.cpu.kernels.moe import MoeDown, MoeGateUp
-from dsv3c.targets.cpu.kernels.router import ExpertOrder
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.embedding import Take
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.router import ExpertOrder
 
 Cost = dict[str, Any]
 

@@ -18,7 +18,7 @@ from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import SIMDGROUP_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, shared, store
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
 
 EDGE = 8  # of a matrix
 PER_SIDE = SIDE // EDGE

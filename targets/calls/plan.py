@@ -15,19 +15,12 @@ from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.core.target import Entry
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.targets.calls.operands import Operand, operand_bytes
 
 STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")
 _DIMS = {"page_table": "S*P", "rows": "R"}
 Bounds = Mapping[str, int]
 Buffer = dict[str, Any]
-
-
-class Operand(NamedTuple):
-    """One argument of a kernel: its role ("x", "w.scale", "scratch", …), IR dtype, number of elements (None: any)."""
-
-    role: str
-    dtype: str
-    size: int | None
 
 
 class Part(NamedTuple):
@@ -62,10 +55,6 @@ class Calls:
             for call in self.lower(value, bounds)
             for operand in self.operands(call.spec)
         )
-
-
-def operand_bytes(operand: Operand) -> int:
-    return int(operand.size or 0) * int(NUMPY_DTYPES[operand.dtype].itemsize)
 
 
 @dataclass

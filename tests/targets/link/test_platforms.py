@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dsv3c.compiler.driver import machine
-from dsv3c.targets.cpu import library, platforms
+from dsv3c.targets.cpu import library
+from dsv3c.targets.link import platforms
 
 
 @pytest.fixture

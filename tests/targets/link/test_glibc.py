@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.targets.cpu import platforms
+from dsv3c.targets.calls.elementwise import Add
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.kernels.elementwise import Add
-from dsv3c.targets.cpu.kernels.frame import Rows
 from dsv3c.targets.cpu.library import build_library
-from dsv3c.targets.cpu.platforms import ARM_LINUX, old_glibc
+from dsv3c.targets.link import platforms
+from dsv3c.targets.link.platforms import ARM_LINUX, old_glibc
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.elf import glibc
 

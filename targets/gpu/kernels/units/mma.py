@@ -17,9 +17,9 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.gpu.capabilities import MMA
-from dsv3c.targets.gpu.kernels.fragments import Place, multiply, pair
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
+from dsv3c.targets.gpu.kernels.units.fragments import Place, multiply, pair
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
 
 PAIRS = K_TILE // 2

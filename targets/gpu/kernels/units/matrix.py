@@ -15,16 +15,15 @@ from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
-from dsv3c.targets.cpu.kernels.frame import View
-from dsv3c.targets.cpu.kernels.linear import Linear
-from dsv3c.targets.gpu.kernels.cooperative import CooperativeMatrices
-from dsv3c.targets.gpu.kernels.dots import IntegerDots
-from dsv3c.targets.gpu.kernels.frame import Buffers, Expr, Extent, Variant, prim_func, row_count, store, view_of
-from dsv3c.targets.gpu.kernels.mma import TensorCores
-from dsv3c.targets.gpu.kernels.simdgroups import SimdgroupMatrices
-from dsv3c.targets.gpu.kernels.tiles import BLOCKS, TILE, Factors, Unit
+from dsv3c.targets.calls.linear import Linear
+from dsv3c.targets.calls.operands import Operand, View, view_of
+from dsv3c.targets.gpu.kernels.frame import Buffers, Expr, Extent, Variant, prim_func, row_count, store
+from dsv3c.targets.gpu.kernels.units.cooperative import CooperativeMatrices
+from dsv3c.targets.gpu.kernels.units.dots import IntegerDots
+from dsv3c.targets.gpu.kernels.units.mma import TensorCores
+from dsv3c.targets.gpu.kernels.units.simdgroups import SimdgroupMatrices
+from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, TILE, Factors, Unit
 from dsv3c.targets.gpu.kernels.weights import Weight
-from dsv3c.targets.plan import Operand
 
 UNITS: tuple[Unit, ...] = (TensorCores(), SimdgroupMatrices(), CooperativeMatrices(), IntegerDots())
 

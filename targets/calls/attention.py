@@ -1,0 +1,34 @@
+"""mla_absorbed, attention in latent space, and mla_materialized, on keys and values rebuilt from the latent cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.operands import Rows, View
+
+
+@dataclass(frozen=True)
+class MlaAbsorbed:
+    """q_latent f32 [T, heads, rank], q_pe f32 [T, heads, d], cache, … -> y f32 [T, heads, rank]."""
+
+    rows: Rows
+    heads: int
+    paging: Paging
+    scale: float
+
+
+@dataclass(frozen=True)
+class MlaMaterialized:
+    """q_nope f32 through `view` [T, heads, nope], q_pe f32 [T, heads, d], cache, w_uk packed [heads, nope, rank], w_uv
+    packed [heads, v, rank], … -> y f32 [T, heads, v]."""
+
+    rows: Rows
+    heads: int
+    nope: int
+    v: int
+    paging: Paging
+    scale: float
+    weight: QuantSpec
+    view: View | None = None

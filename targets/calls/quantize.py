@@ -1,0 +1,22 @@
+"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see compiler.formats.quant)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsv3c.targets.calls.operands import Rows, View
+
+
+@dataclass(frozen=True)
+class QuantizeRows:
+    """x f32 through `view` [M, heads, k] -> y.data i8 [M*heads, Kp], y.scale f32 and y.sum i32 [M*heads, Kp/group]."""
+
+    rows: Rows
+    k: int
+    group: int
+    heads: int = 1
+    view: View | None = None
+
+    @property
+    def groups(self) -> int:
+        return -(-self.k // self.group)

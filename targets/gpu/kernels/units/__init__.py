@@ -1,0 +1,1 @@
+"""Matrix units of GPUs, and the products that are made on them."""

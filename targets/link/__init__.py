@@ -1,0 +1,1 @@
+"""Linking: the systems that libraries are built for, and the compiler driver that links for each."""
