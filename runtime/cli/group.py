@@ -56,7 +56,7 @@ class Command(click.Command):
 
 
 def run(
-    root: click.Group,
+    root: click.Command,
     args: Sequence[str] | None,
     program: str,
     faults: tuple[type[Exception], ...] = (RuntimeFault,),
