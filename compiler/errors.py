@@ -33,6 +33,11 @@ class CompilerFault(Dsv3cError):
     """Base of what the compiler alone can be at fault for, not what it was given."""
 
 
+def is_fault(error: Exception) -> bool:
+    """Whether it is the compiler's own, neither of what it was given nor of the machine."""
+    return isinstance(error, CompilerFault) or not isinstance(error, (Dsv3cError, MemoryError, OSError))
+
+
 class IrSyntaxError(Dsv3cError):
     message = "not an IR graph: {reason}\n  in: {line}"
     reason: str

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsv3c.compiler.core.rewrite import Pass
@@ -108,8 +108,7 @@ def parse(text: str, target: Target) -> Pass:
 
 def spelled(item: Pass) -> str:
     """The text that `parse` makes the same pass of; what it asks of the target is the target's."""
-    values = {field.name: getattr(item, field.name) for field in fields(item)}  # type: ignore[arg-type]
-    options = ",".join(part for name, value in values.items() for part in _parts(name, value))
+    options = ",".join(part for name, value in vars(item).items() for part in _parts(name, value))
     return f"{item.name}:{options}" if options else item.name
 
 

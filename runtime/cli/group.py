@@ -91,7 +91,8 @@ def run(
     except Exception as error:
         if debug != "0":
             _tell(traceback.format_exc().rstrip())
-        _tell(f"error: {str(error) if isinstance(error, faults) else _explain(error)}")
+        message = str(error) if isinstance(error, faults) else _explain(error)
+        _tell("\n  ".join([f"error: {message}", *getattr(error, "__notes__", ())]))
         return FAULT
     finally:
         _drop_unwritten()
