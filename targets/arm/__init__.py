@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
@@ -29,7 +29,7 @@ class UnknownArmSystem(Dsv3cError):
 
 @dataclass(frozen=True)
 class Arm:
-    """The ARM target. TVM is imported when the first graph is lowered.
+    """The ARM target. TVM is imported when the first kernel is built.
 
     cpu: decides which levels the artifact has and whose tuning record the kernels follow. system: linux or macos.
     """
@@ -55,15 +55,21 @@ class Arm:
         return replace(self, cpu=cpu, system=system)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.cpu.emit import scratch_bytes
+        from dsv3c.targets.cpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.cpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
         from dsv3c.targets.cpu.isa import tuned_levels
 
-        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu))
+        return emit(planned, tuned_levels(self.levels(), self.cpu))
 
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """The CUDA target. TVM and the compiler are looked for when the first graph is lowered.
+    """The CUDA target. TVM and the compiler are looked for when kernels are emitted.
 
     architectures: sm_XX to compile for, in rising order; none takes all that the compiler found knows of the default
     ones.
@@ -32,23 +32,28 @@ class Cuda:
         return self if text is None else replace(self, architectures=parse_architectures(text))
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises UnknownArchitecture for one that the compiler found does not know."""
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCudaCompiler, NoFatbinLibrary; UnknownArchitecture for one that the compiler found does not know."""
         from dsv3c.targets.cuda.binaries import Binaries, attending, levels
         from dsv3c.targets.cuda.capabilities import CUDA
-        from dsv3c.targets.cuda.toolchains import find_toolchain, toolchain_for_planning
+        from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.emit import Backend, emit
 
-        toolchain = toolchain_for_planning()
+        toolchain = find_toolchain()
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
         backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
-        emission = emit(entries, bounds, backend)
-        return replace(emission, levels=attending(emission.levels, emission.plan), require_tools=find_toolchain)
+        emission = emit(planned, backend)
+        return replace(emission, levels=attending(emission.levels, emission.dispatches))
 
 
 TARGET = Cuda()

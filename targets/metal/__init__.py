@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 
 @dataclass(frozen=True)
 class Metal:
-    """The Metal target. TVM is imported when the first graph is lowered; nothing of Apple's is needed to compile, but
+    """The Metal target. TVM is imported when the first kernel is built; nothing of Apple's is needed to compile, but
     off Macs ziglang, which links.
 
     materialized_attention: steps of any length attend in latent space.
@@ -28,18 +28,24 @@ class Metal:
         return self
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCrossCompiler, off Macs."""
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.link.platforms import ARM_MACOS, find_compiler_for
         from dsv3c.targets.metal.capabilities import METAL
         from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
-        emission = emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
-        return replace(emission, require_tools=lambda: find_compiler_for(ARM_MACOS))
+        find_compiler_for(ARM_MACOS)
+        return emit(planned, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
 
 
 TARGET = Metal()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
 
 LEAST_RANGE = 128 << 20  # maxStorageBufferRange of every device
@@ -19,7 +19,7 @@ class BindingInvalid(Dsv3cError):
 
 @dataclass(frozen=True)
 class Vulkan:
-    """The Vulkan target. TVM is imported when the first graph is lowered.
+    """The Vulkan target. TVM is imported when the first kernel is built.
 
     max_binding: bytes of a weight that a kernel gets as one operand; larger weights take a call for each part.
     """
@@ -39,19 +39,23 @@ class Vulkan:
         return replace(self, max_binding=int(text) << 20)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Without a shader compiler, forms of kernels are those that one which knows everything compiles."""
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
+
+        return plan(entries, bounds, self.max_binding)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Forms of kernels are those that the shader compilers found can express. Raises NoShaderCompiler."""
         from dsv3c.targets.gpu.emit import Backend, emit
         from dsv3c.targets.vulkan import spirv
 
         capabilities, programs = spirv.expressible()
         facts = {"modules": spirv.SPIRV, "compiler": ", ".join(dict.fromkeys(map(spirv.version, programs)))}
-        emission = emit(entries, bounds, Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities))
-        return replace(emission, require_tools=spirv.find_compiler)
+        return emit(planned, Backend(spirv.compile_modules, (), facts, capabilities))
 
 
 TARGET = Vulkan()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class X86:
-    """The x86 target. TVM is imported when the first graph is lowered.
+    """The x86 target. TVM is imported when the first kernel is built.
 
     cpu: the CPU whose tuning record the kernels follow; None takes the record of this machine, if there is one.
     """
@@ -37,16 +37,22 @@ class X86:
         return replace(self, cpu=cpu)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.cpu.emit import scratch_bytes
+        from dsv3c.targets.cpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.cpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
         from dsv3c.targets.cpu.isa import tuned_levels
         from dsv3c.targets.cpu.tuning import cpu_name
 
-        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu or cpu_name()))
+        return emit(planned, tuned_levels(self.levels(), self.cpu or cpu_name()))
 
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.dispatches import AXES, Table
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Plan
 from dsv3c.runtime.devices.cuda import driver as cuda
 from dsv3c.runtime.devices.cuda.driver import Driver, Handle
@@ -21,7 +22,7 @@ from dsv3c.runtime.devices.cuda.graphs import Graph, make_kernels
 from dsv3c.runtime.devices.cuda.memory import Places
 from dsv3c.runtime.devices.cuda.modules import Module, fitting_level
 from dsv3c.runtime.devices.device_memory import disjoint, require_countable
-from dsv3c.runtime.devices.dispatch import AXES, Key, Steps, Table, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.errors import DeviceLacks
 
@@ -57,10 +58,10 @@ class CudaDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None) -> None:
         plan = self._plan
-        parsed = parse_dispatches(plan)
+        asked = table_of(plan)
         driver = Driver()
         physical = choose(devices(driver), wanted)
-        table = parsed.usable(form_capabilities(physical))
+        table = usable(asked, form_capabilities(physical))
         self._level = fitting_level(artifact.manifest.target.levels, physical)
         self.prefill_min_tokens = self._level.prefill_min_tokens
         self._gpu = gpu = Gpu(driver, physical)

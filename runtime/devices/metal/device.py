@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
+from dsv3c.runtime.artifact.dispatches import AXES, Form, Table
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan
 from dsv3c.runtime.devices.cpu.library import copied
 from dsv3c.runtime.devices.device_memory import Needs, disjoint, require_countable
-from dsv3c.runtime.devices.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Launch, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import map_descriptor
 from dsv3c.runtime.devices.metal.gpu import Gpu, address, choose
 from dsv3c.runtime.errors import (
@@ -60,7 +61,7 @@ class MetalDevice:
         plan = self._plan = artifact.plan
         self.slots = slots
         self._gpu = open_gpu(wanted)
-        table = parse_dispatches(plan).usable(CAPABILITIES)
+        table = usable(table_of(plan), CAPABILITIES)
         _require_operands(self._gpu, plan)
         require_countable(self._gpu.name, plan, slots)
         self.needs = needs(plan, slots)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.dispatches import AXES
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES
 from dsv3c.runtime.devices.device_memory import disjoint
-from dsv3c.runtime.devices.dispatch import AXES, Key, Steps, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.devices.vulkan.binding import check
 from dsv3c.runtime.devices.vulkan.dots import DOT
@@ -57,12 +58,12 @@ class VulkanDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None, direct: bool | None) -> None:
         plan = self._plan
-        parsed = parse_dispatches(plan)
+        asked = table_of(plan)
         instance = Instance()
         self._closers.append(instance.close)
         self._gpu = Gpu(instance, instance.choose(wanted), direct)
         self._closers.append(self._gpu.close)
-        table = parsed.usable(self._gpu.capabilities)
+        table = usable(asked, self._gpu.capabilities)
         if self._gpu.physical.type == "cpu":
             self.prefill_min_tokens = NEVER
         require(self._gpu, plan, table, self.slots)

@@ -13,7 +13,7 @@ import pytest
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, is_weight, parse_graph
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.errors import (
     BadOptionError,
@@ -27,6 +27,8 @@ from dsv3c.compiler.errors import (
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.passes.simplify import Simplify
+from dsv3c.runtime.artifact import plan as stored
+from dsv3c.runtime.artifact.plan import Bounds, Buffer
 from tests.checkpoints import tiny_config, write_checkpoint
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v2", "kimi_k2", "glm4_moe_lite", "youtu")
@@ -48,7 +50,7 @@ class FakeTarget:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
         recipes: dict[str, Value] = {}
         for entry in entries.values():
             memo: dict[Value, bool] = {}
@@ -56,8 +58,17 @@ class FakeTarget:
                 for source in value.inputs:
                     if is_weight(source, memo) and not is_weight(value, memo):
                         recipes.setdefault(first_param(source), source)
-        levels = ({"name": "any", "requires": [], "file": "kernels/any.so"},)
-        return Emission({"arena_bytes": 4096, "buffers": [], "entries": {}}, recipes, levels, self.write_kernels)
+        main = entries["decode"].graph
+        size = bounds["R"] * int(dict(main.results)["logits"].shape[1])
+        caches = {value for entry in entries.values() for value in inputs_of(entry.graph) if value.startswith("cache.")}
+        buffers = [Buffer(name, "input", "int32", n) for name, n in Bounds(**bounds).step_inputs().items()]
+        buffers += [Buffer(name, "cache", "bfloat16", 0) for name in sorted(caches)]
+        logits = Buffer("logits", "arena", "float32", size)
+        calls = stored.Entry("decode", (), {"logits": len(buffers)}, {}, 1, bounds["T"])
+        return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes)
+
+    def emit(self, planned: Planned) -> Emission:
+        return Emission(({"name": "any", "requires": [], "file": "kernels/any.so"},), self.write_kernels)
 
     def write_kernels(self, folder: Path, advance: Callable[[int], None]) -> None:
         folder.mkdir()
@@ -65,6 +76,10 @@ class FakeTarget:
         advance(1)
         if self.fails:
             raise KeyboardInterrupt
+
+
+def inputs_of(graph: Graph) -> list[str]:
+    return [str(value.attrs["name"]) for value in graph.values() if value.op == "input"]
 
 
 def first_param(recipe: Value) -> str:
