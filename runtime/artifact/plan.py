@@ -7,7 +7,7 @@ be mapped, allocated or run before this module has accepted it. The compiler bui
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,8 @@ ELEMENT_BYTES: Mapping[str, int] = {
 # bfloat16 is stored as its bit pattern, under either name.
 _STORAGE = {"bfloat16": "uint16"}
 _KINDS = ("input", "cache", "arena", "weight")
+_COUNTED = {"T": "tokens", "R": "rows"}
+_ROWS = {"logits": "R", "token": "R", "hidden": "T"}  # as a session reads them
 Call = tuple[str, tuple[int, ...]]  # a kernel's name, the indices of its buffers
 
 
@@ -105,6 +107,18 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A result of an entry: the index of its buffer, and what a step gives a row for, its tokens T or its rows R."""
+
+    buffer: int
+    rows: str
+
+    def count(self, tokens: int, rows: int) -> int:
+        """Rows that a step of so many tokens and rows gives."""
+        return tokens if self.rows == "T" else rows
+
+
+@dataclass(frozen=True)
 class Entry:
     """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
 
@@ -114,7 +128,7 @@ class Entry:
 
     name: str
     calls: tuple[Call, ...]
-    outputs: Mapping[str, int]
+    outputs: Mapping[str, Output]
     inputs: Mapping[str, int]
     min_tokens: int
     max_tokens: int
@@ -123,19 +137,23 @@ class Entry:
 
     def drawn(self, name: str, calls: Sequence[Call], token: int) -> Entry:
         """The entry that goes on with `calls`, which sample, and gives the buffer `token` instead of logits."""
-        outputs = MappingProxyType({"token": token})
+        outputs = MappingProxyType({"token": Output(token, "R")})
         return replace(self, name=name, calls=(*self.calls, *calls), outputs=outputs, base=self.name)
 
     def to_json(self) -> dict[str, Any]:
-        stated: dict[str, Any] = {"calls": _calls_to_json(self.calls), "outputs": dict(self.outputs)}
+        buffers = {name: output.buffer for name, output in self.outputs.items()}
+        stated: dict[str, Any] = {"calls": _calls_to_json(self.calls), "outputs": buffers, "rows": self._rows()}
         stated |= {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
         stated |= {"cuts": [cut.to_json() for cut in self.cuts]} if self.cuts else {}
         return stated | ({"inputs": dict(self.inputs)} if self.inputs else {})
 
     def drawn_to_json(self, base: Entry) -> dict[str, Any]:
         """As `sampling` has it, for an entry that was drawn from `base`."""
-        own = self.calls[len(base.calls) :]
-        return {"entry": base.name, "calls": _calls_to_json(own), "token": self.outputs["token"]}
+        own, token = _calls_to_json(self.calls[len(base.calls) :]), self.outputs["token"].buffer
+        return {"entry": base.name, "calls": own, "token": token, "rows": self._rows()}
+
+    def _rows(self) -> dict[str, str]:
+        return {name: output.rows for name, output in self.outputs.items()}
 
 
 def _calls_to_json(calls: Sequence[Call]) -> list[Any]:
@@ -166,6 +184,10 @@ class Plan:
     def inputs(self) -> dict[str, int]:
         """Index of each input buffer by name."""
         return {buffer.name: i for i, buffer in enumerate(self.buffers) if buffer.kind == "input"}
+
+    def row_bytes(self, output: Output) -> int:
+        """Bytes of a row of a result."""
+        return self.buffers[output.buffer].bytes // output.count(self.bounds.T, self.bounds.R)
 
     @property
     def slot_bytes(self) -> int:
@@ -331,6 +353,7 @@ def _drawn(
         token = drawn.integer("token", 0, len(buffers) - 1)
         if (buffers[token].kind, buffers[token].dtype, buffers[token].size) != ("arena", "int32", bounds.R):
             raise drawn.fail("token", f"must be an int32 buffer of the arena, one for each of {bounds.R} rows")
+        _rows(drawn, ["token"])
         found[name] = base.drawn(name, _calls(drawn, buffers), token)
     params = next((buffer for buffer in buffers if buffer.kind == "input" and buffer.name == "sampling"), None)
     if found and (params is None or (params.dtype, params.size) != ("int32", bounds.R * DRAW_WORDS)):
@@ -354,7 +377,7 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     calls = _calls(fields, buffers)
     max_tokens = fields.integer("max_tokens", 1, bounds.T, default=bounds.T)
     min_tokens = fields.integer("min_tokens", 1, 2**31, default=1)
-    outputs = _outputs(fields.object("outputs"), buffers, bounds, vocab_size)
+    outputs = _outputs(fields, buffers, bounds, vocab_size)
     inputs = fields.object("inputs") if "inputs" in fields.value else Fields({}, "inputs", PlanInvalid)
     indices = {key: inputs.integer(key, 0, len(buffers) - 1) for key in inputs.value}
     for key, index in indices.items():
@@ -386,16 +409,34 @@ def _cut(fields: Fields, calls: Sequence[Call], buffers: tuple[Buffer, ...]) -> 
     return Cut(first, tuple(kept), residual, tuple((call, operand) for call, operand in readers))
 
 
-def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, int]:
-    outputs = {key: fields.integer(key, 0, len(buffers) - 1) for key in fields.value}
-    for key, index in outputs.items():
-        if buffers[index].kind != "arena" or buffers[index].dtype != "float32":
-            raise fields.fail(key, "must be a float32 buffer of the arena")
+def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, Output]:
+    """Of an entry."""
+    listed = fields.object("outputs")
+    indices = {key: listed.integer(key, 0, len(buffers) - 1) for key in listed.value}
+    rows = _rows(fields, indices)
+    outputs = {key: Output(index, rows[key]) for key, index in indices.items()}
+    for key, output in outputs.items():
+        buffer, most = buffers[output.buffer], output.count(bounds.T, bounds.R)
+        if buffer.kind != "arena" or buffer.dtype != "float32":
+            raise listed.fail(key, "must be a float32 buffer of the arena")
+        if buffer.size % most:
+            raise listed.fail(key, f"must have a row for each of {most} {_COUNTED[output.rows]}")
     if "logits" not in outputs:
-        raise fields.fail("logits", "is missing")
-    if buffers[outputs["logits"]].size != bounds.R * vocab_size:
-        found = buffers[outputs["logits"]].size
-        raise fields.fail("logits", f"has {found} elements, {bounds.R} rows of {vocab_size} are needed")
-    if "hidden" in outputs and buffers[outputs["hidden"]].size % bounds.T:
-        raise fields.fail("hidden", f"must have a row for each of {bounds.T} tokens")
+        raise listed.fail("logits", "is missing")
+    found = buffers[outputs["logits"].buffer].size
+    if found != bounds.R * vocab_size:
+        raise listed.fail("logits", f"has {found} elements, {bounds.R} rows of {vocab_size} are needed")
     return MappingProxyType(outputs)
+
+
+def _rows(fields: Fields, results: Iterable[str]) -> dict[str, str]:
+    """What each result of an entry has rows of. Earlier plans do not state it; for the results that every runtime
+    knows it was never different."""
+    stated = fields.object("rows") if "rows" in fields.value else None
+    rows = {}
+    for name in results:
+        usual = _ROWS.get(name, "T")
+        rows[name] = usual if stated is None else stated.string(name)
+        if rows[name] not in _COUNTED or (name in _ROWS and rows[name] != usual):
+            raise fields.fail("rows", f"{name} has rows of {rows[name]!r}, it must be {usual}")
+    return rows

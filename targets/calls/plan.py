@@ -137,7 +137,8 @@ class PlanBuilder:
         for result, value in entry.graph.results:
             if not result.startswith("cache."):
                 size = components(value.type, self.bounds)[0].size
-                outputs[result] = self.arena(value, Operand(result, value.dtype, size), 0)
+                buffer = self.arena(value, Operand(result, value.dtype, size), 0)
+                outputs[result] = plan.Output(buffer, str(value.shape[0]))
         found = tuple(self._cut(cut, numbers) for cut in cuts(entry.graph, numbers))
         hidden = next((value for value in entry.graph.values() if value.attrs.get("name") == "hidden"), None)
         inputs = {}

@@ -24,7 +24,7 @@ def add_sampling(plan: PlanBuilder) -> None:
     rows = Rows(plan.bounds["R"], index=1)
     places = _Places(plan)
     for entry in [plan.entries[name] for name in ENTRIES if name in plan.entries]:
-        logits = entry.outputs["logits"]
+        logits = entry.outputs["logits"].buffer
         vocab = plan.buffers[logits].size // rows.maximum
         forms = {
             "greedy": Greedy(rows, vocab),

@@ -201,19 +201,19 @@ def _plan(
     """Buffers, entries and bytes of the arena; what happens between input and output is in the models."""
     limits = stored.Bounds(**bounds)
     buffers = [Buffer(name, "input", "int32", size) for name, size in limits.step_inputs().items()]
-    widths = {name: int(dict(graphs["decode"].graph.results)[name].shape[1]) for name in ("logits", "hidden")}
-    rows = {"logits": limits.R, "hidden": limits.T}
-    outputs, at = {}, 0
-    for name, width in widths.items():
-        outputs[name] = len(buffers)
-        buffers.append(Buffer(name, "arena", "float32", rows[name] * width, at))
+    results, outputs, at = dict(graphs["decode"].graph.results), {}, 0
+    for name in ("logits", "hidden"):
+        rows, width = results[name].shape
+        outputs[name] = stored.Output(len(buffers), str(rows))
+        size = outputs[name].count(limits.T, limits.R) * int(width)
+        buffers.append(Buffer(name, "arena", "float32", size, at))
         at += aligned(buffers[-1].bytes)
     entries = {}
     for name, entry in graphs.items():
         given, inputs = {str(value.attrs["name"]): value for value in entry.graph.values() if value.op == "input"}, {}
         if "hidden" in given:
             inputs["hidden"] = len(buffers)
-            buffers.append(Buffer("hidden_in", "input", "float32", limits.T * widths["hidden"]))
+            buffers.append(Buffer("hidden_in", "input", "float32", limits.T * int(results["hidden"].shape[1])))
         entries[name] = stored.Entry(name, (), outputs, inputs, entry.min_tokens, limits.T)
         caches = sorted(input for input in given if input.startswith("cache."))
         buffers += [Buffer(cache, "cache", NUMPY_DTYPES[given[cache].dtype].name, 0) for cache in caches]

@@ -99,12 +99,12 @@ class MetalDevice:
 
     def output(self, entry: str, name: str) -> NDArray[Any]:
         """As of `Device`; rows behind those of the step are of earlier ones."""
-        index = self._plan.entries[entry].outputs[name]
-        buffer, bounds = self._plan.buffers[index], self._plan.bounds
-        counted, bound = (1, bounds.R) if name in ("logits", "token") else (0, bounds.T)
+        output = self._plan.entries[entry].outputs[name]
+        index, control = output.buffer, self.inputs["control"]
+        buffer = self._plan.buffers[index]
         if index not in self._outputs:
             self._outputs[index] = np.zeros(buffer.size, buffer.dtype)
-        size = buffer.bytes // bound * int(self.inputs["control"][counted])
+        size = self._plan.row_bytes(output) * output.count(int(control[0]), int(control[1]))
         if size:
             front = self._outputs[index].view(np.uint8)[:size]
             self._copy(self._gpu.part(self._buffers[index], 0, size), self._gpu.host(front), f"the output {name}")

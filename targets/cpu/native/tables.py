@@ -138,7 +138,7 @@ def _entry(name: str, entry: Entry) -> str:
     calls = entry.calls
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
-    sizes = f"{len(calls)}, {arguments}, {entry.outputs['logits']}, {entry.min_tokens}, {entry.max_tokens}"
+    sizes = f"{len(calls)}, {arguments}, {entry.outputs['logits'].buffer}, {entry.min_tokens}, {entry.max_tokens}"
     return f"{{{name}_steps, {words}, {sizes}}}"
 
 

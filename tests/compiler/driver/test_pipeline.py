@@ -64,7 +64,7 @@ class FakeTarget:
         buffers = [Buffer(name, "input", "int32", n) for name, n in Bounds(**bounds).step_inputs().items()]
         buffers += [Buffer(name, "cache", "bfloat16", 0) for name in sorted(caches)]
         logits = Buffer("logits", "arena", "float32", size)
-        calls = stored.Entry("decode", (), {"logits": len(buffers)}, {}, 1, bounds["T"])
+        calls = stored.Entry("decode", (), {"logits": stored.Output(len(buffers), "R")}, {}, 1, bounds["T"])
         return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes)
 
     def emit(self, planned: Planned) -> Emission:

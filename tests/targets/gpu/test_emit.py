@@ -98,7 +98,7 @@ def test_every_call_says_what_it_writes() -> None:
         written = set()
         for name, buffers in entry.calls:
             written |= {buffers[position] for form in table.forms[name] for position in form.writes}
-        assert set(entry.outputs.values()) <= written
+        assert {output.buffer for output in entry.outputs.values()} <= written
         assert {found.buffers[index].kind for index in written} <= {"arena", "cache"}
     decode = found.entries["decode"]
     noted = {buffers[i] for name, buffers in decode.calls for form in table.forms[name] for i in form.writes}
