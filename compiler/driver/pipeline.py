@@ -132,7 +132,8 @@ def compile_checkpoint(
     """Compile the checkpoint folder into an artifact folder.
 
     out: None takes artifacts/<model>-<quant>-<target>. Nothing is left behind when it fails or is interrupted.
-    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`.
+    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`, and for a
+    fault of its own in what was written, which is opened as the runtime does before it is put in place.
     """
     started, progress = time.monotonic(), progress or Silent()
     target_string = targets.parse(options.target)
@@ -177,6 +178,7 @@ def compile_checkpoint(
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
+        artifact.check_loads(folder, options.target)
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 

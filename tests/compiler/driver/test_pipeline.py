@@ -23,6 +23,7 @@ from dsv3c.compiler.errors import (
     TokenizerFormatError,
     UnknownPassError,
     VerifyError,
+    WrittenWrongError,
 )
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -420,6 +421,56 @@ def test_an_interrupted_compilation_leaves_nothing(tiny: Path, tmp_path: Path, f
     with pytest.raises(KeyboardInterrupt):
         pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions())
     assert list(tmp_path.iterdir()) == []
+
+
+WRONG: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "logits has rows of 'T', it must be R": lambda patch: patch.setattr(FakeTarget, "plan", with_a_row_per_token),
+    "arena": lambda patch: patch.setattr(stored.Plan, "to_json", without_arena),
+    "'lost' is not in weights.safetensors": lambda patch: patch.setattr(FakeTarget, "plan", with_a_lost_weight),
+    "manifest.json": lambda patch: patch.setattr(pipeline, "_manifest", lambda *_: {}),
+}
+TO_JSON, PLAN = stored.Plan.to_json, FakeTarget.plan
+
+
+def with_a_row_per_token(target: FakeTarget, *arguments: Any) -> Planned:
+    planned = PLAN(target, *arguments)
+    entry = planned.entries["decode"]
+    outputs = {name: dataclasses.replace(output, rows="T") for name, output in entry.outputs.items()}
+    return dataclasses.replace(planned, entries={"decode": dataclasses.replace(entry, outputs=outputs)})
+
+
+def without_arena(plan: stored.Plan) -> dict[str, Any]:
+    return TO_JSON(plan) | {"arena_bytes": 0}
+
+
+def with_a_lost_weight(target: FakeTarget, *arguments: Any) -> Planned:
+    planned = PLAN(target, *arguments)
+    lost = Buffer("lost", "weight", "int8", 64, tensor="lost")
+    return dataclasses.replace(planned, buffers=(*planned.buffers, lost))
+
+
+@pytest.mark.usefixtures("fake_target")
+@pytest.mark.parametrize("says", WRONG)
+def test_what_the_runtime_would_not_load_is_a_fault_of_the_compiler_and_not_kept(
+    says: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRONG[says](monkeypatch)
+    with pytest.raises(WrittenWrongError, match="a mistake in dsv3c") as raised:
+        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(max_tokens=8))
+    assert says in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_artifact_does_not_take_the_place_of_a_right_one(
+    tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions())
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    monkeypatch.setattr(stored.Plan, "to_json", without_arena)
+    with pytest.raises(WrittenWrongError):
+        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(overwrite=True))
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_stopping_at_a_pass_writes_no_artifact(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
