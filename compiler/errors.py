@@ -274,6 +274,11 @@ class NotAnArtifactError(Dsv3cError):
     hint = "choose another folder with -o, or move away what is there"
 
 
+class WrittenWrongError(Dsv3cError):
+    message = "what was written for {target} does not load: {reason}"
+    hint = "this is a mistake in dsv3c, not in the checkpoint: please report it with this message; nothing was kept"
+
+
 class ForeignFileError(Dsv3cError):
     message = "{path} is there already, is not {kind}, and is not overwritten"
     hint = "choose another place, or move it away"

@@ -24,12 +24,14 @@ COMPILER_LAYERS = (
     ("frontend",),
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for layer in COMPILER_LAYERS[:3] for name in layer)  # for passes and targets
-# What targets share: planned calls and linked libraries; over these two families, which know nothing of each other.
+# What targets share: planned calls, linked libraries, TIR; over these two families, which know nothing of each other.
 TARGET_LAYERS = (
-    ("calls", "link"),
+    ("calls", "link", "tir"),
     ("cpu", "gpu"),
 )
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
+# What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
+STORED = tuple(f"dsv3c.runtime.artifact.{name}" for name in ("plan", "costs", "dispatches", "weights"))
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
 RUNTIME_LAYERS = (
     ("errors", "turns"),
@@ -89,9 +91,10 @@ def allowed(module: str) -> tuple[str, ...]:
         room = rest[0] if rest else ""
         layer = next((number for number, names in enumerate(TARGET_LAYERS) if room in names), len(TARGET_LAYERS))
         lower = (name for names in TARGET_LAYERS[:layer] for name in names)
-        return (*BOTTOM, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
+        return (*BOTTOM, *STORED, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
-    below: tuple[str, ...] = (STRICT_JSON,) if folder == "compiler" and rest[:1] == ["checkpoint"] else ()
+    from_runtime = {"checkpoint": (STRICT_JSON,), "core": STORED} if folder == "compiler" else {}
+    below: tuple[str, ...] = from_runtime.get(rest[0], ()) if rest else ()
     for layer in layers:
         below += tuple(f"dsv3c.{folder}.{name}" for name in layer)
         if rest and rest[0] in layer:

@@ -1,4 +1,4 @@
-"""What a target is to the compiler: capabilities that steer the passes, and how it emits a planned graph."""
+"""What a target is to the compiler: capabilities that steer the passes, how it plans their graphs and emits kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.runtime.artifact import plan
+from dsv3c.runtime.artifact.costs import Cost
+from dsv3c.runtime.artifact.dispatches import Table
 
 
 @dataclass(frozen=True)
@@ -30,39 +33,54 @@ WriteKernels = Callable[[Path, Callable[[int], None]], None]
 
 
 @dataclass(frozen=True)
-class Emission:
-    """What a target made of the entries.
+class Planned:
+    """What a target makes of the entries while no kernel is built: all that is known without.
 
-    plan: content of plan.json but for what the compiler knows itself (see pipeline). recipes: the weights by their name
-    in the weights file. levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the
-    libraries into `folder`, calling `advance(n)` as they are made. extras: what `--emit` may ask for besides; each
-    writes its files into the artifact's folder, where everything but the manifest's `files` is already written, and may
-    return notes for the user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the
-    weights file by place, given by tensor name; model: the fields of the config. facts: further entries of the
-    manifest's `target`. kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a
-    level. require_tools() raises a Dsv3cError for a program that write_kernels needs and that is not there; emitting
-    itself needs none, so that planning needs none. checks: by the names of extras, what raises for a checkpoint's
-    folder, before any long work, what the extra would find wrong after it. sealed(sha256) gives a write_kernels whose
-    libraries name the plan.json they are for; None: they cannot.
+    graphs, bounds: what was planned. arena_bytes, buffers, entries, costs: as in the plan of the artifact. recipes: the
+    weights by their name in the weights file. kernels: the names of the kernels that entries call, by what the target
+    builds them from.
     """
 
-    plan: Mapping[str, Any]
+    graphs: Mapping[str, Entry]
+    bounds: Mapping[str, int]
+    arena_bytes: int
+    buffers: tuple[plan.Buffer, ...]
+    entries: Mapping[str, plan.Entry]
     recipes: Mapping[str, Value]
+    kernels: Mapping[Any, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] | None = None
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What a target makes for a plan.
+
+    levels: the manifest's list of kernel libraries. write_kernels(folder, advance) builds the libraries into `folder`,
+    calling `advance(n)` as they are made. extras: what `--emit` may ask for besides; each writes its files into the
+    artifact's folder, where everything but the manifest's `files` is already written, and may return notes for the
+    user. write_graphs(folder, places, model) writes into the artifact's folder what refers to the weights file by
+    place, given by tensor name; model: the fields of the config. facts: further entries of the manifest's `target`.
+    kernel_files: what the n of write_kernels' `advance(n)` add up to, where that is not one a level. dispatches: how
+    kernels are launched, where the plan has to say it; it is read from what was built. checks: by the names of extras,
+    what raises for a checkpoint's folder, before any long work, what the extra would find wrong after it.
+    sealed(sha256) gives a write_kernels whose libraries name the plan.json they are for; None: they cannot.
+    """
+
     levels: tuple[Mapping[str, Any], ...]
     write_kernels: WriteKernels
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
     write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kernel_files: int = 0
-    require_tools: Callable[[], object] = lambda: None
+    dispatches: Table | None = None
     checks: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     sealed: Callable[[str], WriteKernels] | None = None
 
-    def write_kernels_for(self, plan: Path, folder: Path, advance: Callable[[int], None]) -> None:
+    def write_kernels_for(self, written: Path, folder: Path, advance: Callable[[int], None]) -> None:
         """write_kernels for a plan.json that is already written."""
         write = self.write_kernels
         if self.sealed is not None:
-            write = self.sealed(hashlib.sha256(plan.read_bytes()).hexdigest())
+            write = self.sealed(hashlib.sha256(written.read_bytes()).hexdigest())
         write(folder, advance)
 
 
@@ -95,8 +113,11 @@ class Target(Protocol):
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         """Working memory the kernel of `value` wants from the arena."""
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Kernels and plan for planned graphs, all in phase "kernel". Needs no program besides this one."""
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        """The plan of graphs that are all in phase "kernel". Builds no kernel and needs no program besides this one."""
+
+    def emit(self, planned: Planned) -> Emission:
+        """The kernels of its own plan. Raises a Dsv3cError for a program that is needed and not there."""
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         """Build one kernel into `folder`, as an emission builds all. Raises Dsv3cError for what is no spec or level.

@@ -15,7 +15,14 @@ from typing import Any
 
 from dsv3c.compiler.driver.workplace import MAKING, put, workplace
 from dsv3c.compiler.driver.workplace import sweep as workplace_sweep
-from dsv3c.compiler.errors import NotAnArtifactError, OutputExistsError, OutputNameError, UnwritableOutputError
+from dsv3c.compiler.errors import (
+    NotAnArtifactError,
+    OutputExistsError,
+    OutputNameError,
+    UnwritableOutputError,
+    WrittenWrongError,
+)
+from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
 
@@ -126,6 +133,16 @@ def writing(out: Path, overwrite: bool) -> Iterator[Path]:
         yield making
         making.chmod(0o755)
         put(folder, place, overwrite, check_replaceable, remove)
+
+
+def check_loads(folder: Path, target: str) -> None:
+    """Open what was written as the runtime does before it maps weights or loads a library: versions, names, sizes, the
+    header of the weights, every index and bound of the plan. Raises WrittenWrongError."""
+    try:
+        Artifact.open(folder)
+    except RuntimeFault as fault:
+        reason = str(fault).partition("\n")[0].replace(f"{folder.resolve()}{os.sep}", "")
+        raise WrittenWrongError(target=target, reason=reason) from fault
 
 
 def sweep(out: Path) -> tuple[str, ...]:

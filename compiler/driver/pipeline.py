@@ -16,7 +16,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
-from dsv3c.compiler.core.target import Emission, Entry, Place, Target
+from dsv3c.compiler.core.target import Emission, Entry, Place, Planned, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
@@ -41,8 +41,9 @@ from dsv3c.passes.pack import Pack
 from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.passes.quantise import Quantise
 from dsv3c.passes.simplify import Simplify
+from dsv3c.runtime.artifact.dispatches import Table
+from dsv3c.runtime.artifact.plan import Bounds, Plan
 
-PLAN_VERSION = 1
 EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
 CACHE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
@@ -131,7 +132,8 @@ def compile_checkpoint(
     """Compile the checkpoint folder into an artifact folder.
 
     out: None takes artifacts/<model>-<quant>-<target>. Nothing is left behind when it fails or is interrupted.
-    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`.
+    Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`, and for a
+    fault of its own in what was written, which is opened as the runtime does before it is put in place.
     """
     started, progress = time.monotonic(), progress or Silent()
     target_string = targets.parse(options.target)
@@ -150,17 +152,17 @@ def compile_checkpoint(
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
+    planned = target.plan(lowered.entries, lowered.bounds)
     with repeat.telling_kernel(options.target):
-        emission = target.emit(lowered.entries, lowered.bounds)
+        emission = target.emit(planned)
     _check_extras(options, emission, checkpoint)
-    emission.require_tools()
     left = artifact.sweep(destination)
     with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
-        plan = _plan(source.config, lowered, emission)
-        artifact.write_json(folder / "plan.json", plan)  # before the kernels, which name it
+        plan = whole_plan(source.config, lowered, planned, emission.dispatches)
+        artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        file = weights.lay_out(emission.recipes)
+        file = weights.lay_out(planned.recipes)
         progress.stage("writing weights", file.tensor_bytes)
         read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
         weights.write(file, folder / "weights.safetensors", read, progress.advance)
@@ -177,6 +179,7 @@ def compile_checkpoint(
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
         artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
+        artifact.check_loads(folder, options.target)
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
@@ -330,16 +333,20 @@ def _places(file: weights.WeightFile) -> dict[str, Place]:
     return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
 
 
-def _plan(config: ModelConfig, lowered: Lowered, emission: Emission) -> dict[str, Any]:
-    common = {
-        "version": PLAN_VERSION,
-        "bounds": dict(lowered.bounds),
-        "page_size": PAGE_SIZE,
-        "latent_dim": config.latent_dim,
-        "cache_dtype": CACHE_DTYPES[lowered.cache_dtype],
-        "n_caches": n_caches(config),
-    }
-    return common | dict(emission.plan)
+def whole_plan(config: ModelConfig, lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:
+    """The plan of the artifact: what the target planned, how kernels are launched, and what the compiler knows."""
+    return Plan(
+        Bounds(**lowered.bounds),
+        PAGE_SIZE,
+        planned.arena_bytes,
+        config.latent_dim,
+        CACHE_DTYPES[lowered.cache_dtype],
+        n_caches(config),
+        planned.buffers,
+        planned.entries,
+        planned.costs,
+        dispatches,
+    )
 
 
 def _manifest(
@@ -347,7 +354,7 @@ def _manifest(
     options: CompileOptions,
     emission: Emission,
     file: weights.WeightFile,
-    plan: Mapping[str, Any],
+    plan: Plan,
     lowered: Lowered,
 ) -> dict[str, Any]:
     return {
@@ -360,12 +367,12 @@ def _manifest(
             "weights": options.quant,
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
-            "cache": plan["cache_dtype"],
+            "cache": plan.cache_dtype,
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {
             "weights_bytes": file.nbytes,
-            "arena_bytes": plan["arena_bytes"],
+            "arena_bytes": plan.arena_bytes,
             "cache_bytes_per_token": cache_bytes_per_token(source.config, lowered.cache_dtype),
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},

@@ -67,14 +67,14 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
     lowered = pipeline.lower(config, source.shapes, options, target)
-    emission = target.emit(lowered.entries, lowered.bounds)
-    file = weights.lay_out(emission.recipes)
+    planned = target.plan(lowered.entries, lowered.bounds)
+    file = weights.lay_out(planned.recipes)
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
     return PlanReport(
         parts=model_parts(config, file),
         weight_bytes=file.nbytes,
         cache_bytes=slots * pipeline.cache_bytes_per_token(config, lowered.cache_dtype),
-        arena_bytes=int(emission.plan["arena_bytes"]),
+        arena_bytes=planned.arena_bytes,
         context=tokens,
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=source.notes,

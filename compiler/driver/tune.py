@@ -25,9 +25,9 @@ from typing import Any, Protocol, runtime_checkable
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
-from dsv3c.compiler.core.target import Target
+from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import Lowered, Progress, Silent, compile_checkpoint, lower
+from dsv3c.compiler.driver.pipeline import Progress, Silent, compile_checkpoint, lower
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
@@ -35,6 +35,7 @@ from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.plan import plan
 from dsv3c.targets.cpu.tuning import RECORDS, SPACE, BadTuningRecord, Tuning, cpu_name, read_record
 
 PROMPT_TOKENS = 256
@@ -212,8 +213,7 @@ class _Bench:
     folder: Path
     level: IsaLevel
     quant: str
-    entries: Any
-    bounds: Any
+    planned: Planned
 
     def __post_init__(self) -> None:
         self._built: dict[Tuning, Path] = {}
@@ -241,7 +241,7 @@ class _Bench:
             number = len(self._built)
             out = self.folder.parent / f"trial-{number}"
             shutil.copytree(self.folder, out, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
-            emission = emit(self.entries, self.bounds, [self.level.tuned(tuning)])
+            emission = emit(self.planned, [self.level.tuned(tuning)])
             emission.write_kernels_for(out / "plan.json", out / "kernels", lambda n: None)
             _set_kernels(out, [dict(level) for level in emission.levels])
             self._built[tuning] = out
@@ -269,13 +269,14 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
     with _scratch(model.resolve() if again else None) as scratch:
         base = scratch / "base"
         if again:
-            lowered = lowered_again(model, options, target)
+            planned = planned_again(model, options, target)
             shutil.copytree(model, base, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
         else:
             compile_checkpoint(model, base, options, progress)
             source = Checkpoint.open(model)
             lowered = lower(source.config, source.shapes, options, target)
-        yield _Bench(base, best_level(target), options.quant, lowered.entries, lowered.bounds)
+            planned = plan(lowered.entries, lowered.bounds)
+        yield _Bench(base, best_level(target), options.quant, planned)
 
 
 @contextmanager
@@ -310,8 +311,8 @@ def _is_option(name: str, value: object) -> bool:
     return name == "emit" or type(value) is type(default)
 
 
-def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowered:
-    """The graphs that an artifact was made from, made again from its config.
+def planned_again(folder: Path, options: CompileOptions, target: Target) -> Planned:
+    """The plan that an artifact was made from, made again from its config.
 
     Raises NotTunableError unless they give the artifact's plan, RuntimeFault for a broken artifact.
     """
@@ -319,11 +320,10 @@ def lowered_again(folder: Path, options: CompileOptions, target: Target) -> Lowe
     config = ModelConfig.from_stored(opened.manifest.model)
     own = {name: shape for name, shape in optional_tensors(config).items() if name in opened.tensors}
     lowered = lower(config, required_tensors(config) | own, options, target)
-    made = json.loads(json.dumps(emit(lowered.entries, lowered.bounds, ()).plan))
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    if any(plan[key] != made[key] for key in ("buffers", "entries")):
+    planned = plan(lowered.entries, lowered.bounds)
+    if (opened.plan.buffers, opened.plan.entries) != (planned.buffers, planned.entries):
         raise NotTunableError(path=folder, reason="this version of dsv3c makes another plan of its model")
-    return lowered
+    return planned
 
 
 def best_level(target: TunableTarget) -> IsaLevel:

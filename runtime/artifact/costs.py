@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dsv3c.runtime.artifact.fields import Fields
 
@@ -38,6 +39,10 @@ class Cost:
     experts: int = 0
     top_k: int = 0
     shared: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        stated = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in stated if value != field.default}
 
 
 @dataclass(frozen=True)

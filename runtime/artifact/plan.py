@@ -1,16 +1,19 @@
-"""plan.json as checked, frozen values: after `parse_plan` every index, offset and bound of the plan is in range.
+"""plan.json as frozen values: `Plan.to_json` writes what `parse_plan` reads.
 
-Kernels trust the plan blindly, so nothing may be mapped, allocated or run before this module has accepted it.
+After `parse_plan` every index, offset and bound of the plan is in range. Kernels trust the plan blindly, so nothing may
+be mapped, allocated or run before this module has accepted it. The compiler builds the same values, and writes them by
+`Plan.to_json`. Keys of plan.json that this version does not know are ignored; a newer `version` is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from dsv3c.runtime.artifact.costs import Cost, parse_cost
+from dsv3c.runtime.artifact.dispatches import Table, parse_table
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.weights import ALIGNMENT, Tensor
 from dsv3c.runtime.errors import FormatNewer, PlanInvalid
@@ -32,6 +35,9 @@ ELEMENT_BYTES: Mapping[str, int] = {
 # bfloat16 is stored as its bit pattern, under either name.
 _STORAGE = {"bfloat16": "uint16"}
 _KINDS = ("input", "cache", "arena", "weight")
+_COUNTED = {"T": "tokens", "R": "rows"}
+_ROWS = {"logits": "R", "token": "R", "hidden": "T"}  # as a session reads them
+Call = tuple[str, tuple[int, ...]]  # a kernel's name, the indices of its buffers
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,21 @@ class Bounds:
     S: int
     P: int
 
+    def step_inputs(self) -> dict[str, int]:
+        """Elements of each int32 input that every step has, by name."""
+        per_token = dict.fromkeys(("tokens", "positions", "sequence"), self.T)
+        return {**per_token, "page_table": self.S * self.P, "rows": self.R, "control": CONTROL_SIZE}
+
+    def to_json(self) -> dict[str, int]:
+        return {"T": self.T, "R": self.R, "S": self.S, "P": self.P}
+
 
 @dataclass(frozen=True)
 class Buffer:
     """One flat buffer. `size` counts elements (0 for a cache, whose size is chosen at load).
 
-    offset: bytes from the start of the arena, or of the tensor of which a weight is a part.
+    offset: bytes from the start of the arena, or of the tensor of which a weight is a part. parted: whether a weight is
+    but a part of its tensor.
     """
 
     name: str
@@ -57,10 +72,20 @@ class Buffer:
     size: int
     offset: int = 0
     tensor: str = ""
+    parted: bool = False
 
     @property
     def bytes(self) -> int:
         return self.size * ELEMENT_BYTES[self.dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        stated: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if self.kind == "cache":
+            return stated
+        stated |= {"dtype": self.dtype, "size": self.size}
+        if self.kind == "weight":
+            stated["tensor"] = self.tensor
+        return stated | ({"offset": self.offset} if self.kind == "arena" or self.parted else {})
 
 
 @dataclass(frozen=True)
@@ -76,25 +101,69 @@ class Cut:
     residual: int
     readers: tuple[tuple[int, int], ...]
 
+    def to_json(self) -> dict[str, Any]:
+        readers = [list(reader) for reader in self.readers]
+        return {"first": self.first, "kept": list(self.kept), "residual": self.residual, "readers": readers}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A result of an entry: the index of its buffer, and what a step gives a row for, its tokens T or its rows R."""
+
+    buffer: int
+    rows: str
+
+    def count(self, tokens: int, rows: int) -> int:
+        """Rows that a step of so many tokens and rows gives."""
+        return tokens if self.rows == "T" else rows
+
 
 @dataclass(frozen=True)
 class Entry:
     """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
 
-    cuts: before each layer; empty where the entry cannot be cut.
+    cuts: before each layer; empty where the entry cannot be cut. base: of an entry that ends with tokens, the one whose
+    calls its own begin with, and whose bounds it has.
     """
 
     name: str
-    calls: tuple[tuple[str, tuple[int, ...]], ...]
-    outputs: Mapping[str, int]
+    calls: tuple[Call, ...]
+    outputs: Mapping[str, Output]
     inputs: Mapping[str, int]
     min_tokens: int
     max_tokens: int
     cuts: tuple[Cut, ...] = ()
+    base: str | None = None
+
+    def drawn(self, name: str, calls: Sequence[Call], token: int) -> Entry:
+        """The entry that goes on with `calls`, which sample, and gives the buffer `token` instead of logits."""
+        outputs = MappingProxyType({"token": Output(token, "R")})
+        return replace(self, name=name, calls=(*self.calls, *calls), outputs=outputs, base=self.name)
+
+    def to_json(self) -> dict[str, Any]:
+        buffers = {name: output.buffer for name, output in self.outputs.items()}
+        stated: dict[str, Any] = {"calls": _calls_to_json(self.calls), "outputs": buffers, "rows": self._rows()}
+        stated |= {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
+        stated |= {"cuts": [cut.to_json() for cut in self.cuts]} if self.cuts else {}
+        return stated | ({"inputs": dict(self.inputs)} if self.inputs else {})
+
+    def drawn_to_json(self, base: Entry) -> dict[str, Any]:
+        """As `sampling` has it, for an entry that was drawn from `base`."""
+        own, token = _calls_to_json(self.calls[len(base.calls) :]), self.outputs["token"].buffer
+        return {"entry": base.name, "calls": own, "token": token, "rows": self._rows()}
+
+    def _rows(self) -> dict[str, str]:
+        return {name: output.rows for name, output in self.outputs.items()}
+
+
+def _calls_to_json(calls: Sequence[Call]) -> list[Any]:
+    return [[kernel, list(buffers)] for kernel, buffers in calls]
 
 
 @dataclass(frozen=True)
 class Plan:
+    """costs: by kernel, None in artifacts that do not state them. dispatches: of a GPU, how kernels are launched."""
+
     bounds: Bounds
     page_size: int
     arena_bytes: int
@@ -103,8 +172,8 @@ class Plan:
     n_caches: int
     buffers: tuple[Buffer, ...]
     entries: Mapping[str, Entry]
-    costs: Mapping[str, Cost] | None = None  # by kernel; None in artifacts that do not state them
-    content: Mapping[str, Any] = field(default_factory=dict)  # all of plan.json, for device modules with tables in it
+    costs: Mapping[str, Cost] | None = None
+    dispatches: Table | None = None
 
     @property
     def context(self) -> int:
@@ -116,10 +185,34 @@ class Plan:
         """Index of each input buffer by name."""
         return {buffer.name: i for i, buffer in enumerate(self.buffers) if buffer.kind == "input"}
 
+    def row_bytes(self, output: Output) -> int:
+        """Bytes of a row of a result."""
+        return self.buffers[output.buffer].bytes // output.count(self.bounds.T, self.bounds.R)
+
     @property
     def slot_bytes(self) -> int:
         """Bytes one token takes in all caches together."""
         return self.n_caches * self.latent_dim * ELEMENT_BYTES[self.cache_dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of plan.json."""
+        stated = {
+            "version": PLAN_VERSION,
+            "bounds": self.bounds.to_json(),
+            "page_size": self.page_size,
+            "latent_dim": self.latent_dim,
+            "cache_dtype": self.cache_dtype,
+            "n_caches": self.n_caches,
+            "arena_bytes": self.arena_bytes,
+            "buffers": [buffer.to_json() for buffer in self.buffers],
+            "entries": {name: entry.to_json() for name, entry in self.entries.items() if entry.base is None},
+        }
+        drawn = {name: (self.entries[each.base], each) for name, each in self.entries.items() if each.base is not None}
+        if drawn:
+            stated["sampling"] = {name: entry.drawn_to_json(base) for name, (base, entry) in drawn.items()}
+        if self.costs is not None:
+            stated["costs"] = {kernel: cost.to_json() for kernel, cost in self.costs.items()}
+        return stated | (self.dispatches.to_json() if self.dispatches else {})
 
 
 def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, path: str = "plan.json") -> Plan:
@@ -152,8 +245,21 @@ def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, pat
     latent_dim = fields.integer("latent_dim", 1, 2**20)
     frozen = MappingProxyType(parsed)
     costs = _costs(fields.object("costs")) if "costs" in fields.value else None
+    dispatches = parse_table(fields, _operands(parsed)) if "dispatches" in fields.value else None
     sizes = (bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches)
-    return Plan(*sizes, buffers, frozen, costs, MappingProxyType(dict(fields.value)))
+    return Plan(*sizes, buffers, frozen, costs, dispatches)
+
+
+def _operands(entries: Mapping[str, Entry]) -> dict[str, int]:
+    """How many operands each kernel has, which is called with as many everywhere. Raises PlanInvalid."""
+    counts: dict[str, int] = {}
+    for entry in entries.values():
+        for kernel, buffers in entry.calls:
+            if counts.setdefault(kernel, len(buffers)) != len(buffers):
+                raise PlanInvalid(
+                    where=f"plan.dispatches.{kernel}", reason="is called with different numbers of operands"
+                )
+    return counts
 
 
 def _costs(fields: Fields) -> Mapping[str, Cost]:
@@ -180,8 +286,9 @@ def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping
     if kind == "input":
         return Buffer(name, kind, dtype, size)
     if kind == "weight":
-        offset = fields.integer("offset", 0, 2**44) if "offset" in fields.value else None
-        return _weight(fields, Buffer(name, kind, dtype, size, offset or 0, fields.string("tensor")), tensors, offset)
+        parted = "offset" in fields.value
+        offset = fields.integer("offset", 0, 2**44, default=0)
+        return _weight(fields, Buffer(name, kind, dtype, size, offset, fields.string("tensor"), parted), tensors)
     buffer = Buffer(name, kind, dtype, size, offset=fields.integer("offset", 0, 2**44))
     if buffer.offset % ALIGNMENT:
         raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
@@ -190,14 +297,13 @@ def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping
     return buffer
 
 
-def _weight(fields: Fields, buffer: Buffer, tensors: Mapping[str, Tensor], offset: int | None) -> Buffer:
-    """offset: where the part of the tensor begins, None for a whole tensor."""
+def _weight(fields: Fields, buffer: Buffer, tensors: Mapping[str, Tensor]) -> Buffer:
     tensor = tensors.get(buffer.tensor)
     if tensor is None:
         raise fields.fail("tensor", f"{buffer.tensor!r} is not in weights.safetensors")
     if _STORAGE.get(tensor.dtype, tensor.dtype) != _STORAGE.get(buffer.dtype, buffer.dtype):
         raise fields.fail("dtype", f"is {buffer.dtype}, weights.safetensors has {tensor.dtype}")
-    if offset is None and tensor.elements != buffer.size:
+    if not buffer.parted and tensor.elements != buffer.size:
         raise fields.fail("size", f"is {buffer.size}, weights.safetensors has {tensor.elements} elements")
     if buffer.offset % ALIGNMENT:
         raise fields.fail("offset", f"{buffer.offset} is not a multiple of {ALIGNMENT}")
@@ -218,9 +324,7 @@ def _check_inputs(buffers: tuple[Buffer, ...], bounds: Bounds) -> None:
         if buffer.bytes > 2**36:
             raise PlanInvalid(where=f"buffers[{i}].size", reason=f"an input of {buffer.bytes} bytes is too large")
         inputs[buffer.name] = buffer
-    sizes = {"tokens": bounds.T, "positions": bounds.T, "sequence": bounds.T, "rows": bounds.R}
-    sizes |= {"page_table": bounds.S * bounds.P, "control": CONTROL_SIZE}
-    for name, size in sizes.items():
+    for name, size in bounds.step_inputs().items():
         found = inputs.get(name)
         if found is None:
             raise PlanInvalid(where="buffers", reason=f"the input {name!r} is missing")
@@ -249,15 +353,15 @@ def _drawn(
         token = drawn.integer("token", 0, len(buffers) - 1)
         if (buffers[token].kind, buffers[token].dtype, buffers[token].size) != ("arena", "int32", bounds.R):
             raise drawn.fail("token", f"must be an int32 buffer of the arena, one for each of {bounds.R} rows")
-        calls = (*base.calls, *_calls(drawn, buffers))
-        found[name] = replace(base, name=name, calls=calls, outputs=MappingProxyType({"token": token}))
+        _rows(drawn, ["token"])
+        found[name] = base.drawn(name, _calls(drawn, buffers), token)
     params = next((buffer for buffer in buffers if buffer.kind == "input" and buffer.name == "sampling"), None)
     if found and (params is None or (params.dtype, params.size) != ("int32", bounds.R * DRAW_WORDS)):
         raise PlanInvalid(where="buffers", reason=f"the input 'sampling' must be int32[{bounds.R * DRAW_WORDS}]")
     return found
 
 
-def _calls(fields: Fields, buffers: tuple[Buffer, ...]) -> list[tuple[str, tuple[int, ...]]]:
+def _calls(fields: Fields, buffers: tuple[Buffer, ...]) -> list[Call]:
     calls = []
     for i, call in enumerate(fields.list("calls")):
         well_formed = isinstance(call, list) and len(call) == 2 and isinstance(call[0], str) and call[0].isidentifier()
@@ -273,7 +377,7 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     calls = _calls(fields, buffers)
     max_tokens = fields.integer("max_tokens", 1, bounds.T, default=bounds.T)
     min_tokens = fields.integer("min_tokens", 1, 2**31, default=1)
-    outputs = _outputs(fields.object("outputs"), buffers, bounds, vocab_size)
+    outputs = _outputs(fields, buffers, bounds, vocab_size)
     inputs = fields.object("inputs") if "inputs" in fields.value else Fields({}, "inputs", PlanInvalid)
     indices = {key: inputs.integer(key, 0, len(buffers) - 1) for key in inputs.value}
     for key, index in indices.items():
@@ -286,7 +390,7 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     return Entry(name, tuple(calls), outputs, MappingProxyType(indices), min_tokens, max_tokens, cuts)
 
 
-def _cut(fields: Fields, calls: Sequence[tuple[str, tuple[int, ...]]], buffers: tuple[Buffer, ...]) -> Cut:
+def _cut(fields: Fields, calls: Sequence[Call], buffers: tuple[Buffer, ...]) -> Cut:
     first = fields.integer("first", 0, len(calls) - 1)
     kept, readers = fields.list("kept"), fields.list("readers")
     if not all(type(call) is int and 0 <= call < first for call in kept):
@@ -305,16 +409,34 @@ def _cut(fields: Fields, calls: Sequence[tuple[str, tuple[int, ...]]], buffers: 
     return Cut(first, tuple(kept), residual, tuple((call, operand) for call, operand in readers))
 
 
-def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, int]:
-    outputs = {key: fields.integer(key, 0, len(buffers) - 1) for key in fields.value}
-    for key, index in outputs.items():
-        if buffers[index].kind != "arena" or buffers[index].dtype != "float32":
-            raise fields.fail(key, "must be a float32 buffer of the arena")
+def _outputs(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds, vocab_size: int) -> Mapping[str, Output]:
+    """Of an entry."""
+    listed = fields.object("outputs")
+    indices = {key: listed.integer(key, 0, len(buffers) - 1) for key in listed.value}
+    rows = _rows(fields, indices)
+    outputs = {key: Output(index, rows[key]) for key, index in indices.items()}
+    for key, output in outputs.items():
+        buffer, most = buffers[output.buffer], output.count(bounds.T, bounds.R)
+        if buffer.kind != "arena" or buffer.dtype != "float32":
+            raise listed.fail(key, "must be a float32 buffer of the arena")
+        if buffer.size % most:
+            raise listed.fail(key, f"must have a row for each of {most} {_COUNTED[output.rows]}")
     if "logits" not in outputs:
-        raise fields.fail("logits", "is missing")
-    if buffers[outputs["logits"]].size != bounds.R * vocab_size:
-        found = buffers[outputs["logits"]].size
-        raise fields.fail("logits", f"has {found} elements, {bounds.R} rows of {vocab_size} are needed")
-    if "hidden" in outputs and buffers[outputs["hidden"]].size % bounds.T:
-        raise fields.fail("hidden", f"must have a row for each of {bounds.T} tokens")
+        raise listed.fail("logits", "is missing")
+    found = buffers[outputs["logits"].buffer].size
+    if found != bounds.R * vocab_size:
+        raise listed.fail("logits", f"has {found} elements, {bounds.R} rows of {vocab_size} are needed")
     return MappingProxyType(outputs)
+
+
+def _rows(fields: Fields, results: Iterable[str]) -> dict[str, str]:
+    """What each result of an entry has rows of. Earlier plans do not state it; for the results that every runtime
+    knows it was never different."""
+    stated = fields.object("rows") if "rows" in fields.value else None
+    rows = {}
+    for name in results:
+        usual = _ROWS.get(name, "T")
+        rows[name] = usual if stated is None else stated.string(name)
+        if rows[name] not in _COUNTED or (name in _ROWS and rows[name] != usual):
+            raise fields.fail("rows", f"{name} has rows of {rows[name]!r}, it must be {usual}")
+    return rows

@@ -1,83 +1,42 @@
-"""The table of dispatches of a GPU artifact, checked, and what follows from it for one step.
+"""What follows for one step from the table of dispatches of a GPU artifact.
 
-plan.json of a GPU target holds, by kernel, the forms that its binary has (`dispatches`) and the threads of a workgroup
-(`threads`). A step's token and row counts T and R decide which form of each kernel is launched and with how many
-workgroups, so that the host knows both without asking the device. Calls whose grid is empty are not launched.
+The table has, by kernel, the forms that its binary has. A step's token and row counts T and R decide which form of each
+kernel is launched and with how many workgroups, so that the host knows both without asking the device. Calls whose grid
+is empty are not launched.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact.fields import Fields
+from dsv3c.runtime.artifact.dispatches import AXES, ONE, Axis, Form, R, T, Table
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Plan
 from dsv3c.runtime.devices.cpu.features import all_cpu_flags, unwanted
 from dsv3c.runtime.errors import PlanInvalid, UnknownCapability
 
-AXES = 3
-T, R, ONE = 0, 1, 2  # what an axis counts: tokens, rows with logits, or nothing
 Key = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Workgroups along one axis: ceil(times * count / tile), at most `most`; counted: T, R or ONE."""
-
-    times: int
-    counted: int
-    tile: int
-    most: int | None
-
-    def groups(self, tokens: int, rows: int) -> int:
-        count = -(-self.times * (tokens, rows, 1)[self.counted] // self.tile)
-        return count if self.most is None else min(count, self.most)
+def usable(table: Table, capabilities: Collection[str]) -> Table:
+    """Only the forms that a device with these capabilities runs, but for unwanted ones; each kernel has one that needs
+    none. Raises UnknownCapability for an unwanted name that neither a kernel nor this CPU knows."""
+    there = frozenset(capabilities) - _unwanted(table)
+    kept = {kernel: _reached(form for form in forms if form.requires <= there) for kernel, forms in table.forms.items()}
+    return Table(table.threads, MappingProxyType(kept))
 
 
-@dataclass(frozen=True)
-class Form:
-    """One form of a kernel: the function of that name in the binary.
-
-    It serves steps whose `rows` (T or R) are at most `most_rows`, on devices that have all capabilities of `requires`.
-    writes: positions of the operands it writes.
-    """
-
-    function: str
-    rows: int
-    most_rows: int | None
-    grid: tuple[Axis, ...]
-    writes: frozenset[int]
-    requires: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """threads: of every workgroup. forms: by kernel; the first that serves a step is launched."""
-
-    threads: int
-    forms: Mapping[str, tuple[Form, ...]]
-
-    def usable(self, capabilities: Collection[str]) -> Table:
-        """Only the forms that a device with these capabilities runs, but for unwanted ones; each kernel has one that
-        needs none. Raises UnknownCapability for an unwanted name that neither a kernel nor this CPU knows."""
-        there = frozenset(capabilities) - self._unwanted()
-        kept = {
-            kernel: _reached(form for form in forms if form.requires <= there) for kernel, forms in self.forms.items()
-        }
-        return Table(self.threads, MappingProxyType(kept))
-
-    def _unwanted(self) -> frozenset[str]:
-        names = unwanted()
-        known = frozenset(name for forms in self.forms.values() for form in forms for name in form.requires)
-        if strange := names - known - (all_cpu_flags() if names - known else frozenset()):
-            raise UnknownCapability(name=min(strange), known=", ".join(sorted(known)) or "none")
-        return names
+def _unwanted(table: Table) -> frozenset[str]:
+    names = unwanted()
+    known = frozenset(name for forms in table.forms.values() for form in forms for name in form.requires)
+    if strange := names - known - (all_cpu_flags() if names - known else frozenset()):
+        raise UnknownCapability(name=min(strange), known=", ".join(sorted(known)) or "none")
+    return names
 
 
 def _reached(forms: Iterable[Form]) -> tuple[Form, ...]:
@@ -103,70 +62,14 @@ class Launch:
     barrier: bool
 
 
-def parse_dispatches(plan: Plan) -> Table:
-    """The checked table of plan.json: every call has forms, one of which serves any step. Raises PlanInvalid."""
-    fields = Fields(dict(plan.content), "plan", PlanInvalid)
-    threads = fields.integer("threads", 1, 1024)
-    table = fields.object("dispatches")
-    operands = {name: len(buffers) for entry in plan.entries.values() for name, buffers in entry.calls}
-    for entry in plan.entries.values():
-        for name, buffers in entry.calls:
-            if name not in table.value:
-                raise table.fail(name, "is missing, an entry calls it")
-            if len(buffers) != operands[name]:
-                raise table.fail(name, "is called with different numbers of operands")
-    # A plan of a part of the layers does not use all kernels of the table.
-    forms = {name: _forms(table, name, count) for name, count in operands.items()}
-    functions = [form.function for group in forms.values() for form in group]
-    if len(set(functions)) != len(functions):
-        raise fields.fail("dispatches", "two forms have the same function")
-    return Table(threads, MappingProxyType(forms))
-
-
-def _forms(table: Fields, name: str, operands: int) -> tuple[Form, ...]:
-    rows = table.list(name)
-    where = f"{table.where}.{name}"
-    forms = tuple(_form(Fields(row, f"{where}[{i}]", PlanInvalid), operands) for i, row in enumerate(rows))
-    if not any(form.most_rows is None and not form.requires for form in forms):
-        raise table.fail(name, "has no form for any number of rows on any device")
-    return forms
-
-
-def _form(fields: Fields, operands: int) -> Form:
-    function = fields.string("function")
-    if not function.isidentifier() or not function.isascii():
-        raise fields.fail("function", f"{function!r} is not an identifier")
-    grid = fields.list("grid")
-    if not 1 <= len(grid) <= AXES:
-        raise fields.fail("grid", f"must have one to {AXES} axes")
-    writes = fields.list("writes")
-    if not all(type(index) is int and 0 <= index < max(operands, 1) for index in writes):
-        raise fields.fail("writes", f"must hold positions of its {operands} operands")
-    requires = fields.list("requires") if "requires" in fields.value else []
-    if not all(isinstance(name, str) for name in requires):
-        raise fields.fail("requires", "must be a list of strings")
-    return Form(
-        function,
-        fields.integer("rows", T, R),
-        None if fields.get("most_rows") is None else fields.integer("most_rows", 1, 2**31),
-        tuple(_axis(fields, axis, i) for i, axis in enumerate(grid)),
-        frozenset(writes),
-        frozenset(requires),
-    )
-
-
-def _axis(fields: Fields, axis: Any, number: int) -> Axis:
-    where = f"grid[{number}]"
-    if not isinstance(axis, list) or len(axis) != 4:
-        raise fields.fail(where, "must be [times, index, tile, most]")
-    times, index, tile, most = axis
-    if type(times) is not int or type(tile) is not int or not 0 <= times < 2**40 or not 1 <= tile < 2**31:
-        raise fields.fail(where, "times and tile must be integers, tile at least 1")
-    if index is not None and (type(index) is not int or index not in (T, R)):
-        raise fields.fail(where, f"index must be null, {T} or {R}")
-    if most is not None and (type(most) is not int or not 1 <= most < 2**31):
-        raise fields.fail(where, "most must be null or an integer of at least 1")
-    return Axis(times, ONE if index is None else index, tile, most)
+def table_of(plan: Plan) -> Table:
+    """How the kernels that a plan calls are launched. Raises PlanInvalid for a plan that does not say it."""
+    if plan.dispatches is None:
+        raise PlanInvalid(where="plan.dispatches", reason="is missing")
+    # A plan of a part of the layers does not call all kernels of the table.
+    called = {name for entry in plan.entries.values() for name, _ in entry.calls}
+    forms = {name: forms for name, forms in plan.dispatches.forms.items() if name in called}
+    return Table(plan.dispatches.threads, MappingProxyType(forms))
 
 
 class Steps:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.plan import Buffer, Cut, Entry, Plan
+from dsv3c.runtime.artifact.plan import Buffer, Cut, Entry, Output, Plan
 from dsv3c.runtime.devices.device import CPU_FAMILIES, Device, Floats, Placement, family_of, open_device
 from dsv3c.runtime.errors import BadPlacement, CannotSplit, NoCallTimes
 
@@ -29,7 +29,7 @@ def below(plan: Plan, layer: int) -> Plan:
 
     def lower(entry: Entry) -> Entry:
         cut = entry.cuts[layer]
-        outputs = MappingProxyType({RESIDUAL: cut.residual})
+        outputs = MappingProxyType({RESIDUAL: Output(cut.residual, "T")})
         return replace(entry, calls=entry.calls[: cut.first], outputs=outputs, cuts=())
 
     return _used(plan, {name: lower(entry) for name, entry in plan.entries.items() if entry.cuts})
@@ -63,7 +63,8 @@ def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
     """The plan with these entries and the buffers they use; its caches are numbered anew."""
     used = {index for index, buffer in enumerate(plan.buffers) if buffer.kind == "input"}
     for entry in entries.values():
-        used |= {index for _, buffers in entry.calls for index in buffers} | set(entry.outputs.values())
+        used |= {index for _, buffers in entry.calls for index in buffers}
+        used |= {output.buffer for output in entry.outputs.values()}
     kept = sorted(used)
     place = {index: number for number, index in enumerate(kept)}
     caches = [index for index in kept if plan.buffers[index].kind == "cache"]
@@ -76,7 +77,8 @@ def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
 
     def again(entry: Entry) -> Entry:
         calls = tuple((name, tuple(place[index] for index in buffers)) for name, buffers in entry.calls)
-        return replace(entry, calls=calls, outputs=moved(entry.outputs), inputs=moved(entry.inputs))
+        outputs = {name: replace(output, buffer=place[output.buffer]) for name, output in entry.outputs.items()}
+        return replace(entry, calls=calls, outputs=MappingProxyType(outputs), inputs=moved(entry.inputs))
 
     renewed = MappingProxyType({name: again(entry) for name, entry in entries.items()})
     return replace(plan, buffers=buffers, entries=renewed, n_caches=len(caches))

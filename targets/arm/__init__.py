@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
@@ -30,7 +30,7 @@ class UnknownArmSystem(Dsv3cError):
 
 @dataclass(frozen=True)
 class Arm:
-    """The ARM target. TVM is imported when the first graph is lowered.
+    """The ARM target. TVM is imported when the first kernel is built.
 
     cpu: decides which levels the artifact has and whose tuning record the kernels follow. system: linux or macos.
     """
@@ -56,14 +56,20 @@ class Arm:
         return replace(self, cpu=cpu, system=system)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.cpu.emit import scratch_bytes
+        from dsv3c.targets.cpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.cpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(entries, bounds, self._tuned())
+        return emit(planned, self._tuned())
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel

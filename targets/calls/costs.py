@@ -2,7 +2,7 @@
 
 Operations count two for each multiply-add of the products a model cannot do without; norms, activations and rotations
 are left out. Weight bytes follow from the sizes of the weight buffers, so only what makes a call read less than
-all of them is stated. dsv3c.runtime.artifact.costs reads this and has the meaning of each field.
+all of them is stated. dsv3c.runtime.artifact.costs has the meaning of each field.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.embedding import Take
@@ -19,8 +20,6 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.router import ExpertOrder
 
-Cost = dict[str, Any]
-
 
 def cost(spec: object) -> Cost | None:
     """The cost of one call of the kernel `spec` names; None where it is nothing but its operands."""
@@ -28,16 +27,16 @@ def cost(spec: object) -> Cost | None:
     return rule(spec) if rule else None
 
 
-def _rows(rows: Rows) -> Cost:
-    return {"rows": "R"} if rows.index else {}
+def _rows(rows: Rows) -> str:
+    return "R" if rows.index else "T"
 
 
 def _take(spec: Take) -> Cost:
-    return _rows(spec.rows) | {"table_rows": spec.v}
+    return Cost(_rows(spec.rows), table_rows=spec.v)
 
 
 def _linear(spec: Linear) -> Cost:
-    return _rows(spec.rows) | {"row_flops": 2 * spec.heads * spec.n * spec.k * spec.rows.multiplier}
+    return Cost(_rows(spec.rows), row_flops=2 * spec.heads * spec.n * spec.k * spec.rows.multiplier)
 
 
 def _cache_row_bytes(paging: Paging) -> int:
@@ -47,21 +46,21 @@ def _cache_row_bytes(paging: Paging) -> int:
 def _absorbed(spec: MlaAbsorbed) -> Cost:
     # A head compares with the latent row and the rotated key, then sums latent rows.
     pair = 2 * spec.heads * (2 * spec.paging.rank + spec.paging.d)
-    return {"pair_flops": pair, "cache_row_bytes": _cache_row_bytes(spec.paging)}
+    return Cost(pair_flops=pair, cache_row_bytes=_cache_row_bytes(spec.paging))
 
 
 def _materialized(spec: MlaMaterialized) -> Cost:
     paging = spec.paging
-    return {
-        "pair_flops": 2 * spec.heads * (spec.nope + paging.d + spec.v),
-        "position_flops": 2 * spec.heads * paging.rank * (spec.nope + spec.v),  # keys and values rebuilt
-        "cache_row_bytes": _cache_row_bytes(paging),
-    }
+    return Cost(
+        pair_flops=2 * spec.heads * (spec.nope + paging.d + spec.v),
+        position_flops=2 * spec.heads * paging.rank * (spec.nope + spec.v),  # keys and values rebuilt
+        cache_row_bytes=_cache_row_bytes(paging),
+    )
 
 
 def _experts(order: ExpertOrder, products: int, width: int, hidden: int) -> Cost:
     flops = 2 * order.per_token * products * width * hidden * order.rows.multiplier
-    return {"row_flops": flops, "experts": order.experts, "top_k": order.top_k, "shared": order.shared}
+    return Cost(row_flops=flops, experts=order.experts, top_k=order.top_k, shared=order.shared)
 
 
 def _moe_gate_up(spec: MoeGateUp) -> Cost:

@@ -6,21 +6,21 @@ weights by recipe, results at their places in one arena.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dsv3c.compiler.core.cuts import Cut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
-from dsv3c.compiler.core.target import Entry
+from dsv3c.compiler.core.target import Entry, Planned
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.runtime.artifact import plan
+from dsv3c.runtime.artifact.costs import Cost
+from dsv3c.runtime.artifact.plan import Buffer, Call
 from dsv3c.targets.calls.operands import Operand, operand_bytes
 
-STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")
-_DIMS = {"page_table": "S*P", "rows": "R"}
 Bounds = Mapping[str, int]
-Buffer = dict[str, Any]
 
 
 class Part(NamedTuple):
@@ -58,102 +58,107 @@ class Calls:
 
 
 @dataclass
-class Plan:
-    """The plan under construction: buffers are shared by all entries, kernels by all calls with the same spec."""
+class PlanBuilder:
+    """The plan under construction: buffers are shared by all entries, kernels by all calls with the same spec.
+
+    arena_bytes: end of the last byte that any result or scratch uses.
+    """
 
     bounds: Bounds
     target: Calls
     buffers: list[Buffer] = field(default_factory=list)
+    graphs: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, plan.Entry] = field(default_factory=dict)
+    arena_bytes: int = 0
     kernels: dict[Any, str] = field(default_factory=dict)
     recipes: dict[str, Value] = field(default_factory=dict)
     _indices: dict[str, int] = field(default_factory=dict)
     _recipe_names: dict[Value, str] = field(default_factory=dict)
     _weights: dict[Value, bool] = field(default_factory=dict)  # answers of is_weight
 
-    def content(self, entries: Mapping[str, Entry]) -> dict[str, Any]:
-        """Adds all entries; what plan.json says of them."""
-        for name in STEP_INPUTS:
-            size = 1
-            for dim in _DIMS.get(name, "T").split("*"):
-                size *= self.bounds[dim]
+    def add(self, graphs: Mapping[str, Entry]) -> None:
+        """Add an entry for each of the graphs."""
+        for name, size in plan.Bounds(**self.bounds).step_inputs().items():
             self.input(name, "int32", size)
-        listed = {name: self._entry(entry) for name, entry in entries.items()}
-        return {"arena_bytes": self.arena_bytes(entries), "buffers": self.buffers, "entries": listed}
+        self.graphs |= graphs
+        self.entries |= {name: self._entry(name, entry) for name, entry in graphs.items()}
+        self.arena_bytes = max(self.arena_bytes, self._last_byte_of(graphs.values()))
 
-    def call(self, value: Value) -> list[list[Any]]:
-        """[kernel name, [buffer indices]] of each call for a value of the graph."""
+    def planned(self, cost: Callable[[Any], Cost | None]) -> Planned:
+        """What was added. cost: of a kernel by its spec, None where it is nothing but its operands."""
+        costs = {name: stated for spec, name in self.kernels.items() if (stated := cost(spec)) is not None}
+        entries, buffers = self.entries, tuple(self.buffers)
+        return Planned(self.graphs, self.bounds, self.arena_bytes, buffers, entries, self.recipes, self.kernels, costs)
+
+    def call(self, value: Value) -> list[Call]:
+        """Each call for a value of the graph."""
         calls = []
         for lowered in self.target.lower(value, self.bounds):
             indices = [self._buffer(value, lowered, operand) for operand in self.target.operands(lowered.spec)]
-            calls.append([self._kernel(value.op, lowered.spec), indices])
+            calls.append((self._kernel(value.op, lowered.spec), tuple(indices)))
         return calls
 
-    def added_call(self, op: str, spec: Any, buffers: Sequence[int]) -> list[Any]:
+    def added_call(self, op: str, spec: Any, buffers: Sequence[int]) -> Call:
         """A call that no value of a graph stands for, of a kernel named after `op`."""
-        return [self._kernel(op, spec), list(buffers)]
+        return self._kernel(op, spec), tuple(buffers)
 
     def behind(self, element: str, size: int, offset: int) -> int:
-        """A buffer at an offset of the arena that no value has, which the caller enlarges."""
+        """A buffer at an offset of the arena. Where no value has it, the caller enlarges the arena."""
         dtype = _dtype_name(element)
         name = f"arena+{offset}:{dtype}[{size}]"
-        return self._add({"name": name, "kind": "arena", "dtype": dtype, "size": size, "offset": offset})
+        return self._add(Buffer(name, "arena", dtype, size, offset))
 
     def input(self, name: str, dtype: str, size: int) -> int:
-        return self._add({"name": name, "kind": "input", "dtype": dtype, "size": size})
+        return self._add(Buffer(name, "input", dtype, size))
 
     def arena(self, value: Value, operand: Operand, component: int) -> int:
         """The buffer of one component of a result; component -1 is the operation's scratch."""
         offset = _arena_offsets(memory_owner(value) if component >= 0 else value)[component]
-        dtype = _dtype_name(operand.dtype)
-        name = f"arena+{offset}:{dtype}[{operand.size}]"
-        return self._add({"name": name, "kind": "arena", "dtype": dtype, "size": operand.size, "offset": offset})
+        return self.behind(operand.dtype, int(operand.size or 0), offset)
 
-    def arena_bytes(self, entries: Mapping[str, Entry]) -> int:
-        """End of the last byte that any result or scratch uses."""
-        planned = (value for entry in entries.values() for value in entry.graph.values() if "arena" in value.attrs)
+    def _last_byte_of(self, entries: Iterable[Entry]) -> int:
+        planned = (value for entry in entries for value in entry.graph.values() if "arena" in value.attrs)
         return max(self._last_byte(value) for value in planned)
 
-    def _entry(self, entry: Entry) -> dict[str, Any]:
+    def _entry(self, name: str, entry: Entry) -> plan.Entry:
         memo: dict[Value, bool] = {}
         called = [
             value
             for value in entry.graph.values()
             if not is_weight(value, memo) and value.op not in ("input", "reshape", "slice")
         ]
-        calls: list[list[Any]] = []
+        calls: list[Call] = []
         numbers: dict[Value, list[int]] = {}
         for value in called:
             made = self.call(value)
             numbers[value] = list(range(len(calls), len(calls) + len(made)))
             calls += made
         outputs = {}
-        for name, value in entry.graph.results:
-            if not name.startswith("cache."):
+        for result, value in entry.graph.results:
+            if not result.startswith("cache."):
                 size = components(value.type, self.bounds)[0].size
-                outputs[name] = self.arena(value, Operand(name, value.dtype, size), 0)
-        described = {"calls": calls, "outputs": outputs, "min_tokens": entry.min_tokens, "max_tokens": self.bounds["T"]}
-        if found := cuts(entry.graph, numbers):
-            described |= {"cuts": [self._cut(cut, numbers) for cut in found]}
+                buffer = self.arena(value, Operand(result, value.dtype, size), 0)
+                outputs[result] = plan.Output(buffer, str(value.shape[0]))
+        found = tuple(self._cut(cut, numbers) for cut in cuts(entry.graph, numbers))
         hidden = next((value for value in entry.graph.values() if value.attrs.get("name") == "hidden"), None)
-        if hidden is None:
-            return described
-        size = components(hidden.type, self.bounds)[0].size
-        return described | {"inputs": {"hidden": self.input("hidden", "float32", size)}}
+        inputs = {}
+        if hidden is not None:
+            inputs["hidden"] = self.input("hidden", "float32", components(hidden.type, self.bounds)[0].size)
+        return plan.Entry(name, tuple(calls), outputs, inputs, entry.min_tokens, self.bounds["T"], found)
 
-    def _cut(self, cut: Cut, numbers: Mapping[Value, list[int]]) -> dict[str, Any]:
-        """A cut in plan.json. residual: its buffer. readers: [call, operand] above the cut that read it."""
+    def _cut(self, cut: Cut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
         size = components(cut.residual.type, self.bounds)[0].size
-        readers = [
-            [number, position]
+        readers = tuple(
+            (number, position)
             for value, calls in numbers.items()
             if cut.residual in map(memory_owner, value.inputs)
             for number, lowered in zip(calls, self.target.lower(value, self.bounds), strict=True)
             for position, operand in enumerate(self.target.operands(lowered.spec))
             if (source := lowered.roles.get(operand.role.partition(".")[0])) is not None
             and memory_owner(source) == cut.residual
-        ]
+        )
         residual = self.arena(cut.residual, Operand("residual", cut.residual.dtype, size), 0)
-        return {"first": cut.first, "kept": list(cut.kept), "residual": residual, "readers": readers}
+        return plan.Cut(cut.first, cut.kept, residual, readers)
 
     def _buffer(self, value: Value, lowered: KernelCall, operand: Operand) -> int:
         role, _, part = operand.role.partition(".")
@@ -174,17 +179,17 @@ class Plan:
     def _input_buffer(self, owner: Value, operand: Operand) -> int:
         name = str(owner.attrs["name"])
         if operand.size is None:
-            return self._add({"name": name, "kind": "cache"})
+            return self._add(Buffer(name, "cache", _dtype_name(owner.dtype), 0))
         return self.input(name, _dtype_name(operand.dtype), operand.size)
 
     def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
         stored = components(recipe.type, {})[component]
         tensor = tensor_name(self._recipe_name(recipe), stored)
-        described = {"kind": "weight", "dtype": _dtype_name(operand.dtype), "size": operand.size, "tensor": tensor}
+        dtype, size = _dtype_name(operand.dtype), int(operand.size or 0)
         offset = stored.nbytes // part.units * part.first
-        if operand.size == stored.size:
-            return self._add({"name": tensor, **described})
-        return self._add({"name": f"{tensor}+{offset}", **described, "offset": offset})
+        if size == stored.size:
+            return self._add(Buffer(tensor, "weight", dtype, size, tensor=tensor))
+        return self._add(Buffer(f"{tensor}+{offset}", "weight", dtype, size, offset, tensor, parted=True))
 
     def _recipe_name(self, recipe: Value) -> str:
         """The checkpoint names in the recipe, brought together; a number behind it when another recipe has the same."""
@@ -200,10 +205,10 @@ class Plan:
         return self._recipe_names[recipe]
 
     def _add(self, buffer: Buffer) -> int:
-        if buffer["name"] not in self._indices:
-            self._indices[buffer["name"]] = len(self.buffers)
+        if buffer.name not in self._indices:
+            self._indices[buffer.name] = len(self.buffers)
             self.buffers.append(buffer)
-        return self._indices[buffer["name"]]
+        return self._indices[buffer.name]
 
     def _kernel(self, op: str, spec: Any) -> str:
         if spec not in self.kernels:

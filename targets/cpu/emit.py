@@ -1,4 +1,4 @@
-"""From planned graphs to a plan of kernel calls over flat buffers, and the kernels it needs."""
+"""From a plan of kernel calls to the libraries of kernels that it needs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from pathlib import Path
 
 from dsv3c.compiler.core.blame import blame, building, culprit
 from dsv3c.compiler.core.crossing import materialize_from
-from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import is_fault
-from dsv3c.targets.calls.costs import cost
-from dsv3c.targets.calls.lower import lower
-from dsv3c.targets.calls.plan import Calls, Plan
 from dsv3c.targets.calls.spec_text import check_level, parse_spec
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import SPECS, build, operands
+from dsv3c.targets.cpu.kernels import SPECS, build
 from dsv3c.targets.cpu.kernels.frame import PrimFunc
 from dsv3c.targets.cpu.library import compile_object, link_library
 from dsv3c.targets.cpu.native import check_native, write_native
@@ -26,16 +22,12 @@ from dsv3c.targets.cpu.relax_module import write_modules
 from dsv3c.targets.cpu.units import Unit, compiled_once
 from dsv3c.targets.link.platforms import find_compiler_for
 
-CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
 
-
-def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterable[IsaLevel]) -> Emission:
-    """The plan of all entries over one arena, and the kernels they share, to be built for each level."""
-    plan = Plan(bounds, CALLS)
-    content = plan.content(entries)
-    costs = {name: stated for spec, name in plan.kernels.items() if (stated := cost(spec)) is not None}
-    content["costs"] = costs
+def emit(planned: Planned, levels: Iterable[IsaLevel]) -> Emission:
+    """The kernels of a plan, to be built for each level. Raises NoCCompiler, NoCrossCompiler."""
+    entries, kernels = planned.graphs, planned.kernels
     levels = tuple(levels)
+    find_compiler_for(levels[0].platform)
     described = tuple(
         {
             "name": level.name,
@@ -50,8 +42,8 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     def write_kernels(folder: Path, advance: Callable[[int], None], plan_sha256: str | None = None) -> None:
         folder.mkdir()
 
-        built = [{name: _built(spec, level) for spec, name in plan.kernels.items()} for level in levels]
-        units, specs = compiled_once(levels, built), {name: spec for spec, name in plan.kernels.items()}
+        built = [{name: _built(spec, level) for spec, name in kernels.items()} for level in levels]
+        units, specs = compiled_once(levels, built), {name: spec for spec, name in kernels.items()}
         with tempfile.TemporaryDirectory() as objects:
             files = [Path(objects, f"{number}.o") for number in range(len(units))]
 
@@ -73,20 +65,17 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
             in_children([partial(link, level) for level in levels], lambda number: None, folder)
 
     def write_tvm(folder: Path) -> None:
-        write_modules(folder / "tvm", entries, bounds, plan.kernels, plan.recipes, levels)
+        write_modules(folder / "tvm", entries, planned.bounds, kernels, planned.recipes, levels)
 
     def write_c(folder: Path) -> tuple[str, ...]:
         return write_native(folder, levels[0].platform)
 
     extras = {"native": write_c, "tvm": write_tvm}
     return Emission(
-        content,
-        plan.recipes,
         described,
         write_kernels,
         extras,
-        kernel_files=len(plan.kernels) * len(levels),
-        require_tools=lambda: find_compiler_for(levels[0].platform),
+        kernel_files=len(kernels) * len(levels),
         checks={"native": check_native},
         sealed=lambda sha256: partial(write_kernels, plan_sha256=sha256),
     )
@@ -134,8 +123,3 @@ def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, in
         return {}
     nope, rank, rope, v = (int(dim) for dim in (*w_uk.shape[1:], q_pe.shape[-1], w_uv.shape[1]))
     return {"prefill_min_tokens": materialize_from(rank, nope, rope, v, level.absorbed_rate)}
-
-
-def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
-    """Bytes of the kernel's scratch operand, 0 for a kernel without one."""
-    return CALLS.scratch_bytes(value, bounds)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm.script.ir_builder import tirx as T
+
+from dsv3c.targets import tir as T
 
 Expr = Any
 Buffer = Any

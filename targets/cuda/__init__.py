@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 if TYPE_CHECKING:
-    from dsv3c.targets.cuda.toolchains import Toolchain
     from dsv3c.targets.gpu.emit import Backend
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """The CUDA target. TVM and the compiler are looked for when the first graph is lowered.
+    """The CUDA target. TVM and the compiler are looked for when kernels are emitted.
 
     architectures: sm_XX to compile for, in rising order; none takes all that the compiler found knows of the default
     ones.
@@ -38,30 +37,35 @@ class Cuda:
         return self if text is None else replace(self, architectures=parse_architectures(text))
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Raises UnknownArchitecture for one that the compiler found does not know."""
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCudaCompiler, NoFatbinLibrary; UnknownArchitecture for one that the compiler found does not know."""
         from dsv3c.targets.cuda.binaries import attending
-        from dsv3c.targets.cuda.toolchains import find_toolchain, toolchain_for_planning
         from dsv3c.targets.gpu.emit import emit
 
-        emission = emit(entries, bounds, self._backend(toolchain_for_planning()))
-        return replace(emission, levels=attending(emission.levels, emission.plan), require_tools=find_toolchain)
+        emission = emit(planned, self._backend())
+        return replace(emission, levels=attending(emission.levels, emission.dispatches))
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
-        from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.emit import build_kernel
 
-        build_kernel(spec, self._backend(find_toolchain()), level, folder)
+        build_kernel(spec, self._backend(), level, folder)
 
-    def _backend(self, toolchain: Toolchain) -> Backend:
+    def _backend(self) -> Backend:
         from dsv3c.targets.cuda.binaries import Binaries, levels
         from dsv3c.targets.cuda.capabilities import CUDA
+        from dsv3c.targets.cuda.toolchains import find_toolchain
         from dsv3c.targets.gpu.emit import Backend
 
+        toolchain = find_toolchain()
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
         return Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.options import debug_level
+from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.targets.cuda.architectures import FIRST_MMA, PTX, number
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.cuda.toolchains import Toolchain
@@ -31,11 +32,12 @@ def levels(architectures: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     return tuple({"name": name, "requires": [name], "file": f"kernels/{FILE}"} for name in (PTX, *architectures))
 
 
-def attending(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The rows of the manifest with how long steps attend, where plan.json has attention in latent space on tensor
-    cores: in latent space, too. See docs/20."""
-    kernels = {name: forms for name, forms in plan["dispatches"].items() if name.startswith("mla_absorbed")}
-    if not any(MMA in form.get("requires", ()) for forms in kernels.values() for form in forms):
+def attending(rows: Sequence[Mapping[str, Any]], table: Table | None) -> tuple[Mapping[str, Any], ...]:
+    """The rows of the manifest with how long steps attend, where the table of dispatches has attention in latent space
+    on tensor cores: in latent space, too. See docs/20."""
+    kernels = table.forms.items() if table else ()
+    attention = [form for name, forms in kernels if name.startswith("mla_absorbed") for form in forms]
+    if not any(MMA in form.requires for form in attention):
         return tuple(rows)
     return tuple({**row, **({"prefill_min_tokens": NEVER} if number(row["name"]) >= FIRST_MMA else {})} for row in rows)
 

@@ -68,14 +68,6 @@ def find_toolchain() -> Toolchain:
     return find_nvrtc() if program is None else Nvcc(Path(program))
 
 
-def toolchain_for_planning() -> Toolchain:
-    """As `find_toolchain`; where there is none, one that knows all architectures and compiles nothing."""
-    try:
-        return find_toolchain()
-    except NoCudaCompiler as missing:
-        return Missing(missing)
-
-
 def find_nvrtc() -> Nvrtc:
     """The libraries of PyPI's packages. Raises NoCudaCompiler, NoFatbinLibrary."""
     alone = None
@@ -113,21 +105,6 @@ def _chosen(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 def _named(architectures: Sequence[str]) -> str:
     return ", ".join([PTX, *architectures])
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Stands for a compiler that is not there."""
-
-    reason: NoCudaCompiler
-    path: Path = Path()
-    version: str = "none"
-
-    def choose(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        return tuple(wanted) or DEFAULT
-
-    def fatbin(self, text: str, architectures: Sequence[str]) -> bytes:
-        raise self.reason
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,11 @@ def lower(value: Value, bounds: Bounds, max_binding: int) -> tuple[KernelCall, .
 
 def _parts(value: Value, call: KernelCall, limit: int) -> Iterator[KernelCall]:
     """The call itself if it binds its weight whole, else calls for as few parts as suffice."""
-    whole, memo = call.spec, dict[Value, bool]()
+    whole = call.spec
+    if all(operand_bytes(operand) <= limit for operand in operands(whole)):
+        yield call  # not asking which are weights: each answer is a walk over the graph below
+        return
+    memo: dict[Value, bool] = {}
     weights = {role for role, source in call.roles.items() if is_weight(source, memo)}
     named = ((operand.role.partition(".")[0], operand) for operand in operands(whole))
     sizes = [operand_bytes(operand) for role, operand in named if role in weights]

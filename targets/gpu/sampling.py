@@ -1,20 +1,17 @@
 """Entries that end with tokens instead of logits: those of the graph, with the sampling kernels behind them.
 
-plan.json has them as
-
-    "sampling": {"decode.greedy": {"entry": "decode", "calls": [[kernel, [buffers]], …], "token": buffer}, …}
-
-for each entry that steps run, in the forms of the runtime's engine.sampling: greedy, ordered (temperature and min-p),
-filtered (top-k and top-p, too). The input `sampling` i32 [R, 8] says how each row is drawn, the result is i32 [R].
+For each entry that steps run there is one in each form of the runtime's engine.sampling: greedy, ordered (temperature
+and min-p), filtered (top-k and top-p, too). The input `sampling` i32 [R, 8] says how each row is drawn, the result is
+i32 [R].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from dsv3c.runtime.artifact.plan import Call
 from dsv3c.targets.calls.operands import Rows, operand_bytes
-from dsv3c.targets.calls.plan import Plan
+from dsv3c.targets.calls.plan import PlanBuilder
 from dsv3c.targets.gpu.kernels import operands, stages
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 
@@ -22,16 +19,13 @@ ENTRIES = ("decode", "prefill")
 _ALIGNMENT = 64
 
 
-def add_sampling(plan: Plan, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `content` of the plan gets: the entries, and the arena with their results and scratch at its end."""
+def add_sampling(plan: PlanBuilder) -> None:
+    """Add the entries, and at the end of the arena their results and scratch."""
     rows = Rows(plan.bounds["R"], index=1)
-    places = _Places(plan, content["arena_bytes"])
-    found: dict[str, Any] = {}
-    for entry in ENTRIES:
-        if entry not in content["entries"]:
-            continue
-        logits = content["entries"][entry]["outputs"]["logits"]
-        vocab = plan.buffers[logits]["size"] // rows.maximum
+    places = _Places(plan)
+    for entry in [plan.entries[name] for name in ENTRIES if name in plan.entries]:
+        logits = entry.outputs["logits"].buffer
+        vocab = plan.buffers[logits].size // rows.maximum
         forms = {
             "greedy": Greedy(rows, vocab),
             "ordered": Sample(rows, vocab, filtered=False),
@@ -39,16 +33,16 @@ def add_sampling(plan: Plan, content: Mapping[str, Any]) -> dict[str, Any]:
         }
         for form, spec in forms.items():
             calls = [_call(plan, stage, places, logits) for stage in stages(spec)]
-            found[f"{entry}.{form}"] = {"entry": entry, "calls": calls, "token": places.token}
-    return {"sampling": found, "arena_bytes": places.end}
+            plan.entries[f"{entry.name}.{form}"] = entry.drawn(f"{entry.name}.{form}", calls, places.token)
+    plan.arena_bytes = places.end
 
 
 class _Places:
     """Where the token and the scratch lie, behind all results."""
 
-    def __init__(self, plan: Plan, end: int) -> None:
+    def __init__(self, plan: PlanBuilder) -> None:
         self._plan = plan
-        self._start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        self._start = -(-plan.arena_bytes // _ALIGNMENT) * _ALIGNMENT
         token = plan.bounds["R"]
         self.token = plan.behind("i32", token, self._start)
         self._scratch = self._start + -(-token * 4 // _ALIGNMENT) * _ALIGNMENT
@@ -59,7 +53,7 @@ class _Places:
         return self._plan.behind(operand.dtype, operand.size, self._scratch)
 
 
-def _call(plan: Plan, stage: Any, places: _Places, logits: int) -> list[Any]:
+def _call(plan: PlanBuilder, stage: Any, places: _Places, logits: int) -> Call:
     listed = operands(stage)
     buffers = {"logits": logits, "token": places.token}
     for operand in listed:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 if TYPE_CHECKING:
     from dsv3c.targets.gpu.emit import Backend
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metal:
-    """The Metal target. TVM is imported when the first graph is lowered; nothing of Apple's is needed to compile, but
+    """The Metal target. TVM is imported when the first kernel is built; nothing of Apple's is needed to compile, but
     off Macs ziglang, which links.
 
     materialized_attention: steps of any length attend in latent space.
@@ -33,15 +33,22 @@ class Metal:
         return self
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCrossCompiler, off Macs."""
         from dsv3c.targets.gpu.emit import emit
         from dsv3c.targets.link.platforms import ARM_MACOS, find_compiler_for
 
-        return replace(emit(entries, bounds, self._backend()), require_tools=lambda: find_compiler_for(ARM_MACOS))
+        find_compiler_for(ARM_MACOS)
+        return emit(planned, self._backend())
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.gpu.emit import build_kernel

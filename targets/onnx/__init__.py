@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
 
 # Execution provider -> element types that activations and cache can have, the usual one first. ONNX Runtime's CPU
@@ -28,7 +28,7 @@ class UnknownAccuracyLevel(Dsv3cError):
 
 @dataclass(frozen=True)
 class Onnx:
-    """The ONNX target. `onnx` is imported when the first graph is emitted.
+    """The ONNX target. `onnx` is imported when the first graph is planned.
 
     provider: the execution provider the graph is meant for. accuracy_level: of MatMulNBits and QMoE.
     """
@@ -57,10 +57,15 @@ class Onnx:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0  # ONNX Runtime plans its own memory
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.onnx.emit import plan
+
+        return plan(entries, bounds, self.accuracy_level)
+
+    def emit(self, planned: Planned) -> Emission:
         from dsv3c.targets.onnx.emit import emit
 
-        return emit(entries, bounds, self.provider, self.accuracy_level)
+        return emit(planned, self.provider, self.accuracy_level)
 
 
 TARGET = Onnx()

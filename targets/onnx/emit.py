@@ -13,7 +13,10 @@ from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import aligned
-from dsv3c.compiler.core.target import Emission, Entry, Place
+from dsv3c.compiler.core.target import Emission, Entry, Place, Planned
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.runtime.artifact import plan as stored
+from dsv3c.runtime.artifact.plan import Buffer
 from dsv3c.targets.onnx import attention, experts
 from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Recipes, Reference
 from dsv3c.targets.onnx.genai import write_config
@@ -53,14 +56,17 @@ def _external(reference: Reference, place: Place) -> TensorProto:
     return tensor
 
 
-def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], provider: str, accuracy_level: int) -> Emission:
-    """One model for the main graph, both forms of attention in it, and one for the MTP layer if there is one."""
+def plan(entries: Mapping[str, Entry], bounds: Mapping[str, int], accuracy_level: int) -> Planned:
+    """What a step of the runtime reads and writes, and the weights that the models refer to."""
     recipes = Recipes()
-    models = {
-        name: _model(name, entry, entries.get("prefill") if name == "decode" else None, recipes, accuracy_level)
-        for name, entry in entries.items()
-        if name in FILES
-    }
+    _models(entries, recipes, accuracy_level)
+    buffers, listed, arena_bytes = _plan({name: entries[name] for name in entries if name in FILES}, bounds)
+    return Planned(entries, bounds, arena_bytes, buffers, listed, recipes.by_name)
+
+
+def emit(planned: Planned, provider: str, accuracy_level: int) -> Emission:
+    """One model for the main graph, both forms of attention in it, and one for the MTP layer if there is one."""
+    models = _models(planned.graphs, Recipes(), accuracy_level)
 
     def write_graphs(folder: Path, places: Mapping[str, Place], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
@@ -73,12 +79,19 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], provider: str,
         "opset": {"ai.onnx": OPSET, CONTRIB: 1},
         "graphs": {name: FILES[name] for name in models},
     }
-    plan = _plan({name: entries[name] for name in models}, bounds)
-    return Emission(plan, recipes.by_name, (), _no_kernels, write_graphs=write_graphs, facts=facts)
+    return Emission((), _no_kernels, write_graphs=write_graphs, facts=facts)
 
 
 def _no_kernels(folder: Path, advance: Callable[[int], None]) -> None:
     pass
+
+
+def _models(entries: Mapping[str, Entry], recipes: Recipes, accuracy_level: int) -> dict[str, Model]:
+    return {
+        name: _model(name, entry, entries.get("prefill") if name == "decode" else None, recipes, accuracy_level)
+        for name, entry in entries.items()
+        if name in FILES
+    }
 
 
 def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, accuracy_level: int) -> Model:
@@ -182,30 +195,26 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
     return found
 
 
-def _plan(entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> dict[str, Any]:
-    """What a step of the runtime reads and writes; what happens between is in the models."""
-    tokens, sequences = bounds["T"], bounds["S"] * bounds["P"]
-    sizes = {"tokens": tokens, "positions": tokens, "sequence": tokens, "page_table": sequences, "rows": bounds["R"]}
-    sizes["control"] = 16
-    buffers: list[dict[str, Any]] = [
-        {"name": name, "kind": "input", "dtype": "int32", "size": size} for name, size in sizes.items()
-    ]
-    widths = {name: int(dict(entries["decode"].graph.results)[name].shape[1]) for name in ("logits", "hidden")}
-    rows = {"logits": bounds["R"], "hidden": tokens}
-    outputs, at = {}, 0
-    for name, width in widths.items():
-        outputs[name] = len(buffers)
-        size = rows[name] * width
-        buffers.append({"name": name, "kind": "arena", "dtype": "float32", "size": size, "offset": at})
-        at += aligned(4 * size)
-    described: dict[str, Any] = {}
-    for name, entry in entries.items():
-        described[name] = {"calls": [], "outputs": outputs, "min_tokens": entry.min_tokens, "max_tokens": tokens}
-        inputs = {str(value.attrs["name"]) for value in entry.graph.values() if value.op == "input"}
-        if "hidden" in inputs:
-            described[name]["inputs"] = {"hidden": len(buffers)}
-            size = tokens * widths["hidden"]
-            buffers.append({"name": "hidden_in", "kind": "input", "dtype": "float32", "size": size})
-        caches = sorted(input for input in inputs if input.startswith("cache."))
-        buffers += [{"name": cache, "kind": "cache"} for cache in caches]
-    return {"arena_bytes": at, "buffers": buffers, "entries": described}
+def _plan(
+    graphs: Mapping[str, Entry], bounds: Mapping[str, int]
+) -> tuple[tuple[Buffer, ...], dict[str, stored.Entry], int]:
+    """Buffers, entries and bytes of the arena; what happens between input and output is in the models."""
+    limits = stored.Bounds(**bounds)
+    buffers = [Buffer(name, "input", "int32", size) for name, size in limits.step_inputs().items()]
+    results, outputs, at = dict(graphs["decode"].graph.results), {}, 0
+    for name in ("logits", "hidden"):
+        rows, width = results[name].shape
+        outputs[name] = stored.Output(len(buffers), str(rows))
+        size = outputs[name].count(limits.T, limits.R) * int(width)
+        buffers.append(Buffer(name, "arena", "float32", size, at))
+        at += aligned(buffers[-1].bytes)
+    entries = {}
+    for name, entry in graphs.items():
+        given, inputs = {str(value.attrs["name"]): value for value in entry.graph.values() if value.op == "input"}, {}
+        if "hidden" in given:
+            inputs["hidden"] = len(buffers)
+            buffers.append(Buffer("hidden_in", "input", "float32", limits.T * int(results["hidden"].shape[1])))
+        entries[name] = stored.Entry(name, (), outputs, inputs, entry.min_tokens, limits.T)
+        caches = sorted(input for input in given if input.startswith("cache."))
+        buffers += [Buffer(cache, "cache", NUMPY_DTYPES[given[cache].dtype].name, 0) for cache in caches]
+    return tuple(buffers), entries, at

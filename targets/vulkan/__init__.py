@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class BindingInvalid(Dsv3cError):
 
 @dataclass(frozen=True)
 class Vulkan:
-    """The Vulkan target. TVM is imported when the first graph is lowered.
+    """The Vulkan target. TVM is imported when the first kernel is built.
 
     max_binding: bytes of a weight that a kernel gets as one operand; larger weights take a call for each part.
     """
@@ -44,16 +44,20 @@ class Vulkan:
         return replace(self, max_binding=int(text) << 20)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.gpu.emit import scratch_bytes
+        from dsv3c.targets.gpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        """Without a shader compiler, forms of kernels are those that one which knows everything compiles."""
-        from dsv3c.targets.gpu.emit import emit
-        from dsv3c.targets.vulkan import spirv
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.gpu.plan import plan
 
-        return replace(emit(entries, bounds, self._backend()), require_tools=spirv.find_compiler)
+        return plan(entries, bounds, self.max_binding)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Forms of kernels are those that the shader compilers found can express. Raises NoShaderCompiler."""
+        from dsv3c.targets.gpu.emit import emit
+
+        return emit(planned, self._backend())
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.gpu.emit import build_kernel
@@ -66,7 +70,7 @@ class Vulkan:
 
         capabilities, programs = spirv.expressible()
         facts = {"modules": spirv.SPIRV, "compiler": ", ".join(dict.fromkeys(map(spirv.version, programs)))}
-        return Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities)
+        return Backend(spirv.compile_modules, (), facts, capabilities)
 
 
 TARGET = Vulkan()

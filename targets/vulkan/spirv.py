@@ -64,11 +64,8 @@ def find_dot_compiler() -> str | None:
 
 
 def expressible() -> tuple[Capabilities, tuple[str, ...]]:
-    """What the programs found can express, and their paths; all that there is where none was found."""
-    programs = _programs()
-    if not programs:
-        return VULKAN, ()
-    capabilities, used = VULKAN, programs[:1]
+    """What the programs found can express, and their paths. Raises NoShaderCompiler."""
+    capabilities, used = VULKAN, [find_compiler()]
     for name, program in ((COOPERATIVE_MATRIX, find_matrix_compiler()), (INTEGER_DOT, find_dot_compiler())):
         if program is None:
             capabilities = capabilities.without(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.target import Emission, Entry, Planned
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class X86:
-    """The x86 target. TVM is imported when the first graph is lowered.
+    """The x86 target. TVM is imported when the first kernel is built.
 
     cpu: the CPU whose tuning record the kernels follow; None takes the record of this machine, if there is one.
     """
@@ -38,14 +38,20 @@ class X86:
         return replace(self, cpu=cpu)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        from dsv3c.targets.cpu.emit import scratch_bytes
+        from dsv3c.targets.cpu.plan import scratch_bytes
 
         return scratch_bytes(value, bounds)
 
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        from dsv3c.targets.cpu.plan import plan
+
+        return plan(entries, bounds)
+
+    def emit(self, planned: Planned) -> Emission:
+        """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(entries, bounds, self._tuned())
+        return emit(planned, self._tuned())
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Output, Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler, SamplingParams
 from dsv3c.runtime.engine.session import Request, Session
@@ -59,7 +59,7 @@ def draw(form: str, word: int) -> Draw:
 def test_an_entry_that_draws_has_the_calls_of_its_entry_first() -> None:
     entry = parse(content()).entries["prefill.greedy"]
     assert [name for name, _ in entry.calls] == ["toy_step", "toy_draw"]
-    assert dict(entry.outputs) == {"token": TOKEN}
+    assert dict(entry.outputs) == {"token": Output(TOKEN, "R")}
     assert entry.min_tokens == 6
 
 

@@ -1,8 +1,10 @@
-"""Planning needs no program besides this one; compiling without one that it needs stops before anything is built."""
+"""Planning builds no kernel and needs no program; compiling without a needed one stops before anything is built."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,27 @@ def test_planning_needs_no_program(target: str, tiny: Path) -> None:
     report = plan_checkpoint(tiny, CompileOptions(target=target, quant="int4-g32"))
     assert report.weight_bytes > 0
     assert report.arena_bytes > 0 or target == "onnx"
+
+
+WITHOUT_TVM = """
+import sys
+from pathlib import Path
+sys.modules["tvm"] = sys.modules["tvm_ffi"] = None  # importing one raises
+from dsv3c import targets
+from dsv3c.compiler.driver.size_report import plan_checkpoint
+from dsv3c.compiler.options import CompileOptions
+for target in targets.available():
+    plan_checkpoint(Path(sys.argv[1]), CompileOptions(target=target, quant="int4-g32"))
+    print(target)
+"""
+
+
+def test_planning_builds_no_kernel(tiny: Path) -> None:
+    """For no target is what builds kernels even imported."""
+    command = [sys.executable, "-c", WITHOUT_TVM, str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(targets.available())
 
 
 @pytest.mark.usefixtures("no_programs")

@@ -96,7 +96,7 @@ class CpuDevice:
         return marks[:, 1] - marks[:, 0]
 
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
-        return self._arrays[self._plan.entries[entry].outputs[name]]
+        return self._arrays[self._plan.entries[entry].outputs[name].buffer]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
         width = self._plan.latent_dim

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Plan
+from dsv3c.runtime.artifact.dispatches import AXES, Table
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Output, Plan
 from dsv3c.runtime.devices.cuda import driver as cuda
 from dsv3c.runtime.devices.cuda.driver import Driver, Handle
 from dsv3c.runtime.devices.cuda.gpu import Gpu, Physical, choose, devices, dotted
@@ -21,11 +22,10 @@ from dsv3c.runtime.devices.cuda.graphs import Graph, make_kernels
 from dsv3c.runtime.devices.cuda.memory import Places
 from dsv3c.runtime.devices.cuda.modules import Module, fitting_level
 from dsv3c.runtime.devices.device_memory import disjoint, require_countable
-from dsv3c.runtime.devices.dispatch import AXES, Key, Steps, Table, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.errors import DeviceLacks
 
-OF_ROWS = frozenset({"logits", "token"})  # results with a row of R, all others have one of T
 CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
 
 
@@ -57,10 +57,10 @@ class CudaDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None) -> None:
         plan = self._plan
-        parsed = parse_dispatches(plan)
+        asked = table_of(plan)
         driver = Driver()
         physical = choose(devices(driver), wanted)
-        table = parsed.usable(form_capabilities(physical))
+        table = usable(asked, form_capabilities(physical))
         self._level = fitting_level(artifact.manifest.target.levels, physical)
         self.prefill_min_tokens = self._level.prefill_min_tokens
         self._gpu = gpu = Gpu(driver, physical)
@@ -188,25 +188,24 @@ class _Outputs:
 
     def __init__(self, gpu: Gpu, plan: Plan, places: Places) -> None:
         self._gpu = gpu
-        self._copies: dict[str, list[tuple[int, int, int, bool]]] = {}  # device, host, bytes a row, a row of R or T
+        self._copies: dict[str, list[tuple[int, int, int, Output]]] = {}  # device, host, bytes a row
         offsets = {entry.name: _offsets(plan, entry) for entry in plan.entries.values()}
         size = max(end for _, end in offsets.values())
         host = gpu.pinned(size, "what a step gives")
         self.arrays: dict[tuple[str, str], NDArray[Any]] = {}
         for entry in plan.entries.values():
             copies = []
-            for name, index in entry.outputs.items():
-                buffer, at = plan.buffers[index], offsets[entry.name][0][name]
-                counts_rows = name in OF_ROWS
-                width = buffer.bytes // (plan.bounds.R if counts_rows else plan.bounds.T)
-                copies.append((places.addresses[index], host.ctypes.data + at, width, counts_rows))
+            for name, output in entry.outputs.items():
+                buffer, at = plan.buffers[output.buffer], offsets[entry.name][0][name]
+                address = places.addresses[output.buffer]
+                copies.append((address, host.ctypes.data + at, plan.row_bytes(output), output))
                 self.arrays[entry.name, name] = typed(host, at, buffer.dtype, buffer.size)
             self._copies[entry.name] = copies
 
     def fetch(self, entry: str, tokens: int, rows: int) -> None:
         """Copy this step's rows of every result."""
-        for device, host, width, counts_rows in self._copies[entry]:
-            size = width * (rows if counts_rows else tokens)
+        for device, host, row, output in self._copies[entry]:
+            size = row * output.count(tokens, rows)
             if size:
                 self._gpu.driver.call("cuMemcpyDtoHAsync", host, device, size, self._gpu.stream)
 
@@ -214,9 +213,9 @@ class _Outputs:
 def _offsets(plan: Plan, entry: Entry) -> tuple[dict[str, int], int]:
     """(offset of each output, end of the last)."""
     offsets, end = {}, 0
-    for name, index in entry.outputs.items():
+    for name, output in entry.outputs.items():
         offsets[name] = end
-        end += plan.buffers[index].bytes
+        end += plan.buffers[output.buffer].bytes
     return offsets, end
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
+from dsv3c.runtime.artifact.dispatches import AXES, Form, Table
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan
 from dsv3c.runtime.devices.cpu.library import copied
 from dsv3c.runtime.devices.device_memory import Needs, disjoint, require_countable
-from dsv3c.runtime.devices.dispatch import AXES, Form, Launch, Steps, Table, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Launch, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import map_descriptor
 from dsv3c.runtime.devices.metal.gpu import Gpu, address, choose
 from dsv3c.runtime.errors import (
@@ -60,7 +61,7 @@ class MetalDevice:
         plan = self._plan = artifact.plan
         self.slots = slots
         self._gpu = open_gpu(wanted)
-        table = parse_dispatches(plan).usable(CAPABILITIES)
+        table = usable(table_of(plan), CAPABILITIES)
         _require_operands(self._gpu, plan)
         require_countable(self._gpu.name, plan, slots)
         self.needs = needs(plan, slots)
@@ -98,12 +99,12 @@ class MetalDevice:
 
     def output(self, entry: str, name: str) -> NDArray[Any]:
         """As of `Device`; rows behind those of the step are of earlier ones."""
-        index = self._plan.entries[entry].outputs[name]
-        buffer, bounds = self._plan.buffers[index], self._plan.bounds
-        counted, bound = (1, bounds.R) if name in ("logits", "token") else (0, bounds.T)
+        output = self._plan.entries[entry].outputs[name]
+        index, control = output.buffer, self.inputs["control"]
+        buffer = self._plan.buffers[index]
         if index not in self._outputs:
             self._outputs[index] = np.zeros(buffer.size, buffer.dtype)
-        size = buffer.bytes // bound * int(self.inputs["control"][counted])
+        size = self._plan.row_bytes(output) * output.count(int(control[0]), int(control[1]))
         if size:
             front = self._outputs[index].view(np.uint8)[:size]
             self._copy(self._gpu.part(self._buffers[index], 0, size), self._gpu.host(front), f"the output {name}")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.folder import Folder
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES
 from dsv3c.runtime.devices.cpu.features import check_threads
 from dsv3c.runtime.devices.memory import Block, typed
 from dsv3c.runtime.errors import (
@@ -108,8 +109,13 @@ class OrtDevice:
         raise NoCallTimes(what="an ONNX artifact", instead=f"leave out --per-op; {profiler}")
 
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
-        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name]]
+        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name].buffer]
         return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
+
+    def _rows_of(self, entry: str, name: str) -> NDArray[np.float32]:
+        """An output by rows, of the largest step."""
+        bounds, output = self._plan.bounds, self._plan.entries[entry].outputs[name]
+        return self.output(entry, name).reshape(output.count(bounds.T, bounds.R), -1)
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
         for cache in self._caches:
@@ -165,8 +171,8 @@ class OrtDevice:
         feeds = {name: array[piece.tokens][None].astype(np.int64) for name, array in ids.items()}
         feeds["attention_mask"] = np.ones((1, end), np.int64)
         feeds["num_logits_to_keep"] = np.array([kept], np.int64)
-        hidden = self.output(entry, "hidden")
-        width = hidden.size // self._plan.bounds.T
+        hidden, logits = self._rows_of(entry, "hidden"), self._rows_of(entry, "logits")
+        width = hidden.shape[1]
         given = self._plan.entries[entry].inputs.get("hidden")
         if given is not None:
             states = self.inputs[self._plan.buffers[given].name].reshape(-1, width)
@@ -174,7 +180,6 @@ class OrtDevice:
         for name, array in feeds.items():
             # By address: binding by array looks names up, and finds none that has a default.
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        logits = self.output(entry, "logits").reshape(self._plan.bounds.R, -1)
         found = {
             "logits": np.empty((1, kept, logits.shape[1]), np.float32),
             "last_hidden_state": np.empty((1, count, width), np.float32),
@@ -189,7 +194,7 @@ class OrtDevice:
         for cache, rows_of in copies:
             self._put_rows(cache, piece.slots[piece.past :], self._rows(rows_of, np.arange(piece.past, end)))
         logits[mine] = found["logits"][0, local[mine] - (count - kept)]
-        hidden.reshape(-1, width)[piece.tokens] = found["last_hidden_state"][0]
+        hidden[piece.tokens] = found["last_hidden_state"][0]
 
     def _bind_caches(self, binding: Any, session: Any, piece: _Piece) -> list[tuple[Any, Any]]:
         """Bind past and present of every layer; returns (cache, copy) for those that were not bound in place."""
@@ -275,7 +280,7 @@ class OrtDevice:
         outputs = self._plan.entries[entry].outputs
         if "hidden" not in outputs:
             raise PlanInvalid(where=f"entries.{entry}.outputs", reason="has no hidden")
-        return self._plan.buffers[outputs["hidden"]].size // self._plan.bounds.T
+        return self._plan.row_bytes(outputs["hidden"]) // ELEMENT_BYTES["float32"]
 
 
 def _check_value(kind: str, name: str, value: Any, signature: Signature, path: Path) -> None:

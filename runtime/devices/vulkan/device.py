@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES
+from dsv3c.runtime.artifact.dispatches import AXES
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Output
 from dsv3c.runtime.devices.device_memory import disjoint
-from dsv3c.runtime.devices.dispatch import AXES, Key, Steps, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.devices.vulkan.binding import check
 from dsv3c.runtime.devices.vulkan.dots import DOT
@@ -57,12 +58,12 @@ class VulkanDevice:
 
     def _open(self, artifact: Artifact, wanted: str | None, direct: bool | None) -> None:
         plan = self._plan
-        parsed = parse_dispatches(plan)
+        asked = table_of(plan)
         instance = Instance()
         self._closers.append(instance.close)
         self._gpu = Gpu(instance, instance.choose(wanted), direct)
         self._closers.append(self._gpu.close)
-        table = parsed.usable(self._gpu.capabilities)
+        table = usable(asked, self._gpu.capabilities)
         if self._gpu.physical.type == "cpu":
             self.prefill_min_tokens = NEVER
         require(self._gpu, plan, table, self.slots)
@@ -130,7 +131,7 @@ class VulkanDevice:
         return seconds
 
     def output(self, entry: str, name: str) -> NDArray[Any]:
-        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name]]
+        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name].buffer]
         if self._outputs is not None:
             return self._outputs.array(entry, name)
         assert self._places.arena.mapped is not None
@@ -187,15 +188,14 @@ class _Outputs:
     def __init__(self, gpu: Gpu, artifact: Artifact, arena: Buffer) -> None:
         self._gpu, self._arena = gpu, arena
         plan = artifact.plan
-        bounds = {"logits": plan.bounds.R, "token": plan.bounds.R}
-        self._results: dict[str, list[tuple[int, int, int, int]]] = {}  # device and host offset, bytes a row, count
+        self._results: dict[str, list[tuple[int, int, int, Output]]] = {}  # device and host offset, bytes a row
         self._arrays: dict[tuple[str, str], tuple[int, int, str]] = {}
         size = 0
         for entry in plan.entries.values():
             at, results = 0, []
-            for name, index in entry.outputs.items():
-                buffer, counted = plan.buffers[index], int(name in bounds)
-                results.append((buffer.offset, at, buffer.bytes // bounds.get(name, plan.bounds.T), counted))
+            for name, output in entry.outputs.items():
+                buffer = plan.buffers[output.buffer]
+                results.append((buffer.offset, at, plan.row_bytes(output), output))
                 self._arrays[entry.name, name] = at, buffer.size, buffer.dtype
                 at += buffer.bytes
             self._results[entry.name] = results
@@ -212,8 +212,8 @@ class _Outputs:
         """The copies of this step's rows; recorded anew since their sizes are the host's to give."""
         vk, commands = self._gpu.vk, self.commands
         vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
-        for source, target, row, counted in self._results[entry]:
-            size = row * (tokens, rows)[counted]
+        for source, target, row, output in self._results[entry]:
+            size = row * output.count(tokens, rows)
             if size:
                 region = vk.VkBufferCopy(srcOffset=source, dstOffset=target, size=size)
                 vk.vkCmdCopyBuffer(commands, self._arena.handle, self._buffer.handle, 1, [region])

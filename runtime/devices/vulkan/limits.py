@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.weights import ALIGNMENT
-from dsv3c.runtime.devices.dispatch import Steps, Table
+from dsv3c.runtime.devices.dispatch import Steps
 from dsv3c.runtime.devices.vulkan.gpu import Gpu
 from dsv3c.runtime.devices.vulkan.memory import cache_bytes
 from dsv3c.runtime.errors import DeviceLacks

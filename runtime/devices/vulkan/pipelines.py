@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.devices.dispatch import Form
+from dsv3c.runtime.artifact.dispatches import Form
 from dsv3c.runtime.devices.vulkan.binding import check, guarded
 from dsv3c.runtime.devices.vulkan.gpu import Gpu
 from dsv3c.runtime.devices.vulkan.subgroups import Stage

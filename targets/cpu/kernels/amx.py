@@ -17,10 +17,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
 from dsv3c.targets.cpu.kernels.dot import LINE, Activation, Tile, Weight

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import bf16_pair_to_f32, splat
 from dsv3c.targets.cpu.kernels.dot import Weight
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32

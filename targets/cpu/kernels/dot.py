@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand as Operand
 from dsv3c.targets.calls.operands import Rows, View
 
@@ -53,6 +51,8 @@ def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], N
     back a string with line breaks.
     """
     llvm = " ".join(llvm.split())
+    from tvm.script.ir_builder import IRBuilder
+
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")

@@ -19,9 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat

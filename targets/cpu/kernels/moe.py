@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import CONTROL, View, weight_operands
 from dsv3c.targets.calls.router import ExpertOrder, order_size

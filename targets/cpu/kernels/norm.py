@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
 from dsv3c.targets.calls.operands import view_of
 from dsv3c.targets.cpu.intrinsics import splat

@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import bf16_to_f32, f16_to_f32, f32_to_bf16, splat, typed
 
 Expr = Any

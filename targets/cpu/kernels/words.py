@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import DOT2, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import TVM_DTYPES, Buffer, local

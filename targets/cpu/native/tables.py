@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer, Call, Entry, Plan, parse_plan
+from dsv3c.runtime.artifact.weights import Tensor, read_header
+
 _ALIGNMENT = 64
 _INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "control")
 _PLACES = {"input": "IN_INPUTS", "arena": "IN_ARENA", "cache": "IN_CACHE", "weight": "IN_WEIGHTS"}
@@ -27,17 +30,19 @@ _CHUNK = 1 << 22
 
 def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     """The C file for the artifact in `folder`; `manifest` needs no table of files."""
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    header, starts = _tensor_offsets(folder / "weights.safetensors")
-    inputs, input_bytes = _input_offsets(plan["buffers"])
-    entries = {name: plan["entries"][name] for name in ("decode", "prefill") if name in plan["entries"]}
-    kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry["calls"]})
+    header, tensors = _tensors(folder / "weights.safetensors")
+    content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    plan = parse_plan(content, tensors, manifest["model"]["vocab_size"])
+    starts, input_bytes = _input_offsets(plan.buffers)
+    starts |= {name: tensor.offset for name, tensor in tensors.items()}
+    entries = {name: plan.entries[name] for name in ("decode", "prefill") if name in plan.entries}
+    kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry.calls})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
         '#include "plan.h"',
-        _buffers(plan["buffers"], inputs | starts, plan["cache_dtype"]),
+        _buffers(plan.buffers, starts),
         _kernels(kernels),
-        *(_steps(name, entry["calls"]) for name, entry in entries.items()),
+        *(_steps(name, entry.calls) for name, entry in entries.items()),
         _levels(folder, manifest["target"]["levels"]),
         _end_tokens(folder, manifest["model"]),
         _table(folder, plan, manifest["model"], entries, header, input_bytes),
@@ -45,18 +50,20 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _buffers(buffers: Iterable[Mapping[str, Any]], starts: Mapping[str, int], cache_dtype: str) -> str:
-    rows = (f"  {_buffer(b, starts, cache_dtype)},  // {i} {_comment(b['name'])}" for i, b in enumerate(buffers))
+def _buffers(buffers: Iterable[Buffer], starts: Mapping[str, int]) -> str:
+    rows = (f"  {_buffer(buffer, starts)},  // {i} {_comment(buffer.name)}" for i, buffer in enumerate(buffers))
     return "static const plan_buffer buffers[] = {\n" + "\n".join(rows) + "\n};"
 
 
-def _buffer(buffer: Mapping[str, Any], starts: Mapping[str, int], cache_dtype: str) -> str:
-    kind = buffer["kind"]
-    code, bits = _DTYPES[cache_dtype if kind == "cache" else buffer["dtype"]]
-    if kind == "cache":
-        return f"{{{_PLACES[kind]}, {code}, {bits}, 0, {buffer['name'].removeprefix('cache.')}}}"
-    at = buffer["offset"] if kind == "arena" else starts[buffer["tensor" if kind == "weight" else "name"]]
-    return f"{{{_PLACES[kind]}, {code}, {bits}, {buffer['size']}, {at}}}"
+def _buffer(buffer: Buffer, starts: Mapping[str, int]) -> str:
+    """starts: where inputs begin in their block and tensors in the file, by name."""
+    code, bits = _DTYPES[buffer.dtype]
+    at = buffer.offset
+    if buffer.kind == "cache":
+        at = int(buffer.name.removeprefix("cache."))
+    elif buffer.kind != "arena":
+        at += starts[buffer.tensor or buffer.name]
+    return f"{{{_PLACES[buffer.kind]}, {code}, {bits}, {buffer.size}, {at}}}"
 
 
 def _kernels(kernels: Iterable[str]) -> str:
@@ -65,7 +72,7 @@ def _kernels(kernels: Iterable[str]) -> str:
     return f"enum {{ {numbers} }};\n\nstatic const char *const kernels[] = {{\n{names}\n}};"
 
 
-def _steps(name: str, calls: Iterable[tuple[str, list[int]]]) -> str:
+def _steps(name: str, calls: Iterable[Call]) -> str:
     rows = [f"  K_{kernel}, {len(indices)}, {', '.join(map(str, indices))}," for kernel, indices in calls]
     return f"static const uint32_t {name}_steps[] = {{\n" + "\n".join(rows) + "\n};"
 
@@ -89,31 +96,29 @@ def _end_tokens(folder: Path, model: Mapping[str, Any]) -> str:
 
 def _table(
     folder: Path,
-    plan: Mapping[str, Any],
+    plan: Plan,
     model: Mapping[str, Any],
-    entries: Mapping[str, Any],
+    entries: Mapping[str, Entry],
     header: int,
     input_bytes: int,
 ) -> str:
-    bounds, buffers = plan["bounds"], plan["buffers"]
-    numbers = {buffer["name"]: i for i, buffer in enumerate(buffers) if buffer["kind"] == "input"}
-    longest = bounds["P"] * plan["page_size"]
+    bounds, numbers = plan.bounds, plan.inputs
     tokenizer = "native/tokenizer.bin"
     fields = {
-        "tokens": bounds["T"],
-        "rows": bounds["R"],
-        "sequences": bounds["S"],
-        "pages": bounds["P"],
-        "page_size": plan["page_size"],
+        "tokens": bounds.T,
+        "rows": bounds.R,
+        "sequences": bounds.S,
+        "pages": bounds.P,
+        "page_size": plan.page_size,
         "vocab_size": model["vocab_size"],
-        "context": min(longest, model.get("max_position_embeddings", longest)),
-        "cache_count": plan["n_caches"],
-        "cache_bytes": plan["latent_dim"] * _DTYPES[plan["cache_dtype"]][1] // 8,
-        "arena_bytes": plan["arena_bytes"],
+        "context": min(plan.context, model.get("max_position_embeddings", plan.context)),
+        "cache_count": plan.n_caches,
+        "cache_bytes": plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype],
+        "arena_bytes": plan.arena_bytes,
         "input_bytes": input_bytes,
         "inputs": f"{{{', '.join(str(numbers[name]) for name in _INPUTS)}}}",
         "buffers": "buffers",
-        "buffer_count": len(buffers),
+        "buffer_count": len(plan.buffers),
         "kernels": "kernels",
         "kernel_count": "sizeof kernels / sizeof *kernels",
         **{name: _entry(name, entry) for name, entry in entries.items()},
@@ -129,11 +134,11 @@ def _table(
     return f"const plan_table dsv3c_plan = {{\n{rows}\n}};"
 
 
-def _entry(name: str, entry: Mapping[str, Any]) -> str:
-    calls = entry["calls"]
+def _entry(name: str, entry: Entry) -> str:
+    calls = entry.calls
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
-    sizes = f"{len(calls)}, {arguments}, {entry['outputs']['logits']}, {entry['min_tokens']}, {entry['max_tokens']}"
+    sizes = f"{len(calls)}, {arguments}, {entry.outputs['logits'].buffer}, {entry.min_tokens}, {entry.max_tokens}"
     return f"{{{name}_steps, {words}, {sizes}}}"
 
 
@@ -156,23 +161,20 @@ def file_row(folder: Path, name: str, checked: int | None = None) -> str:
     return f"{{{_string(name)}, {size}, {checked}, {crc:#x}}}"
 
 
-def _tensor_offsets(path: Path) -> tuple[int, dict[str, int]]:
-    """Bytes up to the data of a safetensors file, and where each tensor starts in the file."""
+def _tensors(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Bytes up to the data of a safetensors file, and its tensors by name."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    tensors = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
-    return 8 + length, tensors
+        return 8 + length, read_header(file.fileno())
 
 
-def _input_offsets(buffers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
+def _input_offsets(buffers: Iterable[Buffer]) -> tuple[dict[str, int], int]:
     """Where each input begins in their common block, and its size."""
     offsets, end = {}, 0
     for buffer in buffers:
-        if buffer["kind"] == "input":
-            offsets[buffer["name"]] = end
-            size = buffer["size"] * _DTYPES[buffer["dtype"]][1] // 8
-            end += size + -size % _ALIGNMENT
+        if buffer.kind == "input":
+            offsets[buffer.name] = end
+            end += buffer.bytes + -buffer.bytes % _ALIGNMENT
     return offsets, end
 
 

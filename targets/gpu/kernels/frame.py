@@ -13,9 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.runtime.artifact.dispatches import ONE, Axis
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand, Rows, operand_bytes
 
 Expr = Any
@@ -44,10 +43,11 @@ class Extent:
         groups = -(-self.times * (self.rows.maximum if self.rows else 1) // self.tile)
         return max(1, groups if self.most is None else min(groups, self.most))
 
-    def to_json(self) -> list[Any]:
-        """[times, index into the control buffer or None, tile, most or None], multipliers of rows taken in."""
-        rows = self.rows or Rows(1)
-        return [self.times * rows.multiplier, rows.index if self.rows else None, self.tile, self.most]
+    def axis(self) -> Axis:
+        """As the table of dispatches has it, multipliers of rows taken in."""
+        if self.rows is None:
+            return Axis(self.times, ONE, self.tile, self.most)
+        return Axis(self.times * self.rows.multiplier, self.rows.index, self.tile, self.most)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def prim_func(
     operands: Sequence[Operand], grid: Sequence[Extent], body: Callable[[Buffers, Sequence[Expr], Expr], None]
 ) -> PrimFunc:
     """The kernel over `operands`, in order: `body(buffers by role, workgroup indices, thread)` emits its statements."""
+    from tvm.script.ir_builder import IRBuilder
+
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("main")

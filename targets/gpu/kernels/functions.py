@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.kernels.frame import f32
 
 Expr = Any

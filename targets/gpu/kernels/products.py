@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import Operand, View, view_of, weight_operands
 from dsv3c.targets.gpu.kernels.frame import (

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.norm import RmsNorm

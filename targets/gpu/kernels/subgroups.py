@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand, Rows
 from dsv3c.targets.gpu.capabilities import SUBGROUP_32, SUBGROUP_SHUFFLE
 from dsv3c.targets.gpu.kernels.frame import (

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.kernels.frame import Buffer, Buffers, Expr, f32
 from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16, numbers
 

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,15 +11,12 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import Graph, Value, is_weight, parse_graph
-from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.core.ir import Graph, Value, parse_graph
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.errors import (
     BadOptionError,
     Dsv3cError,
     ForeignFileError,
-    OutputExistsError,
-    TokenizerFormatError,
     UnknownPassError,
     VerifyError,
 )
@@ -28,70 +24,14 @@ from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.passes.simplify import Simplify
 from tests.checkpoints import tiny_config, write_checkpoint
+from tests.compiler.driver.fake_target import TARGET
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v2", "kimi_k2", "glm4_moe_lite", "youtu")
-
-
-class FakeTarget:
-    """Emits the weights and an empty library; no kernel is built."""
-
-    name = "fake"
-    layout = "rows16"
-    integer_activations = True
-    cache_dtypes = ("bf16", "f32")
-    fp8_weights = True
-    fails = False
-
-    def configured(self, options: Mapping[str, str]) -> FakeTarget:
-        return self
-
-    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
-        return 0
-
-    def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        recipes: dict[str, Value] = {}
-        for entry in entries.values():
-            memo: dict[Value, bool] = {}
-            for value in entry.graph.values():
-                for source in value.inputs:
-                    if is_weight(source, memo) and not is_weight(value, memo):
-                        recipes.setdefault(first_param(source), source)
-        levels = ({"name": "any", "requires": [], "file": "kernels/any.so"},)
-        return Emission({"arena_bytes": 4096, "buffers": [], "entries": {}}, recipes, levels, self.write_kernels)
-
-    def write_kernels(self, folder: Path, advance: Callable[[int], None]) -> None:
-        folder.mkdir()
-        (folder / "any.so").write_bytes(b"")
-        advance(1)
-        if self.fails:
-            raise KeyboardInterrupt
-
-
-def first_param(recipe: Value) -> str:
-    params = [value for value in Graph("", (("", recipe),)).values() if value.op == "param"]
-    return f"{params[0].attrs['name']}" if params else "constant"
-
-
-TARGET = FakeTarget()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(bundled_model: Path) -> Checkpoint:
     return Checkpoint.open(bundled_model)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    write_checkpoint(folder, tiny_config(num_nextn_predict_layers=1))
-    return folder
-
-
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
 
 
 def traced(checkpoint: Checkpoint, form: str = "absorbed") -> Graph:
@@ -292,150 +232,3 @@ def test_an_embedding_may_have_what_a_row_decodes_alone_from() -> None:
         pipeline.check_formats(CompileOptions(embed_quant=name))
     with pytest.raises(BadOptionError):
         pipeline.check_formats(CompileOptions(embed_quant="int8-g32"))
-
-
-def test_an_existing_output_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(OutputExistsError):
-        pipeline.compile_checkpoint(tmp_path / "no-checkpoint", tmp_path / "out", CompileOptions())
-
-
-def test_the_default_output_tells_model_format_and_target(tmp_path: Path) -> None:
-    options = CompileOptions(quant="int4-g32", target="x86:levels=x86-64-v3")
-    assert pipeline.default_output(tmp_path / "some-model", options) == Path("artifacts/some-model-int4-g32-x86")
-
-
-def test_a_compilation_writes_the_whole_artifact(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    options = CompileOptions(quant="int8", max_tokens=32)
-    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
-    assert report.out == tmp_path / "out"
-    files = sorted(path.relative_to(report.out).as_posix() for path in report.out.rglob("*") if path.is_file())
-    assert files == ["kernels/any.so", "manifest.json", "plan.json", "weights.safetensors"]
-    manifest = json.loads((report.out / "manifest.json").read_text())
-    assert manifest == json.loads(json.dumps(report.manifest)) | {"files": manifest["files"]}
-    assert manifest["files"].keys() == set(files) - {"manifest.json"}
-    assert manifest["files"]["weights.safetensors"]["size"] == manifest["memory"]["weights_bytes"]
-    assert manifest["format_version"] == 1
-    assert manifest["model"]["name"] == manifest["source"]["name"] == "tiny"
-    assert manifest["model"]["hidden_size"] == 64
-    assert manifest["source"]["files"].keys() == {"config.json", "model.safetensors"}
-    assert manifest["target"] == {"name": "x86", "levels": [{"name": "any", "requires": [], "file": "kernels/any.so"}]}
-    assert manifest["quantization"] == {"weights": "int8", "head": "int8", "embedding": "bfloat16", "cache": "bfloat16"}
-    assert manifest["memory"]["cache_bytes_per_token"] == (3 + 1) * 40 * 2
-    assert manifest["passes"]["decode"]["fuse-mla"] == 6
-    assert manifest["options"]["max_tokens"] == 32
-    parts = manifest["weights"]["parts"]
-    assert parts.keys() >= {"embedding", "attention", "dense mlp", "routed experts", "shared experts", "head", "mtp"}
-    plan = json.loads((report.out / "plan.json").read_text())
-    assert plan["bounds"] == {"T": 32, "R": 64, "S": 8, "P": 32}
-    assert (plan["version"], plan["page_size"], plan["latent_dim"], plan["n_caches"]) == (1, 16, 40, 4)
-    assert plan["cache_dtype"] == "bfloat16"
-
-
-def test_a_further_form_is_made_from_the_manifest_and_listed_in_it(
-    tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(folder: Path) -> tuple[str, ...]:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        (folder / "form").mkdir()
-        (folder / "form" / "model.txt").write_text(manifest["model"]["model_type"], encoding="utf-8")
-        return ("a note",)
-
-    emit = fake_target.emit
-
-    def emit_with_form(*arguments: Any) -> Emission:
-        return dataclasses.replace(emit(*arguments), extras={"form": write})
-
-    monkeypatch.setattr(fake_target, "emit", emit_with_form)
-    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(emit=("form",)))
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
-    assert (tmp_path / "out" / "form" / "model.txt").read_text(encoding="utf-8") == "deepseek_v3"
-    assert manifest["files"]["form/model.txt"]["size"] == len("deepseek_v3")
-    assert "manifest.json" not in manifest["files"]
-    assert (report.notes[-1], manifest["notes"][-1]) == ("a note", "a note")
-
-
-def test_what_an_extra_would_find_wrong_is_found_before_the_work(
-    tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(checkpoint: Path) -> None:
-        raise TokenizerFormatError(path=checkpoint, reason="because")
-
-    def no_kernels(*arguments: Any) -> None:
-        pytest.fail("the work began")
-
-    emit = fake_target.emit
-
-    def emit_with_form(*arguments: Any) -> Emission:
-        extras = {"form": lambda folder: None, "other": lambda folder: None}
-        return dataclasses.replace(emit(*arguments), extras=extras, checks={"form": refuse}, write_kernels=no_kernels)
-
-    monkeypatch.setattr(fake_target, "emit", emit_with_form)
-    with pytest.raises(TokenizerFormatError, match="because"):
-        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(emit=("other", "form")))
-    assert not (tmp_path / "out").exists()
-
-
-def test_notes_are_told_before_the_work(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    told: list[str] = []
-
-    class Telling(pipeline.Silent):
-        def tell(self, text: str) -> None:
-            told.append(text)
-
-    fake_target.fails = True
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(), Telling())
-    assert any("token ids only" in note for note in told)
-    fake_target.fails = False
-    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(), Telling())
-    assert (report.told, report.takes_text) == (len(report.notes), False)
-
-
-def test_compiling_twice_gives_the_same_bytes(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    for name in "ab":
-        pipeline.compile_checkpoint(tiny, tmp_path / name, CompileOptions())
-    for path in (tmp_path / "a").rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
-
-
-def test_an_interrupted_compilation_leaves_nothing(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    fake_target.fails = True
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_stopping_at_a_pass_writes_no_artifact(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    (tmp_path / "out").mkdir()
-    options = CompileOptions(stop_after="fuse-mla")
-    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
-    assert (report.out, report.manifest) == (None, {})
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_progress_is_told_of_each_stage(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
-    stages: list[tuple[str, int | None]] = []
-    done: list[int] = []
-
-    class Told:
-        def stage(self, name: str, total: int | None = None) -> None:
-            stages.append((name, total))
-            done.append(0)
-
-        def advance(self, n: int = 1) -> None:
-            done[-1] += n
-
-    pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(), Told())
-    names = [name for name, _ in stages]
-    assert names == [
-        "reading the checkpoint's headers",
-        "running the passes",
-        "building kernels",
-        "writing weights",
-        "hashing",
-    ]
-    assert [count for (_, total), count in zip(stages, done, strict=True) if total is not None] == [
-        total for _, total in stages if total is not None
-    ]

@@ -132,12 +132,12 @@ def test_an_artifact_has_the_codes_and_scales_of_the_checkpoint(tmp_path: Path) 
     source, options = Checkpoint.open(tmp_path), CompileOptions(target="vulkan", quant="fp8")
     target = targets.get("vulkan")
     lowered = pipeline.lower(source.config, source.shapes, options, target)
-    emission = target.emit(lowered.entries, lowered.bounds)
-    file = weights.lay_out(emission.recipes)
+    planned = target.plan(lowered.entries, lowered.bounds)
+    file = weights.lay_out(planned.recipes)
     weights.write(file, tmp_path / "weights", source.coded, lambda n: None)
     written = SafetensorsFile(tmp_path / "weights")
     count = 0
-    for name, recipe in emission.recipes.items():
+    for name, recipe in planned.recipes.items():
         if recipe.type.dtype != "fp8":
             continue
         count += 1

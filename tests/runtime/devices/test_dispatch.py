@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices import dispatch
-from dsv3c.runtime.devices.dispatch import Steps, Table, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Steps, table_of, usable
 from dsv3c.runtime.errors import ArtifactFault, PlanInvalid, UnknownCapability
 from tests.runtime import toy
 from tests.runtime.test_fuzz import mutated
@@ -51,7 +52,7 @@ def content() -> Any:
 
 def parsed(plan: Any) -> tuple[Plan, Table]:
     checked = parse_plan(plan, TENSORS, toy.VOCAB)
-    return checked, parse_dispatches(checked)
+    return checked, table_of(checked)
 
 
 def steps(plan: Any | None = None) -> Steps:
@@ -118,7 +119,7 @@ def test_a_form_that_asks_for_a_capability_is_taken_only_where_it_is() -> None:
     plan["dispatches"]["note"].insert(0, form("note_fast", [1], requires=["dot4"]))
     checked, table = parsed(plan)
     for capabilities, function in (({"dot4", "more"}, "note_fast"), (set(), "note_0")):
-        chosen = Steps(checked, table.usable(capabilities), checked.entries["decode"])
+        chosen = Steps(checked, usable(table, capabilities), checked.entries["decode"])
         assert chosen.launches(1, 1)[1].form.function == function
 
 
@@ -126,8 +127,8 @@ def test_forms_behind_one_for_any_number_of_rows_are_not_loaded() -> None:
     plan = content()
     plan["dispatches"]["note"].insert(0, form("note_fast", [1], requires=["dot4"]))
     _, table = parsed(plan)
-    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_fast"]
-    assert [form.function for form in table.usable(()).forms["fill"]] == ["fill_one", "fill_few", "fill_many"]
+    assert [form.function for form in usable(table, {"dot4"}).forms["note"]] == ["note_fast"]
+    assert [form.function for form in usable(table, ()).forms["fill"]] == ["fill_one", "fill_few", "fill_many"]
 
 
 def test_a_user_can_rule_capabilities_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +136,12 @@ def test_a_user_can_rule_capabilities_out(monkeypatch: pytest.MonkeyPatch) -> No
     plan["dispatches"]["note"].insert(0, form("note_fast", [1], requires=["dot4"]))
     _, table = parsed(plan)
     monkeypatch.setenv("DSV3C_WITHOUT", "dot4")
-    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_0"]
+    assert [form.function for form in usable(table, {"dot4"}).forms["note"]] == ["note_0"]
     monkeypatch.setenv("DSV3C_WITHOUT", "dot4,dot8")
     with pytest.raises(UnknownCapability, match="'dot8'; what kernels of the artifact ask of a device: dot4"):
-        table.usable({"dot4"})
+        usable(table, {"dot4"})
     monkeypatch.setattr(dispatch, "all_cpu_flags", lambda: frozenset({"dot8"}))  # it is for a device beside this one
-    assert [form.function for form in table.usable({"dot4"}).forms["note"]] == ["note_0"]
+    assert [form.function for form in usable(table, {"dot4"}).forms["note"]] == ["note_0"]
 
 
 def test_the_largest_grid_is_that_of_the_largest_step_of_each_form() -> None:
@@ -151,6 +152,7 @@ def test_the_largest_grid_is_that_of_the_largest_step_of_each_form() -> None:
     ("change", "says"),
     [
         (lambda plan: plan.pop("threads"), "threads: is missing"),
+        (lambda plan: plan.pop("dispatches"), "dispatches: is missing"),
         (lambda plan: plan["dispatches"].pop("note"), "note: is missing, an entry calls it"),
         (lambda plan: plan["dispatches"]["note"].clear(), "has no form for any number of rows"),
         (lambda plan: plan["dispatches"]["note"][0].update(requires=["x"]), "has no form for any number of rows"),

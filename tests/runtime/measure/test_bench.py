@@ -14,7 +14,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.costs import Step, Work
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.errors import BenchTooLong
 from dsv3c.runtime.measure import bench, limits
@@ -31,14 +31,7 @@ def plan(bundled_model: Path) -> Plan:
     options, target = CompileOptions(quant="int8"), targets.get("x86")
     source = Checkpoint.open(bundled_model)
     lowered = pipeline.lower(source.config, source.shapes, options, target)
-    emission = target.emit(lowered.entries, lowered.bounds)
-    content = pipeline._plan(source.config, lowered, emission)
-    weights = [buffer for buffer in content["buffers"] if buffer["kind"] == "weight"]
-    tensors = {
-        buffer["tensor"]: Tensor(buffer["dtype"], (buffer["size"],), 0, buffer["size"] * ELEMENT_BYTES[buffer["dtype"]])
-        for buffer in weights
-    }
-    return parse_plan(content, tensors, source.config.vocab_size)
+    return pipeline.whole_plan(source.config, lowered, target.plan(lowered.entries, lowered.bounds), None)
 
 
 def flops(projections: int, tokens: int, rows: int) -> int:

@@ -19,12 +19,13 @@ from tvm import relax
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.core.target import Emission
+from dsv3c.compiler.core.target import Planned
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.runtime.model import Model
 from dsv3c.targets.cpu.emit import emit
+from dsv3c.targets.cpu.plan import plan
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.conftest import BUNDLED_MODEL
@@ -188,14 +189,14 @@ def test_threads_of_tvm_change_no_bit(compiled: Callable[[str], Compiled]) -> No
         configure(1, 0)
 
 
-def emitted(folder: Path, model_type: str, level: Any, max_tokens: int = 512) -> Emission:
-    """What the CPU target makes of a tiny model at one level; the TVM form is written into `folder`."""
+def planned(folder: Path, model_type: str, level: Any, max_tokens: int = 512) -> Planned:
+    """What the CPU target plans for a tiny model; the TVM form for one level is written into `folder`."""
     write_checkpoint(folder, tiny_config(model_type, **MODEL_TYPES[model_type]))
     source = Checkpoint.open(folder)
     options = CompileOptions(quant="int8", max_tokens=max_tokens)
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    found = emit(lowered.entries, lowered.bounds, (level,))
-    found.extras["tvm"](folder)
+    found = plan(lowered.entries, lowered.bounds)
+    emit(found, (level,)).extras["tvm"](folder)
     return found
 
 
@@ -203,17 +204,17 @@ def emitted(folder: Path, model_type: str, level: Any, max_tokens: int = 512) ->
 def test_functions_are_the_entries(model_type: str, tmp_path: Path) -> None:
     """The kernels of each entry in the order of the plan, and every weight an argument."""
     level = LEVELS[BEST]
-    plan = emitted(tmp_path, model_type, level).plan
+    found = planned(tmp_path, model_type, level)
     params = json.loads((tmp_path / "tvm/params.json").read_text(encoding="utf-8"))
     module = tvm.ir.load_json((tmp_path / f"tvm/{level.name}/module.json").read_text(encoding="utf-8"))
     relax.analysis.well_formed(module)
     functions = {var.name_hint: found for var, found in module.functions_items() if isinstance(found, relax.Function)}
-    assert sorted(functions) == sorted(params["functions"]) == sorted(plan["entries"])
+    assert sorted(functions) == sorted(params["functions"]) == sorted(found.entries)
     for name, function in functions.items():
-        calls = plan["entries"][name]["calls"]
+        calls = found.entries[name].calls
         assert called_kernels(function) == [kernel for kernel, _ in calls]
-        buffers = [plan["buffers"][i] for _, used in calls for i in used]
-        weights = {buffer["name"] for buffer in buffers if buffer["kind"] == "weight"}
+        buffers = [found.buffers[i] for _, used in calls for i in used]
+        weights = {buffer.name for buffer in buffers if buffer.kind == "weight"}
         parameters = params["functions"][name]["parameters"]
         assert {item["name"] for item in parameters if item["kind"] == "weight"} == weights
         assert len(function.params) == len(parameters)
@@ -229,7 +230,7 @@ def called_kernels(function: Any) -> list[str]:
 @pytest.mark.parametrize("model_type", shortlist(SCRIPTS, []))
 def test_script_parses_back_to_the_module(model_type: str, tmp_path: Path) -> None:
     level, max_tokens = SCRIPTS[model_type]
-    emitted(tmp_path, model_type, level, max_tokens)
+    planned(tmp_path, model_type, level, max_tokens)
     folder = tmp_path / "tvm" / level.name
     stored = tvm.ir.load_json((folder / "module.json").read_text(encoding="utf-8"))
     parsed = tvm.script.from_source((folder / "module.py").read_text(encoding="utf-8"))

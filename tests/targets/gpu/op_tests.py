@@ -107,7 +107,7 @@ def arguments(kernels, inputs):
 
 def groups(extent, control):
     """Workgroups along one axis for this control buffer, as a runtime computes them from the JSON."""
-    times, index, tile, most = extent.to_json()
+    times, index, tile, most = extent.axis().to_json()
     count = -(-times * (1 if index is None else int(control[index])) // tile)
     return max(1, count if most is None else min(count, most))
 

@@ -19,12 +19,13 @@ from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.plan import Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
-from dsv3c.runtime.devices.dispatch import Steps, parse_dispatches
+from dsv3c.runtime.devices.dispatch import Steps, table_of
 from dsv3c.targets.calls.elementwise import Swiglu
 from dsv3c.targets.calls.spec_text import parse_spec
-from dsv3c.targets.gpu.emit import MOST_BINDING, Backend, emit
+from dsv3c.targets.gpu.emit import Backend, emit
 from dsv3c.targets.gpu.kernels import SPECS
 from dsv3c.targets.gpu.lower import WeightTooLarge
+from dsv3c.targets.gpu.plan import MOST_BINDING, plan
 from dsv3c.targets.vulkan import LEAST_RANGE
 from dsv3c.targets.vulkan.spirv import ShaderInvalid
 from tests.conftest import BUNDLED_MODEL
@@ -61,51 +62,54 @@ def emitted(quant: str, max_binding: int = MOST_BINDING) -> tuple[Emission, Plan
 def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -> tuple[Emission, Plan]:
     options = CompileOptions(target="vulkan", quant=quant)
     lowered = pipeline.lower(config, shapes, options, targets.get("vulkan"))
-    emission = emit(lowered.entries, lowered.bounds, Backend(compile_nothing, max_binding=max_binding))
-    stored = [tensor for found in weights.lay_out(emission.recipes).tensors.values() for tensor in found]
+    found = plan(lowered.entries, lowered.bounds, max_binding)
+    emission = emit(found, Backend(compile_nothing))
+    stored = [tensor for parts in weights.lay_out(found.recipes).tensors.values() for tensor in parts]
     tensors = {
         tensor.name: Tensor(NAMES[part.dtype], part.shape, tensor.offset, part.nbytes)
         for tensor in stored
         for part in (tensor.component,)
     }
-    content = json.loads(json.dumps(pipeline._plan(config, lowered, emission)))
-    return emission, parse_plan(content, tensors, config.vocab_size)
+    made = pipeline.whole_plan(config, lowered, found, emission.dispatches)
+    read = parse_plan(json.loads(json.dumps(made.to_json())), tensors, config.vocab_size)
+    assert read == made
+    return emission, read
 
 
 def test_the_runtime_finds_launches_for_steps_of_any_size() -> None:
-    _, plan = emitted("int4-g32")
-    table = parse_dispatches(plan)
+    _, found = emitted("int4-g32")
+    table = table_of(found)
     assert table.threads == 128
-    for entry in plan.entries.values():
-        steps = Steps(plan, table, entry)
-        for tokens in (1, 2, 16, 17, plan.bounds.T):
-            assert 0 < len(steps.launches(tokens, min(tokens, plan.bounds.R))) <= len(entry.calls)
+    for entry in found.entries.values():
+        steps = Steps(found, table, entry)
+        for tokens in (1, 2, 16, 17, found.bounds.T):
+            assert 0 < len(steps.launches(tokens, min(tokens, found.bounds.R))) <= len(entry.calls)
 
 
 def test_every_function_of_the_table_is_compiled_once(tmp_path: Path) -> None:
-    emission, plan = emitted("int4-g32")
+    emission, found = emitted("int4-g32")
     done: list[int] = []
     emission.write_kernels(tmp_path / "kernels", done.append)
-    named = {form.function for forms in parse_dispatches(plan).forms.values() for form in forms}
+    named = {form.function for forms in table_of(found).forms.values() for form in forms}
     assert {path.name for path in (tmp_path / "kernels").iterdir()} == named
     assert sum(done) == emission.kernel_files == len(named)
 
 
 def test_every_call_says_what_it_writes() -> None:
     """The caches and the results are written by some call, weights and inputs by none."""
-    _, plan = emitted("int4-g32")
-    table = parse_dispatches(plan)
-    for entry in plan.entries.values():
+    _, found = emitted("int4-g32")
+    table = table_of(found)
+    for entry in found.entries.values():
         written = set()
         for name, buffers in entry.calls:
             written |= {buffers[position] for form in table.forms[name] for position in form.writes}
-        assert set(entry.outputs.values()) <= written
-        assert {plan.buffers[index].kind for index in written} <= {"arena", "cache"}
-    decode = plan.entries["decode"]
+        assert {output.buffer for output in entry.outputs.values()} <= written
+        assert {found.buffers[index].kind for index in written} <= {"arena", "cache"}
+    decode = found.entries["decode"]
     noted = {buffers[i] for name, buffers in decode.calls for form in table.forms[name] for i in form.writes}
-    assert {plan.buffers[index].name for index in noted if plan.buffers[index].kind == "cache"} == {
+    assert {found.buffers[index].name for index in noted if found.buffers[index].kind == "cache"} == {
         f"cache.{layer}"
-        for layer in range(plan.n_caches - 1)  # the last one is the MTP layer's
+        for layer in range(found.n_caches - 1)  # the last one is the MTP layer's
     }
 
 
@@ -132,12 +136,12 @@ def test_weights_above_the_limit_are_cut_into_parts_that_cover_them() -> None:
 def test_deepseek_v3_stays_within_the_limits_that_every_vulkan_device_has(quant: str) -> None:
     """128 MiB an operand, 65,535 workgroups an axis: in steps of 512 tokens, with the default of --max-tokens."""
     config = ModelConfig.from_dict(V3, Path("config.json"))
-    _, plan = planned(config, required_tensors(config), quant, LEAST_RANGE)
-    table = parse_dispatches(plan)
-    assert plan.bounds.T == 512
-    assert max(buffer.bytes for buffer in plan.buffers) <= LEAST_RANGE
-    for entry in plan.entries.values():
-        assert max(Steps(plan, table, entry).largest()) <= 65_535
+    _, found = planned(config, required_tensors(config), quant, LEAST_RANGE)
+    table = table_of(found)
+    assert found.bounds.T == 512
+    assert max(buffer.bytes for buffer in found.buffers) <= LEAST_RANGE
+    for entry in found.entries.values():
+        assert max(Steps(found, table, entry).largest()) <= 65_535
 
 
 def test_a_single_piece_above_the_limit_is_refused() -> None:
@@ -153,7 +157,7 @@ def test_the_kernel_that_is_not_compiled_is_found_among_all(tmp_path: Path) -> N
     source = Checkpoint.open(BUNDLED_MODEL)
     options = CompileOptions(target="vulkan", quant="int8")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("vulkan"))
-    emission = emit(lowered.entries, lowered.bounds, Backend(refuse_swiglu))
+    emission = emit(plan(lowered.entries, lowered.bounds), Backend(refuse_swiglu))
     with pytest.raises(ShaderInvalid) as caught:
         emission.write_kernels(tmp_path / "kernels", lambda count: None)
     kernel = failed_kernel(caught.value)

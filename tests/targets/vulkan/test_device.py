@@ -191,12 +191,12 @@ def test_a_module_that_is_not_what_the_plan_names_is_refused(change, fault, arti
 def test_every_module_is_valid_and_asks_for_what_its_form_requires(artifacts, shader_compiler):
     """spirv-val accepts them, and they name the capability Shader, which every device has, and what they require."""
     artifact = Artifact.open(artifacts("int4-g32"))
-    forms = {form["function"]: form for group in artifact.plan.content["dispatches"].values() for form in group}
+    forms = {form.function: form for group in artifact.plan.dispatches.forms.values() for form in group}
     modules = sorted((artifact.folder / "kernels").iterdir())
     assert len(modules) > 50 and {path.name for path in modules} == {f"{name}.spv" for name in forms}
     for path in modules:
         validate(path)
-        assert capabilities(path.read_bytes()) == named(forms[path.stem].get("requires", ()))
+        assert capabilities(path.read_bytes()) == named(forms[path.stem].requires)
 
 
 def test_a_device_without_subgroups_takes_the_other_forms_to_the_same_bits(opened, artifact, monkeypatch):

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial as bind
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import Operand

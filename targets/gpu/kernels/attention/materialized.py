@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import Operand, view_of, weight_operands
 from dsv3c.targets.gpu.kernels.attention.paged import slot

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.operands import Operand, view_of
 from dsv3c.targets.gpu.kernels.frame import (

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.gpu.capabilities import MMA, SUBGROUP_32
 from dsv3c.targets.gpu.kernels.attention.paged import Span, slot

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.kernels.frame import LOWEST, Buffer, Buffers, Expr, f32, local, store
 from dsv3c.targets.gpu.kernels.functions import exp
 from dsv3c.targets.gpu.kernels.words import unsigned

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand, Rows
 from dsv3c.targets.gpu.kernels.frame import (
     CONTROL,

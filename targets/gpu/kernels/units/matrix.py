@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm.script.ir_builder import tirx as T
-
 from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import Operand, View, view_of
 from dsv3c.targets.gpu.kernels.frame import Buffers, Expr, Extent, Variant, prim_func, row_count, store

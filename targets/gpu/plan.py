@@ -1,0 +1,52 @@
+"""From graphs to a plan of GPU kernel calls; no kernel is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.target import Entry, Planned
+from dsv3c.runtime.artifact.costs import Cost
+from dsv3c.targets.calls.costs import cost
+from dsv3c.targets.calls.plan import Calls, PlanBuilder
+from dsv3c.targets.gpu.kernels import operands, stages
+from dsv3c.targets.gpu.kernels.parts import Part, units
+from dsv3c.targets.gpu.lower import lower
+from dsv3c.targets.gpu.sampling import add_sampling
+
+MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
+
+
+def plan(entries: Mapping[str, Entry], bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> Planned:
+    """The plan of all entries over one arena, those that end with tokens included.
+
+    max_binding: bytes of a weight that a kernel can be given as one operand.
+    """
+    builder = PlanBuilder(bounds, _calls(max_binding))
+    builder.add(entries)
+    add_sampling(builder)
+    return builder.planned(_cost)
+
+
+def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
+    """Bytes of the scratch operand that the kernels of a value share, 0 without one."""
+    return _calls(MOST_BINDING).scratch_bytes(value, bounds)
+
+
+def _calls(max_binding: int) -> Calls:
+    return Calls(lambda value, bounds: lower(value, bounds, max_binding), operands)
+
+
+def _cost(spec: Any) -> Cost | None:
+    """What a kernel costs; the first of the stages of an operation bears all of it, since it does the products.
+
+    The parts of a weight share the operations of a row and the rows of a table.
+    """
+    if isinstance(spec, Part):
+        stated, total = _cost(spec.whole), units(spec.whole)
+        shared = ("row_flops", "table_rows")
+        return stated and replace(stated, **{key: getattr(stated, key) * spec.count // total for key in shared})
+    operation = getattr(spec, "spec", spec)
+    return cost(operation) if stages(operation)[0] == spec else None

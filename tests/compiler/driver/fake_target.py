@@ -1,0 +1,67 @@
+"""A target that builds nothing, for tests of what comes before and after kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
+from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.runtime.artifact import plan as stored
+from dsv3c.runtime.artifact.plan import Bounds, Buffer
+
+
+class FakeTarget:
+    """Emits the weights and an empty library; no kernel is built."""
+
+    name = "fake"
+    layout = "rows16"
+    integer_activations = True
+    cache_dtypes = ("bf16", "f32")
+    fp8_weights = True
+    fails = False
+
+    def configured(self, options: Mapping[str, str]) -> FakeTarget:
+        return self
+
+    def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
+        return 0
+
+    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+        recipes: dict[str, Value] = {}
+        for entry in entries.values():
+            memo: dict[Value, bool] = {}
+            for value in entry.graph.values():
+                for source in value.inputs:
+                    if is_weight(source, memo) and not is_weight(value, memo):
+                        recipes.setdefault(first_param(source), source)
+        main = entries["decode"].graph
+        size = bounds["R"] * int(dict(main.results)["logits"].shape[1])
+        caches = {value for entry in entries.values() for value in inputs_of(entry.graph) if value.startswith("cache.")}
+        buffers = [Buffer(name, "input", "int32", n) for name, n in Bounds(**bounds).step_inputs().items()]
+        buffers += [Buffer(name, "cache", "bfloat16", 0) for name in sorted(caches)]
+        logits = Buffer("logits", "arena", "float32", size)
+        calls = stored.Entry("decode", (), {"logits": stored.Output(len(buffers), "R")}, {}, 1, bounds["T"])
+        return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes)
+
+    def emit(self, planned: Planned) -> Emission:
+        return Emission(({"name": "any", "requires": [], "file": "kernels/any.so"},), self.write_kernels)
+
+    def write_kernels(self, folder: Path, advance: Callable[[int], None]) -> None:
+        folder.mkdir()
+        (folder / "any.so").write_bytes(b"")
+        advance(1)
+        if self.fails:
+            raise KeyboardInterrupt
+
+
+def inputs_of(graph: Graph) -> list[str]:
+    return [str(value.attrs["name"]) for value in graph.values() if value.op == "input"]
+
+
+def first_param(recipe: Value) -> str:
+    params = [value for value in Graph("", (("", recipe),)).values() if value.op == "param"]
+    return f"{params[0].attrs['name']}" if params else "constant"
+
+
+TARGET = FakeTarget()
