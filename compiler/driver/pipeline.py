@@ -14,6 +14,7 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
+from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, Entry, Place, Target
@@ -42,10 +43,8 @@ from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.passes.quantise import Quantise
 from dsv3c.passes.simplify import Simplify
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
-CACHE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 class Progress(Protocol):
@@ -92,12 +91,20 @@ class CompileReport:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The entries after all passes, what the passes did, the bounds of one step, the cache's element type."""
+    """The entries after all passes, what the passes did, the bounds of one step."""
 
     entries: Mapping[str, Entry]
     rewrites: Mapping[str, Mapping[str, int]]
     bounds: Mapping[str, int]
-    cache_dtype: str
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return caches_of(entry.graph for entry in self.entries.values())
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Of all caches together."""
+        return sum(cache.slot_bytes for cache in self.caches)
 
 
 def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
@@ -155,7 +162,7 @@ def compile_checkpoint(
     emission.require_tools()
     left = artifact.sweep(destination)
     with artifact.writing(destination, options.overwrite) as folder:
-        plan = _plan(source.config, lowered, emission)
+        plan = _plan(lowered, emission)
         artifact.write_json(folder / "plan.json", plan)  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
@@ -248,11 +255,11 @@ def lower(
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
         entries[name], rewrites[name] = Entry(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds, cache_dtype)
+    return Lowered(entries, rewrites, bounds)
 
 
 def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
-    """The element type of the cache. Raises BadOptionError for one asked for that the target does not have."""
+    """The element type of latent rows. Raises BadOptionError for one asked for that the target does not have."""
     wanted = options.resolved_cache_dtype
     if wanted in target.cache_dtypes:
         return wanted
@@ -260,15 +267,6 @@ def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
         return target.cache_dtypes[0]
     expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
     raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
-
-
-def n_caches(config: ModelConfig) -> int:
-    """Layers that keep latent rows: one MTP layer at most is compiled."""
-    return config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
-
-
-def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
-    return n_caches(config) * config.latent_dim * CACHE_BYTES[cache_dtype]
 
 
 def materialize_from(config: ModelConfig) -> int:
@@ -327,15 +325,8 @@ def _places(file: weights.WeightFile) -> dict[str, Place]:
     return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
 
 
-def _plan(config: ModelConfig, lowered: Lowered, emission: Emission) -> dict[str, Any]:
-    common = {
-        "version": PLAN_VERSION,
-        "bounds": dict(lowered.bounds),
-        "page_size": PAGE_SIZE,
-        "latent_dim": config.latent_dim,
-        "cache_dtype": CACHE_DTYPES[lowered.cache_dtype],
-        "n_caches": n_caches(config),
-    }
+def _plan(lowered: Lowered, emission: Emission) -> dict[str, Any]:
+    common = {"version": PLAN_VERSION, "bounds": dict(lowered.bounds), "page_size": PAGE_SIZE}
     return common | dict(emission.plan)
 
 
@@ -357,13 +348,13 @@ def _manifest(
             "weights": options.quant,
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
-            "cache": plan["cache_dtype"],
+            "cache": " + ".join(dict.fromkeys(cache.dtype for cache in lowered.caches)),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {
             "weights_bytes": file.nbytes,
             "arena_bytes": plan["arena_bytes"],
-            "cache_bytes_per_token": cache_bytes_per_token(source.config, lowered.cache_dtype),
+            "cache_bytes_per_token": lowered.cache_bytes_per_token,
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.cuts import Cut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
@@ -128,7 +129,7 @@ class Plan:
             calls += made
         outputs = {}
         for name, value in entry.graph.results:
-            if not name.startswith("cache."):
+            if not is_cache(memory_owner(value)):
                 size = components(value.type, self.bounds)[0].size
                 outputs[name] = self.arena(value, Operand(name, value.dtype, size), 0)
         described = {"calls": calls, "outputs": outputs, "min_tokens": entry.min_tokens, "max_tokens": self.bounds["T"]}
@@ -165,7 +166,7 @@ class Plan:
         owner = memory_owner(source)
         if owner.op == "input":
             return self._input_buffer(owner, operand)
-        stored = components(source.type, {**self.bounds, "N": 1})
+        stored = components(source.type, {**self.bounds, SLOTS: 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
         if is_weight(source, self._weights):
             return self._weight(source, component, operand, lowered.parts.get(role, Part(0, 1)))
@@ -173,9 +174,10 @@ class Plan:
 
     def _input_buffer(self, owner: Value, operand: Operand) -> int:
         name = str(owner.attrs["name"])
-        if operand.size is None:
-            return self._add({"name": name, "kind": "cache"})
-        return self.input(name, _dtype_name(operand.dtype), operand.size)
+        if is_cache(owner):
+            cache = cache_of(owner)
+            return self._add({"name": name, "kind": "cache", "dtype": cache.dtype, "width": cache.width})
+        return self.input(name, _dtype_name(operand.dtype), int(operand.size or 0))
 
     def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
         stored = components(recipe.type, {})[component]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
+from dsv3c.compiler.core.caches import cache_of, caches_of, is_cache
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import aligned
 from dsv3c.compiler.core.target import Emission, Entry, Place
@@ -65,7 +66,8 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], provider: str,
     def write_graphs(folder: Path, places: Mapping[str, Place], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
             model.write(folder / FILES[name], places)
-        write_config(folder, FILES["decode"], provider, config)
+        latent = next(cache for cache in caches_of([entries["decode"].graph]) if not cache.part)
+        write_config(folder, FILES["decode"], provider, config, latent.width)
 
     facts = {
         "provider": provider,
@@ -83,8 +85,8 @@ def _no_kernels(folder: Path, advance: Callable[[int], None]) -> None:
 
 def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, accuracy_level: int) -> Model:
     graph = entry.graph
-    caches = {str(value.attrs["name"]): value for value in graph.values() if _is_cache(value)}
-    dtype = next(iter(caches.values())).dtype
+    caches = {_past_name(value): value for value in graph.values() if is_cache(value)}
+    dtype = next(value.dtype for value in graph.values() if value.op == "mla_write")  # activations have that of rows
     lowering = Lowering(Builder(dtype, recipes), accuracy_level)
     b = lowering.b
     inputs = _inputs(lowering, graph.values(), caches)
@@ -101,12 +103,10 @@ def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, acc
     return Model(proto, b.references)
 
 
-def _is_cache(value: Value) -> bool:
-    return value.op == "input" and str(value.attrs["name"]).startswith("cache.")
-
-
-def _layer(cache: str) -> str:
-    return cache.removeprefix("cache.")
+def _past_name(value: Value) -> str:
+    """The input for a cache; dsv3c.runtime.devices.onnx.device looks for this name."""
+    cache = cache_of(value)
+    return f"past_key_values.{cache.layer}.{cache.part or 'key'}"
 
 
 def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:
@@ -133,10 +133,10 @@ def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Va
             lowering.names[value] = b.reshape("hidden_states", -1, width)
         if name == "rows":
             lowering.names[value] = "num_logits_to_keep"
-    for name, value in caches.items():
-        past = lowering.names[value] = f"past_key_values.{_layer(name)}.key"
-        shape: list[Any] = ["batch", 1, "past", int(value.shape[1])]
-        found.append(helper.make_tensor_value_info(past, activations, shape))
+    for past, value in caches.items():
+        lowering.names[value] = past
+        shape: list[Any] = ["batch", 1, "past", cache_of(value).width]
+        found.append(helper.make_tensor_value_info(past, ELEMENTS[value.dtype], shape))
     return found
 
 
@@ -176,9 +176,10 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
             "last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", int(hidden.shape[1])]
         ),
     ]
-    for name, value in caches.items():
-        shape: list[Any] = ["batch", 1, "total", int(value.shape[1])]
-        found.append(helper.make_tensor_value_info(f"present.{_layer(name)}.key", ELEMENTS[b.dtype], shape))
+    for past, value in caches.items():
+        shape: list[Any] = ["batch", 1, "total", cache_of(value).width]
+        present = past.replace("past_key_values", "present")
+        found.append(helper.make_tensor_value_info(present, ELEMENTS[value.dtype], shape))
     return found
 
 
@@ -206,6 +207,8 @@ def _plan(entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> dict[str, 
             described[name]["inputs"] = {"hidden": len(buffers)}
             size = tokens * widths["hidden"]
             buffers.append({"name": "hidden_in", "kind": "input", "dtype": "float32", "size": size})
-        caches = sorted(input for input in inputs if input.startswith("cache."))
-        buffers += [{"name": cache, "kind": "cache"} for cache in caches]
+        buffers += [
+            {"name": cache.name, "kind": "cache", "dtype": cache.dtype, "width": cache.width}
+            for cache in caches_of([entry.graph])
+        ]
     return {"arena_bytes": at, "buffers": buffers, "entries": described}

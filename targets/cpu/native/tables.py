@@ -30,12 +30,14 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     header, starts = _tensor_offsets(folder / "weights.safetensors")
     inputs, input_bytes = _input_offsets(plan["buffers"])
+    caches = {buffer["name"]: number for number, buffer in enumerate(_caches(plan["buffers"]))}
     entries = {name: plan["entries"][name] for name in ("decode", "prefill") if name in plan["entries"]}
     kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry["calls"]})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
         '#include "plan.h"',
-        _buffers(plan["buffers"], inputs | starts, plan["cache_dtype"]),
+        _buffers(plan["buffers"], inputs | caches | starts),
+        _cache_bytes(plan["buffers"]),
         _kernels(kernels),
         *(_steps(name, entry["calls"]) for name, entry in entries.items()),
         _levels(folder, manifest["target"]["levels"]),
@@ -45,18 +47,26 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _buffers(buffers: Iterable[Mapping[str, Any]], starts: Mapping[str, int], cache_dtype: str) -> str:
-    rows = (f"  {_buffer(b, starts, cache_dtype)},  // {i} {_comment(b['name'])}" for i, b in enumerate(buffers))
+def _buffers(buffers: Iterable[Mapping[str, Any]], starts: Mapping[str, int]) -> str:
+    rows = (f"  {_buffer(b, starts)},  // {i} {_comment(b['name'])}" for i, b in enumerate(buffers))
     return "static const plan_buffer buffers[] = {\n" + "\n".join(rows) + "\n};"
 
 
-def _buffer(buffer: Mapping[str, Any], starts: Mapping[str, int], cache_dtype: str) -> str:
+def _buffer(buffer: Mapping[str, Any], starts: Mapping[str, int]) -> str:
     kind = buffer["kind"]
-    code, bits = _DTYPES[cache_dtype if kind == "cache" else buffer["dtype"]]
-    if kind == "cache":
-        return f"{{{_PLACES[kind]}, {code}, {bits}, 0, {buffer['name'].removeprefix('cache.')}}}"
+    code, bits = _DTYPES[buffer["dtype"]]
+    size = buffer["width" if kind == "cache" else "size"]
     at = buffer["offset"] if kind == "arena" else starts[buffer["tensor" if kind == "weight" else "name"]]
-    return f"{{{_PLACES[kind]}, {code}, {bits}, {buffer['size']}, {at}}}"
+    return f"{{{_PLACES[kind]}, {code}, {bits}, {size}, {at}}}"
+
+
+def _caches(buffers: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [buffer for buffer in buffers if buffer["kind"] == "cache"]
+
+
+def _cache_bytes(buffers: Iterable[Mapping[str, Any]]) -> str:
+    sizes = (str(cache["width"] * _DTYPES[cache["dtype"]][1] // 8) for cache in _caches(buffers))
+    return f"static const uint32_t cache_bytes[] = {{{', '.join(sizes)}}};"
 
 
 def _kernels(kernels: Iterable[str]) -> str:
@@ -107,8 +117,8 @@ def _table(
         "page_size": plan["page_size"],
         "vocab_size": model["vocab_size"],
         "context": min(longest, model.get("max_position_embeddings", longest)),
-        "cache_count": plan["n_caches"],
-        "cache_bytes": plan["latent_dim"] * _DTYPES[plan["cache_dtype"]][1] // 8,
+        "cache_bytes": "cache_bytes",
+        "cache_count": "sizeof cache_bytes / sizeof *cache_bytes",
         "arena_bytes": plan["arena_bytes"],
         "input_bytes": input_bytes,
         "inputs": f"{{{', '.join(str(numbers[name]) for name in _INPUTS)}}}",

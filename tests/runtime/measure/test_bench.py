@@ -32,7 +32,7 @@ def plan(bundled_model: Path) -> Plan:
     source = Checkpoint.open(bundled_model)
     lowered = pipeline.lower(source.config, source.shapes, options, target)
     emission = target.emit(lowered.entries, lowered.bounds)
-    content = pipeline._plan(source.config, lowered, emission)
+    content = pipeline._plan(lowered, emission)
     weights = [buffer for buffer in content["buffers"] if buffer["kind"] == "weight"]
     tensors = {
         buffer["tensor"]: Tensor(buffer["dtype"], (buffer["size"],), 0, buffer["size"] * ELEMENT_BYTES[buffer["dtype"]])

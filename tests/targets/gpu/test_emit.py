@@ -63,7 +63,7 @@ def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -
         for tensor in stored
         for part in (tensor.component,)
     }
-    content = json.loads(json.dumps(pipeline._plan(config, lowered, emission)))
+    content = json.loads(json.dumps(pipeline._plan(lowered, emission)))
     return emission, parse_plan(content, tensors, config.vocab_size)
 
 
@@ -100,7 +100,7 @@ def test_every_call_says_what_it_writes() -> None:
     noted = {buffers[i] for name, buffers in decode.calls for form in table.forms[name] for i in form.writes}
     assert {plan.buffers[index].name for index in noted if plan.buffers[index].kind == "cache"} == {
         f"cache.{layer}"
-        for layer in range(plan.n_caches - 1)  # the last one is the MTP layer's
+        for layer in range(len(plan.caches) - 1)  # the last one is the MTP layer's
     }
 
 
