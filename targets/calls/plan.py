@@ -176,7 +176,10 @@ class Plan:
         name = str(owner.attrs["name"])
         if is_cache(owner):
             cache = cache_of(owner)
-            return self._add({"name": name, "kind": "cache", "dtype": cache.dtype, "width": cache.width})
+            described = {"name": name, "kind": "cache", "dtype": cache.dtype, "width": cache.width}
+            index = self._add(described)
+            assert self.buffers[index] == described, f"{name} is another cache in another entry"
+            return index
         return self.input(name, _dtype_name(operand.dtype), int(operand.size or 0))
 
     def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
