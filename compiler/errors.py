@@ -29,19 +29,59 @@ class Dsv3cError(Exception):
 # --- IR and passes ----------------------------------------------------------------------------------------------------
 
 
+class CompilerFault(Dsv3cError):
+    """Base of what the compiler alone can be at fault for, not what it was given."""
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether it is the compiler's own, neither of what it was given nor of the machine."""
+    return isinstance(error, CompilerFault) or not isinstance(error, (Dsv3cError, MemoryError, OSError))
+
+
 class IrSyntaxError(Dsv3cError):
     message = "not an IR graph: {reason}\n  in: {line}"
+    reason: str
+    line: str
 
 
-class TypeRuleError(Dsv3cError):
+class IrLineError(IrSyntaxError):
+    """The same, in a text of many lines: `number` is the line's, from 1 on."""
+
+    message = "not an IR graph: {reason}\n  in line {number}: {line}"
+    number: int
+
+
+class BadDumpError(Dsv3cError):
+    message = "{path} is not the dump of a graph: {reason}"
+    hint = "dsv3c compile CHECKPOINT --dump-to DIR writes dumps"
+
+
+class TypeRuleError(CompilerFault):
     """An operation was applied to operands that its typing rule refuses."""
 
     message = "{op}({operands}): {reason}"
 
 
-class VerifyError(Dsv3cError):
+class VerifyError(CompilerFault):
     message = "the graph is wrong {where}: {reason}\n{context}"
     hint = "this is a fault of the compiler; run again with DSV3C_DEBUG=3 and --dump-to to see each graph"
+    where: str
+    reason: str
+    context: str
+
+
+class WrongGraphError(Dsv3cError):
+    message = "the graph of {path} is wrong: {reason}\n{context}"
+    hint = "mend the text; --no-verify takes it as it is"
+
+
+class NotEvaluableError(Dsv3cError):
+    message = "the graph cannot be evaluated: {reason}"
+
+
+class OutputsDifferError(Dsv3cError):
+    message = "the graphs before and after differ by more than {tolerance:g} of the largest value in {names}"
+    hint = "quantise, and pack for integer products, round: they need a larger --tolerance"
 
 
 class UnknownOpError(Dsv3cError):
@@ -243,11 +283,15 @@ class UnknownPassError(Dsv3cError):
     message = "no pass is called {name!r}; the passes are {known}"
 
 
+class BadPassError(Dsv3cError):
+    message = "{text!r} is no pass: {reason}"
+
+
 class UnknownFormError(Dsv3cError):
     message = "the target {target} has no form called {name!r}; its forms are {known}"
 
 
-class NotAViewError(Dsv3cError):
+class NotAViewError(CompilerFault):
     message = "{value!r} cannot be read in place"
     hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"
 

@@ -8,15 +8,18 @@ found out about only while it ran.
 
 from __future__ import annotations
 
+import argparse
+import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -168,6 +171,7 @@ LONG = (
     "tests/test_goldens_conformance.py",
 )
 RAN = "nothing: they passed in an earlier run"
+OTHER_PART = "another part of the suite: --part"
 THOROUGH = "more time, at further sizes, formats and levels: make test-all"
 
 
@@ -187,12 +191,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run what is marked `thorough`, too")
     parser.addoption("--record", type=Path, metavar="FILE", help="write the names of tests that passed")
     parser.addoption("--except", type=Path, metavar="FILE", help="leave out the tests of such a file")
+    parser.addoption("--part", type=parse_part, metavar="K/N", help="run the Kth of N parts of what is left, from 1")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(K, N) of the text K/N. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N")
+    return int(match[1]), int(match[2])
+
+
+def part_of(files: Sequence[str], parts: int) -> list[int]:
+    """The part, from 1, that each test belongs to, by the names of their files, in order.
+
+    Neighbours of one file, which share fixtures, stay together; each file begins with another part.
+    """
+    sizes, seen, chosen = Counter(files), Counter[str](), list[int]()
+    for file in files:
+        chosen.append(1 + (crc32(file.encode()) + seen[file] * parts // sizes[file]) % parts)
+        seen[file] += 1
+    return chosen
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     passed = config.getoption("--except")
     done = frozenset(passed.read_text(encoding="utf-8").splitlines()) if passed else frozenset()
     reasons = {item: RAN if item.nodeid in done else _why_not(item, config.getoption("--all")) for item in items}
+    if part := config.getoption("--part"):
+        left = [item for item in items if not reasons[item]]
+        numbers = part_of([item.nodeid.partition("::")[0] for item in left], part[1])
+        reasons |= {item: OTHER_PART for item, number in zip(left, numbers, strict=True) if number != part[0]}
     left_out = Counter(reason for reason in reasons.values() if reason)
     config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
     kept = [item for item in items if not reasons[item]]

@@ -12,15 +12,16 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler.cli import root
+from dsv3c.compiler.opt import opt_command
 from tests.test_structure import FOLDERS, ROOT, sources
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 OPTIONS = {
     option
-    for command in root.commands.values()
+    for command in (*root.commands.values(), opt_command)
     for parameter in command.params
     if isinstance(parameter, click.Option)
-    for option in parameter.opts
+    for option in (*parameter.opts, *parameter.secondary_opts)
 }
 NO_COMMANDS = {"or", "reads", "to"}  # words that follow the name of the program in a sentence
 

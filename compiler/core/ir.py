@@ -30,7 +30,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv3c.compiler.errors import IrSyntaxError
+from dsv3c.compiler.errors import IrLineError, IrSyntaxError
 
 Dim = int | str
 Attr = int | float | str | bool | None | tuple["Attr", ...]
@@ -251,7 +251,7 @@ def _parse_line(line: str, values: dict[str, Value]) -> None:
         inputs.append(values[name])
     try:
         attrs = {key: _freeze(attr) for key, attr in json.loads(match["attrs"] or "{}").items()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IrSyntaxError(line=line, reason=f"attributes are no JSON object ({error})") from error
     if match["op"] in _NAMED_LEAVES:
         attrs["name"] = match["name"]
@@ -259,18 +259,23 @@ def _parse_line(line: str, values: dict[str, Value]) -> None:
 
 
 def parse_graph(text: str) -> Graph:
-    """Inverse of `str(graph)`. Types are taken as written; the verifier checks them. Raises IrSyntaxError."""
-    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-    head = re.fullmatch(r"graph (\S+) \{", lines[0]) if lines else None
-    if not head or len(lines) < 3 or lines[-1] != "}" or not lines[-2].startswith("return "):
-        raise IrSyntaxError(line=lines[0] if lines else "", reason="a graph reads graph NAME { lines return results }")
+    """Inverse of `str(graph)`. Types are taken as written; the verifier checks them. Raises IrLineError."""
+    stripped = enumerate(map(str.strip, text.splitlines()), start=1)
+    lines = [(number, line) for number, line in stripped if line and not line.startswith("#")]
+    number, first = lines[0] if lines else (1, "")
+    head = re.fullmatch(r"graph (\S+) \{", first)
+    if not head or len(lines) < 3 or lines[-1][1] != "}" or not lines[-2][1].startswith("return "):
+        raise IrLineError(number=number, line=first, reason="a graph reads graph NAME { lines return results }")
     values: dict[str, Value] = {}
-    for line in lines[1:-2]:
-        _parse_line(line, values)
-    results = []
-    for part in lines[-2].removeprefix("return ").split(", "):
+    for number, line in lines[1:-2]:
+        try:
+            _parse_line(line, values)
+        except IrSyntaxError as error:
+            raise IrLineError(number=number, line=line, reason=error.reason) from error
+    results, (number, line) = [], lines[-2]
+    for part in line.removeprefix("return ").split(", "):
         name, _, value = part.partition("=%")
         if value not in values:
-            raise IrSyntaxError(line=lines[-2], reason=f"result {part!r} names no value")
+            raise IrLineError(number=number, line=line, reason=f"result {part!r} names no value")
         results.append((name, values[value]))
     return Graph(head[1], tuple(results))

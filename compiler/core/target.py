@@ -97,3 +97,9 @@ class Target(Protocol):
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Kernels and plan for planned graphs, all in phase "kernel". Needs no program besides this one."""
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        """Build one kernel into `folder`, as an emission builds all. Raises Dsv3cError for what is no spec or level.
+
+        Not asked of a target without a layout. level: None takes the first, or all that are built together.
+        """

@@ -19,7 +19,7 @@ from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, Entry, Place, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, text_files, weights
+from dsv3c.compiler.driver import artifact, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.errors import (
@@ -157,11 +157,12 @@ def compile_checkpoint(
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
-    emission = target.emit(lowered.entries, lowered.bounds)
+    with repeat.telling_kernel(options.target):
+        emission = target.emit(lowered.entries, lowered.bounds)
     _check_extras(options, emission, checkpoint)
     emission.require_tools()
     left = artifact.sweep(destination)
-    with artifact.writing(destination, options.overwrite) as folder:
+    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
         plan = _plan(lowered, emission)
         artifact.write_json(folder / "plan.json", plan)  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
@@ -279,7 +280,8 @@ def materialize_from(config: ModelConfig) -> int:
 def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> tuple[Graph, dict[str, int]]:
     """Run the passes in order, verifying before and after each; returns the graph and the rewrites by pass name.
 
-    Stops after options.stop_after. Raises UnknownPassError, VerifyError.
+    Stops after options.stop_after. Raises UnknownPassError, VerifyError, and what a pass raises, with a note of the
+    command that repeats it.
     """
     names = list(dict.fromkeys(item.name for item in sequence))
     if options.stop_after is not None and options.stop_after not in names:
@@ -289,11 +291,12 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
     verify(graph, "trace", "trace")
     _show(graph, "trace", 0, 0.0, options)
     for number, item in enumerate(sequence[: last + 1], start=1):
-        started = time.perf_counter()
-        graph, count = item.run(graph)
-        counts[item.name] += count
-        _show(graph, item.name, number, time.perf_counter() - started, options, count)
-        verify(graph, item.phase, item.name)
+        with repeat.telling_pass(item, graph, options.target):
+            started = time.perf_counter()
+            graph, count = item.run(graph)
+            counts[item.name] += count
+            _show(graph, item.name, number, time.perf_counter() - started, options, count)
+            verify(graph, item.phase, item.name)
     return graph, counts
 
 

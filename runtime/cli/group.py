@@ -56,7 +56,7 @@ class Command(click.Command):
 
 
 def run(
-    root: click.Group,
+    root: click.Command,
     args: Sequence[str] | None,
     program: str,
     faults: tuple[type[Exception], ...] = (RuntimeFault,),
@@ -91,7 +91,8 @@ def run(
     except Exception as error:
         if debug != "0":
             _tell(traceback.format_exc().rstrip())
-        _tell(f"error: {str(error) if isinstance(error, faults) else _explain(error)}")
+        message = str(error) if isinstance(error, faults) else _explain(error)
+        _tell("\n  ".join([f"error: {message}", *getattr(error, "__notes__", ())]))
         return FAULT
     finally:
         _drop_unwritten()

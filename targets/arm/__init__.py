@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
@@ -61,15 +62,24 @@ class Arm:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         from dsv3c.targets.cpu.emit import emit
-        from dsv3c.targets.cpu.isa import tuned_levels
 
-        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu))
+        return emit(entries, bounds, self._tuned())
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        from dsv3c.targets.cpu.emit import build_kernel
+
+        build_kernel(spec, self._tuned(), level, folder)
 
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
         from dsv3c.targets.arm.levels import levels_of
 
         return tuple(replace(level, platform=_SYSTEMS[self.system]) for level in levels_of(self.cpu))
+
+    def _tuned(self) -> tuple[IsaLevel, ...]:
+        from dsv3c.targets.cpu.isa import tuned_levels
+
+        return tuned_levels(self.levels(), self.cpu)
 
 
 TARGET = Arm()

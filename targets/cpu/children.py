@@ -9,13 +9,13 @@ import selectors
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from dsv3c.compiler.errors import Dsv3cError, NoRoomError
+from dsv3c.compiler.errors import CompilerFault, Dsv3cError, NoRoomError
 from dsv3c.compiler.tools import no_room
 
 _FATAL = b"LLVM ERROR"
@@ -24,7 +24,7 @@ _CHUNK = 1 << 16
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class JobDied(Dsv3cError):
+class JobDied(CompilerFault):
     message = "a process that builds kernels ended with {how}: {said}"
     hint = "if memory is short, close other programs; else this is a fault of LLVM or of dsv3c"
 
@@ -40,12 +40,31 @@ class _Child:
     told: int = 0
 
 
-def in_children(jobs: Sequence[Callable[[], object]], done: Callable[[int], None], what: Path) -> None:
+def in_children(
+    jobs: Sequence[Callable[[], object]],
+    done: Callable[[int], None],
+    what: Path,
+    failed: Callable[[int, Exception], None] = lambda number, error: None,
+) -> None:
     """Run each job in a process of its own, as many at once as there are CPUs; `done(number)` after each, here.
 
     A child is a copy of this process, so nothing is sent to it; no other thread may be inside of LLVM meanwhile. what:
-    is being written, for errors. Raises what a job raised, NoRoomError, JobDied; no child is left then.
+    is being written, for errors. Raises what a job raised, NoRoomError, JobDied, after `failed(number, error)`; no
+    child is left then.
     """
+    with closing(_ended(jobs)) as ended:
+        for child in ended:
+            try:
+                _finish(child, what)
+            except Exception as error:
+                ended.close()
+                failed(child.number, error)
+                raise
+            done(child.number)
+
+
+def _ended(jobs: Sequence[Callable[[], object]]) -> Generator[_Child, None, None]:
+    """The jobs' processes as they end, to be waited for; those that still run at the close are ended."""
     waiting, running = list(enumerate(jobs))[::-1], dict[int, _Child]()
     with selectors.DefaultSelector() as selector:
         try:
@@ -58,8 +77,7 @@ def in_children(jobs: Sequence[Callable[[], object]], done: Callable[[int], None
                     if _read(key.data):
                         continue
                     selector.unregister(key.fd)
-                    _finish(running.pop(key.data.pid), what)
-                    done(key.data.number)
+                    yield running.pop(key.data.pid)
         finally:
             for child in running.values():
                 _kill(child)

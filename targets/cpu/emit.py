@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from dsv3c.compiler.core.blame import blame, building, culprit
 from dsv3c.compiler.core.crossing import materialize_from
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.errors import is_fault
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.lower import lower
 from dsv3c.targets.calls.plan import Calls, Plan
+from dsv3c.targets.calls.spec_text import check_level, parse_spec
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import build, operands
+from dsv3c.targets.cpu.kernels import SPECS, build, operands
+from dsv3c.targets.cpu.kernels.frame import PrimFunc
 from dsv3c.targets.cpu.library import compile_object, link_library
 from dsv3c.targets.cpu.native import check_native, write_native
 from dsv3c.targets.cpu.relax_module import write_modules
-from dsv3c.targets.cpu.units import compiled_once
+from dsv3c.targets.cpu.units import Unit, compiled_once
 from dsv3c.targets.link.platforms import find_compiler_for
 
 CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
@@ -46,13 +50,16 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
     def write_kernels(folder: Path, advance: Callable[[int], None], plan_sha256: str | None = None) -> None:
         folder.mkdir()
 
-        built = [{name: build(spec, level) for spec, name in plan.kernels.items()} for level in levels]
-        units = compiled_once(levels, built)
+        built = [{name: _built(spec, level) for spec, name in plan.kernels.items()} for level in levels]
+        units, specs = compiled_once(levels, built), {name: spec for spec, name in plan.kernels.items()}
         with tempfile.TemporaryDirectory() as objects:
             files = [Path(objects, f"{number}.o") for number in range(len(units))]
 
             def compiled(number: int) -> None:
                 advance(len(units[number].functions) * len(units[number].users))
+
+            def blame_kernel(number: int, error: Exception) -> None:
+                _blame_kernel(units[number], specs, files[number], error)
 
             def link(level: IsaLevel) -> None:
                 own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
@@ -62,7 +69,7 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
                 partial(compile_object, unit.functions, unit.level, file)
                 for unit, file in zip(units, files, strict=True)
             ]
-            in_children(compiling, compiled, Path(objects))
+            in_children(compiling, compiled, Path(objects), blame_kernel)
             in_children([partial(link, level) for level in levels], lambda number: None, folder)
 
     def write_tvm(folder: Path) -> None:
@@ -83,6 +90,37 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], levels: Iterab
         checks={"native": check_native},
         sealed=lambda sha256: partial(write_kernels, plan_sha256=sha256),
     )
+
+
+def build_kernel(text: str, levels: Sequence[IsaLevel], name: str | None, folder: Path) -> None:
+    """The object file of the kernel that `text` names in `folder`, for the level of this name, None for the lowest.
+    Raises BadSpecError, UnknownLevelError, and what `in_children` does."""
+    spec, named = parse_spec(text, SPECS), {level.name: level for level in levels}
+    if name is not None:
+        check_level(name, list(named))
+    level = levels[0] if name is None else named[name]
+    job = partial(compile_object, {"kernel": build(spec, level)}, level, folder / "kernel.o")
+    in_children([job], lambda number: None, folder)
+
+
+def _built(spec: object, level: IsaLevel) -> PrimFunc:
+    with building(spec, level.name):
+        return build(spec, level)
+
+
+def _blame_kernel(unit: Unit, specs: Mapping[str, object], file: Path, error: Exception) -> None:
+    """Note which kernel of the unit it is that LLVM does not compile."""
+
+    def fails(names: Sequence[str]) -> bool:
+        functions = {name: unit.functions[name] for name in names}
+        try:
+            in_children([partial(compile_object, functions, unit.level, file)], lambda number: None, file.parent)
+        except Exception:
+            return True
+        return False
+
+    if is_fault(error) and (name := culprit(list(unit.functions), fails)) is not None:
+        blame(error, specs[name], unit.level.name)
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:

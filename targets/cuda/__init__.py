@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+
+if TYPE_CHECKING:
+    from dsv3c.targets.cuda.toolchains import Toolchain
+    from dsv3c.targets.gpu.emit import Backend
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,27 @@ class Cuda:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Raises UnknownArchitecture for one that the compiler found does not know."""
-        from dsv3c.targets.cuda.binaries import Binaries, attending, levels
-        from dsv3c.targets.cuda.capabilities import CUDA
+        from dsv3c.targets.cuda.binaries import attending
         from dsv3c.targets.cuda.toolchains import find_toolchain, toolchain_for_planning
-        from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.gpu.emit import emit
 
-        toolchain = toolchain_for_planning()
+        emission = emit(entries, bounds, self._backend(toolchain_for_planning()))
+        return replace(emission, levels=attending(emission.levels, emission.plan), require_tools=find_toolchain)
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        from dsv3c.targets.cuda.toolchains import find_toolchain
+        from dsv3c.targets.gpu.emit import build_kernel
+
+        build_kernel(spec, self._backend(find_toolchain()), level, folder)
+
+    def _backend(self, toolchain: Toolchain) -> Backend:
+        from dsv3c.targets.cuda.binaries import Binaries, levels
+        from dsv3c.targets.cuda.capabilities import CUDA
+        from dsv3c.targets.gpu.emit import Backend
+
         binaries = Binaries(toolchain, toolchain.choose(self.architectures))
         facts = {"compiler": toolchain.version}
-        backend = Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
-        emission = emit(entries, bounds, backend)
-        return replace(emission, levels=attending(emission.levels, emission.plan), require_tools=find_toolchain)
+        return Backend(binaries.compile, levels(binaries.architectures), facts, capabilities=CUDA)
 
 
 TARGET = Cuda()

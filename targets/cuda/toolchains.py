@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.errors import CompilerFault, Dsv3cError
 from dsv3c.compiler.tools import run
 from dsv3c.targets.cuda.architectures import DEFAULT, PTX, UnknownArchitecture, number
 
@@ -38,7 +38,7 @@ class NoFatbinLibrary(NoCudaCompiler):
     hint = "pip install 'dsv3c[cuda]' brings both; a CUDA toolkit needs neither"
 
 
-class CudaRefused(Dsv3cError):
+class CudaRefused(CompilerFault):
     message = "{compiler} refuses the kernels for {architecture}:\n{output}"
     hint = "this is a mistake in dsv3c, unless the compiler is broken; DSV3C_DEBUG=4 prints the source"
 

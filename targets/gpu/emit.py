@@ -16,18 +16,22 @@ names of capabilities without which a device passes it over; see dsv3c.runtime.d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.core.blame import blame, building, culprit, failed_kernel
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.errors import is_fault
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.plan import Calls, Plan
+from dsv3c.targets.calls.spec_text import check_level, parse_spec
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
-from dsv3c.targets.gpu.kernels import operands, stages, variants
+from dsv3c.targets.gpu.kernels import SPECS, operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import THREADS, Variant
 from dsv3c.targets.gpu.kernels.parts import Part, units
 from dsv3c.targets.gpu.lower import lower
@@ -61,10 +65,12 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backe
     content = plan.content(entries)
     content |= add_sampling(plan, content)
     functions: dict[str, Builder] = {}
+    functions_of: dict[Any, dict[str, Builder]] = {}
     dispatches: dict[str, list[dict[str, Any]]] = {}
     for spec, name in plan.kernels.items():
         forms = {f"{name}_{number}": form for number, form in enumerate(variants(spec, backend.capabilities))}
-        builders = {function: cache(form.build) for function, form in forms.items()}
+        builders: dict[str, Builder] = {function: cache(_building(spec, form)) for function, form in forms.items()}
+        functions_of[spec] = builders
         dispatches[name] = [_dispatch(function, form, builders[function]) for function, form in forms.items()]
         functions |= builders
     costs = {name: stated for spec, name in plan.kernels.items() if (stated := _cost(spec)) is not None}
@@ -72,11 +78,48 @@ def emit(entries: Mapping[str, Entry], bounds: Mapping[str, int], backend: Backe
 
     def write_kernels(folder: Path, advance: Callable[[int], None]) -> None:
         folder.mkdir()
-        backend.compile(functions, folder, advance)
+        try:
+            backend.compile(functions, folder, advance)
+        except Exception as error:
+            _blame_kernel(functions_of, backend, error)
+            raise
 
     return Emission(
         content, plan.recipes, backend.levels, write_kernels, facts=backend.facts, kernel_files=len(functions)
     )
+
+
+def build_kernel(text: str, backend: Backend, level: str | None, folder: Path) -> None:
+    """All forms of the kernel that `text` names, or of those that an operation takes, as files in `folder`; binaries
+    of all levels are made together. Raises BadSpecError, UnknownLevelError, and what the backend does."""
+    if level is not None:
+        check_level(level, [row["name"] for row in backend.levels])
+    found = [form for stage in stages(parse_spec(text, SPECS)) for form in variants(stage, backend.capabilities)]
+    backend.compile({f"kernel_{number}": form.build for number, form in enumerate(found)}, folder, lambda done: None)
+
+
+def _building(spec: Any, form: Variant) -> Builder:
+    def build() -> Any:
+        with building(spec):
+            return form.build()
+
+    return build
+
+
+def _blame_kernel(functions_of: Mapping[Any, Mapping[str, Builder]], backend: Backend, error: Exception) -> None:
+    """Note which kernel it is that is not compiled."""
+
+    def fails(specs: Sequence[Any]) -> bool:
+        functions = {name: build for spec in specs for name, build in functions_of[spec].items()}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                backend.compile(functions, Path(folder), lambda done: None)
+            except Exception:
+                return True
+        return False
+
+    if is_fault(error) and failed_kernel(error) is None and (spec := culprit(list(functions_of), fails)) is not None:
+        blame(error, spec)
 
 
 def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:

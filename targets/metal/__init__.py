@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+
+if TYPE_CHECKING:
+    from dsv3c.targets.gpu.emit import Backend
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,22 @@ class Metal:
         return scratch_bytes(value, bounds)
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
-        from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.gpu.emit import emit
         from dsv3c.targets.link.platforms import ARM_MACOS, find_compiler_for
+
+        return replace(emit(entries, bounds, self._backend()), require_tools=lambda: find_compiler_for(ARM_MACOS))
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        from dsv3c.targets.gpu.emit import build_kernel
+
+        build_kernel(spec, self._backend(), level, folder)
+
+    def _backend(self) -> Backend:
+        from dsv3c.targets.gpu.emit import Backend
         from dsv3c.targets.metal.capabilities import METAL
         from dsv3c.targets.metal.msl import LANGUAGE, LEVELS, write_kernels
 
-        emission = emit(entries, bounds, Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL))
-        return replace(emission, require_tools=lambda: find_compiler_for(ARM_MACOS))
+        return Backend(write_kernels, LEVELS, {"modules": LANGUAGE}, capabilities=METAL)
 
 
 TARGET = Metal()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
+
+if TYPE_CHECKING:
+    from dsv3c.targets.gpu.emit import Backend
 
 LEAST_RANGE = 128 << 20  # maxStorageBufferRange of every device
 
@@ -45,13 +50,23 @@ class Vulkan:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         """Without a shader compiler, forms of kernels are those that one which knows everything compiles."""
-        from dsv3c.targets.gpu.emit import Backend, emit
+        from dsv3c.targets.gpu.emit import emit
+        from dsv3c.targets.vulkan import spirv
+
+        return replace(emit(entries, bounds, self._backend()), require_tools=spirv.find_compiler)
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        from dsv3c.targets.gpu.emit import build_kernel
+
+        build_kernel(spec, self._backend(), level, folder)
+
+    def _backend(self) -> Backend:
+        from dsv3c.targets.gpu.emit import Backend
         from dsv3c.targets.vulkan import spirv
 
         capabilities, programs = spirv.expressible()
         facts = {"modules": spirv.SPIRV, "compiler": ", ".join(dict.fromkeys(map(spirv.version, programs)))}
-        emission = emit(entries, bounds, Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities))
-        return replace(emission, require_tools=spirv.find_compiler)
+        return Backend(spirv.compile_modules, (), facts, self.max_binding, capabilities)
 
 
 TARGET = Vulkan()

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.errors import CompilerFault, Dsv3cError
 from dsv3c.compiler.options import debug_level
 from dsv3c.compiler.tools import run
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX, INTEGER_DOT, Capabilities
@@ -40,7 +40,7 @@ class NoShaderCompiler(Dsv3cError):
     hint = "install glslc or glslang-tools (Debian packages), or the Vulkan SDK"
 
 
-class ShaderInvalid(Dsv3cError):
+class ShaderInvalid(CompilerFault):
     message = "{program} refuses the kernel {name}:\n{output}"
     hint = "this is a mistake in dsv3c; DSV3C_DEBUG=4 prints the source"
 

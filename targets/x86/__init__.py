@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
@@ -43,16 +44,25 @@ class X86:
 
     def emit(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Emission:
         from dsv3c.targets.cpu.emit import emit
-        from dsv3c.targets.cpu.isa import tuned_levels
-        from dsv3c.targets.cpu.tuning import cpu_name
 
-        return emit(entries, bounds, tuned_levels(self.levels(), self.cpu or cpu_name()))
+        return emit(entries, bounds, self._tuned())
+
+    def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
+        from dsv3c.targets.cpu.emit import build_kernel
+
+        build_kernel(spec, self._tuned(), level, folder)
 
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
         from dsv3c.targets.x86.levels import LEVELS
 
         return LEVELS
+
+    def _tuned(self) -> tuple[IsaLevel, ...]:
+        from dsv3c.targets.cpu.isa import tuned_levels
+        from dsv3c.targets.cpu.tuning import cpu_name
+
+        return tuned_levels(self.levels(), self.cpu or cpu_name())
 
 
 TARGET = X86()

@@ -15,12 +15,12 @@ from dsv3c.targets.metal.library import LIBRARY
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.device.metal import Runner
-from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.op_tests import GpuOpTests
 
 pytestmark = pytest.mark.needs("macos")
 
 
-class TestMetalGpu(OpTests):
+class TestMetalGpu(GpuOpTests):
     @pytest.fixture(scope="class")
     def runner(self, tmp_path_factory):
         return Runner(choose(None), tmp_path_factory.mktemp("libraries")).run

@@ -57,6 +57,8 @@ _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, 
     RouterWeights: (router_weights_operands, router.build_router_weights),
 }
 
+SPECS = tuple(_KERNELS)  # the kinds of specs
+
 
 def operands(spec: object) -> tuple[Operand, ...]:
     """Arguments of the kernel `spec` names, in call order."""

@@ -58,6 +58,9 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     sampling.Step: (sampling.sampling_operands, sampling.step),
 }
 
+# The kinds of specs: of kernels, and of what takes several.
+SPECS = (*_KERNELS, MlaAbsorbed, MlaMaterialized, MoeDown, sampling.Greedy)
+
 
 def stages(spec: Any) -> tuple[Any, ...]:
     """The kernels that `spec` takes, one after the other; they share its scratch."""

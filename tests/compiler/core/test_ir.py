@@ -20,7 +20,7 @@ from dsv3c.compiler.core.ir import (
     topological_order,
     value_names,
 )
-from dsv3c.compiler.errors import IrSyntaxError
+from dsv3c.compiler.errors import IrLineError, IrSyntaxError
 
 DTYPES = ("f32", "f16", "bf16", "i32", "i8", "u8", "bool", "int8", "int4-g32-asym", "q8-g64")
 DIMS = st.one_of(st.integers(0, 1 << 31), st.sampled_from(["T", "R", "S", "16*P*S", "2*T"]))
@@ -243,6 +243,13 @@ def test_each_syntax_error_says_what_is_wrong(before: str, after: str, message: 
     with pytest.raises(IrSyntaxError) as caught:
         parse_graph(VALID.replace(before, after, 1))
     assert message in str(caught.value)
+
+
+def test_a_syntax_error_has_the_number_of_its_line() -> None:
+    text = "# a remark\n\n" + VALID.replace("sin(%x)", "sin(x)")
+    with pytest.raises(IrLineError) as caught:
+        parse_graph(text)
+    assert "sin(x)" in text.splitlines()[caught.value.number - 1]
 
 
 @given(st.text(max_size=200))

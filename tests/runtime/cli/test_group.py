@@ -34,6 +34,19 @@ def test_a_current_folder_that_is_gone_is_told(
     assert capsys.readouterr().err.startswith("error: the current folder does not exist any more\n  hint: change into")
 
 
+def test_notes_of_an_error_stand_behind_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DSV3C_DEBUG", raising=False)
+
+    @click.command("fail")
+    def fail() -> None:
+        error = OSError(5, "it broke", "a.txt")
+        error.add_note("try that")
+        raise error
+
+    assert group.run(fail, [], "dsv3c") == group.FAULT
+    assert capsys.readouterr().err == "error: it broke: a.txt\n  try that\n"
+
+
 def test_without_dev_null_standard_streams_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "devnull", "/nowhere/null")
     group.prepare_streams()

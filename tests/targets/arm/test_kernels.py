@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.library import build_library
 from tests.targets.arm import emulator
-from tests.targets.cpu import test_attention_kernels, test_dense_kernels, test_moe_kernels
-from tests.targets.cpu.harness import arguments, compare
+from tests.targets.cases import attention, dense, moe
+from tests.targets.cpu.harness import arguments, tolerance_at
+from tests.targets.op_tests import Case, OpTests
 
 pytestmark = pytest.mark.needs("arm", "arm_linker")
 
-MODULES = (test_dense_kernels, test_moe_kernels, test_attention_kernels)
 # Sizes of which the others are enough: a library takes as long to build as it has kernels.
 LEFT_OUT = re.compile(
     r"linear-(float|bfloat|int8-g|int4-g\d+-).*-n272|absorbed-.*-h(1|4|17)$|materialized-(float32-c|int8-g64|f32-h)"
 )
-CASES = {name: case for module in MODULES for name, case in module.CASES.items() if not LEFT_OUT.match(name)}
+CASES = {name: case for name, case in (dense.CASES | moe.CASES | attention.CASES).items() if not LEFT_OUT.match(name)}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,23 @@ def results(level: IsaLevel, tmp_path_factory: pytest.TempPathFactory) -> Mappin
     return dict(zip(CASES, emulator.call_kernels(emulator.CPUS[level.name], library, calls, folder), strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_matches_numpy(level: IsaLevel, results: Mapping[str, emulator.Arrays], name: str) -> None:
-    spec, inputs, expected, tolerance = CASES[name]
-    if level.dot2 and isinstance(spec, MlaAbsorbed | MlaMaterialized) and spec.paging.element == "bf16":
-        tolerance = test_attention_kernels.ROUNDED
-    compare(results[name], inputs, expected, tolerance)
+@dataclass(frozen=True)
+class Emulated:
+    """What was computed on the emulated CPU."""
+
+    level: IsaLevel
+    results: Mapping[str, emulator.Arrays]
+
+    def runs(self, name: str, case: Case) -> Iterator[emulator.Arrays]:
+        yield self.results[name]
+
+    def tolerance(self, case: Case) -> float:
+        return tolerance_at(self.level, case)
+
+
+class TestArmKernels(OpTests):
+    cases = CASES
+
+    @pytest.fixture
+    def backend(self, level: IsaLevel, results: Mapping[str, emulator.Arrays]) -> Emulated:
+        return Emulated(level, results)

@@ -1,4 +1,4 @@
-"""Builds the kernels of a test module into one library a level, and compares kernels with expected arrays."""
+"""Builds the kernels of a test module into one library a level, and runs them."""
 
 import ctypes
 
@@ -7,10 +7,12 @@ import tvm_ffi
 
 from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
+from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.cpu.kernels import build, operands
 from dsv3c.targets.cpu.library import build_library
+from tests.targets.op_tests import filled
 
-UNTOUCHED = {"f": np.nan, "i": -77, "u": 177}
+ROUNDED = 2.0**-7  # of queries and probabilities
 
 
 def lacking(level):
@@ -19,33 +21,22 @@ def lacking(level):
     return missing or (() if permitted(level.requires) else ("leave to use its tiles",))
 
 
-def aligned(size, dtype):
-    """A 64-byte aligned array filled with a value no kernel writes."""
-    dtype = np.dtype(dtype)
-    raw = np.zeros(size * dtype.itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    out = raw[start : start + size * dtype.itemsize].view(dtype)
-    out[:] = UNTOUCHED[dtype.kind]
-    return out
-
-
 def arguments(spec, inputs):
-    """The operands by role. Inputs fill the front of their operand, the rest stays untouched."""
-    arrays = {}
-    for operand in operands(spec):
-        dtype = np.uint16 if operand.dtype == "bf16" else NUMPY_DTYPES[operand.dtype]
-        given = inputs.get(operand.role)
-        array = aligned(given.size if operand.size is None else operand.size, dtype)
-        if given is not None:
-            array[: given.size] = np.ascontiguousarray(given).reshape(-1).view(dtype)
-        arrays[operand.role] = array
-    return arrays
+    """The operands of a kernel by role."""
+    return filled(operands(spec), inputs, lambda dtype: np.uint16 if dtype == "bf16" else NUMPY_DTYPES[dtype])
+
+
+def tolerance_at(level, case):
+    """Levels with a product of bfloat16 round queries and probabilities over a cache of these."""
+    attends = isinstance(case.spec, MlaAbsorbed | MlaMaterialized) and case.spec.paging.element == "bf16"
+    return ROUNDED if level.dot2 and attends else case.tolerance
 
 
 class Kernels:
-    """All kernels of one test module at one level. A case is (spec, inputs, expected, tolerance): arrays by role."""
+    """All kernels of one test module at one level, built into one library: the backend of the CPUs that are here."""
 
     def __init__(self, cases, level, folder, threads=3):
+        self._level = level
         specs = dict.fromkeys(case[0] for case in cases.values())
         self._names = {spec: f"kernel_{i}" for i, spec in enumerate(specs)}
         functions = {name: build(spec, level) for spec, name in self._names.items()}
@@ -59,22 +50,8 @@ class Kernels:
         self._library[self._names[spec]](*[tvm_ffi.from_dlpack(array) for array in arrays.values()])
         return arrays
 
-    def check(self, spec, inputs, expected, tolerance):
-        compare(self.run(spec, inputs), inputs, expected, tolerance)
+    def runs(self, name, case):
+        yield self.run(case.spec, case.inputs)
 
-
-def compare(arrays, inputs, expected, tolerance):
-    """Outputs equal `expected` within `tolerance` of its largest magnitude; nothing behind them is written."""
-    for role, want in expected.items():
-        got, rest = arrays[role][: want.size], arrays[role][want.size :]
-        if want.dtype == NUMPY_DTYPES["bf16"]:
-            got = got.view(want.dtype)
-        if tolerance == 0 or want.dtype.kind in "iu":
-            np.testing.assert_array_equal(got, want.reshape(-1), err_msg=role)
-        else:
-            error = np.abs(got.astype(np.float64) - want.reshape(-1).astype(np.float64)).max(initial=0)
-            limit = tolerance * max(1e-30, np.abs(want.astype(np.float64)).max(initial=0))
-            assert error <= limit, f"{role}: error {error:.3g} above {limit:.3g}"
-        if role not in inputs:
-            untouched = np.isnan(rest) if rest.dtype.kind == "f" else rest == UNTOUCHED[rest.dtype.kind]
-            assert untouched.all(), f"{role}: written past its rows"
+    def tolerance(self, case):
+        return tolerance_at(self._level, case)

@@ -123,6 +123,27 @@ def test_signals_of_the_parent_are_not_the_childs() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def test_the_job_that_failed_is_told_when_no_other_runs(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def waits() -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    def fails() -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        raise Dsv3cError(text="enough")
+
+    def failed(number: int, error: Exception) -> None:
+        assert str(error) == "enough" and gone(int((tmp_path / "pid").read_text()))
+        told.append(number)
+
+    with pytest.raises(Dsv3cError, match="enough"):
+        in_children([waits, fails], lambda number: None, WHAT, failed)
+    assert told == [1]
+
+
 LEAVING = """
 import ctypes, os
 from pathlib import Path

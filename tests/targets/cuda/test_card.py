@@ -14,12 +14,12 @@ from dsv3c.targets.cuda.toolchains import find_toolchain
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.selection import selected
-from tests.targets.cpu.harness import compare
 from tests.targets.cuda import test_mma
 from tests.targets.cuda.card import Card
 from tests.targets.cuda.fatbin import read_fatbin
-from tests.targets.gpu.op_tests import SUMS, OpTests, exact_forms
+from tests.targets.gpu.op_tests import SUMS, GpuOpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
+from tests.targets.op_tests import compare
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def forms(request):
     return Forms(TestCard.capabilities, selected(request))
 
 
-class TestCard(OpTests):
+class TestCard(GpuOpTests):
     capabilities = exact_forms(CUDA)
 
     @pytest.fixture

@@ -10,7 +10,7 @@ from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import source
 from tests.selection import selected
-from tests.targets.gpu.op_tests import OpTests, exact_forms
+from tests.targets.gpu.op_tests import GpuOpTests, exact_forms
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels, parameters
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
@@ -26,7 +26,7 @@ def library(gpp, forms):
     return cuda_library(source(forms.functions, CUDA))
 
 
-class TestCuda(OpTests):
+class TestCuda(GpuOpTests):
     capabilities = exact_forms(capabilities.CUDA)
 
     @pytest.fixture

@@ -17,11 +17,11 @@ from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.source import source
-from tests.targets.cpu.harness import compare
 from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
+from tests.targets.op_tests import compare
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K

@@ -13,7 +13,7 @@ from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.source import source
-from tests.targets.cpu.test_attention_kernels import absorbed_case, slots_of, softmax
+from tests.targets.cases.attention import absorbed_case, slots_of, softmax
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS

@@ -9,9 +9,9 @@ from dsv3c.compiler.formats.quant import QTensor, QuantSpec
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.kernels.frame import Rows
-from tests.targets.cpu.test_attention_kernels import materialized_case
-from tests.targets.cpu.test_dense_kernels import control, linear_case, normal
-from tests.targets.cpu.test_moe_kernels import moe_case
+from tests.targets.cases.attention import materialized_case
+from tests.targets.cases.dense import control, linear_case, normal
+from tests.targets.cases.moe import moe_case
 
 
 def every_code_case():

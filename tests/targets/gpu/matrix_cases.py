@@ -8,8 +8,8 @@ from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeGateUp
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.gpu.kernels import stages
-from tests.targets.cpu.test_dense_kernels import control, normal
-from tests.targets.cpu.test_moe_kernels import moe_case, order_of, some_ids, stored_weight
+from tests.targets.cases.dense import control, normal
+from tests.targets.cases.moe import moe_case, order_of, some_ids, stored_weight
 from tests.targets.gpu.op_tests import with_float_activations
 
 BOUND = 130

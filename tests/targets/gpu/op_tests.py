@@ -1,11 +1,13 @@
 """Tests of the GPU kernels for every GPU target: what the CPU kernels' tests expect, with float32 activations.
 
-A target's tests subclass `OpTests` with the `capabilities` whose forms are run, and a fixture `runner`: a function
+A target's tests subclass `GpuOpTests` with the `capabilities` whose forms are run, and a fixture `runner`: a function
 (name, kernel, arrays, grid), which runs a PrimFunc on the operands `arrays`, flat and in order, and leaves their new
 contents in them; grid: workgroups (x, y, z).
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -19,17 +21,18 @@ from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_3
 from dsv3c.targets.gpu.kernels import operands, stages, supports, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
-from tests.targets.cpu.harness import aligned, compare
-from tests.targets.cpu.test_attention_kernels import CASES as ATTENTION
-from tests.targets.cpu.test_attention_kernels import F32, attend, filled_cache, materialized_case, normal, place
-from tests.targets.cpu.test_dense_kernels import CASES as DENSE
-from tests.targets.cpu.test_dense_kernels import control as control_of
-from tests.targets.cpu.test_dense_kernels import dequantized
-from tests.targets.cpu.test_moe_kernels import CASES as MOE
-from tests.targets.cpu.test_moe_kernels import moe_case, router_case
+from tests.targets.cases.attention import CASES as ATTENTION
+from tests.targets.cases.attention import F32, attend, filled_cache, materialized_case, normal, place
+from tests.targets.cases.dense import CASES as DENSE
+from tests.targets.cases.dense import control as control_of
+from tests.targets.cases.dense import dequantized
+from tests.targets.cases.moe import CASES as MOE
+from tests.targets.cases.moe import moe_case, router_case
 from tests.targets.gpu.fp8_cases import CASES as FP8
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
+from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
+DTYPES = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}
 SUMMED = {"x", "q_latent"}
 SUMS = 1e-5  # sums of K products are added in another order than the expected ones
 
@@ -98,15 +101,8 @@ def with_float_activations(inputs, spec):
 
 def arguments(kernels, inputs):
     """The operands of all kernels by role in their own types; what no input fills has values that none writes."""
-    arrays = {}
-    for operand in dict.fromkeys(operand for kernel in kernels for operand in operands(kernel)):
-        dtype = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}.get(operand.dtype, np.uint8)
-        given = inputs.get(operand.role)
-        array = aligned(given.size if operand.size is None else operand.size, dtype)
-        if given is not None:
-            array[: given.size] = np.ascontiguousarray(given).reshape(-1).view(dtype)
-        arrays[operand.role] = array
-    return arrays
+    listed = dict.fromkeys(operand for kernel in kernels for operand in operands(kernel))
+    return filled(listed, inputs, lambda dtype: DTYPES.get(dtype, np.uint8))
 
 
 def groups(extent, control):
@@ -158,45 +154,57 @@ def parts(whole):
     return tuple(Part(whole, first, min(each, total - first)) for first in range(0, total, each))
 
 
-class OpTests:
-    """Subclass it as `Test<Target>` with a fixture `runner`."""
+@dataclass(frozen=True)
+class Launches:
+    """runner: as the module says. capabilities: whose forms are run."""
 
-    capabilities = NOTHING
+    runner: Callable[..., None]
+    capabilities: Capabilities
 
-    def pytest_generate_tests(self, metafunc):
-        """`test_matches_numpy` for every case; what runs no further form of a kernel is for `make test-all`."""
-        if metafunc.function.__name__ == "test_matches_numpy":
-            first = telling(self.capabilities)
-            repeated = (pytest.param(name, marks=pytest.mark.thorough) for name in CASES if name not in first)
-            metafunc.parametrize("name", [*first, *repeated])
-
-    def test_matches_numpy(self, name, runner):
-        """Every form that may serve the rows of the case, so that the one for many is tried with few, too."""
-        spec, inputs, expected, tolerance = CASES[name]
-        inputs, kernels = with_float_activations(inputs, spec), stages(spec)
+    def runs(self, name, case):
+        """Operands after all stages of an operation, each in the form that serves the case, and in those for more."""
+        inputs, kernels = with_float_activations(case.inputs, case.spec), stages(case.spec)
         control = inputs["control"]
         forms = [chosen(kernel, control, self.capabilities) for kernel in kernels]
         for number in range(max(map(len, forms))):
             arrays = arguments(kernels, inputs)
             for kernel, possible in zip(kernels, forms, strict=True):
                 form = possible[min(number, len(possible) - 1)]
-                grid = [groups(extent, control) for extent in form.grid]
-                used = [arrays[operand.role] for operand in operands(kernel)]
-                runner(name, form.build(), used, (*grid, *[1] * (3 - len(grid))))
-            compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
+                self.launch(name, form, [arrays[operand.role] for operand in operands(kernel)], control)
+            yield arrays
+
+    def launch(self, name, form, used, control):
+        grid = [groups(extent, control) for extent in form.grid]
+        self.runner(name, form.build(), used, (*grid, *[1] * (3 - len(grid))))
+
+    def tolerance(self, case):
+        summed = SUMMED & with_float_activations(case.inputs, case.spec).keys()
+        return max(case.tolerance, SUMS) if summed else case.tolerance
+
+
+class GpuOpTests(OpTests):
+    """Subclass it as `Test<Target>` with a fixture `runner`."""
+
+    cases = CASES
+    capabilities = NOTHING
+
+    @pytest.fixture
+    def backend(self, runner):
+        return Launches(runner, self.capabilities)
+
+    def always(self):
+        return telling(self.capabilities)
 
     @pytest.mark.parametrize("name", PARTED)
-    def test_parts_of_a_weight_give_together_what_the_whole_gives(self, name, runner):
+    def test_parts_of_a_weight_give_together_what_the_whole_gives(self, name, backend):
         """Cut into three parts, in every form: what no part writes fails the comparison."""
-        spec, inputs, expected, tolerance = CASES[name]
-        inputs, (whole, *rest) = with_float_activations(inputs, spec), stages(spec)
+        case = Case(*CASES[name])
+        inputs, (whole, *rest) = with_float_activations(case.inputs, case.spec), stages(case.spec)
         role, total, control = weight_role(whole), units(whole), inputs["control"]
         for number in range(len(chosen(whole, control, self.capabilities))):
             arrays = arguments((whole, *rest), inputs)
             for kernel in (*parts(whole), *rest):
                 forms = chosen(kernel, control, self.capabilities)
-                form = forms[min(number, len(forms) - 1)]
-                grid = [groups(extent, control) for extent in form.grid]
                 used = []
                 for operand in operands(kernel):
                     array = arrays[operand.role]
@@ -204,8 +212,8 @@ class OpTests:
                         first = array.size // total * kernel.first
                         array = aligned_copy(array[first : first + operand.size])
                     used.append(array)
-                runner(name, form.build(), used, (*grid, *[1] * (3 - len(grid))))
-            compare(arrays, inputs, expected, max(tolerance, SUMS) if SUMMED & inputs.keys() else tolerance)
+                backend.launch(name, forms[min(number, len(forms) - 1)], used, control)
+            compare(arrays, inputs, case.expected, backend.tolerance(case))
 
     def test_every_form_of_every_kernel_is_run_by_some_case(self):
         """By kind of kernel, the bits of its weight, and the rows that a form is for and what it requires."""

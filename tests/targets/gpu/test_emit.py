@@ -13,15 +13,20 @@ import pytest
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import required_tensors
+from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
 from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.plan import Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.dispatch import Steps, parse_dispatches
+from dsv3c.targets.calls.elementwise import Swiglu
+from dsv3c.targets.calls.spec_text import parse_spec
 from dsv3c.targets.gpu.emit import MOST_BINDING, Backend, emit
+from dsv3c.targets.gpu.kernels import SPECS
 from dsv3c.targets.gpu.lower import WeightTooLarge
 from dsv3c.targets.vulkan import LEAST_RANGE
+from dsv3c.targets.vulkan.spirv import ShaderInvalid
 from tests.conftest import BUNDLED_MODEL
 from tests.selection import shortlist
 
@@ -138,3 +143,19 @@ def test_deepseek_v3_stays_within_the_limits_that_every_vulkan_device_has(quant:
 def test_a_single_piece_above_the_limit_is_refused() -> None:
     with pytest.raises(WeightTooLarge, match="in one piece, devices of this target bind 1000 at once"):
         emitted("int4-g32", 1000)
+
+
+def test_the_kernel_that_is_not_compiled_is_found_among_all(tmp_path: Path) -> None:
+    def refuse_swiglu(functions: Mapping[str, Callable[[], Any]], folder: Path, advance: Callable[[int], None]) -> None:
+        if any(name.startswith("swiglu") for name in functions):
+            raise ShaderInvalid(program="p", name="n", output="o")
+
+    source = Checkpoint.open(BUNDLED_MODEL)
+    options = CompileOptions(target="vulkan", quant="int8")
+    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("vulkan"))
+    emission = emit(lowered.entries, lowered.bounds, Backend(refuse_swiglu))
+    with pytest.raises(ShaderInvalid) as caught:
+        emission.write_kernels(tmp_path / "kernels", lambda count: None)
+    kernel = failed_kernel(caught.value)
+    assert kernel is not None and kernel.level == ""
+    assert isinstance(parse_spec(kernel.spec, SPECS), Swiglu)

@@ -15,13 +15,13 @@ import pytest
 from dsv3c.targets.gpu.source import source
 from dsv3c.targets.metal import capabilities
 from dsv3c.targets.metal.dialect import METAL
-from tests.targets.gpu.op_tests import CASES, PARTED, OpTests, exact_forms
+from tests.targets.gpu.op_tests import CASES, PARTED, GpuOpTests, Launches, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
 
 
-class _Tests(OpTests):
+class _Tests(GpuOpTests):
     capabilities = exact_forms(capabilities.METAL)
 
 
@@ -61,7 +61,7 @@ class Mutants:
             self._library.run(name, arrays, grid, *chosen(name))
 
         test, name = case
-        test(name, runner)
+        test(name, Launches(runner, _Tests.capabilities))
 
     def missed_by(self, barrier):
         """(order, (test, its case)) in which the barrier is missed, None if there is none."""

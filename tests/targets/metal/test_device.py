@@ -22,8 +22,9 @@ from dsv3c.runtime.errors import (
     LibraryInvalid,
     ManifestInvalid,
 )
+from dsv3c.targets.gpu.capabilities import NOTHING
 from tests.device.metal import Runner
-from tests.targets.gpu.op_tests import OpTests
+from tests.targets.gpu.op_tests import GpuOpTests, Launches
 from tests.targets.gpu.shim.library import ShimFault
 from tests.targets.metal import loader
 
@@ -195,7 +196,7 @@ def test_a_gpu_of_this_cpu_has_its_memory(modules, open_cpu):
 @pytest.mark.parametrize("case", ["linear-int4-g32-asym-t5-n15-k31", "rope-table", "absorbed-f32-c15-h5"])
 def test_the_runner_of_a_real_gpu_runs_kernels(case, modules, open_cpu, tmp_path):
     """It is there for Macs; here it drives the shim."""
-    OpTests().test_matches_numpy(case, Runner(open_cpu(None), tmp_path).run)
+    GpuOpTests().test_matches_numpy(case, Launches(Runner(open_cpu(None), tmp_path).run, NOTHING))
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it runs for minutes")

@@ -6,7 +6,7 @@ from dsv3c.targets.gpu.source import source
 from dsv3c.targets.metal import capabilities
 from dsv3c.targets.metal.dialect import METAL
 from tests.selection import selected
-from tests.targets.gpu.op_tests import OpTests, exact_forms
+from tests.targets.gpu.op_tests import GpuOpTests, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.gpu.shim.metal import metal_library
@@ -22,7 +22,7 @@ def library(gpp, forms):
     return metal_library(source(forms.functions, METAL))
 
 
-class TestMetal(OpTests):
+class TestMetal(GpuOpTests):
     capabilities = exact_forms(capabilities.METAL)
 
     @pytest.fixture(params=["forward", "reverse"])  # `make barriers` looks for races besides

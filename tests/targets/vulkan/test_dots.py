@@ -26,12 +26,12 @@ from dsv3c.targets.vulkan import dots
 from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl
-from tests.targets.cpu.harness import compare
-from tests.targets.cpu.test_dense_kernels import normal
+from tests.targets.cases.dense import normal
 from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product, spread
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
+from tests.targets.op_tests import compare
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")

@@ -9,11 +9,11 @@ from dsv3c.targets.gpu.kernels.frame import Extent, Rows
 from dsv3c.targets.vulkan.capabilities import VULKAN
 from dsv3c.targets.vulkan.glsl import print_kernel
 from dsv3c.targets.vulkan.spirv import compile_glsl, find_matrix_compiler
-from tests.targets.gpu.op_tests import CASES, OpTests, exact_forms, groups
+from tests.targets.gpu.op_tests import CASES, GpuOpTests, exact_forms, groups
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 
-class TestVulkan(OpTests):
+class TestVulkan(GpuOpTests):
     capabilities = exact_forms(VULKAN)
 
     @pytest.fixture

@@ -9,7 +9,7 @@ from tests.targets.gpu.op_tests import CASES, PARTED, parts
 class Forms:
     """functions: the PrimFunc of each form by a name of its own; forms of several specs that are equal are one.
 
-    kinds: by that name, the type of the kernel and the place of the form among its forms. capabilities: as OpTests has.
+    kinds: by that name, the type of the kernel and the place of the form among its forms. capabilities: as GpuOpTests.
     names: of the cases that are run.
     """
 

@@ -1,0 +1,74 @@
+"""A kernel that is not built is named in the error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3c import targets
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core.blame import failed_kernel
+from dsv3c.compiler.core.target import Emission
+from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.errors import Dsv3cError, NoRoomError
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.targets.calls.elementwise import Swiglu
+from dsv3c.targets.calls.spec_text import parse_spec
+from dsv3c.targets.cpu import emit
+from dsv3c.targets.cpu.children import JobDied
+from dsv3c.targets.cpu.kernels import SPECS
+from dsv3c.targets.x86.levels import LEVELS
+from tests.checkpoints import tiny_config, write_checkpoint
+
+
+@pytest.fixture
+def emission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Emission:
+    """Of a tiny model, for one level; no kernel has a body."""
+    write_checkpoint(tmp_path / "tiny", tiny_config())
+    source = Checkpoint.open(tmp_path / "tiny")
+    lowered = pipeline.lower(source.config, source.shapes, CompileOptions(max_tokens=8), targets.get("x86"))
+    monkeypatch.setattr(emit, "build", lambda spec, level: spec)
+    monkeypatch.setattr(emit, "compiled_once", lambda levels, built: [emit.Unit(LEVELS[0], (LEVELS[0],), built[0])])
+    return emit.emit(lowered.entries, lowered.bounds, LEVELS[:1])
+
+
+def dies(functions: Mapping[str, Any]) -> None:
+    os._exit(3)
+
+
+def lacks_room(functions: Mapping[str, Any]) -> None:
+    raise NoRoomError(path="x", reason="full")
+
+
+def together(functions: Mapping[str, Any]) -> None:
+    if len(functions) > 1:
+        os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("does", "error", "found"), [(dies, JobDied, True), (lacks_room, NoRoomError, False), (together, JobDied, False)]
+)
+def test_the_kernel_that_ends_the_process_is_found_among_those_compiled_with_it(
+    does: Callable[[Mapping[str, Any]], None],
+    error: type[Dsv3cError],
+    found: bool,
+    emission: Emission,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def compile_object(functions: Mapping[str, Any], level: object, path: Path) -> None:
+        if any(isinstance(spec, Swiglu) for spec in functions.values()):
+            does(functions)
+
+    monkeypatch.setattr(emit, "compile_object", compile_object)
+    with pytest.raises(error) as caught:
+        emission.write_kernels(tmp_path / "kernels", lambda count: None)
+    kernel = failed_kernel(caught.value)
+    assert (kernel is not None) is found
+    if kernel is not None:
+        assert kernel.level == LEVELS[0].name
+        assert isinstance(parse_spec(kernel.spec, SPECS), Swiglu)
