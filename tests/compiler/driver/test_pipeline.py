@@ -315,7 +315,7 @@ def test_a_compilation_writes_the_whole_artifact(tiny: Path, tmp_path: Path, fak
     assert manifest == json.loads(json.dumps(report.manifest)) | {"files": manifest["files"]}
     assert manifest["files"].keys() == set(files) - {"manifest.json"}
     assert manifest["files"]["weights.safetensors"]["size"] == manifest["memory"]["weights_bytes"]
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["model"]["name"] == manifest["source"]["name"] == "tiny"
     assert manifest["model"]["hidden_size"] == 64
     assert manifest["source"]["files"].keys() == {"config.json", "model.safetensors"}
