@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"  # of both distributions; their pyproject.toml read it from here
+__version__ = "0.2.0"  # of both distributions; their pyproject.toml read it from here
 
 if TYPE_CHECKING:
     from dsv3c.runtime.model import Model

@@ -14,6 +14,7 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
+from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, Entry, Place, Planned, Target
@@ -45,8 +46,6 @@ from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 
 EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
-CACHE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 class Progress(Protocol):
@@ -93,12 +92,20 @@ class CompileReport:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The entries after all passes, what the passes did, the bounds of one step, the cache's element type."""
+    """The entries after all passes, what the passes did, the bounds of one step."""
 
     entries: Mapping[str, Entry]
     rewrites: Mapping[str, Mapping[str, int]]
     bounds: Mapping[str, int]
-    cache_dtype: str
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return caches_of(entry.graph for entry in self.entries.values())
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Of all caches together."""
+        return sum(cache.slot_bytes for cache in self.caches)
 
 
 def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
@@ -158,7 +165,7 @@ def compile_checkpoint(
     _check_extras(options, emission, checkpoint)
     left = artifact.sweep(destination)
     with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
-        plan = whole_plan(source.config, lowered, planned, emission.dispatches)
+        plan = whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
@@ -252,11 +259,11 @@ def lower(
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
         entries[name], rewrites[name] = Entry(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds, cache_dtype)
+    return Lowered(entries, rewrites, bounds)
 
 
 def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
-    """The element type of the cache. Raises BadOptionError for one asked for that the target does not have."""
+    """The element type of latent rows. Raises BadOptionError for one asked for that the target does not have."""
     wanted = options.resolved_cache_dtype
     if wanted in target.cache_dtypes:
         return wanted
@@ -264,15 +271,6 @@ def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
         return target.cache_dtypes[0]
     expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
     raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
-
-
-def n_caches(config: ModelConfig) -> int:
-    """Layers that keep latent rows: one MTP layer at most is compiled."""
-    return config.num_hidden_layers + min(1, config.num_nextn_predict_layers)
-
-
-def cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
-    return n_caches(config) * config.latent_dim * CACHE_BYTES[cache_dtype]
 
 
 def materialize_from(config: ModelConfig) -> int:
@@ -333,20 +331,11 @@ def _places(file: weights.WeightFile) -> dict[str, Place]:
     return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
 
 
-def whole_plan(config: ModelConfig, lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:
+def whole_plan(lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:
     """The plan of the artifact: what the target planned, how kernels are launched, and what the compiler knows."""
-    return Plan(
-        Bounds(**lowered.bounds),
-        PAGE_SIZE,
-        planned.arena_bytes,
-        config.latent_dim,
-        CACHE_DTYPES[lowered.cache_dtype],
-        n_caches(config),
-        planned.buffers,
-        planned.entries,
-        planned.costs,
-        dispatches,
-    )
+    bounds = Bounds(**lowered.bounds)
+    sizes = (bounds, PAGE_SIZE, planned.arena_bytes)
+    return Plan(*sizes, planned.buffers, planned.entries, planned.costs, dispatches)
 
 
 def _manifest(
@@ -367,13 +356,13 @@ def _manifest(
             "weights": options.quant,
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
-            "cache": plan.cache_dtype,
+            "cache": " + ".join(dict.fromkeys(cache.dtype for cache in lowered.caches)),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {
             "weights_bytes": file.nbytes,
             "arena_bytes": plan.arena_bytes,
-            "cache_bytes_per_token": cache_bytes_per_token(source.config, lowered.cache_dtype),
+            "cache_bytes_per_token": lowered.cache_bytes_per_token,
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),

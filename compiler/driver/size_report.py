@@ -73,7 +73,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     return PlanReport(
         parts=model_parts(config, file),
         weight_bytes=file.nbytes,
-        cache_bytes=slots * pipeline.cache_bytes_per_token(config, lowered.cache_dtype),
+        cache_bytes=slots * lowered.cache_bytes_per_token,
         arena_bytes=planned.arena_bytes,
         context=tokens,
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,

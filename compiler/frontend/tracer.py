@@ -6,20 +6,22 @@ from collections.abc import Mapping
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.caches import SLOTS, cache_name
 from dsv3c.compiler.core.ir import Dim, Graph, TensorType, Value
+from dsv3c.compiler.core.storage import memory_owner
 from dsv3c.compiler.frontend import model
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def trace(config: ModelConfig, shapes: Shapes, page_size: int, cache_dtype: str = "f32") -> Graph:
-    """The main model as graph `step`: results logits, hidden, and one written cache per layer.
+    """The main model as graph `step`: results logits, hidden, and the written caches under their own names.
 
     shapes: the logical tensors of the checkpoint, stacked experts under their `*` name.
     """
     step, weight, op = _step(page_size), _params(shapes), ops.Recorder()
     caches = [_cache(config, layer, cache_dtype) for layer in range(config.num_hidden_layers)]
-    return _graph("step", model.forward(op, config, weight, step, caches), first_layer=0)
+    return _graph("step", model.forward(op, config, weight, step, caches))
 
 
 def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, cache_dtype: str = "f32") -> Graph:
@@ -28,11 +30,11 @@ def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, c
     hidden = ops.leaf("input", "hidden", TensorType("f32", ("T", config.hidden_size)))
     cache = _cache(config, layer, cache_dtype)
     output = model.forward_mtp(ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, cache)
-    return _graph("mtp", output, first_layer=layer)
+    return _graph("mtp", output)
 
 
-def _graph(name: str, output: model.Output, first_layer: int) -> Graph:
-    caches = ((f"cache.{first_layer + index}", cache) for index, cache in enumerate(output.caches))
+def _graph(name: str, output: model.Output) -> Graph:
+    caches = ((str(memory_owner(cache).attrs["name"]), cache) for cache in output.caches)
     return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *caches))
 
 
@@ -45,7 +47,8 @@ def _step(page_size: int) -> model.Step:
 
 
 def _cache(config: ModelConfig, layer: int, dtype: str) -> Value:
-    return ops.leaf("input", f"cache.{layer}", TensorType(dtype, ("N", config.latent_dim)))
+    """The latent rows of a layer."""
+    return ops.leaf("input", cache_name(layer), TensorType(dtype, (SLOTS, config.latent_dim)))
 
 
 def _params(shapes: Shapes) -> model.Weights:

@@ -32,7 +32,7 @@ from dsv3c.runtime.errors import (
     WeightsInvalid,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"

@@ -7,6 +7,7 @@ be mapped, allocated or run before this module has accepted it. The compiler bui
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.weights import ALIGNMENT, Tensor
 from dsv3c.runtime.errors import FormatNewer, PlanInvalid
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 CONTROL_SIZE = 16
 DRAW_WORDS = 8  # of a row of the input `sampling`
 ELEMENT_BYTES: Mapping[str, int] = {
@@ -38,6 +39,9 @@ _KINDS = ("input", "cache", "arena", "weight")
 _COUNTED = {"T": "tokens", "R": "rows"}
 _ROWS = {"logits": "R", "token": "R", "hidden": "T"}  # as a session reads them
 Call = tuple[str, tuple[int, ...]]  # a kernel's name, the indices of its buffers
+_CACHE_NAME = re.compile(r"cache\.(0|[1-9][0-9]{0,5})(\.[a-z][a-z0-9_]*)?")
+_MOST_WIDTH = 2**20
+_MOST_SLOT_BYTES = 2**30  # of all caches: with 2**31 slots, sizes are far below 64 bits
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Buffer:
     """One flat buffer. `size` counts elements (0 for a cache, whose size is chosen at load).
 
     offset: bytes from the start of the arena, or of the tensor of which a weight is a part. parted: whether a weight is
-    but a part of its tensor.
+    but a part of its tensor. width: of a cache, elements of a slot, in which one token has its row; each cache has its
+    own. A cache is called cache.LAYER or, if it is a further one of its layer, cache.LAYER.PART.
     """
 
     name: str
@@ -73,19 +78,30 @@ class Buffer:
     offset: int = 0
     tensor: str = ""
     parted: bool = False
+    width: int = 0
 
     @property
     def bytes(self) -> int:
         return self.size * ELEMENT_BYTES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
-        stated: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        stated: dict[str, Any] = {"name": self.name, "kind": self.kind, "dtype": self.dtype}
         if self.kind == "cache":
-            return stated
-        stated |= {"dtype": self.dtype, "size": self.size}
+            return stated | {"width": self.width}
+        stated["size"] = self.size
         if self.kind == "weight":
             stated["tensor"] = self.tensor
         return stated | ({"offset": self.offset} if self.kind == "arena" or self.parted else {})
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes one token takes in this cache."""
+        return self.width * ELEMENT_BYTES[self.dtype]
+
+    @property
+    def layer(self) -> int:
+        """The layer whose cache this is."""
+        return int(self.name.split(".")[1])
 
 
 @dataclass(frozen=True)
@@ -167,9 +183,6 @@ class Plan:
     bounds: Bounds
     page_size: int
     arena_bytes: int
-    latent_dim: int
-    cache_dtype: str
-    n_caches: int
     buffers: tuple[Buffer, ...]
     entries: Mapping[str, Entry]
     costs: Mapping[str, Cost] | None = None
@@ -190,9 +203,14 @@ class Plan:
         return self.buffers[output.buffer].bytes // output.count(self.bounds.T, self.bounds.R)
 
     @property
+    def caches(self) -> tuple[Buffer, ...]:
+        """The caches, in the order of the buffers. A page of a sequence holds the same tokens in all of them."""
+        return tuple(buffer for buffer in self.buffers if buffer.kind == "cache")
+
+    @property
     def slot_bytes(self) -> int:
         """Bytes one token takes in all caches together."""
-        return self.n_caches * self.latent_dim * ELEMENT_BYTES[self.cache_dtype]
+        return sum(cache.slot_bytes for cache in self.caches)
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -200,9 +218,6 @@ class Plan:
             "version": PLAN_VERSION,
             "bounds": self.bounds.to_json(),
             "page_size": self.page_size,
-            "latent_dim": self.latent_dim,
-            "cache_dtype": self.cache_dtype,
-            "n_caches": self.n_caches,
             "arena_bytes": self.arena_bytes,
             "buffers": [buffer.to_json() for buffer in self.buffers],
             "entries": {name: entry.to_json() for name, entry in self.entries.items() if entry.base is None},
@@ -222,32 +237,27 @@ def parse_plan(content: Any, tensors: Mapping[str, Tensor], vocab_size: int, pat
     if version > PLAN_VERSION:
         raise FormatNewer(path=path, found=version, known=PLAN_VERSION, writer="unknown")
     bounds = _bounds(fields.object("bounds"))
-    cache_dtype = fields.string("cache_dtype")
-    if cache_dtype not in ("float32", "bfloat16", "float16"):
-        raise fields.fail("cache_dtype", f"{cache_dtype!r} is unknown")
     arena_bytes = fields.integer("arena_bytes", 0, 2**44)
-    n_caches = fields.integer("n_caches", 1, 2**16)
-    buffers = tuple(
-        _buffer(Fields(value, f"buffers[{i}]", PlanInvalid), arena_bytes, cache_dtype, tensors)
-        for i, value in enumerate(fields.list("buffers"))
-    )
+    listed = [Fields(value, f"buffers[{i}]", PlanInvalid) for i, value in enumerate(fields.list("buffers"))]
+    if version == 1:
+        listed = _with_caches_of_version_1(fields, listed)
+    buffers = tuple(_buffer(buffer, arena_bytes, tensors) for buffer in listed)
     page_size = fields.integer("page_size", 1, 2**16)
     if bounds.P * page_size > 2**31 - 1:
         raise fields.fail("page_size", "a sequence would hold more tokens than a 32-bit position can count")
     _check_inputs(buffers, bounds)
-    _check_caches(buffers, n_caches)
+    _check_caches(buffers)
     entries = fields.object("entries")
     parsed = {name: _entry(name, entries.object(name), buffers, bounds, vocab_size) for name in entries.value}
     if "sampling" in fields.value:
         parsed |= _drawn(fields.object("sampling"), parsed, buffers, bounds)
     if not {"decode", "prefill"} & parsed.keys():
         raise fields.fail("entries", "has neither `decode` nor `prefill`")
-    latent_dim = fields.integer("latent_dim", 1, 2**20)
+    _check_cache_operands(parsed, buffers)
     frozen = MappingProxyType(parsed)
     costs = _costs(fields.object("costs")) if "costs" in fields.value else None
     dispatches = parse_table(fields, _operands(parsed)) if "dispatches" in fields.value else None
-    sizes = (bounds, page_size, arena_bytes, latent_dim, cache_dtype, n_caches)
-    return Plan(*sizes, buffers, frozen, costs, dispatches)
+    return Plan(bounds, page_size, arena_bytes, buffers, frozen, costs, dispatches)
 
 
 def _operands(entries: Mapping[str, Entry]) -> dict[str, int]:
@@ -262,6 +272,20 @@ def _operands(entries: Mapping[str, Entry]) -> dict[str, int]:
     return counts
 
 
+def _with_caches_of_version_1(plan: Fields, buffers: list[Fields]) -> list[Fields]:
+    """The buffers as version 2 lists them: version 1 had one width and one element type for the caches of all layers,
+    which were cache.0 to the last."""
+    count = plan.integer("n_caches", 1, 2**16)
+    common = {"dtype": plan.string("cache_dtype"), "width": plan.integer("latent_dim", 1, _MOST_WIDTH)}
+    if common["dtype"] not in ("float32", "bfloat16", "float16"):
+        raise plan.fail("cache_dtype", f"{common['dtype']!r} is unknown")
+    caches = {i: fields for i, fields in enumerate(buffers) if fields.value.get("kind") == "cache"}
+    if sorted(fields.string("name") for fields in caches.values()) != sorted(f"cache.{i}" for i in range(count)):
+        raise PlanInvalid(where="buffers", reason=f"caches must be cache.0 to cache.{count - 1}, each once")
+    whole = {i: Fields({**fields.value, **common}, fields.where, fields.fault) for i, fields in caches.items()}
+    return [whole.get(i, fields) for i, fields in enumerate(buffers)]
+
+
 def _costs(fields: Fields) -> Mapping[str, Cost]:
     return MappingProxyType({kernel: parse_cost(fields.object(kernel)) for kernel in fields.value})
 
@@ -273,15 +297,17 @@ def _bounds(fields: Fields) -> Bounds:
     return bounds
 
 
-def _buffer(fields: Fields, arena_bytes: int, cache_dtype: str, tensors: Mapping[str, Tensor]) -> Buffer:
+def _buffer(fields: Fields, arena_bytes: int, tensors: Mapping[str, Tensor]) -> Buffer:
     name, kind = fields.string("name"), fields.string("kind")
     if kind not in _KINDS:
         raise fields.fail("kind", f"{kind!r} is not one of {', '.join(_KINDS)}")
-    if kind == "cache":
-        return Buffer(name, kind, cache_dtype, 0)
     dtype = fields.string("dtype")
     if dtype not in ELEMENT_BYTES:
         raise fields.fail("dtype", f"{dtype!r} is unknown")
+    if kind == "cache":
+        if not _CACHE_NAME.fullmatch(name):
+            raise fields.fail("name", f"{name!r} is not cache.LAYER or cache.LAYER.PART")
+        return Buffer(name, kind, dtype, 0, width=fields.integer("width", 1, _MOST_WIDTH))
     size = fields.integer("size", 1, 2**44)
     if kind == "input":
         return Buffer(name, kind, dtype, size)
@@ -334,10 +360,34 @@ def _check_inputs(buffers: tuple[Buffer, ...], bounds: Bounds) -> None:
             )
 
 
-def _check_caches(buffers: tuple[Buffer, ...], n_caches: int) -> None:
-    names = sorted(buffer.name for buffer in buffers if buffer.kind == "cache")
-    if names != sorted(f"cache.{i}" for i in range(n_caches)):
-        raise PlanInvalid(where="buffers", reason=f"caches must be cache.0 to cache.{n_caches - 1}, each once")
+def _check_caches(buffers: tuple[Buffer, ...]) -> None:
+    caches = [buffer for buffer in buffers if buffer.kind == "cache"]
+    if not caches:
+        raise PlanInvalid(where="buffers", reason="none of them is a cache")
+    if len({cache.name for cache in caches}) != len(caches):
+        raise PlanInvalid(where="buffers", reason="two caches have the same name")
+    slot_bytes = sum(cache.slot_bytes for cache in caches)
+    if slot_bytes > _MOST_SLOT_BYTES:
+        reason = f"a token takes {slot_bytes} bytes in all caches, it must take {_MOST_SLOT_BYTES} at most"
+        raise PlanInvalid(where="buffers", reason=reason)
+
+
+def _check_cache_operands(entries: Mapping[str, Entry], buffers: tuple[Buffer, ...]) -> None:
+    """A kernel is compiled for caches of one width and type, and finds out neither of them when it is called."""
+    calls = (call for entry in entries.values() for call in entry.calls)
+    operands = ((kernel, place, buffers[index]) for kernel, indices in calls for place, index in enumerate(indices))
+    seen: dict[tuple[str, int], Buffer] = {}
+    for kernel, place, found in operands:
+        other = seen.setdefault((kernel, place), found)
+        if _cache_rows(found) != _cache_rows(other):
+            is_one, is_other = (f"{buffer.name}{_cache_rows(buffer)}" for buffer in (found, other))
+            reason = f"operand {place} is {is_one} in one call, {is_other} in another"
+            raise PlanInvalid(where=f"entries: the kernel {kernel}", reason=reason)
+
+
+def _cache_rows(buffer: Buffer) -> str:
+    """What is alike in all caches that a kernel can be called with; of other buffers nothing."""
+    return f" ({buffer.width} x {buffer.dtype})" if buffer.kind == "cache" else ""
 
 
 def _drawn(

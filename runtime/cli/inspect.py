@@ -81,6 +81,10 @@ def describe_artifact(folder: Path) -> dict[str, Any]:
         "dsv3c_version": artifact.manifest.dsv3c_version,
         "bounds": {"tokens": plan.bounds.T, "rows": plan.bounds.R, "sequences": plan.bounds.S, "context": plan.context},
         "buffers": kinds,
+        "caches": [
+            {"name": cache.name, "dtype": cache.dtype, "width": cache.width, "bytes_per_token": cache.slot_bytes}
+            for cache in plan.caches
+        ],
         "cache_bytes_per_token": plan.slot_bytes,
         "kernel_calls": counts,
         "files": {name: entry.size for name, entry in artifact.manifest.files.items()},
@@ -115,6 +119,8 @@ def _tell_artifact(report: dict[str, Any]) -> None:
     buffers = report["buffers"].items()
     sizes = {kind: size(of["bytes"]) for kind, of in report["buffers"].items()}
     sizes["cache"] = f"{size(report['cache_bytes_per_token'])} a token, {bounds['context']} tokens a sequence at most"
+    rows = Counter(f"{cache['width']} x {cache['dtype']}" for cache in report["caches"])
+    sizes["cache"] += ": " + ", ".join(f"{count} of {row}" for row, count in rows.items())
     section("buffers", [(kind, f"{of['buffers']} buffers", sizes[kind]) for kind, of in buffers])
     for entry, calls in report["kernel_calls"].items():
         section(f"kernel calls of {entry}: {sum(calls.values())}", _by_operation(calls))

@@ -46,9 +46,9 @@ def require_countable(device: str, plan: Plan, slots: int) -> None:
     """Raises DeviceLacks for a buffer with more elements than kernels count, caches of `slots` rows included."""
     for buffer in plan.buffers:
         cache = buffer.kind == "cache"
-        elements = slots * plan.latent_dim if cache else buffer.size
+        elements = slots * buffer.width if cache else buffer.size
         if elements > MOST_ELEMENTS:
-            what = "a layer's cache" if cache else f"the buffer {buffer.name}"
+            what = f"the buffer {buffer.name}"
             less = "lower context or max_batch when loading" if cache else "compile with a lower --max-tokens"
             lacks = f"{what} would have {elements} elements, kernels count up to {MOST_ELEMENTS}"
             raise DeviceLacks(device=device, lacks=lacks, hint_text=less)

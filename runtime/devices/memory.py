@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.jsonfile import open_regular
+from dsv3c.runtime.artifact.plan import Buffer
 from dsv3c.runtime.errors import FileSizeWrong, FileUnreadable, MemoryRefused
 
 Bytes = NDArray[np.uint8]
@@ -79,6 +81,15 @@ def typed(data: Bytes, offset: int, dtype: str, size: int) -> NDArray[Any]:
     """Flat view of `size` elements at a byte offset; bfloat16 is viewed as its uint16 bit patterns."""
     element = np.dtype("uint16" if dtype == "bfloat16" else dtype)
     return data[offset : offset + size * element.itemsize].view(element)
+
+
+def cache_offsets(caches: Iterable[Buffer], slots: int, alignment: int) -> tuple[dict[str, int], int]:
+    """Where each cache of `slots` rows begins, by name, one behind the other; and the bytes that all take."""
+    offsets, end = {}, 0
+    for cache in caches:
+        offsets[cache.name] = end
+        end += -(-slots * cache.slot_bytes // alignment) * alignment
+    return offsets, end
 
 
 def huge_page_bytes(address: int, size: int) -> int:

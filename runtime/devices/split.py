@@ -60,17 +60,14 @@ def _upper(entry: Entry, cut: Cut, given: int) -> Entry:
 
 
 def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
-    """The plan with these entries and the buffers they use; its caches are numbered anew."""
+    """The plan with these entries and the buffers they use."""
     used = {index for index, buffer in enumerate(plan.buffers) if buffer.kind == "input"}
     for entry in entries.values():
         used |= {index for _, buffers in entry.calls for index in buffers}
         used |= {output.buffer for output in entry.outputs.values()}
     kept = sorted(used)
     place = {index: number for number, index in enumerate(kept)}
-    caches = [index for index in kept if plan.buffers[index].kind == "cache"]
-    caches.sort(key=lambda index: int(plan.buffers[index].name.removeprefix("cache.")))
-    names = {index: f"cache.{number}" for number, index in enumerate(caches)}
-    buffers = tuple(replace(plan.buffers[index], name=names.get(index, plan.buffers[index].name)) for index in kept)
+    buffers = tuple(plan.buffers[index] for index in kept)
 
     def moved(indices: Mapping[str, int]) -> Mapping[str, int]:
         return MappingProxyType({name: place[index] for name, index in indices.items()})
@@ -81,7 +78,7 @@ def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
         return replace(entry, calls=calls, outputs=MappingProxyType(outputs), inputs=moved(entry.inputs))
 
     renewed = MappingProxyType({name: again(entry) for name, entry in entries.items()})
-    return replace(plan, buffers=buffers, entries=renewed, n_caches=len(caches))
+    return replace(plan, buffers=buffers, entries=renewed)
 
 
 def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artifact, Artifact]:

@@ -1,6 +1,7 @@
-"""Pages of the latent cache: reference-counted, shared between sequences, copied before a shared one is written.
+"""Pages of the caches: reference-counted, shared between sequences, copied before a shared one is written.
 
-The pool hands out page numbers only; the rows behind them live on the device.
+The pool hands out page numbers only; the rows behind them live on the device. A page is the same number in all caches,
+each of which has as many rows for it, of its own width.
 """
 
 from __future__ import annotations

@@ -283,7 +283,8 @@ class Bench:
             self._watch.timed = False
             sequence.truncate(depth)
         title = _test_name(kind, tokens, depth) if kind == "pp" else _test_name("one token of tg", tokens, depth)
-        layers = int(self.artifact.manifest.model.get("num_hidden_layers", self.artifact.plan.n_caches))
+        cached = len({cache.layer for cache in self.artifact.plan.caches})
+        layers = int(self.artifact.manifest.model.get("num_hidden_layers", cached))
         return _summary(self.artifact.plan, title, layers, runs[1:], seconds[1:])
 
     def _runner(self, kind: str) -> Callable[[Sequence, Ints], None]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.cuts import Cut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
@@ -135,7 +136,7 @@ class PlanBuilder:
             calls += made
         outputs = {}
         for result, value in entry.graph.results:
-            if not result.startswith("cache."):
+            if not is_cache(memory_owner(value)):
                 size = components(value.type, self.bounds)[0].size
                 buffer = self.arena(value, Operand(result, value.dtype, size), 0)
                 outputs[result] = plan.Output(buffer, str(value.shape[0]))
@@ -170,7 +171,7 @@ class PlanBuilder:
         owner = memory_owner(source)
         if owner.op == "input":
             return self._input_buffer(owner, operand)
-        stored = components(source.type, {**self.bounds, "N": 1})
+        stored = components(source.type, {**self.bounds, SLOTS: 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
         if is_weight(source, self._weights):
             return self._weight(source, component, operand, lowered.parts.get(role, Part(0, 1)))
@@ -178,9 +179,13 @@ class PlanBuilder:
 
     def _input_buffer(self, owner: Value, operand: Operand) -> int:
         name = str(owner.attrs["name"])
-        if operand.size is None:
-            return self._add(Buffer(name, "cache", _dtype_name(owner.dtype), 0))
-        return self.input(name, _dtype_name(operand.dtype), operand.size)
+        if is_cache(owner):
+            cache = cache_of(owner)
+            buffer = Buffer(name, "cache", cache.dtype, 0, width=cache.width)
+            index = self._add(buffer)
+            assert self.buffers[index] == buffer, f"{name} is another cache in another entry"
+            return index
+        return self.input(name, _dtype_name(operand.dtype), int(operand.size or 0))
 
     def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
         stored = components(recipe.type, {})[component]

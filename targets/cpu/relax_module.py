@@ -21,6 +21,7 @@ import tvm
 from tvm import relax, tirx
 
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, tensor_name
 from dsv3c.compiler.core.target import Entry
@@ -33,16 +34,15 @@ from dsv3c.targets.cpu.kernels.frame import TVM_DTYPES
 from dsv3c.targets.cpu.library import tvm_target
 
 _INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "hidden")
-_CACHE = "cache."
 
 _HEADER = """\
 # One step of the model ({entries}) for {level}: TVM Relax functions over TIR kernels.
 #
-# Every tensor is flat. ../params.json lists for each function its arguments in order (inputs, the cache of each layer,
+# Every tensor is flat. ../params.json lists for each function its arguments in order (inputs, the caches by layer,
 # weights by their names in ../../weights.safetensors) and the tensors of the tuple it returns. control[0] is the number
 # of tokens in this step, control[1] the number of rows whose logits are wanted; no more than that is read of the other
-# inputs, and written of the results. Caches are updated in place; they may have any number of slots, the same in all
-# layers. bfloat16 goes as uint16.
+# inputs, and written of the results. Caches are updated in place; they may have any number of slots, the same in all of
+# them. bfloat16 goes as uint16.
 #
 #     module = tvm.ir.load_json(open("module.json").read())  # or tvm.script.from_source(open("module.py").read())
 #     target = tvm.target.Target(json.load(open("../params.json"))["levels"]["{level}"]["target"])
@@ -126,7 +126,7 @@ class _Function:
         self._kernels = kernels
         self._bounds = bounds
         self._names = names
-        self._cache_size = tirx.Var("cache_size", "int64")
+        self._cache_sizes: dict[int, Any] = {}  # elements of caches, by those of a slot
         self._parameters: dict[Parameter, Any] = {}
         self._stored: dict[Value, dict[str, Any]] = {}  # the variable of each component, by role
         self._weights: dict[Value, bool] = {}
@@ -183,17 +183,21 @@ class _Function:
         return self._parameter(Parameter(name, "weight", _dtype(operand), component.size))
 
     def _input(self, value: Value) -> None:
-        name, (component,) = str(value.attrs["name"]), components(value.type, {**self._bounds, "N": 1})
-        kind = "cache" if name.startswith(_CACHE) else "input"
+        name, (component,) = str(value.attrs["name"]), components(value.type, {**self._bounds, SLOTS: 1})
+        kind = "cache" if is_cache(value) else "input"
         parameter = Parameter(name, kind, TVM_DTYPES[component.dtype], component.size)
         self._stored[value] = {"data": self._parameter(parameter)}
 
     def _parameter(self, parameter: Parameter) -> Any:
         if parameter not in self._parameters:
             name = re.sub(r"\W+", "_", parameter.name)
-            size = self._cache_size if parameter.kind == "cache" else parameter.size
+            size = self._cache_size(parameter.size) if parameter.kind == "cache" else parameter.size
             self._parameters[parameter] = relax.Var(name, relax.TensorType((size,), parameter.dtype))
         return self._parameters[parameter]
+
+    def _cache_size(self, width: int) -> Any:
+        """Caches as wide as each other have as many elements."""
+        return self._cache_sizes.setdefault(width, tirx.Var(f"cache_size_{width}", "int64"))
 
 
 def _owner(value: Value) -> Value:
@@ -213,12 +217,12 @@ def _dtype(operand: Operand) -> str:
     return TVM_DTYPES[operand.dtype]
 
 
-def _input_order(value: Value) -> tuple[int, int]:
+def _input_order(value: Value) -> tuple[int, int, str]:
     """Inputs of the step as a caller would list them, then caches by layer."""
-    name = str(value.attrs["name"])
-    if name.startswith(_CACHE):
-        return len(_INPUTS), int(name.removeprefix(_CACHE))
-    return _INPUTS.index(name), 0
+    if is_cache(value):
+        cache = cache_of(value)
+        return len(_INPUTS), cache.layer, cache.part
+    return _INPUTS.index(str(value.attrs["name"])), 0, ""
 
 
 def _results(graph: Graph) -> list[dict[str, Any]]:

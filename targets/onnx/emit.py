@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
+from dsv3c.compiler.core.caches import cache_of, caches_of, is_cache
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import aligned
 from dsv3c.compiler.core.target import Emission, Entry, Place, Planned
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Buffer
 from dsv3c.targets.onnx import attention, experts
@@ -71,7 +71,8 @@ def emit(planned: Planned, provider: str, accuracy_level: int) -> Emission:
     def write_graphs(folder: Path, places: Mapping[str, Place], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
             model.write(folder / FILES[name], places)
-        write_config(folder, FILES["decode"], provider, config)
+        latent = next(cache for cache in caches_of([planned.graphs["decode"].graph]) if not cache.part)
+        write_config(folder, FILES["decode"], provider, config, latent.width)
 
     facts = {
         "provider": provider,
@@ -96,8 +97,8 @@ def _models(entries: Mapping[str, Entry], recipes: Recipes, accuracy_level: int)
 
 def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, accuracy_level: int) -> Model:
     graph = entry.graph
-    caches = {str(value.attrs["name"]): value for value in graph.values() if _is_cache(value)}
-    dtype = next(iter(caches.values())).dtype
+    caches = {_past_name(value): value for value in graph.values() if is_cache(value)}
+    dtype = next(value.dtype for value in graph.values() if value.op == "mla_write")  # activations have that of rows
     lowering = Lowering(Builder(dtype, recipes), accuracy_level)
     b = lowering.b
     inputs = _inputs(lowering, graph.values(), caches)
@@ -114,12 +115,10 @@ def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, acc
     return Model(proto, b.references)
 
 
-def _is_cache(value: Value) -> bool:
-    return value.op == "input" and str(value.attrs["name"]).startswith("cache.")
-
-
-def _layer(cache: str) -> str:
-    return cache.removeprefix("cache.")
+def _past_name(value: Value) -> str:
+    """The input for a cache; dsv3c.runtime.devices.onnx.device looks for this name."""
+    cache = cache_of(value)
+    return f"past_key_values.{cache.layer}.{cache.part or 'key'}"
 
 
 def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:
@@ -146,10 +145,10 @@ def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Va
             lowering.names[value] = b.reshape("hidden_states", -1, width)
         if name == "rows":
             lowering.names[value] = "num_logits_to_keep"
-    for name, value in caches.items():
-        past = lowering.names[value] = f"past_key_values.{_layer(name)}.key"
-        shape: list[Any] = ["batch", 1, "past", int(value.shape[1])]
-        found.append(helper.make_tensor_value_info(past, activations, shape))
+    for past, value in caches.items():
+        lowering.names[value] = past
+        shape: list[Any] = ["batch", 1, "past", cache_of(value).width]
+        found.append(helper.make_tensor_value_info(past, ELEMENTS[value.dtype], shape))
     return found
 
 
@@ -189,9 +188,10 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
             "last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", int(hidden.shape[1])]
         ),
     ]
-    for name, value in caches.items():
-        shape: list[Any] = ["batch", 1, "total", int(value.shape[1])]
-        found.append(helper.make_tensor_value_info(f"present.{_layer(name)}.key", ELEMENTS[b.dtype], shape))
+    for past, value in caches.items():
+        shape: list[Any] = ["batch", 1, "total", cache_of(value).width]
+        present = past.replace("past_key_values", "present")
+        found.append(helper.make_tensor_value_info(present, ELEMENTS[value.dtype], shape))
     return found
 
 
@@ -215,6 +215,6 @@ def _plan(
             inputs["hidden"] = len(buffers)
             buffers.append(Buffer("hidden_in", "input", "float32", limits.T * int(results["hidden"].shape[1])))
         entries[name] = stored.Entry(name, (), outputs, inputs, entry.min_tokens, limits.T)
-        caches = sorted(input for input in given if input.startswith("cache."))
-        buffers += [Buffer(cache, "cache", NUMPY_DTYPES[given[cache].dtype].name, 0) for cache in caches]
+        caches = caches_of([entry.graph])
+        buffers += [Buffer(cache.name, "cache", cache.dtype, 0, width=cache.width) for cache in caches]
     return tuple(buffers), entries, at

@@ -17,12 +17,13 @@ PAST, PRESENT = "past_key_values.%d.key", "present.%d.key"
 SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")  # of generation_config.json
 
 
-def write_config(folder: Path, graph: str, provider: str, model: Mapping[str, Any]) -> None:
-    """model: the fields of the config, as the manifest has them. The folder has generation_config.json, if any."""
+def write_config(folder: Path, graph: str, provider: str, model: Mapping[str, Any], row_width: int) -> None:
+    """model: the fields of the config, as the manifest has them. row_width: elements of a latent row. The folder has
+    generation_config.json, if any."""
     defaults = folder / "generation_config.json"
     generation = json.loads(defaults.read_text(encoding="utf-8")) if defaults.is_file() else {}
     content = {
-        "model": _model(graph, provider, model),
+        "model": _model(graph, provider, model, row_width),
         "search": {
             "max_length": model["max_position_embeddings"],
             "past_present_share_buffer": False,
@@ -32,7 +33,7 @@ def write_config(folder: Path, graph: str, provider: str, model: Mapping[str, An
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _model(graph: str, provider: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def _model(graph: str, provider: str, model: Mapping[str, Any], row_width: int) -> dict[str, Any]:
     ends = list(model["eos_token_ids"])
     special = {
         "bos_token_id": model["bos_token_id"],
@@ -51,7 +52,7 @@ def _model(graph: str, provider: str, model: Mapping[str, Any]) -> dict[str, Any
             "num_hidden_layers": model["num_hidden_layers"],
             "num_attention_heads": model["num_attention_heads"],
             "num_key_value_heads": 1,
-            "head_size": model["kv_lora_rank"] + model["qk_rope_head_dim"],
+            "head_size": row_width,
             "inputs": {
                 "input_ids": "input_ids",
                 "attention_mask": "attention_mask",

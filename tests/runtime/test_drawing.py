@@ -15,7 +15,7 @@ from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
 
 TENSORS = {"scale": Tensor("float32", (1,), 128, 4)}
-TOKEN, SAMPLING = 12, 13
+TOKEN, SAMPLING = 14, 15
 
 
 def content() -> Any:

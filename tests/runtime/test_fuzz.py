@@ -23,7 +23,7 @@ SCALARS = st.one_of(
     st.sampled_from([-1, 0, 1, 2, 3, 16, 63, 64, 2**31, 2**63, 2**64, 10**30, 0.5, 1e308]),
     st.integers(),
     st.text(max_size=8),
-    st.sampled_from(["float32", "int32", "weight", "arena", "cache.0", "../x", "tokens"]),
+    st.sampled_from(["float32", "int32", "weight", "arena", "cache.0", "cache.0.codes", "int8", "../x", "tokens"]),
 )
 VALUES = st.recursive(
     SCALARS,
@@ -62,7 +62,7 @@ def mutated(draw: st.DrawFn, content: Any) -> Any:
     return content
 
 
-@given(mutated(toy.plan_content()))
+@given(mutated(toy.plan_content()) | mutated(toy.plan_of_version_1()))
 @settings(max_examples=500, deadline=None)
 def test_plan(content: Any) -> None:
     try:
@@ -75,6 +75,37 @@ def test_plan(content: Any) -> None:
     for buffer in plan.buffers:
         assert buffer.kind != "arena" or 0 <= buffer.offset <= buffer.offset + buffer.bytes <= plan.arena_bytes
         assert buffer.kind != "weight" or buffer.bytes == TENSORS[buffer.tensor].bytes
+        assert (1 <= buffer.width <= 2**20) if buffer.kind == "cache" else buffer.width == 0
+    assert len({cache.name for cache in plan.caches}) == len(plan.caches) > 0
+    assert sum(cache.slot_bytes for cache in plan.caches) == plan.slot_bytes <= 2**30
+    rows = {
+        (kernel, place, (plan.buffers[index].kind == "cache", plan.buffers[index].width, plan.buffers[index].dtype))
+        for entry in plan.entries.values()
+        for kernel, indices in entry.calls
+        for place, index in enumerate(indices)
+        if plan.buffers[index].kind == "cache"
+    }
+    assert len({(kernel, place) for kernel, place, _ in rows}) == len(rows), "a kernel is called with unlike caches"
+
+
+CACHES = [i for i, buffer in enumerate(toy.plan_content()["buffers"]) if buffer["kind"] == "cache"]
+
+
+@given(
+    st.sampled_from(CACHES), st.dictionaries(st.sampled_from(["name", "kind", "dtype", "width"]), VALUES, min_size=1)
+)
+@settings(max_examples=300, deadline=None)
+def test_a_cache_of_a_plan_is_as_it_should_be_or_refused(index: int, changes: dict[str, Any]) -> None:
+    content = toy.plan_content()
+    content["buffers"][index] |= changes
+    try:
+        cache = parse_plan(content, TENSORS, toy.VOCAB).buffers[index]
+    except ArtifactFault:
+        return
+    assert (cache.kind, cache.dtype, cache.width) == tuple(content["buffers"][index][key] for key in KEYS)
+
+
+KEYS = ("kind", "dtype", "width")
 
 
 @given(mutated(toy.manifest_content({"plan.json": b"", "weights.safetensors": b"", "kernels/base.so": b""})))

@@ -53,6 +53,21 @@ def test_a_stored_artifact_computes_what_it_did(version: int) -> None:
     assert found == tuple(expected["greedy"])
 
 
+def test_a_format_version_comes_with_a_version_of_dsv3c_to_update_to() -> None:
+    """An older runtime refuses a newer artifact with the version that wrote it."""
+    writers = [Artifact.open(STORED / f"v{version}" / "model").manifest.dsv3c_version for version in VERSIONS]
+    numbers = [tuple(map(int, writer.split("."))) for writer in writers]
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_caches_have_their_widths_whatever_the_version(version: int) -> None:
+    plan = Artifact.open(STORED / f"v{version}" / "model").plan
+    found = [(cache.name, cache.layer, cache.dtype, cache.width) for cache in plan.caches]
+    assert found == [(f"cache.{layer}", layer, "bfloat16", 40) for layer in range(4)]
+    assert plan.slot_bytes == 4 * 40 * 2
+
+
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= LIMIT * np.abs(expected).max()

@@ -1,8 +1,10 @@
 """A toy model with the shape of a real one: what it computes depends on every cached row it should see.
 
-A token's cache row is [token, position, marker, 1]. The logits of a token are a fixed function of a hash over the rows
-at positions 0..p of its sequence, read through the page table: a row that is missing, stale, of another sequence or at
-another position changes them. `expected_logits` says the same without any cache.
+It has two layers with two caches each, of different width and type: rows of float32 [token, position, marker, 1], and
+codes of int8 [token, position, the layer], of which the position is a remainder. The logits of a token are a fixed
+function of a hash over the rows at positions 0..p of its sequence, read through the page table: a row that is missing,
+stale, of another sequence or at another position in any cache changes them. `expected_logits` says the same without any
+cache.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, Artifact
 from dsv3c.runtime.artifact.plan import CONTROL_SIZE, Plan
 
 VOCAB = 50
 LATENT = 4
+CODES = 3
+LAYERS = 2
+REMAINDER = 100
 HIDDEN = 2
 MARKER = 7
 MODULUS = 65521
@@ -55,6 +60,13 @@ def expected_logits(tokens: list[int] | NDArray[Any]) -> NDArray[np.float32]:
     return np.stack(rows)
 
 
+def caches(layer: int) -> list[dict[str, Any]]:
+    return [
+        {"name": f"cache.{layer}", "kind": "cache", "dtype": "float32", "width": LATENT},
+        {"name": f"cache.{layer}.codes", "kind": "cache", "dtype": "int8", "width": CODES},
+    ]
+
+
 def plan_content(T: int = 8, R: int = 4, S: int = 3, P: int = 16, page_size: int = 4, prefill_at: int = 6) -> Any:
     """The content of a plan.json that fits the toy."""
 
@@ -68,23 +80,20 @@ def plan_content(T: int = 8, R: int = 4, S: int = 3, P: int = 16, page_size: int
         input_("page_table", S * P),
         input_("rows", R),
         input_("control", CONTROL_SIZE),
-        {"name": "cache.0", "kind": "cache"},
-        {"name": "cache.1", "kind": "cache"},
+        *caches(0),
         {"name": "%0", "kind": "arena", "dtype": "float32", "size": R * VOCAB, "offset": 0},
         {"name": "%1", "kind": "arena", "dtype": "float32", "size": T * HIDDEN, "offset": _aligned(R * VOCAB * 4)},
         {"name": "scale", "kind": "weight", "dtype": "float32", "size": 1, "tensor": "scale"},
         input_("before", T * HIDDEN, "float32"),
+        *caches(1),
     ]
-    main = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    main = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13]
     outputs = {"logits": 8, "hidden": 9}
     return {
-        "version": 1,
+        "version": 2,
         "bounds": {"T": T, "R": R, "S": S, "P": P},
         "page_size": page_size,
         "arena_bytes": _aligned(R * VOCAB * 4) + _aligned(T * HIDDEN * 4),
-        "latent_dim": LATENT,
-        "cache_dtype": "float32",
-        "n_caches": 2,
         "buffers": buffers,
         "entries": {
             "decode": {"calls": [["toy_step", main]], "outputs": outputs, "max_tokens": min(T, 6)},
@@ -94,6 +103,15 @@ def plan_content(T: int = 8, R: int = 4, S: int = 3, P: int = 16, page_size: int
             "mtp": {"calls": [["toy_mtp", [0, 5, 8, 11]]], "outputs": {"logits": 8}, "inputs": {"hidden": 11}},
         },
     }  # fmt: skip
+
+
+def plan_of_version_1() -> Any:
+    """The toy's plan as version 1 listed caches: one for each layer, all of the width and type that the plan states."""
+    content = plan_content()
+    for number, buffer in enumerate(buffer for buffer in content["buffers"] if buffer["kind"] == "cache"):
+        del buffer["width"], buffer["dtype"]
+        buffer["name"] = f"cache.{number}"
+    return content | {"version": 1, "latent_dim": LATENT, "cache_dtype": "float16", "n_caches": 4}
 
 
 def weights_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -127,7 +145,7 @@ def write_artifact(folder: Path, plan: Any = None, library: bytes = b"no library
 
 def manifest_content(files: Mapping[str, bytes]) -> Any:
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "dsv3c_version": "0.1.0",
         "model": MODEL,
         "target": {"name": "x86", "levels": [{"name": "base", "requires": list(FLAGS), "file": "kernels/base.so"}]},
@@ -169,7 +187,7 @@ class ToyDevice:
         self.inputs: dict[str, NDArray[Any]] = {
             buffer.name: np.zeros(buffer.size, buffer.dtype) for buffer in plan.buffers if buffer.kind == "input"
         }
-        self.cache = np.full((slots, LATENT), np.nan, np.float32)
+        self.caches = {cache.name: np.full((slots, cache.width), 111, cache.dtype) for cache in plan.caches}
         self.outputs = {
             "logits": np.zeros(plan.bounds.R * VOCAB, np.float32),
             "hidden": np.zeros(plan.bounds.T * HIDDEN, np.float32),
@@ -190,7 +208,10 @@ class ToyDevice:
         hidden = self.outputs["hidden"].reshape(-1, HIDDEN)
         for t in range(T):
             token = self.inputs["tokens"][t]
-            self.cache[self._slot(t, positions[t])] = [token, positions[t], MARKER, 1]
+            for layer in range(LAYERS):
+                slot = self._slot(t, positions[t])
+                self.caches[f"cache.{layer}"][slot] = [token, positions[t], MARKER, 1]
+                self.caches[f"cache.{layer}.codes"][slot] = [token, positions[t] % REMAINDER, layer]
             hidden[t] = [token, positions[t]]
         logits = self.outputs["logits"].reshape(-1, VOCAB)
         for row, t in enumerate(self.inputs["rows"][:R]):
@@ -201,7 +222,8 @@ class ToyDevice:
         return self.outputs[name]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        self.cache[target : target + count] = self.cache[source : source + count]
+        for cache in self.caches.values():
+            cache[target : target + count] = cache[source : source + count]
 
     def report(self) -> dict[str, Any]:
         return {"device": "toy"}
@@ -217,8 +239,12 @@ class ToyDevice:
     def _state(self, t: int) -> int:
         state = 0
         for position in range(int(self.inputs["positions"][t]) + 1):
-            token, where, marker, _ = self.cache[self._slot(t, position)]
+            slot = self._slot(t, position)
+            token, where, marker, _ = self.caches["cache.0"][slot]
             assert where == position and marker == MARKER, "the row of another position"
+            for layer in range(LAYERS):
+                assert self.caches[f"cache.{layer}"][slot].tolist() == [token, position, MARKER, 1]
+                assert self.caches[f"cache.{layer}.codes"][slot].tolist() == [token, position % REMAINDER, layer]
             state = mix(state, int(token), position)
         return state
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import PLAN, WEIGHTS, Artifact
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer, Entry, Plan
+from dsv3c.runtime.artifact.plan import Buffer, Entry, Plan
 from dsv3c.runtime.devices.cpu.features import (
     MACHINES,
     check_threads,
@@ -30,7 +30,7 @@ from dsv3c.runtime.devices.cpu.features import (
 )
 from dsv3c.runtime.devices.cpu.guard import Watch
 from dsv3c.runtime.devices.cpu.library import Library
-from dsv3c.runtime.devices.memory import Block, map_descriptor, typed
+from dsv3c.runtime.devices.memory import Block, cache_offsets, map_descriptor, typed
 from dsv3c.runtime.errors import (
     KernelFailed,
     LibraryInvalid,
@@ -67,7 +67,9 @@ class CpuDevice:
         self._weights = map_descriptor(artifact.open_weights(), weights, artifact.manifest.files[WEIGHTS].size)
         self._watch = Watch(self.library, self._weights, weights)
         self._arena = Block(plan.arena_bytes, "the activations")
-        self._caches = _allocate_caches(plan, slots)
+        offsets, size = cache_offsets(plan.caches, slots, _ALIGNMENT)
+        self._caches = _allocate_caches(size)
+        self._cache_offsets = offsets
         self._arrays = [self._array(artifact, buffer) for buffer in plan.buffers]
         self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
         self._path = artifact.folder / PLAN
@@ -99,10 +101,10 @@ class CpuDevice:
         return self._arrays[self._plan.entries[entry].outputs[name].buffer]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        width = self._plan.latent_dim
         for buffer, array in zip(self._plan.buffers, self._arrays, strict=True):
             if buffer.kind == "cache":
-                array[target * width : (target + count) * width] = array[source * width : (source + count) * width]
+                rows = array.reshape(self.slots, buffer.width)
+                rows[target : target + count] = rows[source : source + count]
 
     def report(self) -> dict[str, Any]:
         return {
@@ -135,19 +137,11 @@ class CpuDevice:
         if buffer.kind == "arena":
             return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
         if buffer.kind == "cache":
-            index = int(buffer.name.removeprefix("cache."))
-            stride, size = _cache_stride(self._plan, self.slots), self.slots * self._plan.latent_dim
-            return typed(self._caches.data, index * stride, buffer.dtype, size)
+            return typed(self._caches.data, self._cache_offsets[buffer.name], buffer.dtype, self.slots * buffer.width)
         return typed(Block(buffer.bytes, f"the input {buffer.name}").data, 0, buffer.dtype, buffer.size)
 
 
-def _cache_stride(plan: Plan, slots: int) -> int:
-    size = slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
-    return size + (-size) % _ALIGNMENT
-
-
-def _allocate_caches(plan: Plan, slots: int) -> Block:
-    size = plan.n_caches * _cache_stride(plan, slots)
+def _allocate_caches(size: int) -> Block:
     if size >= 2**47:
         raise MemoryRefused(bytes=size, what="the cache")
     return Block(size, "the cache")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.dispatches import AXES, Table
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Output, Plan
+from dsv3c.runtime.artifact.plan import Entry, Output, Plan
 from dsv3c.runtime.devices.cuda import driver as cuda
 from dsv3c.runtime.devices.cuda.driver import Driver, Handle
 from dsv3c.runtime.devices.cuda.gpu import Gpu, Physical, choose, devices, dotted
@@ -132,14 +132,13 @@ class CudaDevice:
         return self._outputs.arrays[entry, name]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        places, width = self._places, self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
         with self._gpu.guarded("a copy of cache pages"):
             self._gpu.enter()
             for start, size in disjoint(source, target, count):
-                for number in range(self._plan.n_caches):
-                    cache = places.cache_address(number)
-                    to, of = cache + (target + start) * width, cache + (source + start) * width
-                    self._gpu.driver.call("cuMemcpyDtoDAsync", to, of, size * width, self._gpu.stream)
+                for cache in self._plan.caches:
+                    first, row = self._places.cache_address(cache.name), cache.slot_bytes
+                    to, of = first + (target + start) * row, first + (source + start) * row
+                    self._gpu.driver.call("cuMemcpyDtoDAsync", to, of, size * row, self._gpu.stream)
 
     def report(self) -> dict[str, Any]:
         self._gpu.enter()

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan
+from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.cuda import driver as cuda
 from dsv3c.runtime.devices.cuda.driver import Handle
 from dsv3c.runtime.devices.cuda.gpu import Gpu
 from dsv3c.runtime.devices.device_memory import Needs
-from dsv3c.runtime.devices.memory import typed
+from dsv3c.runtime.devices.memory import cache_offsets, typed
 from dsv3c.runtime.errors import FileUnreadable
 
 ALIGNMENT = 256  # of every place: whole lines of the caches
@@ -50,10 +50,10 @@ class Places:
         plan, self._gpu = artifact.plan, gpu
         runs = _runs(artifact)
         self._inputs = _Inputs(plan)
-        self.cache_bytes = slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
+        self._cache_offsets, cache_bytes = cache_offsets(plan.caches, slots, ALIGNMENT)
         self.needs = Needs(
             weights=sum(run.size for run in runs),
-            cache=plan.n_caches * padded(self.cache_bytes),
+            cache=cache_bytes,
             activations=padded(plan.arena_bytes),
             inputs=self._inputs.size,
         )
@@ -78,15 +78,15 @@ class Places:
         if buffer.kind == "arena":
             return self.arena + buffer.offset
         if buffer.kind == "cache":
-            return self.cache_address(int(buffer.name.removeprefix("cache.")))
+            return self.cache_address(buffer.name)
         if buffer.kind == "input":
             return self._device_inputs + self._inputs.offsets[index]
         start = artifact.tensors[buffer.tensor].offset + buffer.offset
         run = next(run for run in starts if run.start <= start < run.end)
         return starts[run] + start - run.start
 
-    def cache_address(self, number: int) -> int:
-        return self.cache + number * padded(self.cache_bytes)
+    def cache_address(self, name: str) -> int:
+        return self.cache + self._cache_offsets[name]
 
     def send_inputs(self, extra: Iterable[tuple[int, int]]) -> None:
         """Copy what every step reads to the device, in one piece, and of further inputs (index, bytes) each."""

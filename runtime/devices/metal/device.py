@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.artifact.dispatches import AXES, Form, Table
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan
+from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.cpu.library import copied
 from dsv3c.runtime.devices.device_memory import Needs, disjoint, require_countable
 from dsv3c.runtime.devices.dispatch import Launch, Steps, table_of, usable
@@ -40,7 +40,8 @@ def needs(plan: Plan, slots: int) -> Needs:
         return sum(_paged(buffer.bytes) for buffer in plan.buffers if buffer.kind == kind)
 
     results = sum(map(_paged, _result_bytes(plan).values()))
-    return Needs(total("weight"), plan.n_caches * _paged(_cache_bytes(plan, slots)), results, total("input"), CHUNK)
+    cache = sum(_paged(slots * cache.slot_bytes) for cache in plan.caches)
+    return Needs(total("weight"), cache, results, total("input"), CHUNK)
 
 
 class MetalDevice:
@@ -111,12 +112,11 @@ class MetalDevice:
         return self._outputs[index]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        width = self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
         for start, slots in disjoint(source, target, count):
-            size = slots * width
-            for cache in self._caches:
-                taken = self._gpu.part(cache, (source + start) * width, size)
-                self._copy(taken, self._gpu.part(cache, (target + start) * width, size), "a copy of cache pages")
+            for cache, buffer in zip(self._plan.caches, self._caches, strict=True):
+                row, size = cache.slot_bytes, slots * cache.slot_bytes
+                taken = self._gpu.part(buffer, (source + start) * row, size)
+                self._copy(taken, self._gpu.part(buffer, (target + start) * row, size), "a copy of cache pages")
         self._gpu.wait("a copy of cache pages")
 
     def report(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _buffers(gpu: Gpu, plan: Plan, slots: int) -> dict[int, Any]:
         if buffer.kind == "arena":
             found[index] = arena[buffer.offset]
         elif buffer.kind == "cache":
-            found[index] = gpu.allocate(_words(_cache_bytes(plan, slots)), "the cache")
+            found[index] = gpu.allocate(_words(slots * buffer.slot_bytes), "the cache")
         else:
             found[index] = gpu.allocate(_words(buffer.bytes), f"{buffer.kind} {buffer.name}")
     return found
@@ -216,11 +216,6 @@ def _result_bytes(plan: Plan) -> dict[int, int]:
         if buffer.kind == "arena":
             sizes[buffer.offset] = max(sizes.get(buffer.offset, 0), buffer.bytes)
     return sizes
-
-
-def _cache_bytes(plan: Plan, slots: int) -> int:
-    """Of one layer's cache."""
-    return slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
 
 
 def _words(size: int) -> int:

@@ -1,6 +1,6 @@
 """The ONNX Runtime device: a step is one run of an ONNX model for each of its sequences.
 
-The cache is one array [slots, latent_dim] a layer, as on every device. A sequence whose pages follow one another, as
+Each cache is one array [slots, width], as on every device. A sequence whose pages follow one another, as
 those of a single sequence do, is bound to the model in place: `past` and `present` are the same memory, so that nothing
 but the new rows is written. Other sequences are gathered before the run, and their new rows put back after it.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.folder import Folder
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES
+from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer
 from dsv3c.runtime.devices.cpu.features import check_threads
 from dsv3c.runtime.devices.memory import Block, typed
 from dsv3c.runtime.errors import (
@@ -40,12 +40,15 @@ PROVIDERS: Mapping[str, tuple[str, str]] = {  # name in the manifest: (name in O
     "cuda": ("CUDAExecutionProvider", "cuda"),
     "webgpu": ("WebGpuExecutionProvider", "webgpu"),
 }
-_ELEMENTS: Mapping[str, tuple[Any, str]] = {  # cache_dtype of the plan: (numpy type, name in ONNX Runtime)
+_ELEMENTS: Mapping[str, tuple[Any, str]] = {  # dtype of a cache: (numpy type, name in ONNX Runtime)
     "float32": (np.float32, "tensor(float)"),
     "float16": (np.float16, "tensor(float16)"),
+    "int8": (np.int8, "tensor(int8)"),
+    "uint8": (np.uint8, "tensor(uint8)"),
 }
+_ACTIVATIONS = {name: element for element, name in (_ELEMENTS["float32"], _ELEMENTS["float16"])}
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_PAST, _PRESENT = "past_key_values.", "present."
+_PAST, _PRESENT, _HIDDEN = "past_key_values.", "present.", "hidden_states"
 # Of an input or output: type, and dims, those by name being free. A free batch may also be 1, which is all we feed.
 Signature = tuple[str, tuple[int | str, ...]]
 Ints = NDArray[np.int32]
@@ -81,22 +84,22 @@ class OrtDevice:
         if set(graphs.value) != set(self._plan.entries):
             raise graphs.fail("graphs", f"must name a file for each of {', '.join(self._plan.entries)}")
         files = {name: graphs.string(name) for name in graphs.value}
-        if self._plan.cache_dtype not in _ELEMENTS:
-            raise PlanInvalid(where="cache_dtype", reason=f"must be one of {', '.join(_ELEMENTS)}")
-        self._element, self._element_name = _ELEMENTS[self._plan.cache_dtype]
+        strange = next((cache for cache in self._plan.caches if cache.dtype not in _ELEMENTS), None)
+        if strange is not None:
+            reason = f"{strange.name} is {strange.dtype}, it must be one of {', '.join(_ELEMENTS)}"
+            raise PlanInvalid(where="buffers", reason=reason)
         self._vocab_size = artifact.manifest.vocab_size
-        self._caches_by_input = {f"{_PAST}{index}.key": index for index in range(self._plan.n_caches)}
+        self._buffers_by_input = {_past_name(cache): cache for cache in self._plan.caches}
         self._sessions = {name: self._open(artifact, name, file) for name, file in files.items()}
         pasts = [name for session in self._sessions.values() for name in _past_names(session)]
-        if sorted(pasts) != sorted(self._caches_by_input):
+        if sorted(pasts) != sorted(map(_past_name, self._plan.caches)):
             raise ManifestInvalid(where="manifest.target.graphs", reason="each cache must be an input of one graph")
         self._arena = Block(self._plan.arena_bytes, "what a step gives")
         buffers = self._plan.buffers
         self.inputs: Mapping[str, NDArray[Any]] = {
             name: np.zeros(buffers[index].size, buffers[index].dtype) for name, index in self._plan.inputs.items()
         }
-        shape = (slots, self._plan.latent_dim)
-        self._caches = [self._zeros(shape) for _ in range(self._plan.n_caches)]
+        self._caches = {name: self._zeros(slots, cache) for name, cache in self._buffers_by_input.items()}
 
     def run(self, entry: str) -> None:
         count, rows = (int(value) for value in self.inputs["control"][:2])
@@ -118,7 +121,7 @@ class OrtDevice:
         return self.output(entry, name).reshape(output.count(bounds.T, bounds.R), -1)
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        for cache in self._caches:
+        for cache in self._caches.values():
             rows = self._rows(cache, np.arange(source, source + count))
             self._put_rows(cache, np.arange(target, target + count), rows)
 
@@ -136,7 +139,7 @@ class OrtDevice:
 
     def close(self) -> None:
         self._sessions = {}
-        self._caches = []
+        self._caches = {}
         self.inputs = {}
         del self._arena
 
@@ -176,7 +179,8 @@ class OrtDevice:
         given = self._plan.entries[entry].inputs.get("hidden")
         if given is not None:
             states = self.inputs[self._plan.buffers[given].name].reshape(-1, width)
-            feeds["hidden_states"] = states[piece.tokens][None].astype(self._element)
+            element = next(_ACTIVATIONS[value.type] for value in session.get_inputs() if value.name == _HIDDEN)
+            feeds[_HIDDEN] = states[piece.tokens][None].astype(element)
         for name, array in feeds.items():
             # By address: binding by array looks names up, and finds none that has a default.
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -197,18 +201,19 @@ class OrtDevice:
         hidden[piece.tokens] = found["last_hidden_state"][0]
 
     def _bind_caches(self, binding: Any, session: Any, piece: _Piece) -> list[tuple[Any, Any]]:
-        """Bind past and present of every layer; returns (cache, copy) for those that were not bound in place."""
-        end, width = piece.slots.size, self._plan.latent_dim
+        """Bind past and present of every cache; returns (cache, copy) for those that were not bound in place."""
+        end = piece.slots.size
         copies = []
         for name in _past_names(session):
-            cache = self._caches[self._caches_by_input[name]]
+            cache, buffer = self._caches[name], self._buffers_by_input[name]
+            element, width = _ELEMENTS[buffer.dtype][0], buffer.width
             memory, first = cache, int(piece.slots[0])
             if not piece.in_place:
-                memory, first = self._zeros((end, width)), 0
+                memory, first = self._zeros(end, buffer), 0
                 self._put_rows(memory, np.arange(piece.past), self._rows(cache, piece.slots[: piece.past]))
                 copies.append((cache, memory))
-            place = memory.data_ptr() + first * width * np.dtype(self._element).itemsize
-            memory_type = self._memory, 0, self._element
+            place = memory.data_ptr() + first * buffer.slot_bytes
+            memory_type = self._memory, 0, element
             binding.bind_input(name, *memory_type, (1, 1, piece.past, width), place)
             present = name.replace(_PAST, _PRESENT)
             binding.bind_output(present, *memory_type, (1, 1, end, width), place)
@@ -216,11 +221,12 @@ class OrtDevice:
 
     # --- memory of the provider
 
-    def _zeros(self, shape: tuple[int, int]) -> Any:
-        """An OrtValue of the cache's type in the provider's memory."""
+    def _zeros(self, slots: int, cache: Buffer) -> Any:
+        """An OrtValue of so many rows of the cache in the provider's memory."""
+        zeros = np.zeros((slots, cache.width), _ELEMENTS[cache.dtype][0])
         if self._memory == "cpu":
-            return self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._element))
-        return self._ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._element), self._memory, 0)
+            return self._ort.OrtValue.ortvalue_from_numpy(zeros)
+        return self._ort.OrtValue.ortvalue_from_numpy(zeros, self._memory, 0)
 
     def _rows(self, memory: Any, slots: NDArray[np.int64]) -> NDArray[Any]:
         rows: NDArray[Any] = memory.numpy()[slots]
@@ -250,8 +256,9 @@ class OrtDevice:
         except Exception as error:
             raise GraphInvalid(path=path, reason=str(error)) from error
         given = {value.name: value for value in (*session.get_inputs(), *session.get_overridable_initializers())}
-        pasts = [name for name in self._caches_by_input if name in given]
-        for name, signature in self._inputs(entry, pasts).items():
+        pasts = [name for name in self._buffers_by_input if name in given]
+        hidden = given[_HIDDEN].type if _HIDDEN in given else ""
+        for name, signature in self._inputs(entry, pasts, hidden).items():
             _check_value("input", name, given.pop(name, None), signature, path)
         if given:
             raise GraphInvalid(path=path, reason=f"plan.json has no input {next(iter(given))}")
@@ -260,21 +267,26 @@ class OrtDevice:
             _check_value("output", name, outputs.get(name), signature, path)
         return session
 
-    def _inputs(self, entry: str, pasts: list[str]) -> dict[str, Signature]:
+    def _inputs(self, entry: str, pasts: list[str], hidden: str) -> dict[str, Signature]:
+        """hidden: the type of the states that the graph takes, which is one that activations can have."""
         ids: Signature = ("tensor(int64)", ("batch", "sequence"))
         inputs = dict.fromkeys(("input_ids", "attention_mask", "position_ids"), ids)
         inputs["num_logits_to_keep"] = ("tensor(int64)", (1,))
         if "hidden" in self._plan.entries[entry].inputs:
-            inputs["hidden_states"] = (self._element_name, ("batch", "sequence", self._width(entry)))
-        row: Signature = (self._element_name, ("batch", 1, "past", self._plan.latent_dim))
-        return inputs | dict.fromkeys(pasts, row)
+            states = hidden if hidden in _ACTIVATIONS else next(iter(_ACTIVATIONS))
+            inputs[_HIDDEN] = (states, ("batch", "sequence", self._width(entry)))
+        return inputs | {name: self._row(name, "past") for name in pasts}
+
+    def _row(self, past: str, length: str) -> Signature:
+        """The past or present of a cache, by the name of its past."""
+        cache = self._buffers_by_input[past]
+        return _ELEMENTS[cache.dtype][1], ("batch", 1, length, cache.width)
 
     def _outputs(self, entry: str, pasts: list[str]) -> dict[str, Signature]:
-        row: Signature = (self._element_name, ("batch", 1, "total", self._plan.latent_dim))
         return {
             "logits": ("tensor(float)", ("batch", "kept", self._vocab_size)),
             "last_hidden_state": ("tensor(float)", ("batch", "sequence", self._width(entry))),
-        } | {name.replace(_PAST, _PRESENT): row for name in pasts}
+        } | {name.replace(_PAST, _PRESENT): self._row(name, "total") for name in pasts}
 
     def _width(self, entry: str) -> int:
         outputs = self._plan.entries[entry].outputs
@@ -318,6 +330,12 @@ def _held(root: Folder) -> str:
     """A path of the folder that is held open; where the system has none, the path it had."""
     held = f"/proc/self/fd/{root.descriptor}"
     return held if os.path.isdir(held) else str(root.path)
+
+
+def _past_name(cache: Buffer) -> str:
+    """The graph's input for cache.LAYER or cache.LAYER.PART."""
+    layer, _, part = cache.name.removeprefix("cache.").partition(".")
+    return f"{_PAST}{layer}.{part or 'key'}"
 
 
 def _past_names(session: Any) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.dispatches import AXES
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Output
+from dsv3c.runtime.artifact.plan import Output
 from dsv3c.runtime.devices.device_memory import disjoint
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
@@ -139,17 +139,16 @@ class VulkanDevice:
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
         gpu, vk = self._gpu, self._gpu.vk
-        width = self._plan.latent_dim * ELEMENT_BYTES[self._plan.cache_dtype]
         commands = gpu.commands()
         vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
         for start, size in disjoint(source, target, count):
-            for cache in self._places.caches:
+            for cache, place in zip(self._plan.caches, self._places.caches, strict=True):
                 region = vk.VkBufferCopy(
-                    srcOffset=cache.offset + (source + start) * width,
-                    dstOffset=cache.offset + (target + start) * width,
-                    size=size * width,
+                    srcOffset=place.offset + (source + start) * cache.slot_bytes,
+                    dstOffset=place.offset + (target + start) * cache.slot_bytes,
+                    size=size * cache.slot_bytes,
                 )
-                vk.vkCmdCopyBuffer(commands, cache.buffer.handle, cache.buffer.handle, 1, [region])
+                vk.vkCmdCopyBuffer(commands, place.buffer.handle, place.buffer.handle, 1, [region])
             _order_copies(vk, commands)
         vk.vkEndCommandBuffer(commands)
         try:

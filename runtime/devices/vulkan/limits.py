@@ -9,7 +9,6 @@ from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.weights import ALIGNMENT
 from dsv3c.runtime.devices.dispatch import Steps
 from dsv3c.runtime.devices.vulkan.gpu import Gpu
-from dsv3c.runtime.devices.vulkan.memory import cache_bytes
 from dsv3c.runtime.errors import DeviceLacks
 
 _LESS = "lower context or max_batch when loading, compile with a lower --max-tokens, or take another --device"
@@ -29,7 +28,7 @@ def _demands(gpu: Gpu, plan: Plan, table: Table, slots: int) -> Iterator[tuple[s
     """(limit, found, needed) of those that are too low."""
     limits = gpu.limits
     operands = max((len(buffers) for entry in plan.entries.values() for _, buffers in entry.calls), default=0)
-    largest = max([cache_bytes(plan, slots), *(buffer.bytes for buffer in plan.buffers)])
+    largest = max(buffer.bytes + slots * buffer.slot_bytes for buffer in plan.buffers)
     needed = {
         "maxComputeWorkGroupInvocations": (limits.maxComputeWorkGroupInvocations, table.threads),
         "maxComputeWorkGroupSize[0]": (limits.maxComputeWorkGroupSize[0], table.threads),

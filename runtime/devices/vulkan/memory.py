@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Plan
+from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.device_memory import Needs
 from dsv3c.runtime.devices.memory import map_descriptor, typed
 from dsv3c.runtime.devices.vulkan.gpu import Buffer, Gpu
@@ -37,7 +37,7 @@ class Place:
 class Places:
     """Memory of a plan on a device: all of it allocated and the weights uploaded when it is made.
 
-    of: a Place for each buffer of the plan. inputs: host arrays by name. caches: the Places of the caches.
+    of: a Place for each buffer of the plan. inputs: host arrays by name. caches: the Places of `plan.caches`.
     Raises DeviceMemoryShort before anything is allocated, DeviceMemoryRefused, DeviceLacks.
     """
 
@@ -48,8 +48,7 @@ class Places:
         self._gpu = gpu
         self.arena = gpu.device_buffer(plan.arena_bytes, "the activations")
         kinds = {kind: [i for i, buffer in enumerate(plan.buffers) if buffer.kind == kind] for kind in _KINDS}
-        sizes = [cache_bytes(plan, slots)] * len(kinds["cache"])
-        self.caches = _allocated(gpu, sizes, "the cache")
+        self.caches = _allocated(gpu, [slots * cache.slot_bytes for cache in plan.caches], "the cache")
         weights = _allocated(gpu, [plan.buffers[i].bytes for i in kinds["weight"]], "the weights")
         inputs = [gpu.input_buffer(plan.buffers[i].bytes, plan.buffers[i].name) for i in kinds["input"]]
         self.of: dict[int, Place] = {}
@@ -72,16 +71,11 @@ class Places:
 _KINDS = ("arena", "cache", "weight", "input")
 
 
-def cache_bytes(plan: Plan, slots: int) -> int:
-    """Of one layer's cache."""
-    return slots * plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype]
-
-
 def needs(gpu: Gpu, plan: Plan, slots: int) -> Needs:
     def total(kind: str) -> int:
         return sum(_padded(buffer.bytes) for buffer in plan.buffers if buffer.kind == kind)
 
-    cache = plan.n_caches * _padded(cache_bytes(plan, slots))
+    cache = sum(_padded(slots * cache.slot_bytes) for cache in plan.caches)
     return Needs(total("weight"), cache, plan.arena_bytes, total("input"), 0 if gpu.direct else 2 * STAGING)
 
 

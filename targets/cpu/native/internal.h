@@ -80,7 +80,7 @@ struct dsv3c_model {
   int32_t threads, context;
   memory_block weights, arena, caches, inputs, table;
   kernel_table *kernels;
-  uint64_t cache_stride;
+  uint64_t *cache_starts;  // of each cache in `caches`, in bytes; behind the last their end
   int32_t *tokens, *positions, *sequence, *page_table, *rows, *control;
   const float *logits_of_decode, *logits_of_prefill;
   uint32_t *references;  // of each page

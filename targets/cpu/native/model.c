@@ -16,7 +16,7 @@ static void *place(dsv3c_model *model, const plan_buffer *buffer) {
   switch (buffer->place) {
     case IN_INPUTS: return model->inputs.data + buffer->at;
     case IN_ARENA: return model->arena.data + buffer->at;
-    case IN_CACHE: return model->caches.data + (uint64_t)buffer->at * model->cache_stride;
+    case IN_CACHE: return model->caches.data + model->cache_starts[buffer->at];
     case IN_WEIGHTS: return model->weights.data + buffer->at;
   }
   return 0;
@@ -28,9 +28,8 @@ static dsv3c_status load_kernels(dsv3c_model *model, int artifact) {
   dsv3c_status status = data && sizes ? DSV3C_OK : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the buffers");
   for (size_t i = 0; status == DSV3C_OK && i < plan->buffer_count; i++) {
     const plan_buffer *buffer = &plan->buffers[i];
-    int64_t row = plan->cache_bytes / (buffer->bits / 8u);
     data[i] = place(model, buffer);
-    sizes[i] = buffer->place == IN_CACHE ? (int64_t)model->page_count * plan->page_size * row : buffer->size;
+    sizes[i] = buffer->place == IN_CACHE ? (int64_t)model->page_count * plan->page_size * buffer->size : buffer->size;
   }
   if (status == DSV3C_OK) status = kernels_load(artifact, model->level, data, sizes, &model->threads, &model->kernels);
   free(data);
@@ -44,6 +43,18 @@ static void find_inputs(dsv3c_model *model) {
   for (int i = 0; i < PLAN_INPUTS; i++) *inputs[i] = place(model, &plan->buffers[plan->inputs[i]]);
   model->logits_of_decode = place(model, &plan->buffers[plan->decode.logits]);
   model->logits_of_prefill = place(model, &plan->buffers[plan->prefill.logits]);
+}
+
+// One cache behind the other, as far as that is memory that could be had.
+static dsv3c_status allocate_caches(dsv3c_model *model) {
+  model->cache_starts = calloc((size_t)plan->cache_count + 1, sizeof *model->cache_starts);
+  if (!model->cache_starts) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for %u caches", plan->cache_count);
+  uint64_t end = 0, slots = (uint64_t)model->page_count * (uint64_t)plan->page_size;
+  for (uint32_t i = 0; i < plan->cache_count && end < 1ull << 47; i++) {
+    end += (slots * plan->cache_bytes[i] + PLAN_ALIGNMENT - 1) / PLAN_ALIGNMENT * PLAN_ALIGNMENT;
+    model->cache_starts[i + 1] = end;
+  }
+  return memory_allocate(end, "the cache", &model->caches);
 }
 
 static dsv3c_status make_pages(dsv3c_model *model) {
@@ -81,12 +92,10 @@ static dsv3c_status open_model(dsv3c_model *model, int artifact, const dsv3c_opt
   if (pages * plan->page_size > INT32_MAX)
     return dsv3c_fail(DSV3C_BAD_ARGUMENT, "max_batch is %d: the cache would pass 2^31 tokens", options->max_batch);
   model->page_count = (int32_t)pages;
-  uint64_t cache = (uint64_t)pages * (uint64_t)plan->page_size * plan->cache_bytes;
-  model->cache_stride = (cache + PLAN_ALIGNMENT - 1) / PLAN_ALIGNMENT * PLAN_ALIGNMENT;
   TRY(memory_map(artifact, &plan->weights, &model->weights));
   TRY(memory_allocate(plan->arena_bytes, "the activations", &model->arena));
   TRY(memory_allocate(plan->input_bytes, "the inputs", &model->inputs));
-  TRY(memory_allocate(model->cache_stride * plan->cache_count, "the cache", &model->caches));
+  TRY(allocate_caches(model));
   TRY(make_pages(model));
   find_inputs(model);
   TRY(load_kernels(model, artifact));
@@ -118,6 +127,7 @@ void dsv3c_close(dsv3c_model *model) {
   memory_free(&model->inputs);
   memory_free(&model->arena);
   memory_free(&model->weights);
+  free(model->cache_starts);
   free(model->references);
   free(model->free_pages);
   free(model->pieces);

@@ -12,12 +12,12 @@ enum { PLAN_CONTROL = 16, PLAN_INPUTS = 6, PLAN_ALIGNMENT = 64 };
 typedef enum { IN_INPUTS, IN_ARENA, IN_CACHE, IN_WEIGHTS } plan_place;
 
 // `at`: bytes from the start of the inputs, the arena or the weights file; the number of a cache. code, bits: of the
-// elements, as DLPack has them.
+// elements, as DLPack has them. size: elements, of a cache those of one token's row: how many it has is chosen when
+// opening.
 typedef struct {
   plan_place place;
   uint8_t code, bits;
-  int64_t size;  // elements; 0 for a cache, whose size is chosen when opening
-  int64_t at;
+  int64_t size, at;
 } plan_buffer;
 
 // steps: for each kernel call its kernel, the number of its buffers, the buffers. NULL: the plan has no such entry.
@@ -47,7 +47,8 @@ typedef struct {
 typedef struct {
   int32_t tokens, rows, sequences, pages;  // bounds of one step; pages of one sequence
   int32_t page_size, vocab_size, context;
-  uint32_t cache_count, cache_bytes;  // layers, bytes of one token's row in one of them
+  const uint32_t *cache_bytes;  // of one token's row, by cache
+  uint32_t cache_count;
   uint64_t arena_bytes, input_bytes;
   uint32_t inputs[PLAN_INPUTS];  // buffers: tokens, positions, sequence, page_table, rows, control
   const plan_buffer *buffers;

@@ -30,9 +30,9 @@ static void release_page(dsv3c_model *model, int32_t page) {
 }
 
 static void copy_page(dsv3c_model *model, int32_t source, int32_t target) {
-  size_t size = (size_t)plan->page_size * plan->cache_bytes;
   for (uint32_t i = 0; i < plan->cache_count; i++) {
-    unsigned char *cache = model->caches.data + i * model->cache_stride;
+    unsigned char *cache = model->caches.data + model->cache_starts[i];
+    size_t size = (size_t)plan->page_size * plan->cache_bytes[i];
     memcpy(cache + (size_t)target * size, cache + (size_t)source * size, size);
   }
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer, Call, Entry, Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Buffer, Call, Entry, Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, read_header
 
 _ALIGNMENT = 64
@@ -35,12 +35,14 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     plan = parse_plan(content, tensors, manifest["model"]["vocab_size"])
     starts, input_bytes = _input_offsets(plan.buffers)
     starts |= {name: tensor.offset for name, tensor in tensors.items()}
+    starts |= {cache.name: number for number, cache in enumerate(plan.caches)}
     entries = {name: plan.entries[name] for name in ("decode", "prefill") if name in plan.entries}
     kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry.calls})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
         '#include "plan.h"',
         _buffers(plan.buffers, starts),
+        _cache_bytes(plan.caches),
         _kernels(kernels),
         *(_steps(name, entry.calls) for name, entry in entries.items()),
         _levels(folder, manifest["target"]["levels"]),
@@ -56,14 +58,18 @@ def _buffers(buffers: Iterable[Buffer], starts: Mapping[str, int]) -> str:
 
 
 def _buffer(buffer: Buffer, starts: Mapping[str, int]) -> str:
-    """starts: where inputs begin in their block and tensors in the file, by name."""
+    """starts: where inputs begin in their block and tensors in the file, and the numbers of caches, by name."""
     code, bits = _DTYPES[buffer.dtype]
+    size = buffer.width if buffer.kind == "cache" else buffer.size
     at = buffer.offset
-    if buffer.kind == "cache":
-        at = int(buffer.name.removeprefix("cache."))
-    elif buffer.kind != "arena":
+    if buffer.kind != "arena":
         at += starts[buffer.tensor or buffer.name]
-    return f"{{{_PLACES[buffer.kind]}, {code}, {bits}, {buffer.size}, {at}}}"
+    return f"{{{_PLACES[buffer.kind]}, {code}, {bits}, {size}, {at}}}"
+
+
+def _cache_bytes(caches: Iterable[Buffer]) -> str:
+    sizes = ", ".join(str(cache.slot_bytes) for cache in caches)
+    return f"static const uint32_t cache_bytes[] = {{{sizes}}};"
 
 
 def _kernels(kernels: Iterable[str]) -> str:
@@ -112,8 +118,8 @@ def _table(
         "page_size": plan.page_size,
         "vocab_size": model["vocab_size"],
         "context": min(plan.context, model.get("max_position_embeddings", plan.context)),
-        "cache_count": plan.n_caches,
-        "cache_bytes": plan.latent_dim * ELEMENT_BYTES[plan.cache_dtype],
+        "cache_bytes": "cache_bytes",
+        "cache_count": "sizeof cache_bytes / sizeof *cache_bytes",
         "arena_bytes": plan.arena_bytes,
         "input_bytes": input_bytes,
         "inputs": f"{{{', '.join(str(numbers[name]) for name in _INPUTS)}}}",

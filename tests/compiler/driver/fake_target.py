@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from dsv3c.compiler.core.caches import caches_of
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.runtime.artifact import plan as stored
@@ -37,9 +38,9 @@ class FakeTarget:
                         recipes.setdefault(first_param(source), source)
         main = entries["decode"].graph
         size = bounds["R"] * int(dict(main.results)["logits"].shape[1])
-        caches = {value for entry in entries.values() for value in inputs_of(entry.graph) if value.startswith("cache.")}
+        caches = caches_of(entry.graph for entry in entries.values())
         buffers = [Buffer(name, "input", "int32", n) for name, n in Bounds(**bounds).step_inputs().items()]
-        buffers += [Buffer(name, "cache", "bfloat16", 0) for name in sorted(caches)]
+        buffers += [Buffer(cache.name, "cache", cache.dtype, 0, width=cache.width) for cache in caches]
         logits = Buffer("logits", "arena", "float32", size)
         calls = stored.Entry("decode", (), {"logits": stored.Output(len(buffers), "R")}, {}, 1, bounds["T"])
         return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes)

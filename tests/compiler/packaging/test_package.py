@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import dsv3c.runtime
 from dsv3c.compiler import cli
 from dsv3c.compiler.packaging import wheels
 from dsv3c.runtime.artifact.artifact import Artifact
@@ -21,7 +22,7 @@ ARTIFACT = STORED / f"v{VERSIONS[-1]}" / "model"
 MODEL = {"manifest.json", "plan.json", "weights.safetensors", "kernels/x86-64-v3.so"}
 SCRIPTS = {"run.sh", "install.py", "package.json", "requirements.txt"}
 WHEEL = "numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64.whl"
-RUNTIME = "dsv3c_runtime-0.1.0-py3-none-any.whl"
+RUNTIME = f"dsv3c_runtime-{dsv3c.runtime.__version__}-py3-none-any.whl"
 
 
 @pytest.fixture(autouse=True)

@@ -145,8 +145,9 @@ def test_manifest_key_missing(folder: Path, key: str) -> None:
 
 
 def test_format_version_newer(folder: Path) -> None:
-    toy.edit_json(folder / "manifest.json", "format_version", value=2)
-    with pytest.raises(errors.FormatNewer, match=r"version 2.*up to 1"):
+    toy.edit_json(folder / "manifest.json", "format_version", value=3)
+    toy.edit_json(folder / "manifest.json", "dsv3c_version", value="7.1")
+    with pytest.raises(errors.FormatNewer, match=r"version 3.*up to 2(.|\n)*update dsv3c to at least.*\(7\.1\)"):
         Artifact.open(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ TENSORS = {
     "bits": Tensor("uint16", (2, 3), 192, 12),
 }
 ARENA, WEIGHT = 8, 10
+CACHE, CODES = 6, 7
 
 
 def parse(content: Any) -> Plan:
@@ -30,7 +32,99 @@ def test_plan_of_the_toy() -> None:
     assert plan.inputs["page_table"] == 3
     assert plan.entries["prefill"].min_tokens == 6
     assert plan.entries["mtp"].max_tokens == 8
-    assert plan.slot_bytes == 2 * toy.LATENT * 4
+    assert plan.slot_bytes == toy.LAYERS * (toy.LATENT * 4 + toy.CODES)
+
+
+def test_each_cache_has_its_own_width_and_type() -> None:
+    found = [(cache.name, cache.layer, cache.dtype, cache.width, cache.slot_bytes) for cache in plan().caches]
+    assert found == [
+        ("cache.0", 0, "float32", 4, 16),
+        ("cache.0.codes", 0, "int8", 3, 3),
+        ("cache.1", 1, "float32", 4, 16),
+        ("cache.1.codes", 1, "int8", 3, 3),
+    ]
+
+
+def plan() -> Plan:
+    return parse(toy.plan_content())
+
+
+def test_caches_of_version_1_have_the_width_and_type_of_their_plan() -> None:
+    old = parse(toy.plan_of_version_1())
+    assert [(cache.name, cache.dtype, cache.width) for cache in old.caches] == [
+        (f"cache.{layer}", "float16", toy.LATENT) for layer in range(4)
+    ]
+    assert old.slot_bytes == 4 * 2 * toy.LATENT
+
+
+def test_a_plan_of_version_1_is_not_believed_what_only_later_ones_state() -> None:
+    content = toy.plan_of_version_1()
+    content["buffers"][CACHE] |= {"width": 2**19, "dtype": "int8"}
+    assert parse(content).caches[0].slot_bytes == 2 * toy.LATENT
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("latent_dim", 0),
+        ("latent_dim", -1),
+        ("latent_dim", 2**21),
+        ("cache_dtype", "int8"),
+        ("cache_dtype", "float8"),
+        ("n_caches", 1),
+        ("n_caches", 5),
+        ("n_caches", 0),
+    ],
+)
+def test_what_version_1_states_of_caches_is_checked(key: str, value: object) -> None:
+    with pytest.raises(errors.PlanInvalid):
+        parse(toy.plan_of_version_1() | {key: value})
+    left_out = toy.plan_of_version_1()
+    del left_out[key]
+    with pytest.raises(errors.PlanInvalid, match=f"{key}: is missing"):
+        parse(left_out)
+
+
+@pytest.mark.parametrize("key", ["width", "dtype"])
+def test_a_cache_without_width_or_type_is_refused(key: str) -> None:
+    content = toy.plan_content()
+    del content["buffers"][CODES][key]
+    with pytest.raises(errors.PlanInvalid, match=rf"buffers\[7\]\.{key}: is missing"):
+        parse(content)
+
+
+def test_a_token_that_takes_more_than_can_be_counted_is_refused() -> None:
+    content = toy.plan_content()
+    content["buffers"] += [
+        {"name": f"cache.{layer}", "kind": "cache", "dtype": "int64", "width": 2**20} for layer in range(2, 130)
+    ]
+    with pytest.raises(errors.PlanInvalid, match="a token takes 1073741862 bytes in all caches"):
+        parse(content)
+
+
+def test_a_plan_without_a_cache_is_refused() -> None:
+    content = toy.plan_content()
+    for buffer in content["buffers"]:
+        if buffer["kind"] == "cache":
+            buffer |= {"kind": "input", "size": 4}
+    with pytest.raises(errors.PlanInvalid, match="none of them is a cache"):
+        parse(content)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [(CODES, "cache.0.codes (3 x int8)"), (-1, "cache.2 (5 x float32)"), (ARENA, "%0")],
+    ids=["type", "width", "kind"],
+)
+def test_a_kernel_is_called_with_caches_of_one_width_and_type(other: int, told: str) -> None:
+    content = toy.plan_content()
+    content["buffers"].append({"name": "cache.2", "kind": "cache", "dtype": "float32", "width": 5})
+    call = copy.deepcopy(content["entries"]["decode"]["calls"][0])
+    call[1][CACHE] = range(len(content["buffers"]))[other]
+    content["entries"]["prefill"]["calls"] = [call]
+    wanted = f"the kernel toy_step: operand 6 is {told} in one call, cache.0 (4 x float32) in another"
+    with pytest.raises(errors.PlanInvalid, match=re.escape(wanted)):
+        parse(content)
 
 
 def test_bfloat16_may_be_stored_as_uint16() -> None:
@@ -55,10 +149,20 @@ def test_bfloat16_may_be_stored_as_uint16() -> None:
         (["page_size"], 2**40),
         (["arena_bytes"], 64),
         (["arena_bytes"], 2**63),
-        (["latent_dim"], 0),
-        (["cache_dtype"], "float8"),
-        (["n_caches"], 1),
-        (["n_caches"], 3),
+        (["buffers", CACHE, "width"], 0),
+        (["buffers", CACHE, "width"], -4),
+        (["buffers", CACHE, "width"], 2**21),
+        (["buffers", CACHE, "width"], 10**40),
+        (["buffers", CACHE, "width"], 4.0),
+        (["buffers", CACHE, "width"], True),
+        (["buffers", CACHE, "dtype"], "float8"),
+        (["buffers", CACHE, "dtype"], None),
+        (["buffers", CACHE, "kind"], "weight"),
+        (["buffers", CACHE, "name"], "cache"),
+        (["buffers", CACHE, "name"], "cache.0.codes"),
+        (["buffers", CACHE, "name"], "cache.00"),
+        (["buffers", CACHE, "name"], "cache.0."),
+        (["buffers", CACHE, "name"], "cache.1234567"),
         (["buffers"], {}),
         (["buffers", 0], []),
         (["buffers", 0, "kind"], "gpu"),
@@ -87,7 +191,7 @@ def test_bfloat16_may_be_stored_as_uint16() -> None:
         (["entries", "decode", "calls", 0], ["f"]),
         (["entries", "decode", "calls", 0], [1, []]),
         (["entries", "decode", "calls", 0], ["not a name", []]),
-        (["entries", "decode", "calls", 0], ["f", [12]]),
+        (["entries", "decode", "calls", 0], ["f", [14]]),
         (["entries", "decode", "calls", 0], ["f", [-1]]),
         (["entries", "decode", "calls", 0], ["f", [True]]),
         (["entries", "decode", "calls", 0], ["f", 0]),

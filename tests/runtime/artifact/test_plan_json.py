@@ -57,20 +57,26 @@ def costs(draw: st.DrawFn) -> Cost:
 def plans(draw: st.DrawFn) -> Plan:
     """Plans with whatever a plan can have, each part there or not."""
     bounds = Bounds(*(draw(SMALL) for _ in "TRSP"))
-    dtype, n_caches = draw(st.sampled_from(["float32", "bfloat16", "float16"])), draw(st.integers(1, 3))
+    rows = draw(st.lists(st.tuples(st.sampled_from(["float32", "bfloat16", "int8"]), SMALL), min_size=1, max_size=3))
     logits = Buffer("logits", "arena", "float32", bounds.R * VOCAB)
     hidden = Buffer("hidden", "arena", "float32", bounds.T * 3, 1024)
     buffers = [Buffer(name, "input", "int32", size) for name, size in bounds.step_inputs().items()]
     buffers += [Buffer("before", "input", "float32", bounds.T * 3), logits, hidden]
     given, first, second = len(buffers) - 3, len(buffers) - 2, len(buffers) - 1
-    buffers += [Buffer(f"cache.{i}", "cache", dtype, 0) for i in range(n_caches)]
+    caches = range(len(buffers), len(buffers) + len(rows))
+    buffers += [Buffer(f"cache.{i}", "cache", dtype, 0, width=width) for i, (dtype, width) in enumerate(rows)]
     buffers += draw(st.lists(st.sampled_from(WEIGHTS), unique=True))
     operands = {f"k_{number}": draw(st.integers(1, 4)) for number in range(draw(SMALL))}
 
     def calls() -> tuple[Any, ...]:
         names = draw(st.lists(st.sampled_from(sorted(operands)), min_size=1, max_size=4))
-        each = st.integers(0, len(buffers) - 1)
-        return tuple((name, tuple(draw(each) for _ in range(operands[name]))) for name in names)
+        return tuple((name, tuple(operand(name, place) for place in range(operands[name]))) for name in names)
+
+    def operand(kernel: str, place: int) -> int:
+        """A kernel has the same cache at one place, whenever it is called."""
+        if kernel != "k_0" and place == 0:
+            return caches[int(kernel[2:]) % len(caches)]
+        return draw(st.sampled_from([index for index, buffer in enumerate(buffers) if buffer.kind != "cache"]))
 
     def entry(name: str) -> Entry:
         outputs = {"logits": Output(first, "R")} | ({"hidden": Output(second, "T")} if draw(st.booleans()) else {})
@@ -91,9 +97,6 @@ def plans(draw: st.DrawFn) -> Plan:
         bounds,
         draw(SMALL),
         4096 * ALIGNMENT,
-        draw(SMALL),
-        dtype,
-        n_caches,
         tuple(buffers),
         entries,
         draw(st.none() | st.fixed_dictionaries({"k_0": costs()})),

@@ -58,6 +58,13 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernel calls of decode" in run(capsys, "inspect", ARTIFACT)[0]
 
 
+def test_inspect_shows_what_caches_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    caches = json.loads(run(capsys, "inspect", ARTIFACT, "--json")[0])["caches"]
+    assert caches[3] == {"name": "cache.3", "dtype": "bfloat16", "width": 40, "bytes_per_token": 80}
+    wanted = "320 B a token, 512 tokens a sequence at most: 4 of 40 x bfloat16"
+    assert wanted in run(capsys, "inspect", ARTIFACT)[0]
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "bench"])
 def test_no_artifact_is_1(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, error = run(capsys, command, tmp_path / "missing", code=1)

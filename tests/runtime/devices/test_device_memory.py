@@ -26,8 +26,8 @@ def test_enough_memory_or_an_unknown_amount_is_accepted(available: int | None) -
 
 def plan_with(elements: int) -> Plan:
     """A plan with a buffer of so many elements, and a cache with rows of 64."""
-    buffers = Buffer("scores", "arena", "float32", elements), Buffer("cache.0", "cache", "bfloat16", 0)
-    return Plan(Bounds(1, 1, 1, 1), 16, 4 * elements, 64, "bfloat16", 1, buffers, {})
+    buffers = Buffer("scores", "arena", "float32", elements), Buffer("cache.0", "cache", "bfloat16", 0, width=64)
+    return Plan(Bounds(1, 1, 1, 1), 16, 4 * elements, buffers, {})
 
 
 def test_a_buffer_with_more_elements_than_kernels_count_is_named_with_what_to_do() -> None:
@@ -38,7 +38,9 @@ def test_a_buffer_with_more_elements_than_kernels_count_is_named_with_what_to_do
 
 def test_a_cache_with_more_elements_than_kernels_count_is_refused() -> None:
     require_countable("a card", plan_with(1), 2**25 - 1)
-    with pytest.raises(DeviceLacks, match=r"cache would have 2147483648 elements(.|\n)*lower context or max_batch"):
+    with pytest.raises(
+        DeviceLacks, match=r"the buffer cache.0 would have 2147483648 elements(.|\n)*lower context or max_batch"
+    ):
         require_countable("a card", plan_with(1), 2**25)
 
 

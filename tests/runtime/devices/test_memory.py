@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.devices.memory import Block, map_file, typed
+from dsv3c.runtime.artifact.plan import Buffer
+from dsv3c.runtime.devices.memory import Block, cache_offsets, map_file, typed
 
 
 @pytest.mark.parametrize("size", [0, 1, 64, 5000, 5 << 20])
@@ -59,3 +60,12 @@ def test_writing_to_a_mapped_file_faults(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode < 0
     assert (tmp_path / "w").read_bytes() == bytes(64)
+
+
+def test_caches_of_other_widths_lie_behind_each_other_on_boundaries() -> None:
+    caches = [Buffer("cache.0", "cache", "bfloat16", 0, width=40), Buffer("cache.0.codes", "cache", "int8", 0, width=3)]
+    assert cache_offsets([*caches, Buffer("cache.1", "cache", "float32", 0, width=1)], 7, 64) == (
+        {"cache.0": 0, "cache.0.codes": 576, "cache.1": 640},
+        704,
+    )
+    assert cache_offsets([], 7, 64) == ({}, 0)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.plan import parse_plan
+from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.devices.device import Device
-from dsv3c.runtime.devices.split import SplitDevice, layer_count, open_split
+from dsv3c.runtime.devices.split import SplitDevice, above, below, layer_count, open_split
 from dsv3c.runtime.engine.session import Request, Session
 from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid
+from tests.runtime import toy
 
 SLOTS = 1024
 LAYERS = 4  # of the bundled model, without that of multi-token prediction
@@ -112,10 +114,11 @@ def test_each_side_has_its_own_weights_and_caches_only(artifact: Artifact) -> No
 
     _, device = open_split(artifact, artifact, 1, noted, noted)
     lower, upper = ({buffer.tensor for buffer in side.plan.buffers if buffer.kind == "weight"} for side in sides)
-    assert [side.plan.n_caches for side in sides] == [3, 2]  # the upper side has that of multi-token prediction, too
+    layers = [[cache.layer for cache in side.plan.caches] for side in sides]
+    assert layers == [[0, 1, 2], [3, 4]]  # the upper side has that of multi-token prediction, too
     assert all(f"layers.{layer}." in " ".join(lower) for layer in range(3))
     assert not any(f"layers.{layer}." in " ".join(upper) for layer in range(3))
-    assert device.report()["cache_bytes"] == 5 * SLOTS * artifact.plan.latent_dim * 2
+    assert device.report()["cache_bytes"] == SLOTS * artifact.plan.slot_bytes
     device.close()
 
 
@@ -182,3 +185,16 @@ def test_a_cut_that_does_not_fit_the_plan_is_refused(artifact: Artifact, key: st
     content["entries"]["decode"]["cuts"][1][key] = value
     with pytest.raises(PlanInvalid, match=key):
         parse_plan(content, artifact.tensors, artifact.manifest.vocab_size)
+
+
+def test_a_side_keeps_all_caches_of_its_layers_as_they_are() -> None:
+    content = toy.plan_content()
+    logits, hidden, high = 8, 9, [12, 13]
+    calls = [["low", [0, 6, 7, hidden]], ["high", [hidden, *high, logits]]]
+    cuts = [{"first": first, "kept": [], "residual": hidden, "readers": [[1, 0]]} for first in (0, 1)]
+    content["entries"] = {"decode": content["entries"]["decode"] | {"calls": calls, "cuts": cuts}}
+    plan = parse_plan(content, {"scale": Tensor("float32", (1,), 128, 4)}, toy.VOCAB)
+    for layer, side in enumerate((below(plan, 1), above(plan, 1))):
+        found = [(cache.name, cache.layer, cache.dtype, cache.width) for cache in side.caches]
+        assert found == [(f"cache.{layer}", layer, "float32", 4), (f"cache.{layer}.codes", layer, "int8", 3)]
+        assert side.slot_bytes == plan.slot_bytes // 2

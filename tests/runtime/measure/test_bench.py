@@ -31,7 +31,7 @@ def plan(bundled_model: Path) -> Plan:
     options, target = CompileOptions(quant="int8"), targets.get("x86")
     source = Checkpoint.open(bundled_model)
     lowered = pipeline.lower(source.config, source.shapes, options, target)
-    return pipeline.whole_plan(source.config, lowered, target.plan(lowered.entries, lowered.bounds), None)
+    return pipeline.whole_plan(lowered, target.plan(lowered.entries, lowered.bounds), None)
 
 
 def flops(projections: int, tokens: int, rows: int) -> int:

@@ -70,7 +70,7 @@ def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -
         for tensor in stored
         for part in (tensor.component,)
     }
-    made = pipeline.whole_plan(config, lowered, found, emission.dispatches)
+    made = pipeline.whole_plan(lowered, found, emission.dispatches)
     read = parse_plan(json.loads(json.dumps(made.to_json())), tensors, config.vocab_size)
     assert read == made
     return emission, read
@@ -109,7 +109,7 @@ def test_every_call_says_what_it_writes() -> None:
     noted = {buffers[i] for name, buffers in decode.calls for form in table.forms[name] for i in form.writes}
     assert {found.buffers[index].name for index in noted if found.buffers[index].kind == "cache"} == {
         f"cache.{layer}"
-        for layer in range(found.n_caches - 1)  # the last one is the MTP layer's
+        for layer in range(len(found.caches) - 1)  # the last one is the MTP layer's
     }
 
 

@@ -105,7 +105,7 @@ def test_too_little_memory_is_said_before_any_is_taken(artifact, modules, monkey
 
 @pytest.mark.parametrize("source, target, count", [(0, 32, 16), (8, 4, 20), (4, 8, 20), (3, 3, 5), (7, 0, 1)])
 def test_slots_are_copied_as_if_all_at_once(device, artifact, source, target, count):
-    width = artifact.plan.latent_dim * 2
+    width = artifact.plan.caches[0].slot_bytes
     rows = np.random.default_rng(1).integers(0, 255, (SLOTS, width)).astype(np.uint8)
     for cache in device._caches:
         device._gpu.copy(device._gpu.host(rows.reshape(-1)), cache)

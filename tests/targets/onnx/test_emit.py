@@ -133,7 +133,8 @@ def test_float16_graph_has_float16_activations(export: Export) -> None:
     model = export("v3-real-heads", "int4-g32", "onnx:provider=cuda,accuracy_level=0")
     types = {value.name: value.type.tensor_type.elem_type for value in loaded(model).graph.input}
     assert types["past_key_values.0.key"] == onnx.TensorProto.FLOAT16
-    assert json.loads((model.folder / "plan.json").read_text())["cache_dtype"] == "float16"
+    buffers = json.loads((model.folder / "plan.json").read_text())["buffers"]
+    assert {buffer["dtype"] for buffer in buffers if buffer["kind"] == "cache"} == {"float16"}
 
 
 def test_unknown_provider_lists_the_known() -> None:

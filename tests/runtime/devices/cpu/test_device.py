@@ -227,5 +227,5 @@ def test_kernels_that_name_another_plan_are_refused(tmp_path: Path) -> None:
 def test_a_kernel_that_refuses_its_operands_is_named(folder: Path) -> None:
     toy.edit_json(folder / "plan.json", "entries", "decode", "calls", 0, 1, value=[0, 1, 2])
     toy.refresh(folder, "plan.json")
-    with runtime.load(folder) as model, pytest.raises(errors.KernelFailed, match=r"toy_step with .*takes 11 operands"):
+    with runtime.load(folder) as model, pytest.raises(errors.KernelFailed, match=r"toy_step with .*takes 13 operands"):
         model.logits([1])

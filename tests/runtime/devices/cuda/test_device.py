@@ -221,21 +221,19 @@ def test_a_device_opened_by_one_thread_runs_and_closes_in_another(compiled, fake
 @pytest.mark.parametrize(("source", "target", "count"), [(0, 16, 16), (3, 9, 20), (9, 3, 20), (5, 5, 8), (30, 0, 1)])
 def test_slots_are_copied_as_they_were_also_when_runs_overlap(source, target, count, opened, artifact):
     device = opened()
-    plan, width = artifact.plan, artifact.plan.latent_dim * 2
+    caches, width = artifact.plan.caches, artifact.plan.caches[-1].slot_bytes
     places, gpu = device._places, device._gpu
     host = gpu.pinned(SLOTS * width, "a cache")
     generator = np.random.default_rng(1)
-    for number in range(plan.n_caches):
+    for cache in caches:
         host[:] = generator.integers(0, 256, host.size)
-        gpu.driver.call("cuMemcpyHtoDAsync", places.cache_address(number), host.ctypes.data, host.size, gpu.stream)
+        gpu.driver.call("cuMemcpyHtoDAsync", places.cache_address(cache.name), host.ctypes.data, host.size, gpu.stream)
         gpu.wait("a copy")
     expected = host.reshape(SLOTS, width).copy()  # of the last cache
     expected[target : target + count] = expected[source : source + count].copy()
     device.copy_slots(source, target, count)
     host[:] = 0
-    gpu.driver.call(
-        "cuMemcpyDtoHAsync", host.ctypes.data, places.cache_address(plan.n_caches - 1), host.size, gpu.stream
-    )
+    gpu.driver.call("cuMemcpyDtoHAsync", host.ctypes.data, places.cache_address(caches[-1].name), host.size, gpu.stream)
     gpu.wait("a copy")
     np.testing.assert_array_equal(host.reshape(SLOTS, width), expected)
 

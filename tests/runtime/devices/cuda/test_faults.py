@@ -167,8 +167,10 @@ def test_too_little_memory_is_told_by_part_before_anything_is_taken(artifact, fa
 def test_a_cache_that_kernels_could_not_count_is_refused_before_anything_is_taken(artifact, fake, compiled):
     fake.reset(capacity=1 << 40)
     fake.register(compiled("int4-g32"))
-    slots = 2**31 // artifact.plan.latent_dim + 1
-    with pytest.raises(DeviceLacks, match=r"cache would have \d+ elements(.|\n)*lower context or max_batch"):
+    slots = 2**31 // artifact.plan.caches[0].width + 1
+    with pytest.raises(
+        DeviceLacks, match=r"the buffer cache.0 would have \d+ elements(.|\n)*lower context or max_batch"
+    ):
         CudaDevice(artifact, slots, None)
 
 

@@ -24,14 +24,15 @@ plan, manifest = (json.loads((folder / name).read_text()) for name in ("plan.jso
 def edit(content):
     buffers, calls = content["buffers"], content["entries"]["decode"]["calls"]
     call, other = choose.choice(calls), choose.choice(calls)
-    kind = choose.randrange(8)
+    kind = choose.randrange(9)
     if kind == 0: call[1][choose.randrange(len(call[1]))] = choose.randrange(len(buffers))
     elif kind == 1: call[1].pop()
     elif kind == 2: call[1].append(0)
     elif kind == 3: call[0], other[0] = other[0], call[0]
     elif kind == 4: call[1], other[1] = other[1], call[1]
     elif kind == 5: choose.choice(buffers)["size"] = choose.choice([1, 64, 4096, 2**40])
-    elif kind == 6: content[choose.choice(["page_size", "latent_dim", "arena_bytes"])] = choose.choice([1, 8, 64])
+    elif kind == 6: content[choose.choice(["page_size", "arena_bytes"])] = choose.choice([1, 8, 64])
+    elif kind == 7: choose.choice(buffers)["width"] = choose.choice([1, 64, 4096, 2**40])
     else: choose.choice(buffers)["dtype"] = choose.choice(["float32", "int32", "int8", "uint16"])
 
 found = collections.Counter()

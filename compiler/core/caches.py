@@ -1,0 +1,66 @@
+"""Caches: the inputs of a graph that have a row for each of N slots, in which tokens stay from step to step.
+
+The type says of what elements a row is and how wide; each cache has its own. The name says whose it is: cache.LAYER, or
+cache.LAYER.PART for a further one of that layer. All share the pages of a sequence, so a token has one slot in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsv3c.compiler.core.ir import Graph, TensorType, Value, dim_product, dim_size
+from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+
+SLOTS = "N"
+_PREFIX = "cache."
+
+
+@dataclass(frozen=True)
+class Cache:
+    """name: of the input. type: [N, …], of which what is behind N is a slot, a token's row."""
+
+    name: str
+    type: TensorType
+
+    @property
+    def layer(self) -> int:
+        return int(self.name.removeprefix(_PREFIX).partition(".")[0])
+
+    @property
+    def part(self) -> str:
+        """What it is called among the caches of its layer; "" for the one that has no further name."""
+        return self.name.removeprefix(_PREFIX).partition(".")[2]
+
+    @property
+    def width(self) -> int:
+        """Elements of a slot."""
+        return dim_size(dim_product(*self.type.shape[1:]), {})
+
+    @property
+    def dtype(self) -> str:
+        """The name of the element type in plan.json."""
+        return str(NUMPY_DTYPES[self.type.dtype].name)
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.width * int(NUMPY_DTYPES[self.type.dtype].itemsize)
+
+
+def cache_name(layer: int, part: str = "") -> str:
+    return f"{_PREFIX}{layer}.{part}" if part else f"{_PREFIX}{layer}"
+
+
+def is_cache(value: Value) -> bool:
+    return value.op == "input" and value.shape[:1] == (SLOTS,)
+
+
+def cache_of(value: Value) -> Cache:
+    """The cache that an input is, for which `is_cache` holds."""
+    return Cache(str(value.attrs["name"]), value.type)
+
+
+def caches_of(graphs: Iterable[Graph]) -> tuple[Cache, ...]:
+    """The caches of all graphs, each once, by layer and part."""
+    found = {cache_of(value) for graph in graphs for value in graph.values() if is_cache(value)}
+    return tuple(sorted(found, key=lambda cache: (cache.layer, cache.part)))
