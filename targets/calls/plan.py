@@ -14,7 +14,7 @@ from dsv3c.compiler.core.cuts import Cut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.core.target import Entry
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.targets.calls.operands import Operand, operand_bytes
 
 STEP_INPUTS = ("tokens", "positions", "sequence", "page_table", "rows")

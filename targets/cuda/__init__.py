@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.formats.table import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,6 @@ class Cuda:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
 
     def configured(self, options: Mapping[str, str]) -> Cuda:
         """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""
@@ -30,6 +30,11 @@ class Cuda:
 
         text = options.get("arch")
         return self if text is None else replace(self, architectures=parse_architectures(text))
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.emit import scratch_bytes

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
+from dsv3c.compiler.formats.table import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,15 @@ class Metal:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
     materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Metal:
         return self
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.emit import scratch_bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats.table import WeightFormat
 
 LEAST_RANGE = 128 << 20  # maxStorageBufferRange of every device
 
@@ -28,7 +29,6 @@ class Vulkan:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
     max_binding: int = LEAST_RANGE
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:
@@ -37,6 +37,11 @@ class Vulkan:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 2047:
             raise BindingInvalid(text=text)
         return replace(self, max_binding=int(text) << 20)
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.emit import scratch_bytes

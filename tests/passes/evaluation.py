@@ -9,7 +9,7 @@ import numpy as np
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, dim_size, parse_graph
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 
 PAGE_SIZE = 4
 BOUNDS = {"T": 4, "R": 2, "S": 2, "P": 3, "N": 24}

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     PARALLEL_WORK,
     Buffer,
@@ -20,6 +20,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
 )
 from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
+from dsv3c.targets.cpu.kernels.weights import Weight
 
 Expr = Any
 
@@ -49,7 +50,7 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
             block = T.bind(T.floormod(item, run))
 
             def place(row: Expr) -> tuple[Expr, Expr]:
-                return (row, head) if spec.weight.is_float else (row * spec.heads + head, 0)
+                return (row * spec.heads + head, 0) if spec.weight.integer_products else (row, head)
 
             def use(sums: Tile, rows: list[Expr]) -> None:
                 offsets = [T.bind((row * spec.heads + head) * spec.n) for row in rows]

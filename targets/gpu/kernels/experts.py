@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Operand, weight_operands
 from dsv3c.targets.calls.router import ExpertOrder, order_size
@@ -59,7 +59,7 @@ class _Product:
     """
 
     order: ExpertOrder
-    weight: QuantSpec
+    weight: WeightFormat
     n: int
     k: int
     parts: int

@@ -24,6 +24,8 @@ from dsv3c.compiler.errors import (
     UnknownPassError,
     VerifyError,
 )
+from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.passes.simplify import Simplify
@@ -39,11 +41,13 @@ class FakeTarget:
     layout = "rows16"
     integer_activations = True
     cache_dtypes = ("bf16", "f32")
-    fp8_weights = True
     fails = False
 
     def configured(self, options: Mapping[str, str]) -> FakeTarget:
         return self
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        return True
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0
@@ -288,7 +292,7 @@ def test_formats_are_checked_before_the_work(options: dict[str, str], message: s
 
 
 def test_an_embedding_may_have_what_a_row_decodes_alone_from() -> None:
-    for name in pipeline.EMBEDDING_FORMATS:
+    for name in rows.format_names():
         pipeline.check_formats(CompileOptions(embed_quant=name))
     with pytest.raises(BadOptionError):
         pipeline.check_formats(CompileOptions(embed_quant="int8-g32"))

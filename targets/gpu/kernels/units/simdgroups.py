@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.gpu.capabilities import SIMDGROUP_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, shared, store
 from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
@@ -35,7 +35,7 @@ class SimdgroupMatrices:
 
     capability: str = SIMDGROUP_MATRIX
 
-    def serves(self, weight: QuantSpec) -> bool:
+    def serves(self, weight: WeightFormat) -> bool:
         return True
 
     def space(self) -> Buffer:
