@@ -201,7 +201,7 @@ class BadOptionError(Dsv3cError):
 
 class FormatRefusedError(Dsv3cError):
     message = "the target {target} has no kernels for weights in {format}"
-    hint = "it has {known}; a checkpoint in any format is decoded and rounded again"
+    hint = "it has {known}; {format} is there for {others}. A checkpoint in any format is decoded and rounded again"
 
 
 class OutputExistsError(Dsv3cError):

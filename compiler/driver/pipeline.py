@@ -199,9 +199,13 @@ def check_supported(options: CompileOptions, target: Target) -> None:
     """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
     head, embedding = options.resolved_head_quant, options.resolved_embed_quant
     for name, operations in ((options.quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
-        if not _supports(target, WeightFormat.parse(name), operations):
-            known = [format for format in FORMATS if _supports(target, FORMATS[format], operations)]
-            raise FormatRefusedError(format=name, target=target.name, known=listed(known))
+        format = WeightFormat.parse(name)
+        if not _supports(target, format, operations):
+            known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
+            others = [each for each in targets.available() if _supports(targets.get(each), format, operations)]
+            raise FormatRefusedError(
+                format=name, target=target.name, known=known, others=", ".join(others) or "no target yet"
+            )
 
 
 def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
