@@ -150,6 +150,7 @@ _ROWS = (
     ),
     *_integers("int8", _INT8, {**_INT8_PACKINGS, "rows": Signed()}, sizes=(0,)),
     *_integers("int8-g{}", _INT8, _INT8_PACKINGS),
+    *_integers("int5-g{}", Integers(5), {"rows16": Planes((4, 1))}),
     *_integers("int4-g{}", _INT4, _INT4_PACKINGS),
     *_integers("int4-g{}-asym", _INT4, _INT4_PACKINGS, zero="u8"),
 )

@@ -7,7 +7,7 @@ from dsv3c.compiler.formats.table import WeightFormat
 
 INTEGER_FORMATS = [
     "int8",
-    *(f"int{bits}-g{group}" for bits in (8, 4) for group in (32, 64, 128)),
+    *(f"int{bits}-g{group}" for bits in (8, 5, 4) for group in (32, 64, 128)),
     *(f"int4-g{group}-asym" for group in (32, 64, 128)),
 ]
 
@@ -56,7 +56,7 @@ def test_small_groups_are_met_as_well_as_the_steps_of_float16_allow(name, magnit
     w[:, 0] = magnitude
     q = quantize(w, spec)
     scale = np.abs(q.scale.astype(np.float32))
-    exact = magnitude / {"int8": 127, "int4": 8}[name[:4]] * (16 / 15 if spec.grouping.zero else 1)
+    exact = magnitude / {"int8": 127, "int5": 16, "int4": 8}[name[:4]] * (16 / 15 if spec.grouping.zero else 1)
     assert scale.all()
     assert scale.max() <= max(exact * 1.01, exact + 2**-24)
     # A scale may fall short by 1/256: with a code of 8 or 15 by 0.03 or 0.06 steps.

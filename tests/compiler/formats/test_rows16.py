@@ -8,7 +8,17 @@ from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.quant import quantize
 from dsv3c.compiler.formats.table import WeightFormat
 
-INTEGER_FORMATS = ["int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
+INTEGER_FORMATS = [
+    "int8",
+    "int8-g32",
+    "int8-g64",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int5-g128",
+]
 FLOAT_FORMATS = ["float32", "float16", "bfloat16"]
 LEADING = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 255]))

@@ -63,7 +63,7 @@ def test_a_row_is_whole(name: str) -> None:
 
 
 OPERATIONS = (*MATRIX_OPERANDS, "take")
-LACKING = {"x86": ("fp8",), "arm": ("fp8",), "onnx": ("fp8",)}
+LACKING = {"x86": ("fp8",), "arm": ("fp8",), "onnx": ("fp8", "int5")}
 
 
 @pytest.mark.parametrize("target", targets.available())

@@ -27,7 +27,7 @@ from tests.targets.cpu.harness import Kernels, compare
 from tests.targets.cpu.test_dense_kernels import linear_case
 from tests.targets.cpu.test_moe_kernels import moe_case
 
-FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym")
+FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym", "int5-g32")
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)
 

@@ -16,7 +16,19 @@ from dsv3c.targets.calls.operands import Rows, View
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
 
-FORMATS = ["float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
+FORMATS = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8-g32",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int5-g64",
+]
 ONE_OF_EACH = ["float32", "int8", "int4-g32-asym"]
 BOUND = 18
 F32 = 3e-6
@@ -164,7 +176,7 @@ class TestDenseKernels:
         kernels.check(*CASES[name])
 
 
-@pytest.mark.parametrize("name", ["int8", "int4-g32", "int4-g32-asym"])
+@pytest.mark.parametrize("name", ["int8", "int4-g32", "int4-g32-asym", "int5-g32"])
 def test_integer_formats_agree_bit_for_bit_between_levels_and_tiles(kernels_of_all_levels, name):
     one, many = linear_case(name, 1, 33, 160), linear_case(name, 17, 33, 160)
     for role in ("x.data", "x.scale", "x.sum"):

@@ -24,7 +24,7 @@ from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 
-FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 

@@ -32,7 +32,7 @@ from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.vulkan.matrix_model import modelled
 from tests.targets.vulkan.modules import capabilities, named, validate
 
-FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-11  # the largest relative error of a number rounded to float16
 LOST = 2.0**-28  # of the largest magnitude in its row: what a factor may lose besides

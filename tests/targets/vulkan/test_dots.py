@@ -35,7 +35,7 @@ from tests.targets.gpu.shim.cuda import barriers, cuda_library, kernels
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.vulkan.modules import capabilities, named, validate
 
-FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 OTHERS = ("float32", "float16", "bfloat16", "fp8")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
