@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -69,31 +70,36 @@ class Planes:
     def pack(self, codes: Array) -> Array:
         """Codes u8 [..., K], K whole units, as words [..., K / columns * words]."""
         quads = np.ascontiguousarray(codes).view(WORD)
-        if self.widths == (8,):
+        planes = [self._plane(quads, width, below) for _, width, below in self.planes]
+        if len(planes) == 1:
+            return planes[0]
+        counts = [self.columns * width // WORD_BITS for width in self.widths]
+        units = [plane.reshape(*plane.shape[:-1], -1, count) for plane, count in zip(planes, counts, strict=True)]
+        return np.concatenate(units, axis=-1).reshape(*quads.shape[:-1], -1)
+
+    def _plane(self, quads: Array, width: int, below: int) -> Array:
+        """The words of one plane."""
+        if width == 8:
             return quads
-        quads = quads.reshape(*quads.shape[:-1], -1, self.columns // QUAD)
-        out = np.zeros((*quads.shape[:-1], self.words), WORD)
-        for first, width, below in self.planes:
-            mask = np.uint32(((1 << width) - 1) * EACH)
-            fields = 8 // width
-            for field in range(fields):
-                of_field = quads[..., field::fields] >> np.uint32(below) & mask
-                out[..., first : first + of_field.shape[-1]] |= of_field << np.uint32(field * width)
-        return out.reshape(*out.shape[:-2], -1)
+        own = quads >> np.uint32(below) & _each(width) if width < self.bits else quads
+        fields = range(8 // width)
+        return reduce(np.bitwise_or, [own[..., field :: len(fields)] << np.uint32(field * width) for field in fields])
 
     def unpack(self, words: Array) -> Array:
         """Inverse of `pack`."""
-        if self.widths == (8,):
-            return np.ascontiguousarray(words).view(np.uint8)
         units = words.reshape(*words.shape[:-1], -1, self.words)
-        quads = np.zeros((*units.shape[:-1], self.columns // QUAD), WORD)
+        quads = np.zeros((*words.shape[:-1], units.shape[-2] * self.columns // QUAD), WORD)
         for first, width, below in self.planes:
-            mask = np.uint32(((1 << width) - 1) * EACH)
+            plane = units[..., first : first + self.columns * width // WORD_BITS].reshape(*words.shape[:-1], -1)
             fields = 8 // width
-            plane = units[..., first : first + self.columns * width // WORD_BITS]
             for field in range(fields):
-                quads[..., field::fields] |= (plane >> np.uint32(field * width) & mask) << np.uint32(below)
-        return np.ascontiguousarray(quads.reshape(*words.shape[:-1], -1)).view(np.uint8)
+                quads[..., field::fields] |= (plane >> np.uint32(field * width) & _each(width)) << np.uint32(below)
+        return quads.view(np.uint8)
+
+
+def _each(width: int) -> np.uint32:
+    """The lowest bits of every byte."""
+    return np.uint32(((1 << width) - 1) * EACH)
 
 
 @dataclass(frozen=True)
