@@ -241,7 +241,7 @@ class BadOptionError(Dsv3cError):
 
 class FormatRefusedError(Dsv3cError):
     message = "the target {target} has no kernels for weights in {format}"
-    hint = "GPU targets have them; else take int8 or bfloat16, which decode an fp8 checkpoint and round it again"
+    hint = "it has {known}; {format} is there for {others}. A checkpoint in any format is decoded and rounded again"
 
 
 class OutputExistsError(Dsv3cError):

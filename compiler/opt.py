@@ -61,7 +61,7 @@ def opt_command(
     from dsv3c.compiler.core.verifier import verify as check
     from dsv3c.compiler.driver import named_passes
     from dsv3c.compiler.errors import BadPassError, UnknownPassError
-    from dsv3c.compiler.formats.quant import UnknownWeightFormat
+    from dsv3c.compiler.formats.table import UnknownWeightFormat
 
     chosen = targets.parse(target)
     configured = targets.get(chosen.name).configured(chosen.options)

@@ -24,7 +24,7 @@ def debug_level() -> int:
 class CompileOptions:
     """Options of one compilation.
 
-    target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see quant.QuantSpec) for
+    target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
@@ -55,12 +55,15 @@ class CompileOptions:
     @property
     def resolved_head_quant(self) -> str:
         """More bits where the body has few: the head's error goes straight into the logits."""
-        body = "int8" if self.quant.startswith("int") else "bfloat16" if self.quant == "fp8" else self.quant
-        return self.head_quant or body
+        from dsv3c.compiler.formats.table import WeightFormat
+
+        return self.head_quant or WeightFormat.parse(self.quant).head or self.quant
 
     @property
     def resolved_embed_quant(self) -> str:
-        return self.embed_quant or ("bfloat16" if self.quant.startswith(("int", "fp8")) else self.quant)
+        from dsv3c.compiler.formats.table import WeightFormat
+
+        return self.embed_quant or WeightFormat.parse(self.quant).embedding or self.quant
 
     @property
     def resolved_cache_dtype(self) -> str:

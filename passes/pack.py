@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value
-from dsv3c.compiler.core.ops.weight import spec_of
+from dsv3c.compiler.core.ops.weight import format_of
 
 # Operations whose first operand is multiplied with the weight and may be int8.
 INTEGER_PRODUCTS = ("linear", "head_linear", "moe_gate_up", "moe_down")
@@ -43,9 +43,9 @@ class Pack:
 
     def _packed(self, value: Value, weights: list[int]) -> Value:
         inputs = list(value.inputs)
-        spec = spec_of(inputs[weights[0]].type)
+        format = format_of(inputs[weights[0]].type)
         for index in weights:
             inputs[index] = ops.apply("pack", (inputs[index],), {"layout": self.layout})
-        if self.integer_activations and not spec.is_float and value.op in INTEGER_PRODUCTS:
-            inputs[0] = ops.apply("quantize_rows", (inputs[0],), {"group": spec.act_group})
+        if self.integer_activations and format.integer_products and value.op in INTEGER_PRODUCTS:
+            inputs[0] = ops.apply("quantize_rows", (inputs[0],), {"group": format.grouping.activations})
         return ops.apply(value.op, tuple(inputs), value.attrs)

@@ -27,7 +27,7 @@ MATRIX_OPERANDS: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Quantise:
-    """weights, head, embedding: formats by name, see quant.QuantSpec."""
+    """weights, head, embedding: formats by name, see formats.table."""
 
     weights: str
     head: str

@@ -17,9 +17,9 @@ MAX_LINES = 500
 
 # The compiler's rooms from the bottom up. A module may import what stands on its own line and on the lines above it.
 COMPILER_LAYERS = (
-    ("errors", "options", "tools"),
+    ("errors", "tools"),
     ("formats",),
-    ("core",),
+    ("options", "core"),
     ("checkpoint",),
     ("frontend",),
 )

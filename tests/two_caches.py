@@ -20,7 +20,7 @@ from dsv3c.compiler.core.ir import Graph, parse_graph
 from dsv3c.compiler.core.target import Emission, Entry, Planned, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, weights
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 

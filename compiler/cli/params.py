@@ -16,7 +16,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # What people call the formats, beside the full names.
 SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-FORMAT_HELP = "float32, float16, bfloat16, fp8, int8, int8-gG, int4-gG or int4-gG-asym, in groups of G = 32, 64 or 128"
+
+
+class FormatOption(click.Option):
+    """An option whose help names {formats}, which are asked for when it is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from dsv3c.compiler.formats.table import listed
+
+        self.help = (self.help or "").format(formats=listed())
+        return super().get_help_record(ctx)
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -31,21 +40,21 @@ def weight_format(ctx: click.Context, param: click.Parameter, value: str | None)
     """The full name of a weight format."""
     if value is None:
         return None
-    from dsv3c.compiler.formats.quant import QuantSpec
+    from dsv3c.compiler.formats.table import WeightFormat
 
     try:
-        return QuantSpec.parse(SHORT_NAMES.get(value, value)).name
+        return WeightFormat.parse(SHORT_NAMES.get(value, value)).name
     except Dsv3cError as error:
         raise click.BadParameter(str(error)) from error
 
 
 def embedding_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The full name of a format that an embedding can have."""
-    from dsv3c.compiler.driver.pipeline import EMBEDDING_FORMATS
+    from dsv3c.compiler.formats import rows
 
     name = weight_format(ctx, param, value)
-    if name is not None and name not in EMBEDDING_FORMATS:
-        raise click.BadParameter(f"an embedding cannot be {name}: it is one of {', '.join(EMBEDDING_FORMATS)}")
+    if name is not None and name not in rows.format_names():
+        raise click.BadParameter(f"an embedding cannot be {name}: it is one of {', '.join(rows.format_names())}")
     return name
 
 
@@ -73,11 +82,12 @@ def model_options(command: Command) -> Command:
         click.option(
             "-q",
             "--quant",
+            cls=FormatOption,
             callback=weight_format,
             metavar="FORMAT",
             default="int8",
             show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+            help="Format of the linear weights: {formats}. int4 alone means int4-g32.",
         ),
         click.option(
             "--head-quant",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsv3c.compiler.core.ir import Graph, TensorType, Value, dim_product, dim_size
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 
 SLOTS = "N"
 _PREFIX = "cache."

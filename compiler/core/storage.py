@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Dim, TensorType, Value, dim_size
-from dsv3c.compiler.core.ops.weight import activation_group, spec_of
+from dsv3c.compiler.core.ops.weight import activation_group, format_of
 from dsv3c.compiler.errors import NotAViewError
+from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.layouts import LAYOUTS
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
 
 ALIGNMENT = 64  # bytes: a cache line, and one AVX-512 register
 
@@ -38,24 +39,26 @@ class Component(NamedTuple):
 def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, ...]:
     """Storage of a value whose symbolic dims have their largest sizes.
 
-    A packed weight is data, scale, zero as its layout says; a quantised activation q8-gA [..., K] is data i8 [..., Kp],
-    scale f32 and sum i32 [..., Kp/A]; an unpacked int8 weight (an embedding) is data i8 [..., N, K], signed, and scale
-    f32 [..., N]; all else is one array.
+    A packed weight is data, scale, zero as its layout says, and an unpacked one of codes (an embedding) as formats.rows
+    says; a quantised activation q8-gA [..., K] is data i8 [..., Kp], scale f32 and sum i32 [..., Kp/A]; all else is one
+    array.
     """
     shape = tuple(dim_size(dim, bounds) for dim in type.shape)
     group = activation_group(type)
     if group:
-        *rows, k = shape
+        *leading, k = shape
         groups = -(-k // group)
         parts = (("data", "i8", groups * group), ("scale", "f32", groups), ("sum", "i32", groups))
-        return tuple(Component(role, dtype, (*rows, width)) for role, dtype, width in parts)
+        return tuple(Component(role, dtype, (*leading, width)) for role, dtype, width in parts)
     if type.layout:
         *leading, n, k = shape
-        packed = LAYOUTS[type.layout].component_types(spec_of(type), tuple(leading), n, k)
+        packed = LAYOUTS[type.layout].component_types(format_of(type), tuple(leading), n, k)
         return tuple(Component(role, dtype, dims) for role, (dtype, dims) in packed.items())
     if type.dtype in NUMPY_DTYPES:
         return (Component("data", type.dtype, shape),)
-    return Component("data", "i8", shape), Component("scale", "f32", shape[:-1])
+    *leading, n, k = shape
+    unpacked = rows.component_types(format_of(type), tuple(leading), n, k)
+    return tuple(Component(role, dtype, dims) for role, (dtype, dims) in unpacked.items())
 
 
 def tensor_name(recipe: str, component: Component) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.artifact import plan
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.runtime.artifact.dispatches import Table
@@ -88,8 +89,7 @@ class Target(Protocol):
     """layout: the packed weight layout; integer_activations: int8 activations meet integer weights.
 
     An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
-    not planned. cache_dtypes: element types the cache can have, the one for want of a better first. fp8_weights: its
-    kernels decode fp8.
+    not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
     """
 
     @property
@@ -104,8 +104,8 @@ class Target(Protocol):
     @property
     def cache_dtypes(self) -> tuple[str, ...]: ...
 
-    @property
-    def fp8_weights(self) -> bool: ...
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        """Whether the operation `op` of the IR can have a weight of that format."""
 
     def configured(self, options: Mapping[str, str]) -> Target:
         """The target as the options of the target string want it. Raises Dsv3cError for a value that is not known."""

@@ -12,7 +12,7 @@ import numpy as np
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, dim_size
 from dsv3c.compiler.errors import NotEvaluableError
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, Array
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES, Array
 from dsv3c.compiler.options import PAGE_SIZE
 
 _PAGES = np.array([[5, 1, 2], [0, 4, 3]], np.int32)

@@ -15,7 +15,7 @@ from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.errors import BadPassError, UnknownPassError
 from dsv3c.compiler.formats.layouts import LAYOUTS
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import MAX_BOUND, CompileOptions
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -48,7 +48,7 @@ def _quantise(options: Options, target: Target) -> Pass:
         quant=options["weights"], head_quant=options["head"] or None, embed_quant=options["embedding"] or None
     )
     formats = (chosen.quant, chosen.resolved_head_quant, chosen.resolved_embed_quant)
-    return Quantise(*(QuantSpec.parse(name).name for name in formats))
+    return Quantise(*(WeightFormat.parse(name).name for name in formats))
 
 
 def _pack(options: Options, target: Target) -> Pass:

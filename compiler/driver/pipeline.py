@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +28,8 @@ from dsv3c.compiler.errors import (
     UnknownFormError,
     UnknownPassError,
 )
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.passes.fuse_mla import FuseMla
@@ -40,12 +41,10 @@ from dsv3c.passes.fuse_router import FuseRouter
 from dsv3c.passes.fuse_swiglu import FuseSwiglu
 from dsv3c.passes.pack import Pack
 from dsv3c.passes.plan_memory import PlanMemory
-from dsv3c.passes.quantise import Quantise
+from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
 from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
-
-EMBEDDING_FORMATS = ("float32", "float16", "bfloat16", "int8")  # rows are gathered, so a row must decode alone
 
 
 class Progress(Protocol):
@@ -146,7 +145,7 @@ def compile_checkpoint(
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
     check_formats(options)
-    check_fp8(options, target)
+    check_supported(options, target)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
@@ -171,7 +170,7 @@ def compile_checkpoint(
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         file = weights.lay_out(planned.recipes)
         progress.stage("writing weights", file.tensor_bytes)
-        read = source.coded if QuantSpec.parse(options.quant).is_fp8 else _reader(source)
+        read = source.coded if WeightFormat.parse(options.quant).keeps_fp8 else _reader(source)
         weights.write(file, folder / "weights.safetensors", read, progress.advance)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
@@ -206,19 +205,30 @@ def _check_apart(out: Path, dump_to: Path | None) -> None:
         raise BadOptionError(option="dump_to", value=str(dump_to), expected=f"a folder outside of the artifact {out}")
 
 
-def check_fp8(options: CompileOptions, target: Target) -> None:
-    """Raises FormatRefusedError for fp8 on a target whose kernels do not decode it."""
-    formats = (options.quant, options.resolved_head_quant)
-    if any(QuantSpec.parse(name).is_fp8 for name in formats) and not target.fp8_weights:
-        raise FormatRefusedError(format="fp8", target=target.name)
+def check_supported(options: CompileOptions, target: Target) -> None:
+    """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
+    head, embedding = options.resolved_head_quant, options.resolved_embed_quant
+    for name, operations in ((options.quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
+        format = WeightFormat.parse(name)
+        if not _supports(target, format, operations):
+            known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
+            others = [each for each in targets.available() if _supports(targets.get(each), format, operations)]
+            raise FormatRefusedError(
+                format=name, target=target.name, known=known, others=", ".join(others) or "no target yet"
+            )
+
+
+def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
+    return all(target.supports(format, op) for op in operations)
 
 
 def check_formats(options: CompileOptions) -> None:
     """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
     for name in (options.quant, options.resolved_head_quant):
-        QuantSpec.parse(name)
-    if options.resolved_embed_quant not in EMBEDDING_FORMATS:
-        expected = "one of " + ", ".join(EMBEDDING_FORMATS)
+        WeightFormat.parse(name)
+    known = rows.format_names()
+    if options.resolved_embed_quant not in known:
+        expected = "one of " + ", ".join(known)
         raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
 
 

@@ -58,7 +58,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
     pipeline.check_formats(options)
-    pipeline.check_fp8(options, target)
+    pipeline.check_supported(options, target)
     source = Checkpoint.open(checkpoint)
     source.notes += text_files.check(checkpoint, source.config)
     config = source.config

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.parts import PARTS, part_of
 from dsv3c.compiler.core.ir import Value, topological_order
-from dsv3c.compiler.core.ops.weight import spec_of
+from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.driver.weights import WeightFile
 
 
@@ -35,13 +35,13 @@ def model_parts(config: ModelConfig, file: WeightFile) -> dict[str, Part]:
         params = _params(value)
         tensors |= params
         total = sum(params.values())
-        stored, spec = file.component_bytes(recipe), spec_of(value.type)
+        stored, format = file.component_bytes(recipe), format_of(value.type)
         shares = {name: stored * count / total for name, count in params.items()} or {"": stored}
         for name, share in shares.items():
             part = part_of(name, config.num_hidden_layers) if name else "other"
             nbytes[part] = nbytes.get(part, 0) + share
             by_format = formats.setdefault(part, {})
-            by_format[spec.name] = by_format.get(spec.name, 0) + share
+            by_format[format.name] = by_format.get(format.name, 0) + share
     counts: dict[str, int] = {}
     for name, count in tensors.items():
         part = part_of(name, config.num_hidden_layers)

@@ -27,8 +27,9 @@ from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.core.ops.weight import Packed
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
 from dsv3c.compiler.errors import WeightRangeError
-from dsv3c.compiler.formats import fp8
-from dsv3c.compiler.formats.quant import OutOfRange, QTensor, as_float32
+from dsv3c.compiler.formats import fp8, rows
+from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
 # Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
@@ -154,8 +155,7 @@ def _stored_arrays(result: Any) -> list[Array]:
     if isinstance(result, Packed):
         return list(result.components.values())
     if isinstance(result, QTensor):
-        signed = (result.codes[..., : result.k] ^ np.uint8(result.spec.zero_point)).view(np.int8)
-        return [signed, result.scale[..., 0]]
+        return list(rows.pack(result).values())
     return [as_float32(result) if result.dtype == fp8.CODED else result]
 
 

@@ -17,42 +17,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.formats.quant import QTensor, QuantSpec
+from dsv3c.compiler.formats.packings import Dense
+from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
 
 Array = NDArray[Any]
+NAME = "nbits"
+
+
+def bits_of(format: WeightFormat) -> int:
+    """Bits of a stored code, which are those of a stored zero point too."""
+    packing = format.packings[NAME]
+    assert isinstance(packing, Dense)
+    return packing.bits
 
 
 def component_types(
-    spec: QuantSpec, leading: tuple[int, ...], n: int, k: int
+    format: WeightFormat, leading: tuple[int, ...], n: int, k: int
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """IR dtype and shape of each component of a packed weight [*leading, n, k], in operand order."""
-    rows, groups = (*leading, n), spec.scale_groups(k)
+    rows, groups, bits = (*leading, n), format.scale_groups(k), bits_of(format)
     types = {
-        "data": ("u8", (*rows, spec.padded_k(k) * spec.bits // 8)),
-        "scale": (spec.scale_dtype, (*rows, groups)),
+        "data": ("u8", (*rows, format.padded_k(k) * bits // 8)),
+        "scale": (format.grouping.scale, (*rows, groups)),
     }
-    if not spec.symmetric:
-        types["zero"] = ("u8", (*rows, -(-groups * spec.bits // 8)))
+    if format.grouping.zero:
+        types["zero"] = (format.grouping.zero, (*rows, -(-groups * bits // 8)))
     return types
 
 
-def pack(w: QTensor | Array, spec: QuantSpec) -> dict[str, Array]:
-    """Components of a QTensor of the integer format `spec`."""
+def pack(w: QTensor | Array, format: WeightFormat) -> dict[str, Array]:
+    """Components of a QTensor of `format`."""
     assert isinstance(w, QTensor), "floats are stored as they are"
-    components = {"data": _narrow(w.codes, spec.bits), "scale": w.scale}
+    bits = bits_of(format)
+    components = {"data": _narrow(w.codes, bits), "scale": w.scale}
     if w.zero is not None:
-        components["zero"] = _narrow(w.zero, spec.bits)
+        components["zero"] = _narrow(w.zero, bits)
     return components
 
 
-def unpack(components: dict[str, Array], spec: QuantSpec, n: int, k: int) -> QTensor:
+def unpack(components: dict[str, Array], format: WeightFormat, n: int, k: int) -> QTensor:
     """Inverse of `pack`."""
-    zero = components.get("zero")
+    zero, bits = components.get("zero"), bits_of(format)
     return QTensor(
-        _wide(components["data"], spec.bits, spec.padded_k(k)),
+        _wide(components["data"], bits, format.padded_k(k)),
         components["scale"],
-        None if zero is None else _wide(zero, spec.bits, spec.scale_groups(k)),
-        spec,
+        None if zero is None else _wide(zero, bits, format.scale_groups(k)),
+        format,
         k,
     )
 

@@ -1,14 +1,16 @@
 """The packed weight layout "rows16": sixteen output rows side by side in the vector lanes.
 
 A weight [..., N, K] is cut into N16/16 blocks of sixteen rows (N padded to N16; padding rows decode to 0). Inside a
-block K runs slowest, so that a kernel streams a block from start to end. Components, each a plain array:
+block K runs slowest, so that a kernel streams a block from start to end. How a row is stored says its format's packing,
+`Elements` or `Planes`. Components, each a plain array:
 
     f32, f16   data  [..., N16/16, K, 16]
-    bf16       data  [..., N16/16, K2/2, 16, 2]        K padded to even; the pair is (k even, k odd)
-    int8       data  u8 [..., N16/16, Kp/4, 16, 4]
-    int4       data  u8 [..., N16/16, Kp/8, 16, 4]     byte (b, r, j): k = 8b+j low nibble, k = 8b+4+j high nibble
-    integers   scale [..., N16/16, KG, 16]             f16 when grouped, else f32 with KG = 1
-    asymmetric zero  u8 [..., N16/16, KG, 16]
+    bf16       data  [..., N16/16, K2/2, 16, 2]          K padded to even; the pair is (k even, k odd)
+    codes      data  u8 [..., N16/16, Kp/c * w, 16, 4]   units of c columns in w words, see Planes
+      8 bits         u8 [..., N16/16, Kp/4, 16, 4]
+      4 bits         u8 [..., N16/16, Kp/8, 16, 4]       byte (b, r, j): k = 8b+j low nibble, k = 8b+4+j high nibble
+    codes      scale [..., N16/16, KG, 16]
+    own zeros  zero  [..., N16/16, KG, 16]
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QTensor, QuantSpec
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.packings import WORD, Elements, Planes
+from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
 
 Array = NDArray[Any]
+NAME = "rows16"
 LANES = 16
-WORD = np.dtype("<u4")  # four codes of one row, moved as one
 
 ComponentTypes = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -32,75 +37,96 @@ def padded_rows(n: int) -> int:
     return -(-n // LANES) * LANES
 
 
-def component_types(spec: QuantSpec, leading: tuple[int, ...], n: int, k: int) -> ComponentTypes:
+def planes_of(format: WeightFormat) -> Planes:
+    """How the codes of a format of codes are stored."""
+    packing = format.packings[NAME]
+    assert isinstance(packing, Planes), f"{format} has no codes"
+    return packing
+
+
+def elements_of(format: WeightFormat) -> Elements:
+    """How the numbers of a format of plain floats are stored."""
+    packing = format.packings[NAME]
+    assert isinstance(packing, Elements), f"{format} has codes"
+    return packing
+
+
+def stored_columns(format: WeightFormat, k: int) -> int:
+    """Columns of K that a block holds: K, and what its codes or its packing pad."""
+    if format.has_codes:
+        return format.padded_k(k)
+    columns = elements_of(format).columns
+    return -(-k // columns) * columns
+
+
+def component_types(format: WeightFormat, leading: tuple[int, ...], n: int, k: int) -> ComponentTypes:
     """IR dtype and shape of each component of a packed weight [*leading, n, k], in operand order."""
     blocks = (*leading, padded_rows(n) // LANES)
-    padded = spec.padded_k(k)
-    if spec.element == "bf16":
-        return {"data": ("bf16", (*blocks, padded // 2, LANES, 2))}
-    if spec.is_float:
-        return {"data": (spec.element, (*blocks, k, LANES))}
-    codes_per_word = 32 // spec.bits
+    columns = stored_columns(format, k)
+    if format.element:
+        together = elements_of(format).together
+        beside = (together,) if together > 1 else ()
+        return {"data": (format.element, (*blocks, columns // together, LANES, *beside))}
+    planes, grouping = planes_of(format), format.grouping
+    groups = (*blocks, format.scale_groups(k), LANES)
     types: ComponentTypes = {
-        "data": ("u8", (*blocks, padded // codes_per_word, LANES, 4)),
-        "scale": (spec.scale_dtype, (*blocks, spec.scale_groups(k), LANES)),
+        "data": ("u8", (*blocks, columns // planes.columns * planes.words, LANES, WORD.itemsize)),
+        "scale": (grouping.scale, groups),
     }
-    if not spec.symmetric:
-        types["zero"] = ("u8", (*blocks, spec.scale_groups(k), LANES))
-    return types
+    return types | ({"zero": (grouping.zero, groups)} if grouping.zero else {})
 
 
-def pack(w: QTensor | Array, spec: QuantSpec) -> dict[str, Array]:
-    """Components of `w`: a QTensor of the integer format `spec`, or float [..., N, K] cast to a float format."""
+def pack(w: QTensor | Array, format: WeightFormat) -> dict[str, Array]:
+    """Components of `w`: a QTensor of `format`, or numbers [..., N, K] cast to a format of plain floats."""
     if not isinstance(w, QTensor):
-        return {"data": _pack_float(w, spec)}
-    fill = 0 if w.zero is not None else spec.zero_point
-    words = np.ascontiguousarray(_pad_rows(w.codes, fill)).view(WORD)  # [..., N16, Kp/4]
-    if spec.bits == 4:
-        words = words[..., 0::2] | (words[..., 1::2] << np.uint32(4))
+        return {"data": _pack_floats(w, format)}
+    fill = 0 if w.zero is not None else format.zero_point
+    words = planes_of(format).pack(_pad_rows(w.codes, fill))
     components = {"data": _bytes(_rows_to_lanes(words)), "scale": _rows_to_lanes(_pad_rows(w.scale, 0))}
     if w.zero is not None:
         components["zero"] = _rows_to_lanes(_pad_rows(w.zero, 0))
     return components
 
 
-def unpack(components: dict[str, Array], spec: QuantSpec, n: int, k: int) -> QTensor | Array:
+def unpack(components: dict[str, Array], format: WeightFormat, n: int, k: int) -> QTensor | Array:
     """Inverse of `pack`: the QTensor, or the float array [..., n, k], that gave `components`."""
-    if spec.is_float:
-        return _unpack_float(components["data"], spec, n, k)
+    if not format.has_codes:
+        return _unpack_floats(components["data"], format, n, k)
     lanes = np.ascontiguousarray(components["data"]).view(WORD)[..., 0]
-    words = _lanes_to_rows(lanes)[..., :n, :]
-    if spec.bits == 4:
-        nibbles = np.uint32(0x0F0F0F0F)
-        pairs = np.stack([words & nibbles, (words >> np.uint32(4)) & nibbles], axis=-1)
-        words = pairs.reshape(*words.shape[:-1], -1)
-    codes = np.ascontiguousarray(words).view(np.uint8)
     zero = components.get("zero")
     return QTensor(
-        codes,
+        planes_of(format).unpack(_lanes_to_rows(lanes)[..., :n, :]),
         _lanes_to_rows(components["scale"])[..., :n, :],
         None if zero is None else _lanes_to_rows(zero)[..., :n, :],
-        spec,
+        format,
         k,
     )
 
 
-def _pack_float(w: Array, spec: QuantSpec) -> Array:
-    rows = _pad_rows(w.astype(NUMPY_DTYPES[spec.element], copy=False), 0)
-    if spec.element != "bf16":
+def _pack_floats(w: Array, format: WeightFormat) -> Array:
+    together = elements_of(format).together
+    rows = _pad_rows(w.astype(NUMPY_DTYPES[format.type_name], copy=False), 0)
+    if together == 1:
         return _rows_to_lanes(rows)
-    if rows.shape[-1] % 2:
-        rows = np.concatenate([rows, np.zeros_like(rows[..., :1])], axis=-1)
-    pairs = np.ascontiguousarray(rows).view(np.uint32)
-    packed = _rows_to_lanes(pairs)
-    return packed.view(rows.dtype).reshape(*packed.shape, 2)
+    missing = -rows.shape[-1] % together
+    if missing:
+        rows = np.concatenate([rows, np.zeros_like(rows[..., :missing])], axis=-1)
+    side_by_side = np.ascontiguousarray(rows).view(_joined(rows.dtype, together))
+    packed = _rows_to_lanes(side_by_side)
+    return packed.view(rows.dtype).reshape(*packed.shape, together)
 
 
-def _unpack_float(data: Array, spec: QuantSpec, n: int, k: int) -> Array:
-    if spec.element != "bf16":
+def _unpack_floats(data: Array, format: WeightFormat, n: int, k: int) -> Array:
+    together = elements_of(format).together
+    if together == 1:
         return _lanes_to_rows(data)[..., :n, :]
-    pairs = np.ascontiguousarray(data).view(np.uint32)[..., 0]
-    return np.ascontiguousarray(_lanes_to_rows(pairs)).view(data.dtype)[..., :n, :k]
+    side_by_side = np.ascontiguousarray(data).view(_joined(data.dtype, together))[..., 0]
+    return np.ascontiguousarray(_lanes_to_rows(side_by_side)).view(data.dtype)[..., :n, :k]
+
+
+def _joined(dtype: np.dtype[Any], together: int) -> np.dtype[Any]:
+    """What is as wide as `together` elements."""
+    return np.dtype(f"<u{dtype.itemsize * together}")
 
 
 def _pad_rows(x: Array, fill: int) -> Array:

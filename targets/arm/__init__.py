@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ class Arm:
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Arm:
         """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""
@@ -54,6 +54,11 @@ class Arm:
         if system not in _SYSTEMS:
             raise UnknownArmSystem(system=system, known=", ".join(_SYSTEMS))
         return replace(self, cpu=cpu, system=system)
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.cpu.kernels import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.cpu.plan import scratch_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import Rows, View
 
@@ -30,5 +30,5 @@ class MlaMaterialized:
     v: int
     paging: Paging
     scale: float
-    weight: QuantSpec
+    weight: WeightFormat
     view: View | None = None

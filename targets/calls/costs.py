@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import Paging

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.operands import (
     Rows,
     View,
@@ -19,6 +19,6 @@ class Linear:
     rows: Rows
     n: int
     k: int
-    weight: QuantSpec
+    weight: WeightFormat
     heads: int = 1
     view: View | None = None  # of float activations; None: contiguous

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsv3c.compiler.core.ir import Dim, Value
-from dsv3c.compiler.core.ops.weight import activation_group, spec_of
+from dsv3c.compiler.core.ops.weight import activation_group, format_of
 from dsv3c.compiler.core.storage import strided
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
@@ -80,7 +80,7 @@ def _linear(value: Value, bounds: Bounds) -> KernelCall:
     heads = _int(weight.shape[0]) if len(weight.shape) == 3 else 1
     view = None if activation_group(x.type) else view_of(x)
     n, k = _int(weight.shape[-2]), _int(weight.shape[-1])
-    spec = Linear(rows_of(x.shape[0], bounds), n, k, spec_of(weight.type), heads, view)
+    spec = Linear(rows_of(x.shape[0], bounds), n, k, format_of(weight.type), heads, view)
     return KernelCall(spec, {"x": x, "w": weight, "y": value})
 
 
@@ -151,7 +151,7 @@ def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
         v=_int(roles["w_uv"].shape[1]),
         paging=_paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds),
         scale=_float(value, "scale"),
-        weight=spec_of(roles["w_uk"].type),
+        weight=format_of(roles["w_uk"].type),
         view=view_of(roles["q_nope"]),
     )
     return KernelCall(spec, roles | {"y": value})
@@ -199,14 +199,14 @@ def _expert_order(value: Value, bounds: Bounds) -> KernelCall:
 def _moe_gate_up(value: Value, bounds: Bounds) -> KernelCall:
     x, order, weight = value.inputs
     width, hidden = _int(weight.shape[-2]), _int(weight.shape[-1])
-    spec = MoeGateUp(_order_spec(order, bounds), hidden, width, spec_of(weight.type))
+    spec = MoeGateUp(_order_spec(order, bounds), hidden, width, format_of(weight.type))
     return KernelCall(spec, {"x": x, "order": order, "w": weight, "y": value})
 
 
 def _moe_down(value: Value, bounds: Bounds) -> KernelCall:
     x, order, weights, weight = value.inputs
     hidden, width = _int(weight.shape[-2]), _int(weight.shape[-1])
-    spec = MoeDown(_order_spec(order, bounds), hidden, width, spec_of(weight.type))
+    spec = MoeDown(_order_spec(order, bounds), hidden, width, format_of(weight.type))
     return KernelCall(spec, {"x": x, "order": order, "weights": weights, "w": weight, "y": value})
 
 

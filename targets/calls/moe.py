@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.router import ExpertOrder
 
 
@@ -15,7 +15,7 @@ class MoeGateUp:
     order: ExpertOrder
     d: int
     i: int
-    weight: QuantSpec
+    weight: WeightFormat
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class MoeDown:
     order: ExpertOrder
     d: int
     i: int
-    weight: QuantSpec
+    weight: WeightFormat

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.rows16 import component_types
+from dsv3c.compiler.formats.table import WeightFormat
 
 Expr = Any
 
@@ -53,7 +54,7 @@ class View:
         return row * self.row_stride + head * self.head_stride + self.offset
 
 
-def weight_operands(role: str, weight: QuantSpec, leading: tuple[int, ...], n: int, k: int) -> list[Operand]:
+def weight_operands(role: str, weight: WeightFormat, leading: tuple[int, ...], n: int, k: int) -> list[Operand]:
     """The components of a packed weight [*leading, n, k]."""
     types = component_types(weight, leading, n, k)
     return [Operand(f"{role}.{name}", dtype, prod(shape)) for name, (dtype, shape) in types.items()]

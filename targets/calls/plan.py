@@ -15,7 +15,7 @@ from dsv3c.compiler.core.cuts import Cut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight, topological_order
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.core.target import Entry, Planned
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.artifact import plan
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.runtime.artifact.plan import Buffer, Call

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import UnknownWeightFormat, WeightFormat
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import Rows, View
 
-_PARTS = (Paging, QuantSpec, Rows, View)  # what specs are made of
+# What specs are made of; a format is known by its name.
+_PARTS: Mapping[str, Callable[..., Any]] = {
+    "Paging": Paging,
+    "Rows": Rows,
+    "View": View,
+    "WeightFormat": lambda name: WeightFormat.parse(name),
+}
 
 
 class BadSpecError(Dsv3cError):
@@ -27,8 +33,8 @@ def parse_spec(text: str, kinds: Iterable[type]) -> Any:
     """The spec of one of `kinds`. Raises BadSpecError."""
     kinds = tuple(kinds)
     try:
-        spec = _value(ast.parse(text, mode="eval").body, {kind.__name__: kind for kind in (*_PARTS, *kinds)})
-    except (SyntaxError, TypeError, ValueError) as error:
+        spec = _value(ast.parse(text, mode="eval").body, {**_PARTS, **{kind.__name__: kind for kind in kinds}})
+    except (SyntaxError, TypeError, ValueError, UnknownWeightFormat) as error:
         raise _bad(text, str(error), kinds) from error
     if not isinstance(spec, kinds):
         raise _bad(text, "it is a part of one", kinds)
@@ -45,7 +51,7 @@ def _bad(text: str, reason: str, kinds: Iterable[type]) -> BadSpecError:
     return BadSpecError(text=text, reason=reason, known=", ".join(sorted(kind.__name__ for kind in kinds)))
 
 
-def _value(node: ast.expr, kinds: Mapping[str, type]) -> Any:
+def _value(node: ast.expr, kinds: Mapping[str, Callable[..., Any]]) -> Any:
     """Calls of known classes, and literals; nothing else is run."""
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)

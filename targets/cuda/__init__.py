@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.gpu.emit import Backend
@@ -27,7 +28,6 @@ class Cuda:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
 
     def configured(self, options: Mapping[str, str]) -> Cuda:
         """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""
@@ -35,6 +35,11 @@ class Cuda:
 
         text = options.get("arch")
         return self if text is None else replace(self, architectures=parse_architectures(text))
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.plan import scratch_bytes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.gpu.emit import Backend
@@ -26,11 +27,15 @@ class Metal:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
     materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Metal:
         return self
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.plan import scratch_bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats.table import WeightFormat
 
 # Execution provider -> element types that activations and cache can have, the usual one first. ONNX Runtime's CPU
 # kernels compute in float32; float16 there costs casts around every node.
@@ -38,7 +39,6 @@ class Onnx:
     name: str = "onnx"
     layout: str = ""
     integer_activations: bool = False
-    fp8_weights: bool = False
 
     @property
     def cache_dtypes(self) -> tuple[str, ...]:
@@ -53,6 +53,10 @@ class Onnx:
         if level not in ACCURACY_LEVELS:
             raise UnknownAccuracyLevel(level=level, known=", ".join(ACCURACY_LEVELS))
         return replace(self, provider=provider, accuracy_level=int(level))
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        """Codes of matrices as MatMulNBits and QMoE read them, those of an embedding row by row."""
+        return ("rows" if op == "take" else "nbits") in format.packings or not format.has_codes
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0  # ONNX Runtime plans its own memory

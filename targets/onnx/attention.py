@@ -127,12 +127,12 @@ def _materialized(lowering: Lowering, value: Value, absorbed: Value) -> str:
 
 def _project(lowering: Lowering, x: str, weight: Value) -> str:
     """x [M, kv_lora_rank] times all heads of a weight [H, N, kv_lora_rank] -> [M, H * N]."""
-    b, (made_from, spec) = lowering.b, source(weight)
+    b, (made_from, format) = lowering.b, source(weight)
     heads, n, k = sizes(weight.type)
-    if not spec.is_float:
+    if format.has_codes:
         return matmul_nbits(lowering, x, b.weight(packed(weight)), heads * n, k)
     columns = ops.apply("transpose", (made_from,), {"axes": (2, 0, 1)})
-    return b.node("MatMul", x, b.floats(b.weight(requantised(columns, spec)), "data", (k, heads * n)))
+    return b.node("MatMul", x, b.floats(b.weight(requantised(columns, format)), "data", (k, heads * n)))
 
 
 def _attention(lowering: Lowering, query: str, heads: int, width: int, key: str, value: str, of: Value) -> str:

@@ -14,9 +14,9 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import TensorType, Value, topological_order
-from dsv3c.compiler.core.ops.weight import spec_of
+from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.storage import Component, components, tensor_name
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 
 OPSET, CONTRIB = 23, "com.microsoft"
 ELEMENTS: Mapping[str, int] = {
@@ -37,7 +37,7 @@ class Stored:
     """A weight in the weights file: its recipe's name there, its format, and its components by role."""
 
     name: str
-    spec: QuantSpec
+    format: WeightFormat
     components: Mapping[str, Component]
 
 
@@ -73,7 +73,7 @@ class Recipes:
                 name = f"{base}~{count}"
             self.by_name[name], self._names[recipe] = recipe, name
         parts = components(recipe.type, {})
-        return Stored(self._names[recipe], spec_of(recipe.type), {part.role: part for part in parts})
+        return Stored(self._names[recipe], format_of(recipe.type), {part.role: part for part in parts})
 
 
 def joined_name(names: Sequence[str]) -> str:
@@ -199,14 +199,14 @@ def packed(weight: Value) -> Value:
     return ops.apply("pack", (weight,), {"layout": "nbits"})
 
 
-def source(weight: Value) -> tuple[Value, QuantSpec]:
+def source(weight: Value) -> tuple[Value, WeightFormat]:
     """What a quantised weight is made from, and its format."""
     assert weight.op == "quantize", f"{weight!r} is not quantised"
-    return weight.inputs[0], QuantSpec.parse(str(weight.attrs["format"]))
+    return weight.inputs[0], WeightFormat.parse(str(weight.attrs["format"]))
 
 
-def requantised(weight: Value, spec: QuantSpec) -> Value:
-    return ops.apply("quantize", (weight,), {"format": spec.name})
+def requantised(weight: Value, format: WeightFormat) -> Value:
+    return ops.apply("quantize", (weight,), {"format": format.name})
 
 
 def sizes(type: TensorType) -> tuple[int, ...]:

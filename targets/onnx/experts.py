@@ -11,7 +11,8 @@ from typing import Any
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.nbits import bits_of
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.onnx.builder import CONTRIB, packed, requantised, sizes, source
 from dsv3c.targets.onnx.lower import Lowering, gated, matmul_nbits, scales
 
@@ -99,10 +100,10 @@ def experts(lowering: Lowering, value: Value) -> str:
     b, ids, top_k = lowering.b, order.inputs[0], int(weights.shape[1])
     mixed = b.cast(lowering[weights], "f32")
     mix = _with_shared(lowering, _scattered(lowering, lowering[ids], mixed, n_experts, b.dtype), n_shared)
-    spec = source(down)[1]
-    if spec.is_float:
+    format = source(down)[1]
+    if not format.has_codes:
         return _moe(lowering, lowering[x], mix, gate_up, down, top_k + n_shared)
-    if _one_by_one(spec, gate_up):
+    if _one_by_one(format, gate_up):
         return _each_expert(lowering, lowering[x], mix, gate_up, down)
     ones = _filled(lowering, 1.0, top_k, b.dtype)
     chosen = _with_shared(lowering, _scattered(lowering, lowering[ids], ones, n_experts, b.dtype), n_shared)
@@ -117,10 +118,10 @@ def _with_shared(lowering: Lowering, routed: str, n_shared: int) -> str:
 
 def _interleaved(gate_up: Value) -> Value:
     """[E', 2, I, D] -> [E', 2I, D] with gate and up row by row, as swiglu_fusion=1 wants it."""
-    made_from, spec = source(gate_up)
+    made_from, format = source(gate_up)
     n_experts, _, width, hidden = sizes(gate_up.type)
     rows = ops.apply("transpose", (made_from,), {"axes": (0, 2, 1, 3)})
-    return requantised(ops.apply("reshape", (rows,), {"shape": (n_experts, 2 * width, hidden)}), spec)
+    return requantised(ops.apply("reshape", (rows,), {"shape": (n_experts, 2 * width, hidden)}), format)
 
 
 def _moe(lowering: Lowering, x: str, mix: str, gate_up: Value, down: Value, k: int) -> str:
@@ -133,26 +134,28 @@ def _moe(lowering: Lowering, x: str, mix: str, gate_up: Value, down: Value, k: i
     return b.node("Mul", mixed, b.node("ReduceSum", mix, b.ints(-1), keepdims=1))
 
 
-def _one_by_one(spec: QuantSpec, gate_up: Value) -> bool:
+def _one_by_one(format: WeightFormat, gate_up: Value) -> bool:
     """QMoE has no groups that reach beyond the end of a row."""
     *_, width, hidden = sizes(gate_up.type)
-    return bool(width % spec.act_group or hidden % spec.act_group)
+    block = format.grouping.activations
+    return bool(width % block or hidden % block)
 
 
 def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, down: Value, k: int) -> str:
-    b, spec = lowering.b, source(down)[1]
+    b, format = lowering.b, source(down)[1]
+    bits, block = bits_of(format), format.grouping.activations
     operands, zeros = [], []
     for weight in (_interleaved(gate_up), down):
         n_experts, n, width = sizes(weight.type)
-        stored, groups = b.weight(packed(weight)), width // spec.act_group
-        data = b.initializer(stored, "data", (n_experts, n, width * spec.bits // 8))
+        stored, groups = b.weight(packed(weight)), width // block
+        data = b.initializer(stored, "data", (n_experts, n, width * bits // 8))
         operands += [data, scales(lowering, stored, (n_experts, n, groups)), ""]
-        packed_groups = -(-groups * spec.bits // 8)
-        zeros.append("" if spec.symmetric else b.initializer(stored, "zero", (n_experts, n, packed_groups)))
+        packed_groups = -(-groups * bits // 8)
+        zeros.append(b.initializer(stored, "zero", (n_experts, n, packed_groups)) if format.grouping.zero else "")
     attrs: dict[str, Any] = {
         "k": k,
-        "expert_weight_bits": spec.bits,
-        "block_size": spec.act_group,
+        "expert_weight_bits": bits,
+        "block_size": block,
         "normalize_routing_weights": 0,
         **SWIGLU,
     }

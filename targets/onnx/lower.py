@@ -12,6 +12,7 @@ from typing import Any
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.formats.nbits import bits_of
 from dsv3c.targets.onnx.builder import CONTRIB, Builder, Stored, packed, requantised, sizes, source
 
 END = 2**63 - 1
@@ -58,27 +59,27 @@ def linear(lowering: Lowering, x: str, weight: Value, dtype: str | None = None) 
 
     dtype: the type of a float product, which x already has; the activations' by default.
     """
-    b, (made_from, spec) = lowering.b, source(weight)
+    b, (made_from, format) = lowering.b, source(weight)
     n, k = sizes(weight.type)
-    if not spec.is_float:
+    if format.has_codes:
         return matmul_nbits(lowering, x, b.weight(packed(weight)), n, k)
-    stored = b.weight(requantised(ops.apply("transpose", (made_from,), {"axes": (1, 0)}), spec))
-    data = b.cast(b.initializer(stored, "data", (k, n)), spec.element, dtype)
+    stored = b.weight(requantised(ops.apply("transpose", (made_from,), {"axes": (1, 0)}), format))
+    data = b.cast(b.initializer(stored, "data", (k, n)), format.type_name, dtype)
     return b.node("MatMul", x, data)
 
 
 def matmul_nbits(lowering: Lowering, x: str, stored: Stored, n: int, k: int, part: int = 0, parts: int = 1) -> str:
     """x [..., K] times the `part`th of `parts` packed matrices [N, K] that lie one after the other."""
-    b, spec = lowering.b, stored.spec
-    block = spec.act_group
-    groups = spec.padded_k(k) // block
+    b, format, bits = lowering.b, stored.format, bits_of(stored.format)
+    block = format.grouping.activations
+    groups = format.padded_k(k) // block
     inputs = [
-        b.initializer(stored, "data", (n, groups, block * spec.bits // 8), part, parts),
+        b.initializer(stored, "data", (n, groups, block * bits // 8), part, parts),
         scales(lowering, stored, (n, groups), part, parts),
     ]
-    if not spec.symmetric:
-        inputs.append(b.initializer(stored, "zero", (n, -(-groups * spec.bits // 8)), part, parts))
-    attrs: dict[str, Any] = {"K": k, "N": n, "bits": spec.bits, "block_size": block}
+    if format.grouping.zero:
+        inputs.append(b.initializer(stored, "zero", (n, -(-groups * bits // 8)), part, parts))
+    attrs: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": block}
     return b.node("MatMulNBits", x, *inputs, domain=CONTRIB, accuracy_level=lowering.accuracy_level, **attrs)
 
 
@@ -88,7 +89,7 @@ def scales(lowering: Lowering, stored: Stored, shape: tuple[int, ...], part: int
     The contrib ops have no fast path for one scale a channel; ONNX Runtime folds the Expand at load.
     """
     b = lowering.b
-    if stored.spec.group:
+    if stored.format.grouping.size:
         return b.floats(stored, "scale", shape, part, parts)
     one = b.floats(stored, "scale", (*shape[:-1], 1), part, parts)
     return b.once(("expand", one, shape), lambda: b.node("Expand", one, b.ints(*shape)))
@@ -96,10 +97,10 @@ def scales(lowering: Lowering, stored: Stored, shape: tuple[int, ...], part: int
 
 def head_linear(lowering: Lowering, x: str, weight: Value) -> str:
     """x [T, H, K], weight [H, N, K] -> [T, H, N]."""
-    b, (made_from, spec) = lowering.b, source(weight)
+    b, (made_from, format) = lowering.b, source(weight)
     heads, n, k = sizes(weight.type)
-    if spec.is_float:
-        stored = b.weight(requantised(ops.apply("transpose", (made_from,), {"axes": (0, 2, 1)}), spec))
+    if not format.has_codes:
+        stored = b.weight(requantised(ops.apply("transpose", (made_from,), {"axes": (0, 2, 1)}), format))
         product = b.node("MatMul", b.transpose(x, 1, 0, 2), b.floats(stored, "data", (heads, k, n)))
         return b.transpose(product, 1, 0, 2)
     # MatMulNBits has no batch of weights. A node a head costs less than reading the heads' weights as floats.

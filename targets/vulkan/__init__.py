@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.gpu.emit import Backend
@@ -33,7 +34,6 @@ class Vulkan:
     layout: str = "rows16"
     integer_activations: bool = False
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = True
     max_binding: int = LEAST_RANGE
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:
@@ -42,6 +42,11 @@ class Vulkan:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 2047:
             raise BindingInvalid(text=text)
         return replace(self, max_binding=int(text) << 20)
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.gpu.kernels.weights import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.plan import scratch_bytes

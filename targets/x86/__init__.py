@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
@@ -26,7 +27,6 @@ class X86:
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32")
-    fp8_weights: bool = False
 
     def configured(self, options: Mapping[str, str]) -> X86:
         """Raises UnknownTuningRecord for a CPU without a record."""
@@ -36,6 +36,11 @@ class X86:
         if cpu is not None:
             check_known(cpu)
         return replace(self, cpu=cpu)
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        from dsv3c.targets.cpu.kernels import supports
+
+        return supports(format, op)
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.cpu.plan import scratch_bytes

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import tvm_ffi
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.runtime.measure.limits import measure_limits
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
@@ -76,12 +77,12 @@ class Bench:
     work: float
 
 
-def linear(name: str, fmt: QuantSpec, tokens: int, n: int, k: int) -> Bench:
+def linear(name: str, fmt: WeightFormat, tokens: int, n: int, k: int) -> Bench:
     spec = Linear(Rows(tokens), n, k, fmt)
     return Bench(name, spec, {}, n * k * fmt.bits_per_weight(k) / 8, tokens * n * k)
 
 
-def linears(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
+def linears(shape: Shape, fmt: WeightFormat, tokens: int) -> list[Bench]:
     """What stands behind attention, and the wide product of a dense layer."""
     return [
         linear("o_proj", fmt, tokens, shape.hidden, shape.heads * shape.value),
@@ -102,7 +103,7 @@ def order_vector(shape: Shape, tokens: int, seed: int) -> np.ndarray:
     return out
 
 
-def moe(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
+def moe(shape: Shape, fmt: WeightFormat, tokens: int) -> list[Bench]:
     orders = [order_vector(shape, tokens, seed) for seed in range(ROUTINGS)]
     active = np.mean([order[0] for order in orders])
     spec = ExpertOrder(Rows(tokens), shape.experts, shape.top_k, shape.shared)
@@ -116,7 +117,7 @@ def moe(shape: Shape, fmt: QuantSpec, tokens: int) -> list[Bench]:
     ]
 
 
-def attention(shape: Shape, fmt: QuantSpec, tokens: int, context: int) -> list[Bench]:
+def attention(shape: Shape, fmt: WeightFormat, tokens: int, context: int) -> list[Bench]:
     """Absorbed, and materialised where that may pay."""
     pages, width = -(-context // PAGE), shape.rank + shape.rope
     paging = Paging(1, pages, PAGE, shape.rank, shape.rope, "bf16")
@@ -228,7 +229,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def benches(args: argparse.Namespace, shape: Shape, text: str, tokens: int) -> list[Bench]:
-    fmt = QuantSpec.parse(text)
+    fmt = WeightFormat.parse(text)
     found = linears(shape, fmt, tokens) if "linear" in args.kernels else []
     found += moe(shape, fmt, tokens) if "moe" in args.kernels else []
     if "attention" in args.kernels:

@@ -18,7 +18,8 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.target import Emission, Entry
 from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.runtime.model import Model
@@ -159,7 +160,9 @@ class NumpyTarget:
     layout = "rows16"
     integer_activations = True
     cache_dtypes = ("bf16", "f32")
-    fp8_weights = True
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        return True
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0

@@ -14,7 +14,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, TensorType, Value, is_weight
 from dsv3c.compiler.core.ops.weight import QRows
 from dsv3c.compiler.core.storage import components, memory_owner, strided
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE
 from dsv3c.passes.fuse_mla import FuseMla

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from tests.selection import shortlist
 
 UNTOUCHED = {"f": np.nan, "i": -77, "u": 177}

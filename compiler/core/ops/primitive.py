@@ -9,7 +9,7 @@ import numpy as np
 from dsv3c.compiler.core.ir import Attr, Dim, TensorType, dim_product
 from dsv3c.compiler.core.ops.table import Array, Op, broadcast, concrete, element_count, float32, op_table, require
 from dsv3c.compiler.core.ops.weight import decoded
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, as_float32
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 
 F32, I32, BOOL = "f32", "i32", "bool"
 CAST_DTYPES = {F32: np.float32, I32: np.int32, BOOL: np.bool_}

@@ -9,9 +9,11 @@ import numpy as np
 
 from dsv3c.compiler.core.ir import TensorType
 from dsv3c.compiler.core.ops.table import Array, Op, float32, op_table, require
-from dsv3c.compiler.formats import quant
+from dsv3c.compiler.formats.activations import quantize_rows
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 from dsv3c.compiler.formats.layouts import LAYOUTS
-from dsv3c.compiler.formats.quant import QTensor, QuantSpec
+from dsv3c.compiler.formats.quant import QTensor, stored
+from dsv3c.compiler.formats.table import WeightFormat
 
 ACTIVATION_PREFIX = "q8-g"
 
@@ -21,7 +23,7 @@ class Packed:
     """A weight in a target's layout: the plain arrays that are stored, and what they decode to ([..., n, k])."""
 
     components: dict[str, Array]
-    spec: QuantSpec
+    format: WeightFormat
     n: int
     k: int
     layout: str
@@ -37,9 +39,9 @@ class QRows:
     k: int
 
 
-def spec_of(type: TensorType) -> QuantSpec:
+def format_of(type: TensorType) -> WeightFormat:
     """The weight format that a value of this type is stored in."""
-    return QuantSpec.floating(type.dtype) if type.dtype in ("f32", "f16", "bf16") else QuantSpec.parse(type.dtype)
+    return WeightFormat.of_type(type.dtype)
 
 
 def activation_group(type: TensorType) -> int:
@@ -50,26 +52,22 @@ def activation_group(type: TensorType) -> int:
 def decoded(x: Any) -> Array:
     """The float32 array that a stored form stands for."""
     if isinstance(x, Packed):
-        x = LAYOUTS[x.layout].unpack(x.components, x.spec, x.n, x.k)
+        x = LAYOUTS[x.layout].unpack(x.components, x.format, x.n, x.k)
     if isinstance(x, QTensor):
         return x.dequantize()
     if isinstance(x, QRows):
         groups = x.data.reshape(*x.scale.shape, -1).astype(np.float32) * x.scale[..., None]
         return groups.reshape(x.data.shape)[..., : x.k]
-    return quant.as_float32(x)
+    return as_float32(x)
 
 
 def infer_quantize(weight: TensorType, format: str) -> TensorType:
-    spec = QuantSpec.parse(format)
     require(weight.dtype == "f32" and len(weight.shape) >= 2, "a weight is f32[..., N, K]")
-    return TensorType(spec.element if spec.is_float else spec.name, weight.shape)
+    return TensorType(WeightFormat.parse(format).type_name, weight.shape)
 
 
 def evaluate_quantize(weight: Array, format: str) -> Any:
-    spec = QuantSpec.parse(format)
-    if spec.is_float:
-        return quant.to_float(weight, spec)
-    return quant.quantize(weight if spec.is_fp8 else quant.as_float32(weight), spec)
+    return stored(weight, WeightFormat.parse(format))
 
 
 def infer_pack(weight: TensorType, layout: str) -> TensorType:
@@ -80,14 +78,11 @@ def infer_pack(weight: TensorType, layout: str) -> TensorType:
 
 def evaluate_pack(weight: Any, layout: str) -> Packed:
     if isinstance(weight, QTensor):
-        n, k, spec = weight.codes.shape[-2], weight.k, weight.spec
+        n, k, format = weight.codes.shape[-2], weight.k, weight.format
     else:
-        n, k, spec = weight.shape[-2], weight.shape[-1], QuantSpec.floating(_float_name(weight))
-    return Packed(LAYOUTS[layout].pack(weight, spec), spec, n, k, layout)
-
-
-def _float_name(weight: Array) -> str:
-    return next(name for name in ("f32", "f16", "bf16") if quant.NUMPY_DTYPES[name] == weight.dtype)
+        element = next(name for name, dtype in NUMPY_DTYPES.items() if dtype == weight.dtype)
+        n, k, format = weight.shape[-2], weight.shape[-1], WeightFormat.of_type(element)
+    return Packed(LAYOUTS[layout].pack(weight, format), format, n, k, layout)
 
 
 def infer_quantize_rows(x: TensorType, group: int) -> TensorType:
@@ -96,7 +91,7 @@ def infer_quantize_rows(x: TensorType, group: int) -> TensorType:
 
 
 def evaluate_quantize_rows(x: Array, group: int) -> QRows:
-    return QRows(*quant.quantize_rows(float32(x), group), x.shape[-1])
+    return QRows(*quantize_rows(float32(x), group), x.shape[-1])
 
 
 TABLE = op_table(

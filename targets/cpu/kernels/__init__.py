@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dsv3c.compiler.formats import rows, rows16
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, mla_write_operands
 from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
@@ -35,7 +37,9 @@ from dsv3c.targets.cpu.kernels import (
     rope,
     router,
 )
+from dsv3c.targets.cpu.kernels.decode import decodes
 from dsv3c.targets.cpu.kernels.frame import Operand, PrimFunc
+from dsv3c.targets.cpu.kernels.products import multiplies
 
 _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, IsaLevel], PrimFunc]]] = {
     MlaAbsorbed: (attention.operands, attention.build),
@@ -58,6 +62,13 @@ _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, 
 }
 
 SPECS = tuple(_KERNELS)  # the kinds of specs
+
+
+def supports(format: WeightFormat, op: str) -> bool:
+    """Whether the operation can have weights of that format: what is looked up, what is decoded, what is multiplied."""
+    if op == "take":
+        return rows.NAME in format.packings
+    return rows16.NAME in format.packings and (decodes if op == "mla_materialized" else multiplies)(format)
 
 
 def operands(spec: object) -> tuple[Operand, ...]:

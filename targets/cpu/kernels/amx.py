@@ -1,8 +1,8 @@
 """Integer products on the tile registers of AMX: up to 32 activation rows by one or two weight blocks a step.
 
-Sixteen 64-byte words of layout rows16 in int8 are a tile as they lie: 64 columns of sixteen weight rows. Codes of int4
-are first unpacked into such a tile. Each activation group is multiplied into int32 tiles, which are stored, scaled and
-added to float32 sums by the operations of `dot`, in its order: the results are equal to the bit.
+Sixteen 64-byte words of layout rows16 in int8 are a tile as they lie: 64 columns of sixteen weight rows. Codes of
+fewer bits are first unpacked into such a tile. Each activation group is multiplied into int32 tiles, which are stored,
+scaled and added to float32 sums by the operations of `dot`, in its order: the results are equal to the bit.
 
 For 16 x 16 sums and a group of 32 the products take one instruction of 16 cycles, and the scaling 16 x (add, convert,
 multiply, multiply-add): 64 vector instructions, 32 cycles of two units, plus 32 stores. VNNI takes 128 instructions for
@@ -17,14 +17,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.packings import QUAD
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
-from dsv3c.targets.cpu.kernels.dot import LINE, Activation, Tile, Weight
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile
 from dsv3c.targets.cpu.kernels.frame import Buffer, local, stack
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, quads
 
 Expr = Any
 
@@ -51,23 +53,23 @@ class Memory:
     config: Buffer  # of the tiles
     sums: Buffer  # f32x16 [blocks, STEP_ROWS]
     products: Buffer  # i32x16, the same, of one group
-    codes: Buffer  # u8x64 [blocks, 16]: unpacked int4
+    codes: Buffer  # u8x64 [blocks, 16]: unpacked codes of fewer than eight bits
     rows: Buffer  # i8 x depth [STEP_ROWS]: activations of rows that are no constant stride apart
 
     @classmethod
-    def of(cls, spec: QuantSpec, blocks: int) -> Memory:
+    def of(cls, format: WeightFormat, blocks: int) -> Memory:
         return cls(
             config=local("u8", tiles.CONFIG_BYTES),
             sums=stack("f32", LANES, blocks * STEP_ROWS),
             products=stack("i32", LANES, blocks * STEP_ROWS),
             codes=stack("u8", tiles.BYTES, blocks * tiles.ROWS),
-            rows=stack("i8", _depth(spec), STEP_ROWS),
+            rows=stack("i8", _depth(format), STEP_ROWS),
         )
 
 
-def _depth(spec: QuantSpec) -> int:
+def _depth(format: WeightFormat) -> int:
     """Columns of a product."""
-    return min(spec.act_group, tiles.BYTES)
+    return min(format.grouping.activations, tiles.BYTES)
 
 
 def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: Memory, number: Expr) -> None:
@@ -75,14 +77,13 @@ def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: M
 
     number: which step it is; the first fetches each block's next meanwhile, so the kernel must import PREFETCH_IR.
     """
-    spec = w.spec
-    group, depth = spec.act_group, _depth(spec)
+    group, depth = w.format.grouping.activations, _depth(w.format)
     starts = [w.start(block) for block in blocks]
     scale_starts = [w.scale_start(block) for block in blocks]
     _configure(memory.config, rows.count, depth)
     with T.serial(0, len(blocks) * STEP_ROWS) as i:
         store(memory.sums, i, f32(0, LANES), 1)
-    with T.serial(0, spec.padded_k(w.k) // group) as g:
+    with T.serial(0, w.format.padded_k(w.k) // group) as g:
         _fetch(w, number, starts, g)
         for column in range(0, group, depth):
             _multiply(w, x, starts, rows, memory, g * group + column, depth, column == 0, column + depth == group)
@@ -94,7 +95,7 @@ def row_tile(w: Weight, memory: Memory, blocks: list[Expr], row: Expr) -> Tile:
     sums = [[local("f32", LANES)] for _ in blocks]
     for i, block in enumerate(blocks):
         value = memory.sums[i * STEP_ROWS + row]
-        if not w.spec.group:
+        if not w.format.grouping.size:
             value = value * load(w.scale, w.scale_start(block), LANES)
         store(sums[i][0], 0, value, LANES)
     return Tile(sums, LANES)
@@ -157,17 +158,16 @@ def _multiply(
 
 
 def _load_codes(w: Weight, unpacked: Buffer, block: int, start: Expr, column: Expr, depth: int) -> None:
-    at = start + T.Cast("int64", column) * (LANES * w.spec.bits // 8)
-    if w.spec.bits == 8:
+    planes = w.planes
+    at = start + T.Cast("int64", column) * (LANES * planes.bits // 8)
+    if planes.bits == 8:
         tiles.load_tile(tiles.CODES[block], w.data, at, tiles.BYTES)
         return
-    first = block * tiles.ROWS
-    nibbles, four = (T.broadcast(T.uint32(value), LANES) for value in (0x0F0F0F0F, 4))
-    for word in range(depth // 8):  # eight columns: the low nibbles are the first four
-        both = T.bind(T.reinterpret("uint32x16", load(w.data, at + word * tiles.BYTES, tiles.BYTES)))
-        for i, codes in enumerate((both, T.shift_right(both, four))):
-            value = T.reinterpret("uint8x64", T.bitwise_and(codes, nibbles))
-            store(unpacked, first + 2 * word + i, value, 1)
+    first, count = block * tiles.ROWS, planes.columns // QUAD
+    for unit in range(depth // planes.columns):
+        words = w.words(at + unit * planes.words * tiles.BYTES)
+        for i, codes in enumerate(quads(planes, words)):
+            store(unpacked, first + unit * count + i, T.reinterpret("uint8x64", codes), 1)
     tiles.load_tile(tiles.CODES[block], unpacked, first, tiles.BYTES)
 
 
@@ -178,7 +178,7 @@ def _load_rows(w: Weight, x: Activation, rows: Rows, copied: Buffer, half: int, 
     first-level cache, and one store a row to the two that the sums of each block take. A copy of whole rows once for
     all tasks would need memory of their size and a wait of all tasks for it.
     """
-    first, width = half * tiles.ROWS, w.spec.padded_k(w.k)
+    first, width = half * tiles.ROWS, w.format.padded_k(w.k)
     tile = tiles.ACTIVATIONS[half]
     if rows.stride is not None:
         tiles.load_tile(tile, x.data, rows.index[first] * width + column, rows.stride * width)
@@ -190,10 +190,10 @@ def _load_rows(w: Weight, x: Activation, rows: Rows, copied: Buffer, half: int, 
 
 def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: Rows, memory: Memory, g: Expr) -> None:
     """sums += (products - zero * sum of the row's codes) * scales, of group g."""
-    spec = w.spec
-    groups = spec.padded_k(w.k) // spec.act_group
+    grouping = w.format.grouping
+    groups = grouping.padded_k(w.k) // grouping.activations
     places = [start + T.Cast("int64", g) * LANES for start in scale_starts]
-    scales = [T.bind(load_f32(w.scale, at, LANES, spec.scale_dtype)) for at in places if spec.group]
+    scales = [T.bind(load_f32(w.scale, at, LANES, grouping.scale)) for at in places if grouping.size]
     zeros = [T.bind(T.Cast("int32x16", load(w.zero, at, LANES))) for at in places if w.zero is not None]
     with T.serial(0, rows.count) as row:
         at = T.bind(rows.index[row] * groups + g)
@@ -201,7 +201,8 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: Rows, memor
         total = T.bind(0 - x.sum[at])
         for block in range(len(scale_starts)):
             place = block * STEP_ROWS + row
-            offset = zeros[block] * T.broadcast(total, LANES) if zeros else T.broadcast(total * spec.zero_point, LANES)
+            zero = w.format.zero_point
+            offset = zeros[block] * T.broadcast(total, LANES) if zeros else T.broadcast(total * zero, LANES)
             exact = T.Cast("float32x16", memory.products[place] + offset)
             factor = scales[block] * x_scale if scales else x_scale
             store(memory.sums, place, exact * factor + memory.sums[place], 1)
@@ -209,7 +210,7 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: Rows, memor
 
 def _fetch(w: Weight, number: Expr, starts: list[Expr], g: Expr) -> None:
     """The lines of group g of the next blocks, in the first step."""
-    size = w.spec.act_group * LANES * w.spec.bits // 8
+    size = w.format.grouping.activations * LANES * w.planes.bits // 8
     with _when(number == 0), T.serial(0, size // LINE) as line:
         at = T.bind(T.Cast("int64", g * size + line * LINE) + T.int64(w.block_size))
         for start in starts:

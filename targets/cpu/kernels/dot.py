@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
-from dsv3c.compiler.formats.quant import QuantSpec
-from dsv3c.compiler.formats.rows16 import LANES, padded_rows
+from dsv3c.compiler.formats.packings import EACH, QUAD
+from dsv3c.compiler.formats.rows16 import LANES, elements_of
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
@@ -20,55 +22,11 @@ from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, eight_columns, quads
 
 Expr = Any
 
-LINE = 64  # bytes of a cache line
-
 SIGN = 128  # what an unsigned 8-bit code loses when it becomes a signed one
-
-
-@dataclass(frozen=True)
-class Weight:
-    """The buffers of a packed weight [..., n, k] under `role`. Blocks are numbered through the leading dims."""
-
-    spec: QuantSpec
-    n: int
-    k: int
-    data: Buffer
-    scale: Buffer  # None for floats
-    zero: Buffer  # None unless asymmetric
-
-    @classmethod
-    def of(cls, buffers: dict[str, Buffer], role: str, spec: QuantSpec, n: int, k: int) -> Weight:
-        components = [buffers.get(f"{role}.{name}") for name in ("data", "scale", "zero")]
-        return cls(spec, n, k, *components)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of one [n, k] matrix."""
-        return padded_rows(self.n) // LANES
-
-    def together(self, level: IsaLevel) -> int:
-        """Blocks that share a tile: what the level has registers for, if it divides the number of blocks.
-
-        One of floats, which take several times the cache.
-        """
-        wanted = 1 if self.spec.is_float else level.tuning.row_blocks
-        return wanted if self.blocks % wanted == 0 else 1
-
-    @property
-    def block_size(self) -> int:
-        """Elements of `data` in one block."""
-        k = self.spec.padded_k(self.k)
-        return k * LANES * self.spec.bits // 8 if not self.spec.is_float else k * LANES
-
-    def start(self, block: Expr) -> Expr:
-        """Offset of a block in `data`: 64-bit, as stacked experts pass 2^31 elements."""
-        return T.bind(T.Cast("int64", block) * T.int64(self.block_size))
-
-    def scale_start(self, block: Expr) -> Expr:
-        return T.bind(T.Cast("int64", block) * T.int64(self.spec.scale_groups(self.k) * LANES))
 
 
 @dataclass(frozen=True)
@@ -81,10 +39,10 @@ class Activation:
     sum: Buffer = None
 
     @classmethod
-    def of(cls, buffers: dict[str, Buffer], role: str, spec: QuantSpec, k: int, view: View) -> Activation:
-        if spec.is_float:
+    def of(cls, buffers: dict[str, Buffer], role: str, format: WeightFormat, k: int, view: View) -> Activation:
+        if not format.integer_products:
             return cls(buffers[role], view)
-        contiguous = View(spec.padded_k(k))
+        contiguous = View(format.padded_k(k))
         return cls(buffers[f"{role}.data"], contiguous, buffers[f"{role}.scale"], buffers[f"{role}.sum"])
 
 
@@ -125,7 +83,7 @@ def dot_tile(
             store(buffer, part, f32(0, level.lanes), level.lanes)
     starts = [w.start(block) for block in blocks]
     x_starts = [T.bind(x.view.start(row, head)) for row, head in rows]
-    if w.spec.is_float:
+    if not w.format.integer_products:
         _float_dot(level, w, x, starts, x_starts, tile)
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
@@ -203,9 +161,9 @@ def _float_dot(level: IsaLevel, w: Weight, x: Activation, starts: list[Expr], x_
 
 def _float_columns(w: Weight, start: Expr, column: Expr, width: int, part: int, lanes: int) -> list[Expr]:
     """float32 vectors of `width` columns of one part of a block."""
-    if w.spec.element != "bf16":
+    if elements_of(w.format).together == 1:
         at = start + T.Cast("int64", column) * LANES + part
-        return [T.bind(load_f32(w.data, at + i * LANES, lanes, w.spec.element)) for i in range(width)]
+        return [T.bind(load_f32(w.data, at + i * LANES, lanes, w.format.type_name)) for i in range(width)]
     out: list[Expr] = []
     for i in range(0, width, 2):
         at = start + T.Cast("int64", column + i) * LANES + 2 * part
@@ -225,9 +183,9 @@ def _integer_dot(
     tile: Tile,
     number: Expr | None,
 ) -> None:
-    spec, lanes = w.spec, level.lanes
-    group = spec.act_group
-    groups = spec.padded_k(w.k) // group
+    grouping, lanes = w.format.grouping, level.lanes
+    group = grouping.activations
+    groups = grouping.padded_k(w.k) // group
     parts = range(0, LANES, lanes)
     sums = [[local("i32", LANES) for _ in rows] for _ in starts]
     scales = [T.bind(row * groups) for row in rows]
@@ -249,12 +207,12 @@ def _integer_dot(
             for block in range(len(starts)):
                 for part in parts:
                     factor = x_scale
-                    if spec.group:
+                    if grouping.size:
                         at = scale_starts[block] + T.Cast("int64", g) * LANES + part
-                        factor = load_f32(w.scale, at, lanes, spec.scale_dtype) * x_scale
+                        factor = load_f32(w.scale, at, lanes, grouping.scale) * x_scale
                     exact = T.Cast(f"float32x{lanes}", load(sums[block][row], part, lanes))
                     _accumulate(tile.sums[block][row], part, exact, factor, lanes)
-    if spec.group:
+    if grouping.size:
         return
     for block, row_sums in enumerate(tile.sums):
         for buffer in row_sums:
@@ -274,12 +232,12 @@ def _fetch(w: Weight, number: Expr, starts: list[Expr], groups: int, g: Expr) ->
 
 def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, total: Expr) -> Expr:
     """-zero point * total of one part of a block as int32 lanes: what an integer sum of group g starts from."""
-    lanes = level.lanes
+    lanes, taken = level.lanes, SIGN if _is_signed(level, w) else 0
     if w.zero is None:
-        taken = SIGN if _is_signed(level, w.spec) else 0
-        return T.broadcast(total * (taken - w.spec.zero_point), lanes)
+        return T.broadcast(total * (taken - w.format.zero_point), lanes)
     at = scale_start + T.Cast("int64", g) * LANES + part
-    return T.Cast(f"int32x{lanes}", load(w.zero, at, lanes)) * T.broadcast(0 - total, lanes)
+    zero = T.Cast(f"int32x{lanes}", load(w.zero, at, lanes))
+    return (zero - taken if taken else zero) * T.broadcast(0 - total, lanes)
 
 
 def _dot_words(
@@ -292,74 +250,59 @@ def _dot_words(
     sums: list[list[Buffer]],
 ) -> None:
     """Add the products of group g."""
-    words = w.spec.act_group * w.spec.bits // 32
-    unroll = min(level.tuning.word_unroll, words)
-    with T.serial(0, words // unroll) as chunk:
+    units = w.format.grouping.activations // w.planes.columns
+    unroll = gcd(max(1, level.tuning.word_unroll // w.planes.words), units)
+    with T.serial(0, units // unroll) as chunk:
         for i in range(unroll):
-            _dot_word(level, w, x, g * words + chunk * unroll + i, starts, x_starts, sums)
+            _dot_unit(level, w, x, g * units + chunk * unroll + i, starts, x_starts, sums)
 
 
-def _dot_word(
+def _dot_unit(
     level: IsaLevel,
     w: Weight,
     x: Activation,
-    word: Expr,
+    unit: Expr,
     starts: list[Expr],
     x_starts: list[Expr],
     sums: list[list[Buffer]],
 ) -> None:
-    """Add the products of one 64-byte weight word (4 columns of int8, 8 of int4) per block."""
-    lanes, dot4 = level.lanes, DOT4[level.dot].emit
-    halves = 32 // w.spec.bits // 4  # groups of four columns in a word
+    """Add the products of one unit per block: of int8 and int4 it is a word, which has 4 or 8 columns."""
+    lanes, dot4, count = level.lanes, DOT4[level.dot].emit, w.planes.columns // QUAD
     x_words = [
-        [T.bind(T.reinterpret("int32", load(x.data, start + (word * halves + half) * 4, 4))) for half in range(halves)]
+        [T.bind(T.reinterpret("int32", load(x.data, start + (unit * count + i) * QUAD, QUAD))) for i in range(count)]
         for start in x_starts
     ]
     for block, start in enumerate(starts):
+        at = w.unit_at(start, unit)
         if len(x_starts) == 1:
             # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
-            prefetch(w.data, start + T.Cast("int64", word) * LINE + T.int64(level.tuning.prefetch_bytes))
+            for word in range(w.planes.words):
+                prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
         for part in range(0, LANES, lanes):
-            for half, operand in enumerate(_word(level, w, start, word, part)):
+            for i, operand in enumerate(_operands(level, w, quads(w.planes, w.words(at, lanes, part), lanes))):
                 for row, row_words in enumerate(x_words):
                     acc = load(sums[block][row], part, lanes)
-                    store(sums[block][row], part, dot4(acc, operand, row_words[half]), lanes)
-
-
-def _word(level: IsaLevel, w: Weight, start: Expr, word: Expr, part: int) -> list[Expr]:
-    """One part of a 64-byte word of the block at `start`, four columns to an element of the list."""
-    at = start + T.Cast("int64", word) * (LANES * 4) + part * 4
-    codes = T.bind(T.reinterpret(f"uint32x{level.lanes}", load(w.data, at, 4 * level.lanes)))
-    return _unpacked(level, codes, w.spec)
+                    store(sums[block][row], part, dot4(acc, operand, row_words[i]), lanes)
 
 
 def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.Codes:
-    """Eight columns of a block as two groups of four: one word of int4, two of int8."""
+    """Eight columns of a block as two groups of four."""
 
     def codes(block: int, column: Expr, part: int) -> tuple[Expr, Expr]:
-        words = range(w.spec.bits // 4)
-        first = T.floordiv(column * w.spec.bits, 32)
-        low, high = (half for i in words for half in _word(level, w, starts[block], first + i, part))
+        low, high = _operands(level, w, eight_columns(w, starts[block], column, level.lanes, part))
         return low, high
 
     return codes
 
 
-def _is_signed(level: IsaLevel, spec: QuantSpec) -> bool:
-    """Whether the level's products want codes less SIGN. Those of four bits are the same either way."""
-    return spec.bits == 8 and DOT4[level.dot].signed
+def _is_signed(level: IsaLevel, w: Weight) -> bool:
+    """Whether the level's products want codes less SIGN. Those of fewer bits are the same either way."""
+    return w.planes.bits == 8 and DOT4[level.dot].signed
 
 
-def _unpacked(level: IsaLevel, codes: Expr, spec: QuantSpec) -> list[Expr]:
-    """uint32 lanes of four 8-bit codes each: one vector for int8, low then high nibbles for int4."""
-    lanes = level.lanes
-    if _is_signed(level, spec):
-        return [T.bind(T.bitwise_xor(codes, T.broadcast(T.uint32(SIGN * 0x01010101), lanes)))]
-    if spec.bits == 8:
-        return [codes]
-    nibbles = T.broadcast(T.uint32(0x0F0F0F0F), lanes)
-    four = T.broadcast(T.uint32(4), lanes)
-    return [
-        T.bind(T.bitwise_and(codes, nibbles)),
-        T.bind(T.bitwise_and(T.shift_right(codes, four), nibbles)),
-    ]
+def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
+    """Quads of codes as the level's products want them."""
+    if _is_signed(level, w):
+        sign = T.broadcast(T.uint32(SIGN * EACH), level.lanes)
+        return [T.bind(T.bitwise_xor(quad, sign)) for quad in codes]
+    return codes if w.planes.bits == 8 else [T.bind(quad) for quad in codes]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from dsv3c.compiler.formats.quant import QuantSpec
+
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand as Operand
 from dsv3c.targets.calls.operands import Rows, View
@@ -32,11 +33,12 @@ TVM_DTYPES = {
 }
 
 
-def activation_operands(role: str, weight: QuantSpec, rows: int, k: int, view: View, bound: int) -> list[Operand]:
+def activation_operands(role: str, weight: WeightFormat, rows: int, k: int, view: View, bound: int) -> list[Operand]:
     """What `rows` activation rows of K elements feed into a product with `weight`: float32, or q8 of its group."""
-    if weight.is_float:
+    if not weight.integer_products:
         return [Operand(role, "f32", bound * view.row_stride)]
-    padded, groups = weight.padded_k(k), weight.padded_k(k) // weight.act_group
+    padded = weight.padded_k(k)
+    groups = padded // weight.grouping.activations
     return [
         Operand(f"{role}.data", "i8", rows * padded),
         Operand(f"{role}.scale", "f32", rows * groups),
@@ -51,6 +53,7 @@ def prim_func(operands: Sequence[Operand], body: Callable[[dict[str, Buffer]], N
     back a string with line breaks.
     """
     llvm = " ".join(llvm.split())
+
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder:

@@ -8,7 +8,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     PARALLEL_WORK,
     Buffer,
@@ -19,6 +19,7 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
 )
 from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
+from dsv3c.targets.cpu.kernels.weights import Weight
 
 Expr = Any
 
@@ -48,7 +49,7 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
             block = T.bind(T.floormod(item, run))
 
             def place(row: Expr) -> tuple[Expr, Expr]:
-                return (row, head) if spec.weight.is_float else (row * spec.heads + head, 0)
+                return (row * spec.heads + head, 0) if spec.weight.integer_products else (row, head)
 
             def use(sums: Tile, rows: list[Expr]) -> None:
                 offsets = [T.bind((row * spec.heads + head) * spec.n) for row in rows]

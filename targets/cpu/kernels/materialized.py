@@ -27,10 +27,10 @@ from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
-from dsv3c.targets.cpu.kernels.dot import Weight
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
 from dsv3c.targets.cpu.kernels.softmax import LOWEST, masked
 from dsv3c.targets.cpu.kernels.vector import add, columns, exp2, f32, horizontal, load, store, transpose
+from dsv3c.targets.cpu.kernels.weights import Weight
 from dsv3c.targets.cpu.kernels.words import PANEL, Sums, Words
 
 Expr = Any

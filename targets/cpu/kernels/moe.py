@@ -12,7 +12,7 @@ from dsv3c.targets.calls.operands import CONTROL, View, weight_operands
 from dsv3c.targets.calls.router import ExpertOrder, order_size
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, store_block, store_tile
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, store_block, store_tile
 from dsv3c.targets.cpu.kernels.frame import (
     PARALLEL_WORK,
     Buffer,
@@ -24,6 +24,7 @@ from dsv3c.targets.cpu.kernels.frame import (
 )
 from dsv3c.targets.cpu.kernels.products import Indexed, dot_rows, imports
 from dsv3c.targets.cpu.kernels.vector import f32, load, silu, store
+from dsv3c.targets.cpu.kernels.weights import Weight
 
 Expr = Any
 

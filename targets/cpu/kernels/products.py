@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, Weight, dot_tile, tile_number
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
+from dsv3c.targets.cpu.kernels.weights import Weight
 from dsv3c.targets.cpu.tiles import TILES, release
 
 Expr = Any
@@ -35,9 +36,14 @@ class Indexed:
     stride: int | None = None
 
 
-def imports(level: IsaLevel, weight: QuantSpec) -> str:
+def multiplies(format: WeightFormat) -> bool:
+    """Whether there are products with it: of plain floats, or of integers on both sides."""
+    return format.integer_products or not format.has_codes
+
+
+def imports(level: IsaLevel, weight: WeightFormat) -> str:
     """LLVM IR that a kernel which calls `dot_rows` must import."""
-    return PREFETCH_IR + (TILES[level.matrix] if level.matrix and not weight.is_float else "")
+    return PREFETCH_IR + (TILES[level.matrix] if level.matrix and weight.integer_products else "")
 
 
 def dot_rows(
@@ -57,7 +63,7 @@ def dot_rows(
         places = [rows.place(index) for index in indices]
         use(dot_tile(level, w, x, blocks, places, tile_number(indices)), indices)
 
-    if level.matrix is None or w.spec.is_float:
+    if level.matrix is None or not w.format.integer_products:
         tiles(rows.count, level.tuning.token_tile, tile)
         return
     done = _matrix_rows(level, w, x, blocks, rows, use)
@@ -76,7 +82,7 @@ def _matrix_rows(
     """The same for the first rows, in steps of the tile registers; returns how many these are."""
     spare = amx.STEP_ROWS - level.tuning.matrix_min_tokens
     steps = T.bind(T.floordiv(rows.count + spare, amx.STEP_ROWS))
-    memory, index = amx.Memory.of(w.spec, len(blocks)), local("i32", amx.STEP_ROWS)
+    memory, index = amx.Memory.of(w.format, len(blocks)), local("i32", amx.STEP_ROWS)
 
     def step(number: Expr) -> None:
         first = T.bind(number * amx.STEP_ROWS)

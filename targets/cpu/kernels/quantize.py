@@ -1,4 +1,4 @@
-"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see compiler.quant.quantize_rows)."""
+"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see formats.activations)."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Operand, weight_operands
@@ -58,7 +58,7 @@ class _Product:
     """
 
     order: ExpertOrder
-    weight: QuantSpec
+    weight: WeightFormat
     n: int
     k: int
     parts: int

@@ -8,6 +8,7 @@ from pathlib import Path
 from dsv3c.compiler.core.caches import caches_of
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Bounds, Buffer
 
@@ -19,11 +20,13 @@ class FakeTarget:
     layout = "rows16"
     integer_activations = True
     cache_dtypes = ("bf16", "f32")
-    fp8_weights = True
     fails = False
 
     def configured(self, options: Mapping[str, str]) -> FakeTarget:
         return self
+
+    def supports(self, format: WeightFormat, op: str) -> bool:
+        return True
 
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0

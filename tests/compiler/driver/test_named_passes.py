@@ -12,7 +12,7 @@ from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.driver.named_passes import KNOWN, parse, spelled
 from dsv3c.compiler.errors import BadPassError, UnknownPassError
-from dsv3c.compiler.formats.quant import UnknownWeightFormat
+from dsv3c.compiler.formats.table import UnknownWeightFormat
 from dsv3c.compiler.options import CompileOptions
 
 BOUNDS = {"T": 33, "R": 4, "S": 3, "P": 7}

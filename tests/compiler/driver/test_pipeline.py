@@ -20,6 +20,7 @@ from dsv3c.compiler.errors import (
     UnknownPassError,
     VerifyError,
 )
+from dsv3c.compiler.formats import rows
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.passes.simplify import Simplify
@@ -228,7 +229,7 @@ def test_formats_are_checked_before_the_work(options: dict[str, str], message: s
 
 
 def test_an_embedding_may_have_what_a_row_decodes_alone_from() -> None:
-    for name in pipeline.EMBEDDING_FORMATS:
+    for name in rows.format_names():
         pipeline.check_formats(CompileOptions(embed_quant=name))
     with pytest.raises(BadOptionError):
         pipeline.check_formats(CompileOptions(embed_quant="int8-g32"))

@@ -18,7 +18,8 @@ from dsv3c.compiler.core.ir import TensorType, Value
 from dsv3c.compiler.core.ops.weight import Packed, decoded
 from dsv3c.compiler.driver import weights
 from dsv3c.compiler.errors import WeightRangeError
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QTensor
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.quant import QTensor
 
 FORMATS = ("float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g32-asym")
 EXPERTS, WIDTH, HIDDEN = 5, 6, 40

@@ -19,11 +19,13 @@ from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.errors import FormatRefusedError, NonFiniteWeightError
 from dsv3c.compiler.formats import fp8, rows16
-from dsv3c.compiler.formats.quant import QTensor, QuantSpec, as_float32, quantize
+from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.quant import QTensor, quantize
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import tiny_config, write_checkpoint, write_safetensors
 
-SPEC = QuantSpec.parse("fp8")
+SPEC = WeightFormat.parse("fp8")
 E4M3 = ml_dtypes.float8_e4m3fn
 SIZES = st.integers(1, 300)
 
@@ -43,7 +45,7 @@ def coded(n: int, k: int, block: tuple[int, int] = (128, 128)) -> Any:
 
 
 def test_its_name_and_what_it_takes() -> None:
-    assert (SPEC.name, SPEC.is_float, SPEC.padded_k(129), SPEC.scale_groups(129)) == ("fp8", False, 256, 2)
+    assert (SPEC.name, SPEC.has_codes, SPEC.padded_k(129), SPEC.scale_groups(129)) == ("fp8", True, 256, 2)
     assert SPEC.bits_per_weight() == 8.25
     options = CompileOptions(quant="fp8")
     assert (options.resolved_head_quant, options.resolved_embed_quant) == ("bfloat16", "bfloat16")
@@ -113,10 +115,10 @@ def test_groups_with_several_scales_are_rounded_anew() -> None:
 def test_other_formats_decode_it() -> None:
     w = coded(40, 130)
     for name in ("int8", "float32"):
-        spec = QuantSpec.parse(name)
+        spec = WeightFormat.parse(name)
         found = ops.lookup("quantize").evaluate(w, format=name)
-        expected = as_float32(w) if spec.is_float else quantize(as_float32(w), spec).codes
-        np.testing.assert_array_equal(found if spec.is_float else found.codes, expected)
+        expected = quantize(as_float32(w), spec).codes if spec.has_codes else as_float32(w)
+        np.testing.assert_array_equal(found.codes if spec.has_codes else found, expected)
 
 
 BIG = {

@@ -4,9 +4,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.quant import quantize
+from dsv3c.compiler.formats.table import WeightFormat
 
-INTEGER_FORMATS = ["int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
+INTEGER_FORMATS = [
+    "int8",
+    "int8-g32",
+    "int8-g64",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int5-g128",
+]
 FLOAT_FORMATS = ["float32", "float16", "bfloat16"]
 LEADING = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 SIZES = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 255]))
@@ -27,7 +39,7 @@ def check_types(packed, spec, leading, n, k):
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(INTEGER_FORMATS), LEADING, SIZES, SIZES)
 def test_integer_pack_then_unpack_is_the_identity(name, leading, n, k):
-    spec = QuantSpec.parse(name)
+    spec = WeightFormat.parse(name)
     q = quantize(random_weight(leading, n, k), spec)
     packed = rows16.pack(q, spec)
     check_types(packed, spec, leading, n, k)
@@ -41,7 +53,7 @@ def test_integer_pack_then_unpack_is_the_identity(name, leading, n, k):
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(FLOAT_FORMATS), LEADING, SIZES, SIZES)
 def test_float_pack_then_unpack_is_the_identity(name, leading, n, k):
-    spec = QuantSpec.parse(name)
+    spec = WeightFormat.parse(name)
     w = random_weight(leading, n, k).astype(NUMPY_DTYPES[spec.element])
     packed = rows16.pack(w, spec)
     check_types(packed, spec, leading, n, k)
@@ -49,7 +61,7 @@ def test_float_pack_then_unpack_is_the_identity(name, leading, n, k):
 
 
 def test_int4_byte_holds_codes_four_apart():
-    spec = QuantSpec.parse("int4-g32")
+    spec = WeightFormat.parse("int4-g32")
     q = quantize(random_weight((), 16, 64), spec)
     data = rows16.pack(q, spec)["data"]
     assert data[0, 3, 5, 2] == q.codes[5, 8 * 3 + 2] | q.codes[5, 8 * 3 + 4 + 2] << 4
@@ -57,6 +69,6 @@ def test_int4_byte_holds_codes_four_apart():
 
 @pytest.mark.parametrize("name", INTEGER_FORMATS)
 def test_padding_rows_decode_to_zero(name):
-    spec = QuantSpec.parse(name)
+    spec = WeightFormat.parse(name)
     packed = rows16.pack(quantize(random_weight((), 17, 40), spec), spec)
     assert not rows16.unpack(packed, spec, 32, 40).dequantize()[17:].any()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tvm
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.devices.cpu.device import _built_for
 from dsv3c.targets.arm.levels import LEVELS
 from dsv3c.targets.calls.attention import MlaAbsorbed
@@ -23,8 +23,8 @@ from dsv3c.targets.cpu.library import build_library, compile_module
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, Platform
 
 SPECS = {
-    "int8": Linear(Rows(8), 32, 128, QuantSpec.parse("int8")),
-    "int4": Linear(Rows(8), 32, 128, QuantSpec.parse("int4-g32")),
+    "int8": Linear(Rows(8), 32, 128, WeightFormat.parse("int8")),
+    "int4": Linear(Rows(8), 32, 128, WeightFormat.parse("int4-g32")),
     "absorbed": MlaAbsorbed(Rows(8), 4, Paging(2, 8, 16, 64, 16, "bf16"), 0.1),
 }
 WANTED = {

@@ -8,10 +8,9 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.targets.calls.plan import Plan
 from dsv3c.targets.calls.spec_text import BadSpecError, UnknownLevelError, check_level, parse_spec
-from dsv3c.targets.cpu.emit import CALLS
 from dsv3c.targets.cpu.kernels import SPECS
+from dsv3c.targets.cpu.plan import plan
 from dsv3c.targets.gpu.kernels import SPECS as GPU_SPECS
 from dsv3c.targets.gpu.kernels import stages
 from dsv3c.targets.gpu.kernels.parts import Part
@@ -24,9 +23,7 @@ def specs() -> list[object]:
     """Those of all kernels of the bundled model on a CPU."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    plan = Plan(lowered.bounds, CALLS)
-    plan.content(lowered.entries)
-    return list(plan.kernels)
+    return list(plan(lowered.entries, lowered.bounds).kernels)
 
 
 def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:
@@ -53,6 +50,7 @@ def test_every_stage_of_a_gpu_is_read_back(specs: list[object]) -> None:
         ("Add(rows=Rows(bound=18))", "missing 1 required positional argument: 'd'"),
         ("Rows(bound=18)", "it is a part of one"),
         ("18", "it is a part of one"),
+        ("Linear(Rows(1), 2, 3, WeightFormat(name='int9'))", "unknown weight format 'int9'"),
         ("d", "malformed node"),
     ],
 )

@@ -3,8 +3,9 @@
 import ml_dtypes
 import numpy as np
 
-from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats import quant, rows16
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.operands import Rows, View
@@ -114,16 +115,16 @@ def absorbed_case(context, heads, rank, d, element):
 
 def materialized_case(context, heads, nope, v, rank, d, element, name, view=None):
     paging, positions, sequence, table, cache, inputs = layout(context, heads, rank, d, element)
-    spec, tokens = QuantSpec.parse(name), len(positions)
+    spec, tokens = WeightFormat.parse(name), len(positions)
     view_ = view or View(heads * nope, head_stride=nope)
     wide, q_pe = normal(tokens, view_.row_stride), normal(tokens, heads, d, seed=1)
     q_nope = np.stack([wide[:, view_.offset + h * view_.head_stride :][:, :nope] for h in range(heads)], 1)
     weights = {}
     for role, n in (("w_uk", nope), ("w_uv", v)):
         w = normal(heads, n, rank) * np.float32(rank**-0.5)
-        stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
+        stored = quant.stored(w, spec)
         inputs |= {f"{role}.{part}": array for part, array in rows16.pack(stored, spec).items()}
-        weights[role] = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+        weights[role] = decoded(stored).astype(np.float64)
     scale = (nope + d) ** -0.5
     # Absorbing w_uk into the query gives the same scores: the naive form above is the oracle for both kernels.
     query = np.concatenate([np.einsum("thn,hnc->thc", q_nope, weights["w_uk"]), q_pe], -1)
@@ -171,7 +172,7 @@ def all_cases():
     for context in CONTEXTS:
         for name in ("float32", "int4-g32"):
             yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
-    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym"):
+    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32"):
         yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
     for context in BLOCKS:
         yield f"materialized-{context}", materialized_case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")

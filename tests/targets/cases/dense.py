@@ -2,8 +2,11 @@
 
 import numpy as np
 
-from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
+from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats import quant, rows16
+from dsv3c.compiler.formats.activations import quantize_rows
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
@@ -12,7 +15,19 @@ from dsv3c.targets.calls.operands import Rows, View
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
 
-FORMATS = ["float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g128", "int4-g32-asym"]
+FORMATS = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8-g32",
+    "int4-g32",
+    "int4-g64",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int5-g64",
+]
 ONE_OF_EACH = ["float32", "int8", "int4-g32-asym"]
 BOUND = 18
 F32 = 3e-6
@@ -34,17 +49,17 @@ def dequantized(data, scale, group):
 
 def linear_case(name, t, n, k, heads=1, view=None, multiplier=1, bound=BOUND):
     """A case of Linear. Integer formats multiply the rounded activations, so only float addition differs."""
-    spec = QuantSpec.parse(name)
+    spec = WeightFormat.parse(name)
     w = normal(heads, n, k)
-    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
-    weight = stored.astype(np.float32) if spec.is_float else stored.dequantize()
+    stored = quant.stored(w, spec)
+    weight = decoded(stored)
     m = t * multiplier
     x = normal(m, heads, k)
     inputs = {"control": control(t)}
-    if not spec.is_float:
-        data, scale, total = quantize_rows(x, spec.act_group)
+    if spec.integer_products:
+        data, scale, total = quantize_rows(x, spec.grouping.activations)
         inputs |= {"x.data": data, "x.scale": scale, "x.sum": total}
-        x = dequantized(data, scale, spec.act_group)[..., :k]
+        x = dequantized(data, scale, spec.grouping.activations)[..., :k]
     elif view is None:
         inputs["x"] = x
     else:

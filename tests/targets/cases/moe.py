@@ -2,14 +2,16 @@
 
 import numpy as np
 
-from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize, quantize_rows
+from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats import quant, rows16
+from dsv3c.compiler.formats.activations import quantize_rows
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
 BOUND = 18
-FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym"]
+FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym", "int5-g32"]
 F32 = 3e-6
 
 
@@ -87,24 +89,21 @@ def expert_order_case(t, experts, k, shared):
 
 def stored_weight(w, spec):
     """(packed components, the float values they stand for)."""
-    if spec.is_float:
-        stored = w.astype(NUMPY_DTYPES[spec.element])
-        return rows16.pack(stored, spec), stored.astype(np.float64)
-    stored = quantize(w, spec)
-    return rows16.pack(stored, spec), stored.dequantize().astype(np.float64)
+    stored = quant.stored(w, spec)
+    return rows16.pack(stored, spec), decoded(stored).astype(np.float64)
 
 
 def activation(x, spec):
     """(operands, the float values they stand for)."""
-    if spec.is_float:
+    if not spec.integer_products:
         return {"x": x}, x.astype(np.float64)
-    data, scale, total = quantize_rows(x, spec.act_group)
-    values = data.reshape(*scale.shape, spec.act_group) * scale[..., None].astype(np.float64)
+    data, scale, total = quantize_rows(x, spec.grouping.activations)
+    values = data.reshape(*scale.shape, spec.grouping.activations) * scale[..., None].astype(np.float64)
     return {"x.data": data, "x.scale": scale, "x.sum": total}, values.reshape(data.shape)[:, : x.shape[1]]
 
 
 def moe_case(op, name, t, d, i, experts, k, shared, bound=BOUND, ids=None):
-    spec, order_spec = QuantSpec.parse(name), ExpertOrder(Rows(bound), experts, k, shared)
+    spec, order_spec = WeightFormat.parse(name), ExpertOrder(Rows(bound), experts, k, shared)
     order, pair_experts = order_of(some_ids(t, experts, k) if ids is None else ids, experts, shared)
     tokens = np.arange(len(pair_experts)) // (k + shared)
     total = experts + shared

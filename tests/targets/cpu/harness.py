@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import tvm_ffi
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.cpu.kernels import build, operands

@@ -12,7 +12,7 @@ import pytest
 
 from dsv3c import runtime
 from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -28,7 +28,7 @@ from tests.targets.cpu.emulation import BASE, EMULATED, emulation
 from tests.targets.cpu.harness import Kernels
 from tests.targets.op_tests import compare
 
-FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym")
+FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym", "int5-g32")
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)
 
@@ -92,7 +92,7 @@ class TestAmxKernels:
         spec, inputs, *_ = CASES[f"linear-{name}-t{tokens}-n31"]
         rest = tokens % 32 if tokens % 32 >= least else 0
         row_tiles = -(-(tokens // 32 * 32 + rest) // 16)
-        products = spec.weight.padded_k(spec.k) // min(64, spec.weight.act_group)
+        products = spec.weight.padded_k(spec.k) // min(64, spec.weight.grouping.activations)
         emulation().amx_products()
         kernels.run(spec, inputs)
         assert emulation().amx_products() == row_tiles * 2 * products
@@ -102,9 +102,9 @@ class TestAmxKernels:
 def instructions(tmp_path_factory):
     """The mnemonics in a library of integer kernels, by level."""
     folder = tmp_path_factory.mktemp("instructions")
-    order, weight = ExpertOrder(Rows(64), 8, 2, 0), QuantSpec.parse("int4-g32")
+    order, weight = ExpertOrder(Rows(64), 8, 2, 0), WeightFormat.parse("int4-g32")
     kernels = {
-        "linear": Linear(Rows(64), 512, 512, QuantSpec.parse("int8")),
+        "linear": Linear(Rows(64), 512, 512, WeightFormat.parse("int8")),
         "gate_up": MoeGateUp(order, 512, 512, weight),
         "down": MoeDown(order, 512, 512, weight),
     }

@@ -13,7 +13,7 @@ import pytest
 import tvm_ffi
 
 from dsv3c.compiler.errors import NoRoomError
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.measure.limits import measure_limits
 from dsv3c.targets.calls.elementwise import Add
 from dsv3c.targets.calls.linear import Linear
@@ -100,7 +100,7 @@ def best_level():
 def path(best_level, tmp_path_factory):
     functions = {
         "add": build(Add(Rows(1 << 16), 64), best_level),
-        "linear": build(Linear(Rows(4), 512, 512, QuantSpec.parse("float32")), best_level),
+        "linear": build(Linear(Rows(4), 512, 512, WeightFormat.parse("float32")), best_level),
     }
     return build_library(functions, best_level, tmp_path_factory.mktemp("library") / "kernels.so")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.calls.elementwise import Add
 from dsv3c.targets.calls.linear import Linear
@@ -11,7 +11,7 @@ from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.units import compiled_once
 from dsv3c.targets.x86.levels import LEVELS as X86
 
-KERNELS = {"add": Add(Rows(4), 64), "linear": Linear(Rows(4), 32, 64, QuantSpec.parse("int8"))}
+KERNELS = {"add": Add(Rows(4), 64), "linear": Linear(Rows(4), 32, 64, WeightFormat.parse("int8"))}
 
 
 def units_of(levels):

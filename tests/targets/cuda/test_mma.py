@@ -6,7 +6,8 @@ Expected arrays have the factors rounded as the kernel rounds them, so that only
 import numpy as np
 import pytest
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import View
@@ -23,7 +24,7 @@ from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.op_tests import compare
 
-FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 
@@ -134,14 +135,14 @@ def test_parts_of_a_weight_write_only_their_own_columns(gpp):
 
 
 def test_float32_weights_and_targets_without_the_capability_have_no_such_form():
-    exact = Linear(Rows(BOUND), 64, 64, QuantSpec.parse("float32"))
+    exact = Linear(Rows(BOUND), 64, 64, WeightFormat.parse("float32"))
     assert variants(exact, NVIDIA) and not any(form.requires for form in variants(exact, NVIDIA))
     assert not any(form.requires for form in variants(CASES["no-rows"][0]))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_few_rows_keep_float32_and_the_last_form_runs_on_any_device(name):
-    spec = Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name))
+    spec = Linear(Rows(BOUND), 64, 128, WeightFormat.parse(name))
     forms = variants(spec, NVIDIA)
     assert [(form.most_rows, form.requires) for form in forms] == [
         (1, frozenset()), (16, frozenset()), (None, {MMA}), (None, frozenset()),

@@ -7,7 +7,7 @@ maximum that depends on the order of the slots, so what that may cost is allowed
 import numpy as np
 import pytest
 
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import QTensor, QuantSpec
+from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.gpu.kernels.frame import Rows
@@ -22,12 +23,12 @@ def every_code_case():
     own[:, 3] = codes
     own[:, 200] = codes[::-1]
     scale = np.abs(normal(n, 2)) * np.float32(1e-3)
-    stored = QTensor(own, scale, None, QuantSpec.parse("fp8"), k)
+    stored = QTensor(own, scale, None, WeightFormat.parse("fp8"), k)
     x = np.zeros((2, k), np.float32)
     x[[0, 1], [3, 200]] = 1
     inputs = {"control": control(2), "x": x}
-    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, stored.spec).items()}
-    return Linear(Rows(18), n, k, stored.spec), inputs, {"y": x @ stored.dequantize().T}, 1e-7
+    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, stored.format).items()}
+    return Linear(Rows(18), n, k, stored.format), inputs, {"y": x @ stored.dequantize().T}, 1e-7
 
 
 LINEARS = [(1, 17, 129), (5, 130, 256), (18, 65, 31)]

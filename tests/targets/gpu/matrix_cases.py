@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QuantSpec, quantize
+from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats import quant, rows16
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeGateUp
 from dsv3c.targets.calls.operands import Rows
@@ -22,10 +23,10 @@ def product(x, w):
 
 def linear_case(name, t, n, k, heads=1, view=None, x=None, w=None):
     """(spec, inputs, x f32 [t, heads, k], weight f64 [heads, n, k] as it is stored); given x f32 [t, K'], w f32."""
-    spec = QuantSpec.parse(name)
+    spec = WeightFormat.parse(name)
     w = normal(heads, n, k) if w is None else w
-    stored = w.astype(NUMPY_DTYPES[spec.element]) if spec.is_float else quantize(w, spec)
-    weight = (stored if spec.is_float else stored.dequantize()).astype(np.float64)
+    stored = quant.stored(w, spec)
+    weight = decoded(stored).astype(np.float64)
     wide = normal(t, view.row_stride if view else heads * k) if x is None else x
     starts = [view.start(0, head) if view else head * k for head in range(heads)]
     inputs = {"control": control(t), "x": wide}

@@ -93,7 +93,7 @@ def with_float_activations(inputs, spec):
     """The inputs with activations that a case has as int8 put back into float32, which is exact."""
     if "x.data" not in inputs:
         return inputs
-    x = dequantized(inputs["x.data"], inputs["x.scale"], spec.weight.act_group)
+    x = dequantized(inputs["x.data"], inputs["x.scale"], spec.weight.grouping.activations)
     width = {MoeGateUp: "d", MoeDown: "i"}.get(type(spec), "k")
     kept = {role: array for role, array in inputs.items() if not role.startswith("x.")}
     return kept | {"x": np.ascontiguousarray(x[..., : getattr(spec, width)].astype(np.float32))}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsv3c import runtime
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.devices.vulkan import matrices as device_matrices
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -32,7 +32,7 @@ from tests.targets.op_tests import compare
 from tests.targets.vulkan.matrix_model import modelled
 from tests.targets.vulkan.modules import capabilities, named, validate
 
-FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-11  # the largest relative error of a number rounded to float16
 LOST = 2.0**-28  # of the largest magnitude in its row: what a factor may lose besides
@@ -139,14 +139,14 @@ def run(request, device, tmp_path_factory):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_few_rows_keep_float32_and_the_last_form_runs_on_any_device(name):
-    forms = variants(Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name)), ONLY)
+    forms = variants(Linear(Rows(BOUND), 64, 128, WeightFormat.parse(name)), ONLY)
     assert [(form.most_rows, form.requires) for form in forms] == [
         (1, frozenset()), (16, frozenset()), (None, {COOPERATIVE_MATRIX}), (None, frozenset()),
     ]  # fmt: skip
 
 
 def test_float32_weights_and_compilers_without_the_extension_have_no_such_form():
-    exact = Linear(Rows(BOUND), 64, 64, QuantSpec.parse("float32"))
+    exact = Linear(Rows(BOUND), 64, 64, WeightFormat.parse("float32"))
     spec = CASES["no-rows"][0]
     assert not any(form.requires for form in variants(exact, ONLY))
     assert any(form.requires for form in variants(spec, ONLY))

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dsv3c.compiler.formats.quant import QuantSpec, quantize_rows
+from dsv3c.compiler.formats.activations import quantize_rows
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.devices.vulkan import dots as device_dots
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -34,7 +35,7 @@ from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.op_tests import compare
 from tests.targets.vulkan.modules import capabilities, named, validate
 
-FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128")
+FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
 OTHERS = ("float32", "float16", "bfloat16", "fp8")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
@@ -135,7 +136,7 @@ def run(modules, device):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_few_rows_keep_float32_and_matrices_come_first(name):
-    forms = variants(Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name)), VULKAN)
+    forms = variants(Linear(Rows(BOUND), 64, 128, WeightFormat.parse(name)), VULKAN)
     needs = [form.requires - {"subgroup-shuffle"} for form in forms]
     assert needs[-3:] == [{COOPERATIVE_MATRIX}, {INTEGER_DOT}, frozenset()]
     assert [form.most_rows for form in forms[-3:]] == [None] * 3
@@ -144,7 +145,7 @@ def test_few_rows_keep_float32_and_matrices_come_first(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_weights_of_floats_have_no_such_form(name):
-    spec = Linear(Rows(BOUND), 64, 128, QuantSpec.parse(name))
+    spec = Linear(Rows(BOUND), 64, 128, WeightFormat.parse(name))
     assert not any(INTEGER_DOT in form.requires for form in variants(spec, VULKAN))
 
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import COOPERATIVE_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
@@ -70,7 +71,7 @@ class CooperativeMatrices:
 
     capability: str = COOPERATIVE_MATRIX
 
-    def serves(self, weight: QuantSpec) -> bool:
+    def serves(self, weight: WeightFormat) -> bool:
         return weight.element != "f32"
 
     def space(self) -> Space:
@@ -173,13 +174,8 @@ def _scale_weights(weight: Weight, block: Callable[[Expr], Expr], own: tuple[Exp
                 store(largest, i, T.max(largest[i], _magnitude(value)))
     for i in range(BLOCKS):
         store(space.sums, part * TILE + i * LANES + lane, largest[i])
-    top = TOP - _code_bits(weight.spec) if coded else TOP
+    top = TOP - ceil(log2(weight.format.largest)) if coded else TOP
     _gather(thread, SLICES, lambda found: _power(found, top), space, TILE)
-
-
-def _code_bits(spec: QuantSpec) -> int:
-    """Bits of the largest magnitude of a code less its zero point."""
-    return 9 if spec.is_fp8 else spec.bits if not spec.symmetric else spec.bits - 1
 
 
 def _gather(thread: Expr, count: int, power: Callable[[Expr], Expr], space: Space, first: int) -> None:

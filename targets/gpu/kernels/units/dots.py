@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from dsv3c.compiler.formats.quant import QuantSpec
+from dsv3c.compiler.formats.packings import EACH
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import INTEGER_DOT
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
-from dsv3c.targets.gpu.kernels.weights import Weight
+from dsv3c.targets.gpu.kernels.weights import Codes, Weight
 
 DOT = "dsv3c_dot4"  # (u32, u32) -> int32, the sum of the four products of int8 that they consist of
 WORDS = K_TILE // 4  # of a staged row
@@ -32,8 +33,8 @@ SUMS = ROWS * BLOCKS  # of a thread
 QUARTERS = 4  # threads that stage a row: each eight values, of words `quarter` and QUARTERS + `quarter`
 STAGED = THREADS // QUARTERS  # rows staged together
 LEAST = (127 - 100) << 23  # bits of 2^-100; rows below it count as zero, so that 127 / largest is finite everywhere
-SIGNS = 0x80808080  # the highest bit of every byte
-EACH = 0x01010101  # times a byte: the byte four times
+SIGN = 128  # what int8 ends below
+SIGNS = SIGN * EACH  # the highest bit of every byte
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class IntegerDots:
 
     capability: str = INTEGER_DOT
 
-    def serves(self, weight: QuantSpec) -> bool:
-        return not weight.is_float and not weight.is_fp8
+    def serves(self, weight: WeightFormat) -> bool:
+        return weight.integer_products and weight.largest < SIGN
 
     def space(self) -> Space:
         weights, rows = (shared(WORDS * STRIDE, "uint32") for _ in range(2))
@@ -77,14 +78,14 @@ class IntegerDots:
             stage_factors(T.int32(0))
         with T.serial(0, factors.steps) as step:
             # All words are under way before the first barrier; staged ones are in use by other threads until then.
-            words, values = _read(factors, step, (lane, part)), rows.read(step)
+            chunks, values = _read(factors, step, (lane, part)), rows.read(step)
             rows.stage_largest(values, space)
             barrier()
-            for word in words:
-                word.stage(space)
+            for chunk in chunks:
+                chunk.stage(space)
             rows.stage(values, space)
             if grouped:
-                stage_factors(T.bind(T.floordiv(step * K_TILE, weight.spec.group)))
+                stage_factors(T.bind(T.floordiv(step * K_TILE, weight.format.grouping.size)))
             barrier()
             _multiply(products, first, lane, space)
             steps = [T.bind(space.steps[first + j]) for j in range(ROWS)]
@@ -119,20 +120,19 @@ def _multiply(products: Buffer, first: Expr, lane: Expr, space: Space) -> None:
 
 
 @dataclass(frozen=True)
-class _Word:
-    """A word of a weight. at: where its first four int8 are staged, the next ones STRIDE behind. zero: of its codes."""
+class _Chunk:
+    """A chunk of a weight. at: where its first four int8 are staged, the next STRIDE behind. zero: of the codes."""
 
-    word: Expr
+    codes: Codes
     at: Expr
     zero: Expr
-    bits: int
 
     def stage(self, space: Space) -> None:
-        for i, codes in enumerate(_less_zero(self.word, self.zero, self.bits)):
+        for i, codes in enumerate(_less_zero(self.codes, self.zero)):
             store(space.weights, self.at + i * STRIDE, codes)
 
 
-def _read(factors: Factors, step: Expr, own: tuple[Expr, Expr]) -> list[_Word]:
+def _read(factors: Factors, step: Expr, own: tuple[Expr, Expr]) -> list[_Chunk]:
     """What a thread stages of all blocks. own: row in a block and slice of the thread. K is padded to whole steps."""
     lane, part = own
     weight, found = factors.weight, []
@@ -141,28 +141,26 @@ def _read(factors: Factors, step: Expr, own: tuple[Expr, Expr]) -> list[_Word]:
         item = T.bind(turn * SLICES + part)
         i, within = T.bind(T.floordiv(item, per_block)), T.bind(T.floormod(item, per_block))
         block, chunk = factors.block(i), T.bind(step * per_block + within)
-        word = T.bind(weight.data[(block * weight.chunks + chunk) * LANES + lane])
+        codes = weight.codes(block, chunk, lane)
         at = T.bind(within * (WORDS // per_block * STRIDE) + i * LANES + lane)
-        found.append(_Word(word, at, _zero(weight, block, chunk, lane), weight.spec.bits))
+        found.append(_Chunk(codes, at, _zero(weight, block, chunk, lane)))
     return found
 
 
 def _zero(weight: Weight, block: Expr, chunk: Expr, lane: Expr) -> Expr:
     """The zero point of a chunk, u32."""
     if weight.zero is None:
-        return T.uint32(weight.spec.zero_point)
+        return T.uint32(weight.format.zero_point)
     return T.bind(T.Cast("uint32", weight.scales(block, chunk, lane).zero))
 
 
-def _less_zero(word: Expr, zero: Expr, bits: int) -> Iterator[Expr]:
-    """The codes of a word less `zero`, four int8 a word. No byte borrows from its neighbour."""
-    if bits == 8:  # the zero point is 128: it is the sign that changes
-        yield T.bitwise_xor(word, T.uint32(SIGNS))
+def _less_zero(codes: Codes, zero: Expr) -> Iterator[Expr]:
+    """Codes less `zero`, four int8 a word. No byte borrows from its neighbour."""
+    if codes.planes.bits == 8:  # the zero point is 128: it is the sign that changes
+        yield from (T.bitwise_xor(quad, T.uint32(SIGNS)) for quad in codes.quads())
         return
     more = T.bind(T.uint32(SIGNS) - zero * T.uint32(EACH))
-    for start in (0, 4):
-        codes = T.bitwise_and(T.shift_right(word, T.uint32(start)), T.uint32(0x0F0F0F0F))
-        yield T.bitwise_xor(codes + more, T.uint32(SIGNS))
+    yield from (T.bitwise_xor(quad + more, T.uint32(SIGNS)) for quad in codes.quads())
 
 
 class _Rows:

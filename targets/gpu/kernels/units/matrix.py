@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import Operand, View, view_of
@@ -27,7 +27,7 @@ from dsv3c.targets.gpu.kernels.weights import Weight
 UNITS: tuple[Unit, ...] = (TensorCores(), SimdgroupMatrices(), CooperativeMatrices(), IntegerDots())
 
 
-def units(weight: QuantSpec) -> tuple[Unit, ...]:
+def units(weight: WeightFormat) -> tuple[Unit, ...]:
     """Those that multiply with such a weight."""
     return tuple(unit for unit in UNITS if unit.serves(weight))
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
@@ -42,7 +42,7 @@ class TensorCores:
 
     capability: str = MMA
 
-    def serves(self, weight: QuantSpec) -> bool:
+    def serves(self, weight: WeightFormat) -> bool:
         return weight.element != "f32"
 
     def space(self) -> Space:
@@ -154,7 +154,7 @@ def _stage_weights(factors: Factors, step: Expr, own: tuple[Expr, Expr], space: 
 def _pairs(weight: Weight, block: Expr, item: Expr, lane: Expr) -> list[Expr]:
     """Neighbours along K as bfloat16, two a word; zero where K has ended."""
     whole = weight.chunks * weight.chunk % K_TILE == 0
-    if weight.spec.element == "bf16":  # as it is stored
+    if weight.format.element == "bf16":  # as it is stored
         held = item if whole else T.bind(T.min(item, weight.chunks - 1))
         word = T.bind(weight.data[(block * weight.chunks + held) * LANES + lane])
         return [word if whole else T.Select(item < weight.chunks, word, T.uint32(0))]

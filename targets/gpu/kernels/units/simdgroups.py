@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import SIMDGROUP_MATRIX
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, shared, store
@@ -34,7 +34,7 @@ class SimdgroupMatrices:
 
     capability: str = SIMDGROUP_MATRIX
 
-    def serves(self, weight: QuantSpec) -> bool:
+    def serves(self, weight: WeightFormat) -> bool:
         return True
 
     def space(self) -> Buffer:

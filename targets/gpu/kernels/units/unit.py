@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dsv3c.compiler.formats.quant import QuantSpec
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr
 from dsv3c.targets.gpu.kernels.weights import Weight
 
@@ -43,7 +43,7 @@ class Unit(Protocol):
     def capability(self) -> str:
         """What a device must have."""
 
-    def serves(self, weight: QuantSpec) -> bool:
+    def serves(self, weight: WeightFormat) -> bool:
         """Whether it may multiply with such a weight."""
 
     def space(self) -> Any:

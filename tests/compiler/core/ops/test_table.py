@@ -13,7 +13,8 @@ from dsv3c.compiler.core.ir import Graph, TensorType, Value, dim_size, parse_typ
 from dsv3c.compiler.core.ops.table import broadcast
 from dsv3c.compiler.core.ops.weight import Packed, QRows
 from dsv3c.compiler.errors import TypeRuleError, UnknownOpError
-from dsv3c.compiler.formats.quant import NUMPY_DTYPES, QTensor
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.quant import QTensor
 
 BOUNDS = {"T": 3, "R": 2, "S": 2, "P": 2, "N": 64}
 PAGING = ("i32[T]", "i32[T]", "i32[S, P]")
@@ -126,11 +127,11 @@ def operand(text: str, number: int, rng: np.random.Generator) -> tuple[Value, An
 def type_of(result: Any) -> tuple[str, tuple[int, ...], str]:
     """dtype, shape and layout of an evaluated value, as its type should say them."""
     if isinstance(result, Packed):
-        dtype = result.spec.element if result.spec.is_float else result.spec.name
-        leading = result.components["data"].shape[: -4 if dtype == "bf16" or not result.spec.is_float else -3]
+        dtype = result.format.type_name
+        leading = result.components["data"].shape[: -4 if dtype == "bf16" or result.format.has_codes else -3]
         return dtype, (*leading, result.n, result.k), "rows16"
     if isinstance(result, QTensor):
-        return result.spec.name, (*result.codes.shape[:-1], result.k), ""
+        return result.format.name, (*result.codes.shape[:-1], result.k), ""
     if isinstance(result, QRows):
         group = result.data.shape[-1] // result.scale.shape[-1]
         return f"q8-g{group}", (*result.data.shape[:-1], result.k), ""

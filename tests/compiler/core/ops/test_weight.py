@@ -8,7 +8,7 @@ import pytest
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import parse_type
-from dsv3c.compiler.core.ops.weight import activation_group, decoded, spec_of
+from dsv3c.compiler.core.ops.weight import activation_group, decoded, format_of
 from dsv3c.compiler.errors import Dsv3cError, TypeRuleError
 from dsv3c.compiler.formats.quant import QTensor
 
@@ -74,7 +74,7 @@ def test_quantised_activations_are_within_half_a_step() -> None:
 def test_the_format_of_a_type_is_read_from_its_dtype(format: str) -> None:
     weight = ops.leaf("param", "w", parse_type("f32[4, 32]"))
     value = ops.apply("quantize", (weight,), {"format": format})
-    assert spec_of(value.type).name == format
+    assert format_of(value.type).name == format
 
 
 def test_the_group_of_an_activation_is_read_from_its_dtype() -> None:

@@ -1,0 +1,89 @@
+"""What the stored elements of a weight stand for, before any scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.compiler.formats import fp8
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+
+Array = NDArray[Any]
+
+
+class Grid(Protocol):
+    """Codes of `bits` bits, each u8. The code `zero` stands for 0: it fills what is padded."""
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def zero(self) -> int: ...
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        """float32 that codes stand for; zero: the code that stands for 0, of each, where it is not the grid's own."""
+
+    def largest(self, own_zeros: bool) -> float:
+        """The largest magnitude that a code can stand for, with zeros of their own for groups or without."""
+
+
+@dataclass(frozen=True)
+class PlainFloats:
+    """Not codes but the numbers themselves, of IR dtype `element`."""
+
+    element: str
+    zero: int = 0
+
+    @property
+    def bits(self) -> int:
+        return int(NUMPY_DTYPES[self.element].itemsize) * 8
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        raise TypeError("plain floats have no codes")
+
+    def largest(self, own_zeros: bool) -> float:
+        raise TypeError("plain floats have no codes")
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Whole numbers: a code of `lowest`, …, 2^bits - 1 stands for code - zero; by itself zero is the middle code.
+
+    lowest: 1 leaves as many codes below the middle as above it; 0 gives the lower side one more.
+    """
+
+    bits: int
+    lowest: int = 0
+
+    @property
+    def zero(self) -> int:
+        return 1 << (self.bits - 1)
+
+    @property
+    def highest(self) -> int:
+        return (1 << self.bits) - 1
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        found = codes.astype(np.float32)
+        found -= np.float32(self.zero) if zero is None else zero
+        return found
+
+    def largest(self, own_zeros: bool) -> float:
+        return float(self.highest - self.lowest if own_zeros else self.zero - self.lowest)
+
+
+@dataclass(frozen=True)
+class E4M3:
+    """float8_e4m3fn, see fp8."""
+
+    bits: int = 8
+    zero: int = 0
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        return fp8.decode(codes)
+
+    def largest(self, own_zeros: bool) -> float:
+        return fp8.LARGEST

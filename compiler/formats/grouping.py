@@ -1,0 +1,32 @@
+"""Which weights share a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ACTIVATIONS = 128  # columns of activations with a scale in common, where weights have one scale for all of K
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A scale for each output channel (size 0), or for each `size` weights of it along K, the last axis.
+
+    scale: IR dtype of the scales. zero: IR dtype of the codes that stand for 0 in each group; None: the grid says it.
+    """
+
+    size: int = 0
+    scale: str = "f32"
+    zero: str | None = None
+
+    @property
+    def activations(self) -> int:
+        """Columns of activations with a scale in common in integer products: they meet one scale of the weights."""
+        return self.size or ACTIVATIONS
+
+    def padded_k(self, k: int) -> int:
+        """K rounded up to whole groups, of weights and of activations."""
+        return -(-k // self.activations) * self.activations
+
+    def count(self, k: int) -> int:
+        """KG, the number of scales of one output channel."""
+        return self.padded_k(k) // self.size if self.size else 1

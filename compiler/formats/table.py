@@ -1,0 +1,168 @@
+"""The table of weight formats: all that is known of one stands in its row.
+
+What its elements stand for (grids), which of them share a scale (grouping), how they are stored in each layout
+(packings) and how weights become codes (rounding) are four things, each in a file of its own, and a row names one of
+each. A new format is a new row, and code only where one of the four is new. Kernels ask the row, never its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats import rounding as methods
+from dsv3c.compiler.formats.grids import E4M3, Grid, Integers, PlainFloats
+from dsv3c.compiler.formats.grouping import Grouping
+from dsv3c.compiler.formats.packings import Dense, Elements, Packing, Planes, Signed
+from dsv3c.compiler.formats.rounding import Rounding
+
+
+class UnknownWeightFormat(Dsv3cError):
+    message = "unknown weight format {text!r}"
+    hint = "use {known}"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text=text, known=listed())
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """One row; a format is known by its name.
+
+    packings: how it is stored, by the name of each layout that has it. rounding: None for plain floats, which are cast.
+    integer_products: products with it take activations rounded to int8; otherwise they take them in float32.
+    keeps_fp8: its rounding is given weights that a checkpoint has in fp8 as they are there, to keep codes and scales.
+    head, embedding: the formats that go with it where none are chosen; empty: itself.
+    """
+
+    name: str
+    grid: Grid = field(compare=False, repr=False)
+    packings: Mapping[str, Packing] = field(compare=False, repr=False)
+    grouping: Grouping = field(default=Grouping(), compare=False, repr=False)
+    rounding: Rounding | None = field(default=None, compare=False, repr=False)
+    integer_products: bool = field(default=False, compare=False, repr=False)
+    keeps_fp8: bool = field(default=False, compare=False, repr=False)
+    head: str = field(default="", compare=False, repr=False)
+    embedding: str = field(default="", compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> WeightFormat:
+        """The format named `text`, e.g. "bfloat16", "int8", "int4-g32-asym"."""
+        if text not in FORMATS:
+            raise UnknownWeightFormat(text)
+        return FORMATS[text]
+
+    @classmethod
+    def of_type(cls, dtype: str) -> WeightFormat:
+        """The format whose weights have the element type `dtype` in the IR."""
+        return _BY_TYPE[dtype]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def element(self) -> str | None:
+        """IR dtype of the numbers, where these are stored as they are; None for codes."""
+        return self.grid.element if isinstance(self.grid, PlainFloats) else None
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it stores codes with scales, not plain floats."""
+        return self.element is None
+
+    @property
+    def type_name(self) -> str:
+        """What the IR calls the element type of such a weight."""
+        return self.element or self.name
+
+    @property
+    def zero_point(self) -> int:
+        """The code that stands for 0 where groups have none of their own."""
+        return self.grid.zero
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that a code stands for, before its scale."""
+        return self.grid.largest(self.grouping.zero is not None)
+
+    def padded_k(self, k: int) -> int:
+        """K of the codes, rounded up to whole groups."""
+        return self.grouping.padded_k(k)
+
+    def scale_groups(self, k: int) -> int:
+        """KG, the number of scales of one output channel."""
+        return self.grouping.count(k)
+
+    def bits_per_weight(self, k: int = 1024) -> float:
+        """Stored bits a weight, scales and zero points included, for an inner size of `k`."""
+        if not self.has_codes:
+            return float(self.grid.bits)
+        beside = _BITS[self.grouping.scale] + (_BITS[self.grouping.zero] if self.grouping.zero else 0)
+        return self.grid.bits + beside * self.scale_groups(k) / self.padded_k(k)
+
+
+GROUPS = (32, 64, 128)
+_BITS = {"f32": 32, "f16": 16, "u8": 8}
+
+_INT8 = Integers(8, lowest=1)
+_INT8_PACKINGS: Mapping[str, Packing] = {"rows16": Planes((8,)), "nbits": Dense(8)}
+_INT4 = Integers(4)
+_INT4_PACKINGS: Mapping[str, Packing] = {"rows16": Planes((4,)), "nbits": Dense(4)}
+
+
+def _plain(name: str, element: str, together: int = 1) -> WeightFormat:
+    return WeightFormat(name, PlainFloats(element), {"rows16": Elements(together), "rows": Elements()})
+
+
+def _integers(
+    name: str, grid: Integers, packings: Mapping[str, Packing], zero: str | None = None, sizes: tuple[int, ...] = GROUPS
+) -> Iterator[WeightFormat]:
+    """A row for each size of group; `name` has its place in it."""
+    for size in sizes:
+        grouping = Grouping(size, "f16" if size else "f32", zero)
+        yield WeightFormat(
+            name.format(size),
+            grid,
+            packings,
+            grouping,
+            methods.nearest,
+            integer_products=True,
+            head="int8",
+            embedding="bfloat16",
+        )
+
+
+_ROWS = (
+    _plain("float32", "f32"),
+    _plain("float16", "f16"),
+    _plain("bfloat16", "bf16", together=2),
+    WeightFormat(
+        "fp8",
+        E4M3(),
+        {"rows16": Planes((8,))},
+        Grouping(128, "f32"),
+        methods.fp8_blocks,
+        keeps_fp8=True,
+        head="bfloat16",
+        embedding="bfloat16",
+    ),
+    *_integers("int8", _INT8, {**_INT8_PACKINGS, "rows": Signed()}, sizes=(0,)),
+    *_integers("int8-g{}", _INT8, _INT8_PACKINGS),
+    *_integers("int5-g{}", Integers(5), {"rows16": Planes((4, 1))}),
+    *_integers("int4-g{}", _INT4, _INT4_PACKINGS),
+    *_integers("int4-g{}-asym", _INT4, _INT4_PACKINGS, zero="u8"),
+)
+
+FORMATS: Mapping[str, WeightFormat] = {row.name: row for row in _ROWS}
+_BY_TYPE = {row.type_name: row for row in _ROWS}
+
+
+def listed(names: Iterable[str] | None = None) -> str:
+    """The names of formats, by default of all, in one line; those that differ in the group alone are one."""
+    chosen = FORMATS if names is None else names
+    families: dict[str, None] = dict.fromkeys(re.sub(r"-g\d+", "-gG", name) for name in chosen)
+    *first, last = families
+    line = f"{', '.join(first)} or {last}" if first else last
+    return f"{line} with G one of {', '.join(map(str, GROUPS))}" if "-gG" in line else line
