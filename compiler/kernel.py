@@ -12,7 +12,6 @@ from typing import NoReturn
 import click
 
 from dsv3c.compiler.cli.params import target_string
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.output import columns, echo, size
 from dsv3c.runtime.cli.params import PATH
@@ -51,7 +50,7 @@ def kernel_command(spec: str, target: str, level: str | None, out: Path | None) 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    return group.run(kernel_command, args, PROGRAM, (Dsv3cError,))
+    return group.run(kernel_command, args, PROGRAM)
 
 
 def main() -> NoReturn:

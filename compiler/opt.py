@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from dsv3c.compiler.cli.params import target_string
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.output import columns, echo
 from dsv3c.runtime.cli.params import Finite
@@ -121,7 +120,7 @@ def _compare(before: Graph, after: Graph, passes: Sequence[Pass], seed: int, tol
 
 def run(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    return group.run(opt_command, args, PROGRAM, (Dsv3cError,))
+    return group.run(opt_command, args, PROGRAM)
 
 
 def main() -> NoReturn:

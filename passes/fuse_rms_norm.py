@@ -16,7 +16,7 @@ from dsv3c.compiler.core.rewrite import Rule, rewrite_graph
 x, weight = P.any("x"), P.any("weight")
 
 
-class RmsNorm(Rule):
+class RmsNormPattern(Rule):
     pattern: ClassVar[Pattern] = P.mul(
         P.mul(x, P.rsqrt(P.add(P.mean(P.mul(x, x), axis=-1, keepdims=True), P.const(data=float, name="eps")))), weight
     )
@@ -36,4 +36,4 @@ class FuseRmsNorm:
     phase: ClassVar[str] = "fuse"
 
     def run(self, graph: Graph) -> tuple[Graph, int]:
-        return rewrite_graph(graph, (RmsNorm(),), self.name)
+        return rewrite_graph(graph, (RmsNormPattern(),), self.name)

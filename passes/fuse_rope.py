@@ -21,7 +21,7 @@ x = P.any("x")
 first, second = P.slice(x, axis=-1, name="first"), P.slice(x, axis=-1, name="second")
 
 
-class Rope(Rule):
+class RopePattern(Rule):
     pattern: ClassVar[Pattern] = P.concat(
         P.sub(P.mul(first, cos), P.mul(second, sin)), P.add(P.mul(second, cos), P.mul(first, sin)), axis=-1
     )
@@ -64,4 +64,4 @@ class FuseRope:
     phase: ClassVar[str] = "fuse"
 
     def run(self, graph: Graph) -> tuple[Graph, int]:
-        return rewrite_graph(graph, (Rope(),), self.name)
+        return rewrite_graph(graph, (RopePattern(),), self.name)

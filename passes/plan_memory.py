@@ -18,7 +18,7 @@ from dsv3c.compiler.core.storage import aligned, components, memory_owner
 
 
 @dataclass
-class Block:
+class Lifetime:
     """Bytes wanted by one result from program point `first` to `last`."""
 
     value: Value
@@ -54,12 +54,12 @@ class PlanMemory:
 
         return graph.map(visit), len(results)
 
-    def _blocks(self, graph: Graph) -> tuple[dict[Value, Block], dict[Value, Block]]:
+    def _blocks(self, graph: Graph) -> tuple[dict[Value, Lifetime], dict[Value, Lifetime]]:
         """A block for each result, alive until its last reader, and for each scratch, alive for one operation."""
         memo: dict[Value, bool] = {}
         order = [value for value in graph.values() if not is_weight(value, memo)]
-        results: dict[Value, Block] = {}
-        scratches: dict[Value, Block] = {}
+        results: dict[Value, Lifetime] = {}
+        scratches: dict[Value, Lifetime] = {}
         for point, value in enumerate(order):
             for source in value.inputs:
                 block = results.get(memory_owner(source))
@@ -68,9 +68,9 @@ class PlanMemory:
             if memory_owner(value) != value or value.op == "input":
                 continue
             nbytes = sum(aligned(component.nbytes) for component in components(value.type, self.bounds))
-            results[value] = Block(value, nbytes, point, point)
+            results[value] = Lifetime(value, nbytes, point, point)
             if self.scratch(value):
-                scratches[value] = Block(value, aligned(self.scratch(value)), point, point)
+                scratches[value] = Lifetime(value, aligned(self.scratch(value)), point, point)
         for _, value in graph.results:
             block = results.get(memory_owner(value))
             if block:
@@ -78,9 +78,9 @@ class PlanMemory:
         return results, scratches
 
 
-def place(blocks: list[Block]) -> None:
+def place(blocks: list[Lifetime]) -> None:
     """Largest first, each at the lowest offset that is free during its life (greedy by size, arXiv 2001.03288)."""
-    placed: list[Block] = []
+    placed: list[Lifetime] = []
     for block in sorted(blocks, key=lambda block: -block.nbytes):
         rivals = [other for other in placed if other.first <= block.last and block.first <= other.last]
         block.offset = 0

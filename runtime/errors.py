@@ -1,4 +1,4 @@
-"""Every mistake the runtime can report: one small class a mistake.
+"""The base of all errors of dsv3c, and every mistake the runtime can report: one small class a mistake.
 
 A class carries its message as a template and a hint that says what to do. The fields of the template are keyword
 arguments of the constructor and stay readable as attributes. `code` is a stable name for machine-readable reports.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
-class RuntimeFault(Exception):
-    """Base of all faults of an artifact, a machine or a request that the runtime names (exit code 1)."""
+class Dsv3cError(Exception):
+    """Base of all errors that name a fault of the input or the machine (exit code 1)."""
 
     message: ClassVar[str] = "{text}"
     hint: ClassVar[str] = ""
@@ -25,6 +25,10 @@ class RuntimeFault(Exception):
     @property
     def code(self) -> str:
         return type(self).__name__
+
+
+class RuntimeFault(Dsv3cError):
+    """Base of all faults of an artifact, a machine or a request that the runtime names."""
 
 
 # ---- the artifact on disk

@@ -14,7 +14,7 @@ from dsv3c.compiler.errors import Dsv3cError
 
 
 @dataclass(frozen=True)
-class Entry:
+class TargetRow:
     """One row of the table of targets: all that can be said of a target without importing it.
 
     module: has the target object as its attribute `TARGET`. options: what the target string may set, with one line
@@ -40,14 +40,14 @@ class TargetString:
 
 
 # Written out, not discovered: the namespace package `dsv3c` cannot be walked in an editable install.
-TABLE: Mapping[str, Entry] = {
-    "x86": Entry(
+TABLE: Mapping[str, TargetRow] = {
+    "x86": TargetRow(
         module="dsv3c.targets.x86",
         summary="x86-64 CPUs: AVX2, AVX-512, VNNI, bfloat16 and AMX kernels, chosen when the artifact is loaded",
         options={"cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]"},
         needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
     ),
-    "arm": Entry(
+    "arm": TargetRow(
         module="dsv3c.targets.arm",
         summary="AArch64 CPUs: NEON, dot product and matrix product kernels, chosen when the artifact is loaded",
         options={
@@ -57,13 +57,13 @@ TABLE: Mapping[str, Entry] = {
         },
         needs=("apache-tvm", "apache-tvm-ffi", "arm-linker"),
     ),
-    "vulkan": Entry(
+    "vulkan": TargetRow(
         module="dsv3c.targets.vulkan",
         summary="GPUs, and CPUs, with a Vulkan 1.2 driver: SPIR-V modules that ask for no optional feature",
         options={"binding": "MiB of a weight to bind at once, up to 2047  [default: 128, which any device does]"},
         needs=("apache-tvm", "apache-tvm-ffi", "glslc"),
     ),
-    "cuda": Entry(
+    "cuda": TargetRow(
         module="dsv3c.targets.cuda",
         summary="NVIDIA GPUs from compute capability 8.0 on: machine code by architecture, PTX for those to come",
         options={
@@ -72,12 +72,12 @@ TABLE: Mapping[str, Entry] = {
         },
         needs=("apache-tvm", "apache-tvm-ffi", "cuda-compiler"),
     ),
-    "metal": Entry(
+    "metal": TargetRow(
         module="dsv3c.targets.metal",
         summary="GPUs of Apple silicon: kernels in the Metal Shading Language, compiled by the Mac at first use",
         needs=("apache-tvm", "apache-tvm-ffi", "macos-linker"),
     ),
-    "onnx": Entry(
+    "onnx": TargetRow(
         module="dsv3c.targets.onnx",
         summary="ONNX graphs for ONNX Runtime, with its contrib ops for quantised weights and experts",
         options={
@@ -104,7 +104,7 @@ class MalformedTarget(Dsv3cError):
     hint = "write name or name:option=value,option=value, e.g. x86"
 
 
-def available() -> dict[str, Entry]:
+def available() -> dict[str, TargetRow]:
     """The known targets by name, in the order in which they are shown."""
     return dict(TABLE)
 
@@ -137,7 +137,7 @@ def get(name: str) -> Any:
     return importlib.import_module(_entry(name).module).TARGET
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> TargetRow:
     if name not in TABLE:
         raise UnknownTarget(name=name, known=", ".join(TABLE))
     return TABLE[name]

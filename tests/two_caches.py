@@ -17,7 +17,7 @@ from dsv3c import runtime
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import caches_of
 from dsv3c.compiler.core.ir import Graph, parse_graph
-from dsv3c.compiler.core.target import Emission, Entry, Planned, Target
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, weights
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
@@ -75,11 +75,11 @@ def graph() -> Graph:
     return parse_graph("\n".join([head, layer(0), layer(1), tail]))
 
 
-def entries(target: Target) -> dict[str, Entry]:
+def entries(target: Target) -> dict[str, EntryGraph]:
     """The planned graph as the one entry."""
     verify(graph(), "kernel", "the test's own text")
     planned, _ = PlanMemory(BOUNDS, partial(target.scratch_bytes, bounds=BOUNDS)).run(graph())
-    return {"decode": Entry(planned, 1)}
+    return {"decode": EntryGraph(planned, 1)}
 
 
 def params() -> dict[str, Floats]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import quote, some
-from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, WEIGHT_DTYPES, Stored, Weight
+from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, WEIGHT_DTYPES, StoredTensor, StoredWeight
 from dsv3c.compiler.errors import (
     MissingScaleError,
     MissingTensorError,
@@ -29,29 +29,29 @@ _IGNORED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry; it foll
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogicalTensor:
     """A logical tensor: its shape and its parts, one part a expert when it is stacked."""
 
     shape: tuple[int, ...]
-    parts: tuple[Weight, ...]
+    parts: tuple[StoredWeight, ...]
     stacked: bool
 
 
-def catalogue(config: ModelConfig, stored: Mapping[str, Stored], folder: Path) -> dict[str, Entry]:
+def catalogue(config: ModelConfig, stored: Mapping[str, StoredTensor], folder: Path) -> dict[str, LogicalTensor]:
     """All logical tensors by name. Raises typed errors unless `stored` is just what `config` asks for."""
     return _Matcher(config, stored, folder).match()
 
 
 class _Matcher:
-    def __init__(self, config: ModelConfig, stored: Mapping[str, Stored], folder: Path) -> None:
+    def __init__(self, config: ModelConfig, stored: Mapping[str, StoredTensor], folder: Path) -> None:
         self.config = config
         self.stored = stored
         self.folder = folder
         self.used: set[str] = set()
         self.missing: list[str] = []
 
-    def match(self) -> dict[str, Entry]:
-        entries: dict[str, Entry] = {}
+    def match(self) -> dict[str, LogicalTensor]:
+        entries: dict[str, LogicalTensor] = {}
         for name, shape in required_tensors(self.config).items():
             entries[name] = self._stack(name, shape) if ".*." in name else self._single(name, shape)
         for name, shape in optional_tensors(self.config).items():
@@ -64,28 +64,28 @@ class _Matcher:
         self._check_rest()
         return entries
 
-    def _single(self, name: str, shape: tuple[int, ...]) -> Entry:
+    def _single(self, name: str, shape: tuple[int, ...]) -> LogicalTensor:
         weight = self._weight(name, shape)
-        return Entry(shape, (weight,) if weight else (), stacked=False)
+        return LogicalTensor(shape, (weight,) if weight else (), stacked=False)
 
-    def _stack(self, name: str, shape: tuple[int, ...]) -> Entry:
+    def _stack(self, name: str, shape: tuple[int, ...]) -> LogicalTensor:
         """The experts of one projection, `name` holding `*` for their number."""
         prefix, projection = name.split(".*.")
         fused_name = f"{prefix}.{'down_proj' if projection.startswith('down') else 'gate_up_proj'}"
         experts, rows, columns = shape
         if fused_name not in self.stored:
-            return Entry(shape, self._experts(name, experts, (rows, columns)), stacked=True)
+            return LogicalTensor(shape, self._experts(name, experts, (rows, columns)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
         fused = self._weight(fused_name, (experts, halves * rows, columns))
         if fused is None:
-            return Entry(shape, (), stacked=True)
+            return LogicalTensor(shape, (), stacked=True)
         first = rows if projection.startswith("up") else 0
         parts = (replace(fused, expert=expert, rows=(first, first + rows)) for expert in range(experts))
-        return Entry(shape, tuple(parts), stacked=True)
+        return LogicalTensor(shape, tuple(parts), stacked=True)
 
-    def _experts(self, name: str, count: int, shape: tuple[int, ...]) -> tuple[Weight, ...]:
+    def _experts(self, name: str, count: int, shape: tuple[int, ...]) -> tuple[StoredWeight, ...]:
         """One tensor an expert, up to the first missing one: a config may claim millions of them."""
-        weights: list[Weight] = []
+        weights: list[StoredWeight] = []
         for expert in range(count):
             weight = self._weight(name.replace("*", str(expert)), shape)
             if weight is None:
@@ -93,7 +93,7 @@ class _Matcher:
             weights.append(weight)
         return tuple(weights)
 
-    def _weight(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+    def _weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight | None:
         """The stored tensor `name` with its scale; None, noted in `missing`, when it is not there."""
         tensor = self.stored.get(name)
         if tensor is None:
@@ -110,9 +110,9 @@ class _Matcher:
         if scale is not None:
             path, scale_name = scale.file.path, scale.info.name
             raise StrayScaleError(path=path, tensor=scale_name, weight=name, found=dtype)
-        return Weight(tensor)
+        return StoredWeight(tensor)
 
-    def _scaled(self, tensor: Stored, scale: Stored | None) -> Weight:
+    def _scaled(self, tensor: StoredTensor, scale: StoredTensor | None) -> StoredWeight:
         path, name, shape = tensor.file.path, tensor.info.name, tensor.info.shape
         block = self.config.weight_block_size
         if scale is None:
@@ -127,7 +127,7 @@ class _Matcher:
             raise _wrong_dtype(scale, FLOAT_DTYPES)
         blocks = (-(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
         _check_shape(scale, (*shape[:-2], *blocks))
-        return Weight(tensor, scale, block)
+        return StoredWeight(tensor, scale, block)
 
     def _check_rest(self) -> None:
         """Raises UnexpectedTensorError for stored tensors that nothing asked for."""
@@ -136,13 +136,13 @@ class _Matcher:
             raise UnexpectedTensorError(path=self.folder, count=len(rest), names=some(rest))
 
 
-def _check_shape(tensor: Stored, shape: tuple[int, ...]) -> None:
+def _check_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
     if tensor.info.shape == shape:
         return
     found, expected = list(tensor.info.shape), list(shape)
     raise TensorShapeError(path=tensor.file.path, tensor=tensor.info.name, found=quote(found), expected=expected)
 
 
-def _wrong_dtype(tensor: Stored, expected: Iterable[str]) -> TensorDtypeError:
+def _wrong_dtype(tensor: StoredTensor, expected: Iterable[str]) -> TensorDtypeError:
     path, name, found = tensor.file.path, tensor.info.name, tensor.info.dtype
     return TensorDtypeError(path=path, tensor=name, found=found, expected=" or ".join(expected))

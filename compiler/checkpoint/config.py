@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.fields import Fields
+from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
@@ -78,7 +78,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: Path) -> ModelConfig:
         """The config in the object of a config.json; `path` is for messages. Raises a typed error for every fault."""
-        config = Fields(with_canonical_names(values), path)
+        config = ConfigFields(with_canonical_names(values), path)
         model_type = _model_type(config)
         _refuse_unsupported(config)
         layers = config.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -205,7 +205,7 @@ class _Sizes:
     v_head_dim: int
 
     @classmethod
-    def parse(cls, config: Fields, layers: int) -> _Sizes:
+    def parse(cls, config: ConfigFields, layers: int) -> _Sizes:
         heads = config.integer("num_attention_heads", 1, MAX_HEADS)
         if config.integer("num_key_value_heads", 1, MAX_HEADS, heads) != heads:
             raise config.unsupported("num_key_value_heads", f"it must equal num_attention_heads, {heads}")
@@ -244,7 +244,7 @@ class _Router:
     routed_scaling_factor: float = 1.0
 
     @classmethod
-    def parse(cls, config: Fields, model_type: str) -> _Router:
+    def parse(cls, config: ConfigFields, model_type: str) -> _Router:
         if model_type == "youtu" or ("n_routed_experts" in config.values and not config.has("n_routed_experts")):
             return cls()
         experts = config.integer("n_routed_experts", 0, MAX_EXPERTS)
@@ -289,7 +289,7 @@ class _Router:
         return ""
 
 
-def _routing_kind(config: Fields, model_type: str) -> tuple[str, str, bool]:
+def _routing_kind(config: ConfigFields, model_type: str) -> tuple[str, str, bool]:
     """(scoring_func, topk_method, norm_topk_prob): each model type has the kinds its published code has."""
     is_v2 = model_type == "deepseek_v2"
     scorings, methods = (("softmax",), ("greedy", "group_limited_greedy")) if is_v2 else (("sigmoid",), ("noaux_tc",))
@@ -305,7 +305,7 @@ def _routing_kind(config: Fields, model_type: str) -> tuple[str, str, bool]:
     return scoring, method, norm
 
 
-def _model_type(config: Fields) -> str:
+def _model_type(config: ConfigFields) -> str:
     model_type = config.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise UnknownModelTypeError(
@@ -314,7 +314,7 @@ def _model_type(config: Fields) -> str:
     return model_type
 
 
-def _refuse_unsupported(config: Fields) -> None:
+def _refuse_unsupported(config: ConfigFields) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.boolean(key, False):
             raise config.unsupported(key, "projections have no bias")
@@ -322,14 +322,14 @@ def _refuse_unsupported(config: Fields) -> None:
         raise config.unsupported("hidden_act", "known is silu")
 
 
-def _rope_interleave(config: Fields, model_type: str) -> bool:
+def _rope_interleave(config: ConfigFields, model_type: str) -> bool:
     interleave = config.boolean("rope_interleave", True)
     if model_type == "deepseek_v2" and not interleave:
         raise config.unsupported("rope_interleave", "deepseek_v2 rotates neighbouring elements")
     return interleave
 
 
-def _main_layer_types(config: Fields, model_type: str, layers: int, experts: int) -> tuple[str, ...]:
+def _main_layer_types(config: ConfigFields, model_type: str, layers: int, experts: int) -> tuple[str, ...]:
     """ "dense" or "sparse" for each of the main layers."""
     if not experts:
         return ("dense",) * layers
@@ -344,11 +344,11 @@ def _main_layer_types(config: Fields, model_type: str, layers: int, experts: int
     return tuple("sparse" if layer >= first and layer % every == 0 else "dense" for layer in range(layers))
 
 
-def _token_id(config: Fields, key: str, vocab_size: int) -> int | None:
+def _token_id(config: ConfigFields, key: str, vocab_size: int) -> int | None:
     return config.integer(key, 0, vocab_size - 1) if config.has(key) else None
 
 
-def _eos_token_ids(config: Fields, vocab_size: int) -> tuple[int, ...]:
+def _eos_token_ids(config: ConfigFields, vocab_size: int) -> tuple[int, ...]:
     value = config.values.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
@@ -356,7 +356,7 @@ def _eos_token_ids(config: Fields, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _weight_block_size(config: Fields) -> tuple[int, int] | None:
+def _weight_block_size(config: ConfigFields) -> tuple[int, int] | None:
     quantization = config.object("quantization_config")
     if not quantization.values:
         return None

@@ -12,7 +12,7 @@ from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError, Unsup
 
 
 @dataclass(frozen=True)
-class Fields:
+class ConfigFields:
     """The object `values` of the file `path`; `prefix` names the object when it lies inside another.
 
     A key whose value is null counts as absent. `integer`, `number`, `boolean` and `choice` raise MissingConfigKeyError
@@ -51,14 +51,14 @@ class Fields:
             raise self.wrong(key, "one of " + ", ".join(known))
         return value
 
-    def object(self, key: str) -> Fields:
+    def object(self, key: str) -> ConfigFields:
         """The object under `key`, empty when it is absent."""
         value = self.values.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
-        return Fields(value, self.path, f"{self.prefix}{key}.")
+        return ConfigFields(value, self.path, f"{self.prefix}{key}.")
 
     def wrong(self, key: str, expected: str) -> ConfigValueError:
         value = quote(self.values.get(key))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
+from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.shards import open_tensors
-from dsv3c.compiler.checkpoint.stored import Float32, Stored
+from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 
@@ -38,7 +38,7 @@ class Checkpoint:
         self,
         path: Path,
         config: ModelConfig,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, LogicalTensor],
         weight_files: tuple[str, ...],
         notes: tuple[str, ...],
     ) -> None:
@@ -100,7 +100,7 @@ class Checkpoint:
             digests = pool.map(lambda name: _sha256(self.path / name, name, progress), names)
             return dict(zip(names, digests, strict=True))
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> LogicalTensor:
         entry = self._entries.get(name)
         if entry is None:
             raise UnknownTensorError(tensor=name)
@@ -108,8 +108,8 @@ class Checkpoint:
 
 
 def _settle_mtp(
-    config: ModelConfig, stored: Mapping[str, Stored]
-) -> tuple[ModelConfig, dict[str, Stored], tuple[str, ...]]:
+    config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> tuple[ModelConfig, dict[str, StoredTensor], tuple[str, ...]]:
     """Config and tensors that agree on whether there are MTP layers, and what was decided.
 
     They are stored behind the main layers. All or none may be left out; a part of one is found missing later.

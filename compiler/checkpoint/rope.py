@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.fields import Fields
+from dsv3c.compiler.checkpoint.fields import ConfigFields
 
 MAX_POSITIONS = 2**31 - 1
 DEFAULT_THETA = 10000.0
@@ -62,7 +62,7 @@ def inverse_frequencies(dim: int, theta: float, scaling: RopeScaling | None) -> 
     return mixed
 
 
-def parse_rope(config: Fields, max_positions: int) -> tuple[float, RopeScaling | None]:
+def parse_rope(config: ConfigFields, max_positions: int) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling) of a config. Raises typed errors for values out of range and unsupported rope types."""
     rope = config.object("rope_scaling")
     if not rope.values:
@@ -83,7 +83,7 @@ def parse_rope(config: Fields, max_positions: int) -> tuple[float, RopeScaling |
     return theta, _parse_yarn(config, rope, max_positions)
 
 
-def _parse_yarn(config: Fields, rope: Fields, max_positions: int) -> RopeScaling:
+def _parse_yarn(config: ConfigFields, rope: ConfigFields, max_positions: int) -> RopeScaling:
     beta_slow = rope.number("beta_slow", 1e-6, 1e6, 1.0)
     # As in transformers, a length beside the rope object goes before one inside it.
     holder = config if config.has("original_max_position_embeddings") else rope

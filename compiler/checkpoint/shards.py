@@ -9,7 +9,7 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import Stored
+from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import (
     DuplicateTensorError,
     GgufError,
@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>0{0,3}\d{1,4})\.safetensors")
 
 
-def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
+def open_tensors(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
     """(stored tensors by name, names of the weight files, warnings) of a checkpoint folder.
 
     As in transformers, a single file goes before an index. Reads headers alone. Raises typed errors for every fault of
@@ -44,7 +44,7 @@ def open_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tupl
         return _open_index(folder)
     file = SafetensorsFile(folder / SINGLE)
     warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
-    return {name: Stored(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
+    return {name: StoredTensor(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
 
 
 def _no_weights(folder: Path) -> NoWeightsError:
@@ -76,18 +76,18 @@ def _missing_shards(names: Sequence[str]) -> list[str]:
     return [name for name in expected if name not in present]
 
 
-def _open_index(folder: Path) -> tuple[dict[str, Stored], tuple[str, ...], tuple[str, ...]]:
+def _open_index(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
     path = folder / INDEX
     index = read_object(path, MAX_TABLE_BYTES)
     weight_map = _weight_map(index, path)
     shards = tuple(sorted(set(weight_map.values())))
     files = {shard: SafetensorsFile(_shard_path(folder, shard, path)) for shard in shards}
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for file in files.values():
         for name, info in file.tensors.items():
             if name in stored:
                 raise DuplicateTensorError(tensor=quote(name), first=stored[name].file.path, second=file.path)
-            stored[name] = Stored(file, info)
+            stored[name] = StoredTensor(file, info)
     _compare(weight_map, stored, files)
     return stored, (INDEX, *shards), _size_warnings(index, stored, path)
 
@@ -116,7 +116,9 @@ def _shard_path(folder: Path, shard: str, index: Path) -> Path:
     return path
 
 
-def _compare(weight_map: Mapping[str, str], stored: Mapping[str, Stored], files: Mapping[str, SafetensorsFile]) -> None:
+def _compare(
+    weight_map: Mapping[str, str], stored: Mapping[str, StoredTensor], files: Mapping[str, SafetensorsFile]
+) -> None:
     """Raises ShardContentError unless index and shards list the same tensors."""
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
@@ -127,7 +129,7 @@ def _compare(weight_map: Mapping[str, str], stored: Mapping[str, Stored], files:
             raise ShardContentError(path=found.file.path, tensor=quote(name), reason="the index does not list it")
 
 
-def _size_warnings(index: Mapping[str, Any], stored: Mapping[str, Stored], path: Path) -> tuple[str, ...]:
+def _size_warnings(index: Mapping[str, Any], stored: Mapping[str, StoredTensor], path: Path) -> tuple[str, ...]:
     metadata = index.get("metadata")
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     found = sum(tensor.info.end - tensor.info.begin for tensor in stored.values())

@@ -25,7 +25,7 @@ _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.f
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor of a file."""
 
     file: SafetensorsFile
@@ -42,15 +42,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Weight:
+class StoredWeight:
     """A vector or matrix, which can be a part of a stored tensor.
 
     `expert` selects along the first of three dimensions, `rows` along the rows of what is left. `scale` is divided into
     blocks of `block`, which start at the first row of the stored matrix.
     """
 
-    tensor: Stored
-    scale: Stored | None = None
+    tensor: StoredTensor
+    scale: StoredTensor | None = None
     block: tuple[int, int] = (1, 1)
     expert: int | None = None
     rows: tuple[int, int] | None = None

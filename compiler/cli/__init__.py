@@ -19,13 +19,11 @@ from dsv3c.compiler.cli.package import package_command
 from dsv3c.compiler.cli.plan import plan_command
 from dsv3c.compiler.cli.targets import targets_command
 from dsv3c.compiler.cli.tune import tune_command
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.runtime import __version__
 from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.bench import bench_command
 from dsv3c.runtime.cli.generate import generate_command
 from dsv3c.runtime.cli.verify import verify_command
-from dsv3c.runtime.errors import RuntimeFault
 
 PROGRAM = "dsv3c"
 
@@ -63,7 +61,7 @@ for command in (
 
 def run(args: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; faults are told on stderr, without a traceback."""
-    return group.run(root, args, PROGRAM, (Dsv3cError, RuntimeFault))
+    return group.run(root, args, PROGRAM)
 
 
 def main() -> NoReturn:

@@ -52,7 +52,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     from dsv3c.compiler.checkpoint import Checkpoint
     from dsv3c.compiler.checkpoint.parts import PARTS, part_of
     from dsv3c.compiler.checkpoint.shards import open_tensors
-    from dsv3c.compiler.driver.sizes import Part
+    from dsv3c.compiler.driver.sizes import ModelPart
 
     checkpoint = Checkpoint.open(folder)
     layers = checkpoint.config.num_hidden_layers
@@ -67,7 +67,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
     for name, shape in checkpoint.shapes.items():
         weights[part_of(name, layers)] += math.prod(shape)
     formats = {part: ", ".join(dtype for dtype, _ in counts.most_common()) for part, counts in dtypes.items()}
-    parts = {name: Part(total_bytes[name], weights[name], formats[name]) for name in PARTS if name in formats}
+    parts = {name: ModelPart(total_bytes[name], weights[name], formats[name]) for name in PARTS if name in formats}
     return {
         "kind": "checkpoint",
         "config": checkpoint.config.to_dict(),

@@ -69,11 +69,11 @@ def package_command(
     from dsv3c.compiler.packaging import package
     from dsv3c.compiler.packaging.platforms import PLATFORMS
     from dsv3c.runtime.cli.progress import terminal_progress
-    from dsv3c.runtime.measure.bench import Quiet
+    from dsv3c.runtime.progress import Silent
 
     if platform is not None and platform not in PLATFORMS:
         raise click.BadParameter(f"{platform!r} is not one of {', '.join(PLATFORMS)}", param_hint="'--platform'")
-    with terminal_progress() or nullcontext(Quiet()) as progress:
+    with terminal_progress() or nullcontext(Silent()) as progress:
         report = package(artifact, out, platform, python, wheels, overwrite, progress)
     for note in report.notes:
         echo(f"note: {note}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-NEVER = 2**31 - 1
+from dsv3c.runtime.artifact.plan import NEVER
 
 
 def materialize_from(rank: int, nope: int, rope: int, v: int, absorbed_rate: float = 1.0) -> int:

@@ -6,19 +6,18 @@ as an input. What depends on no layer, such as the table of rotary angles, both 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dsv3c.compiler.core.caches import cache_of
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.storage import memory_owner
 
-_FIRST_NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _NO_LAYER = -1
 
 
 @dataclass(frozen=True)
-class Cut:
+class GraphCut:
     """A cut before one layer: the calls from `first` on are above it; of those before, `kept` belong to both sides.
 
     residual: f32 [T, hidden_size], made below and read above.
@@ -29,7 +28,7 @@ class Cut:
     kept: tuple[int, ...]
 
 
-def cuts(graph: Graph, calls: Mapping[Value, Sequence[int]]) -> list[Cut]:
+def cuts(graph: Graph, calls: Mapping[Value, Sequence[int]]) -> list[GraphCut]:
     """A cut before each of the layers 0, 1, …; none at all in a graph whose layers do more than follow one another.
 
     calls: the numbers of the calls that each value became.
@@ -54,20 +53,22 @@ def cuts(graph: Graph, calls: Mapping[Value, Sequence[int]]) -> list[Cut]:
                 return []
     kept_calls = sorted(number for value in _with_operands(kept - starts.keys()) for number in calls.get(value, ()))
     return [
-        Cut(residual, first[layer], tuple(number for number in kept_calls if number < first[layer]))
+        GraphCut(residual, first[layer], tuple(number for number in kept_calls if number < first[layer]))
         for layer, residual in enumerate(residuals)
     ]
 
 
 def _residuals(graph: Graph) -> list[Value]:
-    """What each layer begins with: the operand of its first norm."""
+    """What each layer begins with: the operand of its first norm, from which its row of the cache comes."""
     inputs: dict[int, Value] = {}
     for value in graph.values():
-        if value.op != "rms_norm" or value.inputs[1].op != "param":
+        if value.op != "mla_write" or (cache := cache_of(memory_owner(value))).part:
             continue
-        match = _FIRST_NORM.fullmatch(str(value.inputs[1].attrs["name"]))
-        if match:
-            inputs[int(match[1])] = memory_owner(value.inputs[0])
+        _, source, *_ = value.inputs
+        while source.op != "rms_norm" and source.inputs:
+            source = source.inputs[0]
+        if source.op == "rms_norm":
+            inputs[cache.layer] = memory_owner(source.inputs[0])
     # Layers that are not numbered from 0, as that of multi-token prediction, begin with more than the residual.
     return [inputs[layer] for layer in range(len(inputs))] if inputs.keys() == set(range(len(inputs))) else []
 

@@ -101,10 +101,11 @@ def strided(value: Value) -> Strided:
         return Strided(base.offset + start * base.strides[axis], base.strides)
     if value.op == "reshape":
         return _reshaped(value, strided(value.inputs[0]))
-    return Strided(0, _contiguous(value.shape))
+    return Strided(0, dense_strides(value.shape))
 
 
-def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
+def dense_strides(shape: tuple[Dim, ...]) -> tuple[int, ...]:
+    """Of elements that lie one behind the other. Raises NotAViewError where a dim behind the first is symbolic."""
     strides = [1]
     for dim in reversed(shape[1:]):
         if not isinstance(dim, int):
@@ -116,7 +117,7 @@ def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
 def _reshaped(value: Value, base: Strided) -> Strided:
     """Split or join the axes behind the first, whose dim stays: rows keep their stride, their inside is contiguous."""
     source = value.inputs[0].shape
-    inner = _contiguous(value.shape)
-    if source[0] != value.shape[0] or base.strides[1:] != _contiguous(source)[1:]:
+    inner = dense_strides(value.shape)
+    if source[0] != value.shape[0] or base.strides[1:] != dense_strides(source)[1:]:
         raise NotAViewError(value=value)
     return Strided(base.offset, (base.strides[0], *inner[1:]))

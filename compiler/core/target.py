@@ -16,14 +16,14 @@ from dsv3c.runtime.artifact.dispatches import Table
 
 
 @dataclass(frozen=True)
-class Entry:
+class EntryGraph:
     """One function of the artifact: its planned graph, and the smallest step it is meant for."""
 
     graph: Graph
     min_tokens: int = 1
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """Where a tensor lies in the weights file, in bytes."""
 
     offset: int
@@ -42,7 +42,7 @@ class Planned:
     builds them from.
     """
 
-    graphs: Mapping[str, Entry]
+    graphs: Mapping[str, EntryGraph]
     bounds: Mapping[str, int]
     arena_bytes: int
     buffers: tuple[plan.Buffer, ...]
@@ -70,7 +70,7 @@ class Emission:
     levels: tuple[Mapping[str, Any], ...]
     write_kernels: WriteKernels
     extras: Mapping[str, Callable[[Path], Iterable[str] | None]] = field(default_factory=dict)
-    write_graphs: Callable[[Path, Mapping[str, Place], Mapping[str, Any]], None] | None = None
+    write_graphs: Callable[[Path, Mapping[str, FileRange], Mapping[str, Any]], None] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     kernel_files: int = 0
     dispatches: Table | None = None
@@ -113,7 +113,7 @@ class Target(Protocol):
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         """Working memory the kernel of `value` wants from the arena."""
 
-    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+    def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         """The plan of graphs that are all in phase "kernel". Builds no kernel and needs no program besides this one."""
 
     def emit(self, planned: Planned) -> Emission:

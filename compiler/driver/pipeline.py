@@ -17,7 +17,7 @@ from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
-from dsv3c.compiler.core.target import Emission, Entry, Place, Planned, Target
+from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
@@ -45,14 +45,7 @@ from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
 from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
-
-
-class Progress(Protocol):
-    """Told of each stage; `total` is the number of units that `advance` will count, None when unknown."""
-
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, n: int = 1) -> None: ...
+from dsv3c.runtime.progress import Progress, Silent
 
 
 @runtime_checkable
@@ -60,16 +53,6 @@ class Teller(Protocol):
     """A progress that also shows what is worth saying before the long work begins."""
 
     def tell(self, text: str) -> None: ...
-
-
-class Silent:
-    """No progress shown."""
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, n: int = 1) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -93,7 +76,7 @@ class CompileReport:
 class Lowered:
     """The entries after all passes, what the passes did, the bounds of one step."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, EntryGraph]
     rewrites: Mapping[str, Mapping[str, int]]
     bounds: Mapping[str, int]
 
@@ -268,7 +251,7 @@ def lower(
     entries, rewrites = {}, {}
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
-        entries[name], rewrites[name] = Entry(planned, min_tokens), counts
+        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
     return Lowered(entries, rewrites, bounds)
 
 
@@ -336,9 +319,9 @@ def _reader(source: Checkpoint) -> weights.Read:
     return read
 
 
-def _places(file: weights.WeightFile) -> dict[str, Place]:
+def _places(file: weights.WeightFile) -> dict[str, FileRange]:
     stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
-    return {tensor.name: Place(tensor.offset, tensor.component.nbytes) for tensor in stored}
+    return {tensor.name: FileRange(tensor.offset, tensor.component.nbytes) for tensor in stored}
 
 
 def whole_plan(lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:

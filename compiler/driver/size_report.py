@@ -11,7 +11,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import pipeline, text_files, weights
-from dsv3c.compiler.driver.sizes import Part, model_parts
+from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.runtime.devices.cpu import features as cpu_features
@@ -27,7 +27,7 @@ class PlanReport:
     elsewhere: on a GPU, or on the CPU of another machine.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, ModelPart]
     weight_bytes: int
     cache_bytes: int
     arena_bytes: int

@@ -14,7 +14,7 @@ from dsv3c.compiler.driver.weights import WeightFile
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """nbytes: as stored, scales included. weights: how many numbers. format: of the weights, the most common first."""
 
     nbytes: int
@@ -22,7 +22,7 @@ class Part:
     format: str
 
 
-def model_parts(config: ModelConfig, file: WeightFile) -> dict[str, Part]:
+def model_parts(config: ModelConfig, file: WeightFile) -> dict[str, ModelPart]:
     """The parts of a laid out weight file, in the order of PARTS, then "other" for what comes from no tensor.
 
     A recipe over tensors of several parts (shared experts beside routed ones) is shared out by their weights. A tensor
@@ -47,7 +47,7 @@ def model_parts(config: ModelConfig, file: WeightFile) -> dict[str, Part]:
         part = part_of(name, config.num_hidden_layers)
         counts[part] = counts.get(part, 0) + count
     order = [part for part in (*PARTS, "other") if part in nbytes]
-    return {part: Part(round(nbytes[part]), counts.get(part, 0), _formats(formats[part])) for part in order}
+    return {part: ModelPart(round(nbytes[part]), counts.get(part, 0), _formats(formats[part])) for part in order}
 
 
 def _params(value: Value) -> dict[str, int]:

@@ -27,12 +27,13 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import Progress, Silent, compile_checkpoint, lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
+from dsv3c.runtime.progress import Progress, Silent
 from dsv3c.targets.cpu.emit import emit
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.plan import plan

@@ -25,7 +25,7 @@ Weights = Callable[[str], Tensor]
 MASKED = float("-inf")
 
 
-class Step(NamedTuple):
+class StepInputs(NamedTuple):
     """The inputs of one step: tokens, positions, sequence [T]; page_table [S, P]; rows [R]: where logits are wanted."""
 
     tokens: Tensor
@@ -53,7 +53,7 @@ class Output(NamedTuple):
     caches: list[Tensor]
 
 
-def forward(op: Any, config: ModelConfig, weight: Weights, step: Step, caches: list[Tensor]) -> Output:
+def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> Output:
     """One step of the main model. `caches` has one [N, latent_dim] per layer."""
     rotary = rotary_angles(op, config, step)
     x = op.take(weight("model.embed_tokens.weight"), step.tokens)
@@ -66,7 +66,7 @@ def forward(op: Any, config: ModelConfig, weight: Weights, step: Step, caches: l
 
 
 def forward_mtp(
-    op: Any, config: ModelConfig, weight: Weights, depth: int, step: Step, hidden: Tensor, cache: Tensor
+    op: Any, config: ModelConfig, weight: Weights, depth: int, step: StepInputs, hidden: Tensor, cache: Tensor
 ) -> Output:
     """One step of multi-token prediction module `depth`: `step.tokens` are the tokens after those of `hidden`.
 
@@ -94,14 +94,21 @@ def weight_or_none(weight: Weights, name: str) -> Tensor | None:
 
 
 def lm_head(
-    op: Any, config: ModelConfig, weight: Weights, hidden: Tensor, step: Step, own_head: Tensor | None = None
+    op: Any, config: ModelConfig, weight: Weights, hidden: Tensor, step: StepInputs, own_head: Tensor | None = None
 ) -> Tensor:
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     return op.linear(op.take(hidden, step.rows), weight(name) if own_head is None else own_head)
 
 
 def decoder_layer(
-    op: Any, config: ModelConfig, weight: Weights, layer: int, x: Tensor, step: Step, rotary: Rotary, cache: Tensor
+    op: Any,
+    config: ModelConfig,
+    weight: Weights,
+    layer: int,
+    x: Tensor,
+    step: StepInputs,
+    rotary: Rotary,
+    cache: Tensor,
 ) -> tuple[Tensor, Tensor]:
     prefix = f"model.layers.{layer}"
     h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
@@ -118,7 +125,7 @@ def rms_norm(op: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return op.mul(op.mul(x, op.rsqrt(op.add(variance, op.const(eps)))), weight)
 
 
-def rotary_angles(op: Any, config: ModelConfig, step: Step) -> Rotary:
+def rotary_angles(op: Any, config: ModelConfig, step: StepInputs) -> Rotary:
     positions = op.reshape(op.cast(step.positions, dtype="f32"), shape=("T", 1))
     angles = op.mul(positions, op.const(config.rope_inv_freq()))
     scale = op.const(config.rope_attention_factor)
@@ -141,7 +148,14 @@ def rope(op: Any, config: ModelConfig, x: Tensor, rotary: Rotary, heads: int) ->
 
 
 def attention(
-    op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor, step: Step, rotary: Rotary, cache: Tensor
+    op: Any,
+    config: ModelConfig,
+    weight: Weights,
+    prefix: str,
+    x: Tensor,
+    step: StepInputs,
+    rotary: Rotary,
+    cache: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Multi-head latent attention of x [T, hidden_size]; returns its output and the cache with the new rows."""
     heads, rank = config.num_attention_heads, config.kv_lora_rank

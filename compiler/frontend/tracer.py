@@ -38,12 +38,12 @@ def _graph(name: str, output: model.Output) -> Graph:
     return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *caches))
 
 
-def _step(page_size: int) -> model.Step:
+def _step(page_size: int) -> model.StepInputs:
     def ids(name: str, *shape: Dim) -> Value:
         return ops.leaf("input", name, TensorType("i32", shape))
 
     tokens, positions, sequence = (ids(name, "T") for name in ("tokens", "positions", "sequence"))
-    return model.Step(tokens, positions, sequence, ids("page_table", "S", "P"), ids("rows", "R"), page_size)
+    return model.StepInputs(tokens, positions, sequence, ids("page_table", "S", "P"), ids("rows", "R"), page_size)
 
 
 def _cache(config: ModelConfig, layer: int, dtype: str) -> Value:

@@ -21,14 +21,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from dsv3c.compiler.driver.workplace import MAKING, put, sweep, workplace
 from dsv3c.compiler.errors import Dsv3cError, ForeignFileError, OutputExistsError
 from dsv3c.compiler.packaging import archive, wheels
-from dsv3c.compiler.packaging.archive import Entry
-from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
+from dsv3c.compiler.packaging.archive import ArchiveFile
+from dsv3c.compiler.packaging.platforms import PLATFORMS, WheelPlatform, platform_of
 from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
+from dsv3c.runtime.progress import Progress
 
 FOLDER = Path(__file__).parent
 SCRIPTS = {"run.sh": True, "install.py": False}  # name: executable
@@ -50,12 +51,6 @@ class NotEnoughSpaceError(Dsv3cError):
 class WrongPlatformError(Dsv3cError):
     message = "{artifact} is compiled for {built}, not for {platform}"
     hint = "leave --platform out, or compile for that platform"
-
-
-class Progress(Protocol):
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, n: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -129,9 +124,9 @@ def _requirements(artifact: Artifact) -> list[str]:
     return wheels.requirements(target, artifact.manifest.content["target"].get("provider"))
 
 
-def _platform(artifact: Artifact, wanted: str | None) -> Platform:
+def _platform(artifact: Artifact, wanted: str | None) -> WheelPlatform:
     built = platform_of(artifact.manifest.target)
-    chosen = PLATFORMS[wanted] if wanted else built or Platform.here()
+    chosen = PLATFORMS[wanted] if wanted else built or WheelPlatform.here()
     if built is not None and chosen != built:
         raise WrongPlatformError(artifact=artifact.folder, built=built.name, platform=chosen.name)
     return chosen
@@ -146,8 +141,8 @@ def _stem(out: Path) -> str:
 
 
 def _fixed(
-    platform: Platform, python: str, runtime: Path, needed: Sequence[Path], with_wheels: bool
-) -> Iterator[Entry]:
+    platform: WheelPlatform, python: str, runtime: Path, needed: Sequence[Path], with_wheels: bool
+) -> Iterator[ArchiveFile]:
     """What is neither wheel nor model."""
     pins = {path.name: _sha256(path) for path in sorted(needed)}
     facts = {
@@ -160,23 +155,23 @@ def _fixed(
         "bundled": with_wheels,
     }
     lines = [f"{wheels.requirement_of(name)} --hash=sha256:{digest}\n" for name, digest in pins.items()]
-    yield Entry.of_text("package.json", json.dumps(facts, indent=1) + "\n")
-    yield Entry.of_text("requirements.txt", "".join(lines))
+    yield ArchiveFile.of_text("package.json", json.dumps(facts, indent=1) + "\n")
+    yield ArchiveFile.of_text("requirements.txt", "".join(lines))
     for name, executable in SCRIPTS.items():
-        yield Entry(name, FOLDER / name, (FOLDER / name).stat().st_size, executable=executable)
+        yield ArchiveFile(name, FOLDER / name, (FOLDER / name).stat().st_size, executable=executable)
 
 
-def _wheels(paths: Sequence[Path]) -> Iterator[Entry]:
+def _wheels(paths: Sequence[Path]) -> Iterator[ArchiveFile]:
     for path in paths:
-        yield Entry(f"wheels/{path.name}", path, path.stat().st_size)
+        yield ArchiveFile(f"wheels/{path.name}", path, path.stat().st_size)
 
 
-def _model(artifact: Artifact) -> Iterator[Entry]:
+def _model(artifact: Artifact) -> Iterator[ArchiveFile]:
     """The files that the manifest names, and it; what else lies in the folder is not part of the artifact."""
     manifest = artifact.folder / MANIFEST
-    yield Entry(f"model/{MANIFEST}", manifest, manifest.stat().st_size)
+    yield ArchiveFile(f"model/{MANIFEST}", manifest, manifest.stat().st_size)
     for name, file in artifact.manifest.files.items():
-        yield Entry(f"model/{name}", artifact.folder / name, file.size, file)
+        yield ArchiveFile(f"model/{name}", artifact.folder / name, file.size, file)
 
 
 def _require_space(out: Path, needed: int) -> None:

@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveFile:
     """A file of `size` bytes under `name`, from a path or from memory. expected: what its hash must be, where known."""
 
     name: str
@@ -37,13 +37,13 @@ class Entry:
     executable: bool = False
 
     @staticmethod
-    def of_text(name: str, text: str) -> Entry:
+    def of_text(name: str, text: str) -> ArchiveFile:
         content = text.encode()
-        return Entry(name, content, len(content))
+        return ArchiveFile(name, content, len(content))
 
 
 def write(
-    file: BinaryIO, root: str, entries: Iterable[Entry], compressed: bool, advance: Callable[[int], None]
+    file: BinaryIO, root: str, entries: Iterable[ArchiveFile], compressed: bool, advance: Callable[[int], None]
 ) -> None:
     """Write all entries below one folder `root`; `advance` is told the bytes read.
 
@@ -66,7 +66,7 @@ def write(
 class _Source(io.RawIOBase):
     """The content of an entry as it goes by, hashed."""
 
-    def __init__(self, entry: Entry, advance: Callable[[int], None]) -> None:
+    def __init__(self, entry: ArchiveFile, advance: Callable[[int], None]) -> None:
         self._entry = entry
         self._advance = advance
         self._digest = hashlib.sha256()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.runtime.artifact.artifact import Target
+from dsv3c.runtime.artifact.artifact import ArtifactTarget
 from dsv3c.runtime.devices.cpu.features import MACHINES, machine
 
 GLIBC = 28  # the oldest glibc, 2.28, that wheels of numpy run with; Debian 10, Ubuntu 20.04, RHEL 8 have it
@@ -20,7 +20,7 @@ class UnknownMachineError(Dsv3cError):
 
 
 @dataclass(frozen=True)
-class Platform:
+class WheelPlatform:
     """system and machine as `sys.platform` and `platform.machine` name them; tags: of wheels, the best first.
 
     glibc: the oldest C library it may have, "" where there is no choice.
@@ -33,7 +33,7 @@ class Platform:
     glibc: str = ""
 
     @staticmethod
-    def here() -> Platform:
+    def here() -> WheelPlatform:
         """That of this machine. Raises UnknownMachineError."""
         for platform in PLATFORMS.values():
             if platform.runs_on(sys.platform, machine()):
@@ -44,22 +44,22 @@ class Platform:
         return (self.system, self.machine) == (system, machine)
 
 
-def _linux(name: str) -> Platform:
+def _linux(name: str) -> WheelPlatform:
     tags = tuple(f"manylinux_2_{minor}_{name}" for minor in range(GLIBC, OLDEST_GLIBC - 1, -1))
-    return Platform(f"linux-{name}", "linux", name, (*tags, f"manylinux2014_{name}"), f"2.{GLIBC}")
+    return WheelPlatform(f"linux-{name}", "linux", name, (*tags, f"manylinux2014_{name}"), f"2.{GLIBC}")
 
 
-PLATFORMS: Mapping[str, Platform] = {
+PLATFORMS: Mapping[str, WheelPlatform] = {
     platform.name: platform
     for platform in (
         _linux("x86_64"),
         _linux("aarch64"),
-        Platform("macos-arm64", "darwin", "aarch64", ("macosx_14_0_arm64",)),
+        WheelPlatform("macos-arm64", "darwin", "aarch64", ("macosx_14_0_arm64",)),
     )
 }
 
 
-def platform_of(target: Target) -> Platform | None:
+def platform_of(target: ArtifactTarget) -> WheelPlatform | None:
     """What an artifact's kernel libraries are for; None where it has none or they run anywhere."""
     if any(level.file.endswith(".dylib") for level in target.levels):
         return PLATFORMS["macos-arm64"]

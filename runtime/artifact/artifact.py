@@ -66,7 +66,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Target:
+class ArtifactTarget:
     name: str
     levels: tuple[Level, ...]
 
@@ -75,7 +75,7 @@ class Target:
 class Manifest:
     dsv3c_version: str
     model: Mapping[str, Any]
-    target: Target
+    target: ArtifactTarget
     files: Mapping[str, FileEntry]
     content: Mapping[str, Any]
 
@@ -201,7 +201,7 @@ def _files(fields: Fields) -> Mapping[str, FileEntry]:
     return MappingProxyType(files)
 
 
-def _target(fields: Fields, files: Mapping[str, FileEntry]) -> Target:
+def _target(fields: Fields, files: Mapping[str, FileEntry]) -> ArtifactTarget:
     levels = []
     for i, value in enumerate(fields.list("levels")):
         level = Fields(value, f"{fields.where}.levels[{i}]", fields.fault)
@@ -215,7 +215,7 @@ def _target(fields: Fields, files: Mapping[str, FileEntry]) -> Target:
         levels.append(Level(level.string("name"), tuple(requires), file, prefill))
     if len({level.name for level in levels}) != len(levels):
         raise fields.fail("levels", "two levels have the same name")
-    return Target(fields.string("name"), tuple(levels))
+    return ArtifactTarget(fields.string("name"), tuple(levels))
 
 
 def _check_sizes(root: Folder, manifest: Manifest) -> None:

@@ -46,7 +46,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepShape:
     """What one step is given: its entry, T tokens of one sequence behind `start` cached ones, R rows with logits."""
 
     entry: str
@@ -91,7 +91,7 @@ def total(parts: Iterable[Work]) -> Work:
     return sum(parts, Work())
 
 
-def call_work(cost: Cost, weight_bytes: int, step: Step) -> Work:
+def call_work(cost: Cost, weight_bytes: int, step: StepShape) -> Work:
     """The work of one call whose weight operands are `weight_bytes` long."""
     rows = step.rows if cost.rows == "R" else step.tokens
     return Work(

@@ -20,6 +20,7 @@ from dsv3c.runtime.artifact.weights import ALIGNMENT, Tensor
 from dsv3c.runtime.errors import FormatNewer, PlanInvalid
 
 PLAN_VERSION = 2
+NEVER = 2**31 - 1  # of tokens: no step is as long
 CONTROL_SIZE = 16
 DRAW_WORDS = 8  # of a row of the input `sampling`
 ELEMENT_BYTES: Mapping[str, int] = {

@@ -14,7 +14,8 @@ from dsv3c.runtime.cli.params import PATH, device_options
 
 if TYPE_CHECKING:
     from dsv3c.runtime.cli.bench_report import Report
-    from dsv3c.runtime.measure.bench import Bench, Progress, Settings
+    from dsv3c.runtime.measure.bench import Bench, Settings
+from dsv3c.runtime.progress import Progress
 
 PLOT_SUFFIXES = (".svg", ".png")
 
@@ -140,7 +141,8 @@ def bench_command(
     from dsv3c.runtime.cli.bench_report import render
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.runtime.devices.device import Placement
-    from dsv3c.runtime.measure.bench import Bench, Quiet, Settings
+    from dsv3c.runtime.measure.bench import Bench, Settings
+    from dsv3c.runtime.progress import Silent
 
     settings = Settings(**options)
     if not settings.prompts and not settings.generated:
@@ -148,7 +150,7 @@ def bench_command(
     if plot is not None:
         check_plot(plot)
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
-    with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Quiet()) as progress:
+    with Bench(artifact, settings, placement) as bench, terminal_progress() or nullcontext(Silent()) as progress:
         report = _measure(bench, settings, per_op, progress)
     echo(render(report, form), nl=False)
     if plot is not None:

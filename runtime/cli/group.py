@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import click
 
 from dsv3c.runtime.cli.output import writing_output
-from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.errors import Dsv3cError
 
 DONE, FAULT, INTERRUPTED = 0, 1, 130
 DEBUG_LEVELS = "01234"
@@ -55,16 +55,8 @@ class Command(click.Command):
         return super().get_help(ctx).replace("PROGRAM", ctx.find_root().info_name or "dsv3c")
 
 
-def run(
-    root: click.Command,
-    args: Sequence[str] | None,
-    program: str,
-    faults: tuple[type[Exception], ...] = (RuntimeFault,),
-) -> int:
-    """Runs one command line and returns its exit code; errors are told on stderr, without a traceback.
-
-    faults: classes whose text is meant for a person as it is.
-    """
+def run(root: click.Command, args: Sequence[str] | None, program: str) -> int:
+    """Runs one command line and returns its exit code; errors are told on stderr, without a traceback."""
     debug = os.environ.get("DSV3C_DEBUG") or "0"
     if debug not in tuple(DEBUG_LEVELS):
         _tell(f"error: DSV3C_DEBUG is {debug!r}; expected a number from 0 to {DEBUG_LEVELS[-1]}")
@@ -91,7 +83,7 @@ def run(
     except Exception as error:
         if debug != "0":
             _tell(traceback.format_exc().rstrip())
-        message = str(error) if isinstance(error, faults) else _explain(error)
+        message = str(error) if isinstance(error, Dsv3cError) else _explain(error)
         _tell("\n  ".join([f"error: {message}", *getattr(error, "__notes__", ())]))
         return FAULT
     finally:

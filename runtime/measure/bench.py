@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.costs import Cost, Step, Work, call_work, total
+from dsv3c.runtime.artifact.costs import Cost, StepShape, Work, call_work, total
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.cpu.library import Library
 from dsv3c.runtime.devices.device import Device, Floats, Placement
@@ -29,26 +29,11 @@ from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.session import Ints, Request, Session
 from dsv3c.runtime.errors import BenchTooLong
 from dsv3c.runtime.measure.limits import Limits, measure_loaded
+from dsv3c.runtime.progress import Progress, Silent
 
 _SEED = 0
 _LAYER = re.compile(r"^model\.layers\.\d+\.|~\d+")
 _BRACES = re.compile(r"\{.*\}")
-
-
-class Progress(Protocol):
-    """Told how far a benchmark is: `stage` begins another part of `total` runs, `advance` counts one."""
-
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, n: int = 1) -> None: ...
-
-
-class Quiet:
-    """A Progress that says nothing."""
-
-    def stage(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, n: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ class _Watch:
 
     device: Device
     timed: bool = False
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepShape] = field(default_factory=list)
     calls: list[NDArray[np.float64]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -159,7 +144,7 @@ class _Watch:
 
     def run(self, entry: str) -> None:
         tokens, rows = (int(value) for value in self.inputs["control"][:2])
-        self.steps.append(Step(entry, tokens, rows, int(self.inputs["positions"][0])))
+        self.steps.append(StepShape(entry, tokens, rows, int(self.inputs["positions"][0])))
         if not self.timed:
             self.device.run(entry)
             return
@@ -216,18 +201,18 @@ class Bench:
 
     def limits(self, progress: Progress | None = None) -> Limits:
         """The machine's limits, with the library and the threads that the model runs on."""
-        (progress or Quiet()).stage("the machine's limits")
+        (progress or Silent()).stage("the machine's limits")
         library: Library | None = getattr(self.device, "library", None)
         return Limits() if library is None else measure_loaded(library.loaded)
 
     def results(self, progress: Progress | None = None) -> list[Result]:
         """All tests, by depth, prefills first."""
-        told = progress or Quiet()
+        told = progress or Silent()
         return [self._result(*test, told) for test in self._tests(told)]
 
     def breakdowns(self, progress: Progress | None = None) -> list[Breakdown]:
         """A prefill of the first size and a decode, by kernel, at each depth."""
-        told = progress or Quiet()
+        told = progress or Silent()
         firsts = {("pp", size) for size in self.settings.prompts[:1]} | {("tg", n) for n in self.settings.generated[:1]}
         return [self._breakdown(*test, told) for test in self._tests(told) if test[1:3] in firsts]
 
@@ -305,12 +290,12 @@ class Bench:
 class _Run:
     """The steps of a repetition, the seconds of each call of each step, and of all steps on the device."""
 
-    steps: list[Step]
+    steps: list[StepShape]
     calls: list[NDArray[np.float64]]
     seconds: float
 
 
-def steps_work(plan: Plan, steps: Iterable[Step]) -> Work | None:
+def steps_work(plan: Plan, steps: Iterable[StepShape]) -> Work | None:
     """The work of steps; None when the plan does not state costs."""
     if plan.costs is None:
         return None
@@ -335,7 +320,7 @@ def _shortened(match: re.Match[str]) -> str:
     return "{" + ",".join(last) + "}" if len(last) > 1 else last[0]
 
 
-def _call_work(plan: Plan, step: Step, call: tuple[str, tuple[int, ...]]) -> Work:
+def _call_work(plan: Plan, step: StepShape, call: tuple[str, tuple[int, ...]]) -> Work:
     kernel, indices = call
     weight_bytes = sum(plan.buffers[index].bytes for index in set(indices) if plan.buffers[index].kind == "weight")
     return call_work((plan.costs or {}).get(kernel, Cost()), weight_bytes, step)

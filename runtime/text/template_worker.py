@@ -30,7 +30,7 @@ CHARACTERS = 16 << 20
 _REASON_LENGTH = 500
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}` marks what an assistant said, for training. It renders as what it holds;
     names set inside stay inside, as with transformers."""
 
@@ -47,7 +47,7 @@ class Generation(Extension):
 
 def environment() -> jinja2.Environment:
     """What transformers gives the templates that it renders."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     made.filters["tojson"] = _to_json
     made.globals.pop("lipsum", None)
     made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}

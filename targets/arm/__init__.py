@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
@@ -65,7 +65,7 @@ class Arm:
 
         return scratch_bytes(value, bounds)
 
-    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+    def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         from dsv3c.targets.cpu.plan import plan
 
         return plan(entries, bounds)

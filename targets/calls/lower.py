@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv3c.compiler.core.ir import Dim, Value
 from dsv3c.compiler.core.ops.weight import activation_group, format_of
-from dsv3c.compiler.core.storage import strided
+from dsv3c.compiler.core.storage import dense_strides, strided
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
@@ -22,12 +22,25 @@ from dsv3c.targets.calls.rope import Rope, RopeTable
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
 Bounds = Mapping[str, int]
+_VIEWS = ("slice", "reshape")
+_VIEWED = ("x", "kv_a", "q_nope")  # roles that a spec's view is of
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim
 
 
 def lower(value: Value, bounds: Bounds) -> KernelCall:
     """The kernel call for a value of phase "kernel"."""
-    return _RULES[value.op](value, bounds)
+    call = _RULES[value.op](value, bounds)
+    viewed = _VIEWED if getattr(call.spec, "view", None) is not None else ()
+    for role, source in call.roles.items():
+        dense = role in viewed or source.op not in _VIEWS or _is_dense(source)
+        assert dense, f"{role} of {value.op} must be contiguous"
+    return call
+
+
+def _is_dense(view: Value) -> bool:
+    """Whether its rows lie one behind the other, as a kernel without a view reads them."""
+    at = strided(view)
+    return at.offset == 0 and at.strides == dense_strides(view.shape)
 
 
 def rows_of(dim: Dim, bounds: Bounds) -> Rows:

@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
-from dsv3c.compiler.core.cuts import Cut, cuts
-from dsv3c.compiler.core.ir import Value, is_weight, topological_order
+from dsv3c.compiler.core.cuts import GraphCut, cuts
+from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
-from dsv3c.compiler.core.target import Entry, Planned
+from dsv3c.compiler.core.target import EntryGraph, Planned
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.artifact import plan
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.runtime.artifact.plan import Buffer, Call
 from dsv3c.targets.calls.operands import Operand, operand_bytes
+from dsv3c.targets.calls.recipes import Recipes
 
 Bounds = Mapping[str, int]
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """An operand that is a run of a weight, from unit `first` on; all components of the weight have `units` units."""
 
     first: int
@@ -38,7 +39,7 @@ class KernelCall:
 
     spec: Any
     roles: Mapping[str, Value]
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, WeightPart] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,15 @@ class PlanBuilder:
     bounds: Bounds
     target: Calls
     buffers: list[Buffer] = field(default_factory=list)
-    graphs: dict[str, Entry] = field(default_factory=dict)
+    graphs: dict[str, EntryGraph] = field(default_factory=dict)
     entries: dict[str, plan.Entry] = field(default_factory=dict)
     arena_bytes: int = 0
     kernels: dict[Any, str] = field(default_factory=dict)
-    recipes: dict[str, Value] = field(default_factory=dict)
+    recipes: Recipes = field(default_factory=Recipes)
     _indices: dict[str, int] = field(default_factory=dict)
-    _recipe_names: dict[Value, str] = field(default_factory=dict)
     _weights: dict[Value, bool] = field(default_factory=dict)  # answers of is_weight
 
-    def add(self, graphs: Mapping[str, Entry]) -> None:
+    def add(self, graphs: Mapping[str, EntryGraph]) -> None:
         """Add an entry for each of the graphs."""
         for name, size in plan.Bounds(**self.bounds).step_inputs().items():
             self.input(name, "int32", size)
@@ -88,8 +88,8 @@ class PlanBuilder:
     def planned(self, cost: Callable[[Any], Cost | None]) -> Planned:
         """What was added. cost: of a kernel by its spec, None where it is nothing but its operands."""
         costs = {name: stated for spec, name in self.kernels.items() if (stated := cost(spec)) is not None}
-        entries, buffers = self.entries, tuple(self.buffers)
-        return Planned(self.graphs, self.bounds, self.arena_bytes, buffers, entries, self.recipes, self.kernels, costs)
+        sizes = self.bounds, self.arena_bytes, tuple(self.buffers)
+        return Planned(self.graphs, *sizes, self.entries, self.recipes.by_name, self.kernels, costs)
 
     def call(self, value: Value) -> list[Call]:
         """Each call for a value of the graph."""
@@ -117,11 +117,11 @@ class PlanBuilder:
         offset = _arena_offsets(memory_owner(value) if component >= 0 else value)[component]
         return self.behind(operand.dtype, int(operand.size or 0), offset)
 
-    def _last_byte_of(self, entries: Iterable[Entry]) -> int:
+    def _last_byte_of(self, entries: Iterable[EntryGraph]) -> int:
         planned = (value for entry in entries for value in entry.graph.values() if "arena" in value.attrs)
         return max(self._last_byte(value) for value in planned)
 
-    def _entry(self, name: str, entry: Entry) -> plan.Entry:
+    def _entry(self, name: str, entry: EntryGraph) -> plan.Entry:
         memo: dict[Value, bool] = {}
         called = [
             value
@@ -147,7 +147,7 @@ class PlanBuilder:
             inputs["hidden"] = self.input("hidden", "float32", components(hidden.type, self.bounds)[0].size)
         return plan.Entry(name, tuple(calls), outputs, inputs, entry.min_tokens, self.bounds["T"], found)
 
-    def _cut(self, cut: Cut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
+    def _cut(self, cut: GraphCut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
         size = components(cut.residual.type, self.bounds)[0].size
         readers = tuple(
             (number, position)
@@ -174,7 +174,7 @@ class PlanBuilder:
         stored = components(source.type, {**self.bounds, SLOTS: 1})
         component = next(i for i, item in enumerate(stored) if item.role == (part or "data"))
         if is_weight(source, self._weights):
-            return self._weight(source, component, operand, lowered.parts.get(role, Part(0, 1)))
+            return self._weight(source, component, operand, lowered.parts.get(role, WeightPart(0, 1)))
         return self.arena(source, operand, component)
 
     def _input_buffer(self, owner: Value, operand: Operand) -> int:
@@ -187,27 +187,14 @@ class PlanBuilder:
             return index
         return self.input(name, _dtype_name(operand.dtype), int(operand.size or 0))
 
-    def _weight(self, recipe: Value, component: int, operand: Operand, part: Part) -> int:
+    def _weight(self, recipe: Value, component: int, operand: Operand, part: WeightPart) -> int:
         stored = components(recipe.type, {})[component]
-        tensor = tensor_name(self._recipe_name(recipe), stored)
+        tensor = tensor_name(self.recipes.name(recipe), stored)
         dtype, size = _dtype_name(operand.dtype), int(operand.size or 0)
         offset = stored.nbytes // part.units * part.first
         if size == stored.size:
             return self._add(Buffer(tensor, "weight", dtype, size, tensor=tensor))
         return self._add(Buffer(f"{tensor}+{offset}", "weight", dtype, size, offset, tensor, parted=True))
-
-    def _recipe_name(self, recipe: Value) -> str:
-        """The checkpoint names in the recipe, brought together; a number behind it when another recipe has the same."""
-        if recipe not in self._recipe_names:
-            leaves = [str(leaf.attrs["name"]) for leaf in topological_order([recipe]) if leaf.op == "param"]
-            base = joined_name(leaves) if leaves else "constant"
-            name, count = base, 1
-            while name in self.recipes:
-                count += 1
-                name = f"{base}~{count}"
-            self.recipes[name] = recipe
-            self._recipe_names[recipe] = name
-        return self._recipe_names[recipe]
 
     def _add(self, buffer: Buffer) -> int:
         if buffer.name not in self._indices:
@@ -227,23 +214,6 @@ class PlanBuilder:
         if len(offsets) > len(sizes):
             sizes.append(self.target.scratch_bytes(value, self.bounds))
         return max(at + size for at, size in zip(offsets, sizes, strict=True))
-
-
-def joined_name(names: list[str]) -> str:
-    """One name for tensors used together: model.layers.0.mlp.{gate_proj,up_proj}.weight."""
-    names = list(dict.fromkeys(names))
-    parts = [name.split(".") for name in names]
-    head = 0
-    while all(len(part) > head + 1 and part[head] == parts[0][head] for part in parts):
-        head += 1
-    tail = 0
-    while all(len(part) > head + tail + 1 and part[-1 - tail] == parts[0][-1 - tail] for part in parts):
-        tail += 1
-    if len(parts) == 1:
-        return names[0]
-    middle = ",".join(".".join(part[head : len(part) - tail]) for part in parts)
-    ends = parts[0][len(parts[0]) - tail :] if tail else []
-    return ".".join([*parts[0][:head], "{" + middle + "}", *ends])
 
 
 def _arena_offsets(value: Value) -> list[int]:

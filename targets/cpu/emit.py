@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsv3c.compiler.core.blame import blame, building, culprit
 from dsv3c.compiler.core.crossing import materialize_from
-from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.errors import is_fault
 from dsv3c.targets.calls.spec_text import check_level, parse_spec
 from dsv3c.targets.cpu.children import in_children
@@ -19,7 +19,7 @@ from dsv3c.targets.cpu.kernels.frame import PrimFunc
 from dsv3c.targets.cpu.library import compile_object, link_library
 from dsv3c.targets.cpu.native import check_native, write_native
 from dsv3c.targets.cpu.relax_module import write_modules
-from dsv3c.targets.cpu.units import Unit, compiled_once
+from dsv3c.targets.cpu.units import ObjectUnit, compiled_once
 from dsv3c.targets.link.platforms import find_compiler_for
 
 
@@ -97,7 +97,7 @@ def _built(spec: object, level: IsaLevel) -> PrimFunc:
         return build(spec, level)
 
 
-def _blame_kernel(unit: Unit, specs: Mapping[str, object], file: Path, error: Exception) -> None:
+def _blame_kernel(unit: ObjectUnit, specs: Mapping[str, object], file: Path, error: Exception) -> None:
     """Note which kernel of the unit it is that LLVM does not compile."""
 
     def fails(names: Sequence[str]) -> bool:
@@ -112,7 +112,7 @@ def _blame_kernel(unit: Unit, specs: Mapping[str, object], file: Path, error: Ex
         blame(error, specs[name], unit.level.name)
 
 
-def _prefill_from(level: IsaLevel, entries: Mapping[str, Entry]) -> dict[str, int]:
+def _prefill_from(level: IsaLevel, entries: Mapping[str, EntryGraph]) -> dict[str, int]:
     """Where the entry `prefill` begins to pay at a level whose absorbed attention is the faster kernel."""
     values = entries["prefill"].graph.values() if "prefill" in entries else []
     found = next((value for value in values if value.op == "mla_materialized"), None)

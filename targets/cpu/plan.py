@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Entry, Planned
+from dsv3c.compiler.core.target import EntryGraph, Planned
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.lower import lower
 from dsv3c.targets.calls.plan import Calls, PlanBuilder
@@ -14,7 +14,7 @@ from dsv3c.targets.cpu.kernels import operands
 CALLS = Calls(lambda value, bounds: (lower(value, bounds),), operands)
 
 
-def plan(entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
     """The plan of all entries over one arena, and the kernels they share."""
     builder = PlanBuilder(bounds, CALLS)
     builder.add(entries)

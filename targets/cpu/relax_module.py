@@ -24,7 +24,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, tensor_name
-from dsv3c.compiler.core.target import Entry
+from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.targets.calls.lower import lower
 from dsv3c.targets.calls.operands import CONTROL, CONTROL_SIZE, Operand
 from dsv3c.targets.calls.plan import KernelCall
@@ -64,7 +64,7 @@ class Parameter:
 
 def write_modules(
     folder: Path,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, EntryGraph],
     bounds: Mapping[str, int],
     kernels: Mapping[Any, str],
     recipes: Mapping[str, Value],
@@ -90,7 +90,7 @@ def write_modules(
 
 
 def relax_module(
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, EntryGraph],
     bounds: Mapping[str, int],
     kernels: Mapping[Any, str],
     names: Mapping[Value, str],

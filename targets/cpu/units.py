@@ -15,7 +15,7 @@ PrimFunc = Any
 
 
 @dataclass(frozen=True)
-class Unit:
+class ObjectUnit:
     """Kernels by name that are compiled together for `level`, and linked into the libraries of the levels `users`."""
 
     level: IsaLevel
@@ -23,7 +23,7 @@ class Unit:
     functions: Mapping[str, PrimFunc]
 
 
-def compiled_once(levels: Sequence[IsaLevel], built: Sequence[Mapping[str, PrimFunc]]) -> list[Unit]:
+def compiled_once(levels: Sequence[IsaLevel], built: Sequence[Mapping[str, PrimFunc]]) -> list[ObjectUnit]:
     """Units such that each level gets all of its kernels, the largest first; built: the kernels of each level.
 
     A kernel that is the same at two levels is compiled for the lower one, if the higher extends it without making
@@ -45,7 +45,7 @@ def compiled_once(levels: Sequence[IsaLevel], built: Sequence[Mapping[str, PrimF
     units: dict[tuple[IsaLevel, tuple[IsaLevel, ...]], dict[str, PrimFunc]] = {}
     for (name, level), users in owners.items():
         units.setdefault((level, tuple(users)), {})[name] = kernels[level][name]
-    found = [Unit(level, users, functions) for (level, users), functions in units.items()]
+    found = [ObjectUnit(level, users, functions) for (level, users), functions in units.items()]
     return sorted(found, key=lambda unit: -len(unit.functions))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dsv3c.compiler.options import debug_level
 from dsv3c.runtime.artifact.dispatches import Table
+from dsv3c.runtime.artifact.plan import NEVER
 from dsv3c.targets.cuda.architectures import FIRST_MMA, PTX, number
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.cuda.toolchains import Toolchain
@@ -18,7 +19,6 @@ from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.source import source
 
 FILE = "kernels.fatbin"
-NEVER = 2**31 - 1  # of tokens: no step is as long
 PRELUDE = Path(__file__).with_name("prelude.h")
 _SIGNATURE = re.compile(r"__launch_bounds__\([^)]*\) \w+\((?P<parameters>[^)]*)\) \{\n")
 

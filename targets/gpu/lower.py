@@ -12,16 +12,11 @@ from math import gcd, lcm
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import ALIGNMENT
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.targets.calls.embedding import Take
-from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.lower import lower as lower_to_spec
-from dsv3c.targets.calls.moe import MoeGateUp
 from dsv3c.targets.calls.operands import operand_bytes
-from dsv3c.targets.calls.plan import Bounds, KernelCall
-from dsv3c.targets.calls.plan import Part as WeightPart
+from dsv3c.targets.calls.plan import Bounds, KernelCall, WeightPart
 from dsv3c.targets.gpu.kernels import operands, stages
-from dsv3c.targets.gpu.kernels.experts import PairDown
-from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
+from dsv3c.targets.gpu.kernels.parts import Part, can_be_cut, units, weight_role
 
 
 class WeightTooLarge(Dsv3cError):
@@ -64,7 +59,7 @@ def _step(whole: object, sizes: Sequence[int], limit: int) -> int:
 
     sizes: bytes of the components of the weight.
     """
-    if not isinstance(whole, Linear | Take | MoeGateUp | PairDown) or getattr(whole, "heads", 1) > 1:
+    if not can_be_cut(whole):
         return 0
     each = [size // units(whole) for size in sizes]
     whole_lines = lcm(*(ALIGNMENT // gcd(ALIGNMENT, size) for size in each))

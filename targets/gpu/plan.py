@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Entry, Planned
+from dsv3c.compiler.core.target import EntryGraph, Planned
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.plan import Calls, PlanBuilder
@@ -19,7 +19,7 @@ from dsv3c.targets.gpu.sampling import add_sampling
 MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
 
 
-def plan(entries: Mapping[str, Entry], bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> Planned:
+def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> Planned:
     """The plan of all entries over one arena, those that end with tokens included.
 
     max_binding: bytes of a weight that a kernel can be given as one operand.

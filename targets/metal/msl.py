@@ -15,7 +15,7 @@ from dsv3c.compiler.options import debug_level
 from dsv3c.targets.gpu.source import source, thread_tags
 from dsv3c.targets.metal.dialect import METAL
 from dsv3c.targets.metal.library import LIBRARY, link_library
-from dsv3c.targets.metal.payload import Kernel, library_bin
+from dsv3c.targets.metal.payload import MetalKernel, library_bin
 
 LANGUAGE = "msl-2.3"
 SUFFIX = ".metal"
@@ -37,6 +37,6 @@ def write_kernels(functions: Mapping[str, Callable[[], Any]], folder: Path, adva
     link_library(library_bin(kernels), folder / LIBRARY)
 
 
-def printed(name: str, function: Any) -> Kernel:
+def printed(name: str, function: Any) -> MetalKernel:
     """A PrimFunc as MSL; its operand i is buffer(i)."""
-    return Kernel(source({name: function}, METAL), len(function.params), thread_tags(function.body))
+    return MetalKernel(source({name: function}, METAL), len(function.params), thread_tags(function.body))

@@ -13,7 +13,7 @@ _HANDLE = struct.pack("<BBH", 3, 64, 1)  # DLDataType of a pointer
 
 
 @dataclass(frozen=True)
-class Kernel:
+class MetalKernel:
     """text: MSL with the operands as its buffers. tags: the axes of its launch as TVM names them, e.g. blockIdx.x."""
 
     text: str
@@ -21,7 +21,7 @@ class Kernel:
     tags: Sequence[str]
 
 
-def library_bin(kernels: Mapping[str, Kernel]) -> bytes:
+def library_bin(kernels: Mapping[str, MetalKernel]) -> bytes:
     """What TVM's `export_library` calls __tvm_ffi__library_bin: its size, which module imports which, the modules.
 
     The first, "_lib", is the library itself, without functions here; it imports the second, the kernels.
@@ -31,7 +31,7 @@ def library_bin(kernels: Mapping[str, Kernel]) -> bytes:
     return _counted(data)
 
 
-def payload(kernels: Mapping[str, Kernel]) -> bytes:
+def payload(kernels: Mapping[str, MetalKernel]) -> bytes:
     """The module alone: the format, what each function takes, the texts.
 
     A function takes the addresses of its buffers, then the extents of its grid and of the workgroup.
@@ -41,7 +41,7 @@ def payload(kernels: Mapping[str, Kernel]) -> bytes:
     return _text("metal") + _sequence(infos) + _sequence(texts)
 
 
-def _info(name: str, kernel: Kernel) -> bytes:
+def _info(name: str, kernel: MetalKernel) -> bytes:
     extra = [struct.pack("<i", 0)] * kernel.operands
     tags = map(_text, kernel.tags)
     return _text(name) + _sequence([_HANDLE] * kernel.operands) + _sequence(tags) + _sequence(extra)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.formats.table import WeightFormat
 
@@ -61,7 +61,7 @@ class Onnx:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0  # ONNX Runtime plans its own memory
 
-    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+    def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         from dsv3c.targets.onnx.emit import plan
 
         return plan(entries, bounds, self.accuracy_level)

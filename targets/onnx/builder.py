@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import TensorType, Value, topological_order
+from dsv3c.compiler.core.ir import TensorType, Value
 from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.storage import Component, components, tensor_name
 from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.targets.calls.recipes import Recipes
 
 OPSET, CONTRIB = 23, "com.microsoft"
 ELEMENTS: Mapping[str, int] = {
@@ -33,7 +34,7 @@ _NUMPY = {"f32": np.float32, "f16": np.float16, "i64": np.int64}
 
 
 @dataclass(frozen=True)
-class Stored:
+class PackedWeight:
     """A weight in the weights file: its recipe's name there, its format, and its components by role."""
 
     name: str
@@ -54,39 +55,6 @@ class Reference:
     @property
     def nbytes(self) -> int:
         return Component("", self.dtype, self.shape).nbytes
-
-
-class Recipes:
-    """The weights of all graphs by their name in the weights file: that of the checkpoint where one has it alone."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, Value] = {}
-        self._names: dict[Value, str] = {}
-
-    def add(self, recipe: Value) -> Stored:
-        if recipe not in self._names:
-            leaves = [str(leaf.attrs["name"]) for leaf in topological_order([recipe]) if leaf.op == "param"]
-            base = joined_name(leaves)
-            name, count = base, 1
-            while name in self.by_name:
-                count += 1
-                name = f"{base}~{count}"
-            self.by_name[name], self._names[recipe] = recipe, name
-        parts = components(recipe.type, {})
-        return Stored(self._names[recipe], format_of(recipe.type), {part.role: part for part in parts})
-
-
-def joined_name(names: Sequence[str]) -> str:
-    """One name for tensors used together: model.layers.0.mlp.{gate_proj,up_proj}.weight."""
-    names = list(dict.fromkeys(names))
-    parts = [name.split(".") for name in names]
-    shortest = min(map(len, parts)) - 1
-    head = next((i for i in range(shortest) if len({part[i] for part in parts}) > 1), shortest)
-    tail = next((i for i in range(shortest - head) if len({part[-1 - i] for part in parts}) > 1), shortest - head)
-    if len(names) == 1:
-        return names[0]
-    middle = ",".join(".".join(part[head : len(part) - tail]) for part in parts)
-    return ".".join([*parts[0][:head], "{" + middle + "}", *parts[0][len(parts[0]) - tail :]])
 
 
 @dataclass
@@ -133,11 +101,14 @@ class Builder:
         """An i64 vector, as shapes and axes are."""
         return self.const(values, "i64")
 
-    def weight(self, recipe: Value) -> Stored:
+    def weight(self, recipe: Value) -> PackedWeight:
         """A weight that the compiler stores; see `initializer` for the values it becomes."""
-        return self.recipes.add(recipe)
+        parts = components(recipe.type, {})
+        return PackedWeight(self.recipes.name(recipe), format_of(recipe.type), {part.role: part for part in parts})
 
-    def initializer(self, stored: Stored, role: str, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
+    def initializer(
+        self, stored: PackedWeight, role: str, shape: tuple[int, ...], part: int = 0, parts: int = 1
+    ) -> str:
         """The `part`th of `parts` equal pieces of a component, read as `shape`. Raw: not cast to the activations."""
         component = stored.components[role]
         tensor = tensor_name(stored.name, component)
@@ -147,7 +118,7 @@ class Builder:
         self.references[name] = found
         return name
 
-    def floats(self, stored: Stored, role: str, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
+    def floats(self, stored: PackedWeight, role: str, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
         """As `initializer`, for a float component, in the activations' type: ONNX Runtime folds the cast at load."""
         name = self.initializer(stored, role, shape, part, parts)
         return self.cast(name, stored.components[role].dtype)

@@ -14,11 +14,12 @@ from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 from dsv3c.compiler.core.caches import cache_of, caches_of, is_cache
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import aligned
-from dsv3c.compiler.core.target import Emission, Entry, Place, Planned
+from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Buffer
+from dsv3c.targets.calls.recipes import Recipes
 from dsv3c.targets.onnx import attention, experts
-from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Recipes, Reference
+from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Reference
 from dsv3c.targets.onnx.genai import write_config
 from dsv3c.targets.onnx.lower import RULES, Lowering, Rule, linear
 
@@ -33,13 +34,13 @@ READ_BY_OTHERS = ("const", "mla_absorbed", "moe_gate_up", "expert_order")
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     """One ONNX model whose initialisers are references into the weights file."""
 
     proto: onnx.ModelProto
     references: Mapping[str, Reference]
 
-    def write(self, path: Path, places: Mapping[str, Place]) -> None:
+    def write(self, path: Path, places: Mapping[str, FileRange]) -> None:
         """Adds the references and writes the model; raises what `onnx.checker` does."""
         graph = self.proto.graph
         graph.initializer.extend(_external(item, places[item.tensor]) for item in self.references.values())
@@ -47,7 +48,7 @@ class Model:
         onnx.checker.check_model(str(path), full_check=True)
 
 
-def _external(reference: Reference, place: Place) -> TensorProto:
+def _external(reference: Reference, place: FileRange) -> TensorProto:
     tensor = TensorProto(name=reference.name, data_type=ELEMENTS[reference.dtype], dims=reference.shape)
     tensor.data_location = TensorProto.EXTERNAL
     where = {"location": WEIGHTS, "offset": place.offset + reference.offset, "length": reference.nbytes}
@@ -56,7 +57,7 @@ def _external(reference: Reference, place: Place) -> TensorProto:
     return tensor
 
 
-def plan(entries: Mapping[str, Entry], bounds: Mapping[str, int], accuracy_level: int) -> Planned:
+def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], accuracy_level: int) -> Planned:
     """What a step of the runtime reads and writes, and the weights that the models refer to."""
     recipes = Recipes()
     _models(entries, recipes, accuracy_level)
@@ -68,7 +69,7 @@ def emit(planned: Planned, provider: str, accuracy_level: int) -> Emission:
     """One model for the main graph, both forms of attention in it, and one for the MTP layer if there is one."""
     models = _models(planned.graphs, Recipes(), accuracy_level)
 
-    def write_graphs(folder: Path, places: Mapping[str, Place], config: Mapping[str, Any]) -> None:
+    def write_graphs(folder: Path, places: Mapping[str, FileRange], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
             model.write(folder / FILES[name], places)
         latent = next(cache for cache in caches_of([planned.graphs["decode"].graph]) if not cache.part)
@@ -87,7 +88,7 @@ def _no_kernels(folder: Path, advance: Callable[[int], None]) -> None:
     pass
 
 
-def _models(entries: Mapping[str, Entry], recipes: Recipes, accuracy_level: int) -> dict[str, Model]:
+def _models(entries: Mapping[str, EntryGraph], recipes: Recipes, accuracy_level: int) -> dict[str, OnnxModel]:
     return {
         name: _model(name, entry, entries.get("prefill") if name == "decode" else None, recipes, accuracy_level)
         for name, entry in entries.items()
@@ -95,7 +96,9 @@ def _models(entries: Mapping[str, Entry], recipes: Recipes, accuracy_level: int)
     }
 
 
-def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, accuracy_level: int) -> Model:
+def _model(
+    name: str, entry: EntryGraph, prefill: EntryGraph | None, recipes: Recipes, accuracy_level: int
+) -> OnnxModel:
     graph = entry.graph
     caches = {_past_name(value): value for value in graph.values() if is_cache(value)}
     dtype = next(value.dtype for value in graph.values() if value.op == "mla_write")  # activations have that of rows
@@ -112,7 +115,7 @@ def _model(name: str, entry: Entry, prefill: Entry | None, recipes: Recipes, acc
         ir_version=IR_VERSION,
         producer_name="dsv3c",
     )
-    return Model(proto, b.references)
+    return OnnxModel(proto, b.references)
 
 
 def _past_name(value: Value) -> str:
@@ -152,7 +155,7 @@ def _inputs(lowering: Lowering, values: Iterable[Value], caches: Mapping[str, Va
     return found
 
 
-def _lower(lowering: Lowering, entry: Entry, prefill: Entry | None) -> None:
+def _lower(lowering: Lowering, entry: EntryGraph, prefill: EntryGraph | None) -> None:
     values, memo = entry.graph.values(), dict[Value, bool]()
     materialized = [value for value in prefill.graph.values() if value.op == "mla_materialized"] if prefill else []
     layers: dict[Value, attention.Layer] = {}
@@ -196,7 +199,7 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
 
 
 def _plan(
-    graphs: Mapping[str, Entry], bounds: Mapping[str, int]
+    graphs: Mapping[str, EntryGraph], bounds: Mapping[str, int]
 ) -> tuple[tuple[Buffer, ...], dict[str, stored.Entry], int]:
     """Buffers, entries and bytes of the arena; what happens between input and output is in the models."""
     limits = stored.Bounds(**bounds)

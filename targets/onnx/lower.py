@@ -13,7 +13,7 @@ from typing import Any
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.formats.nbits import bits_of
-from dsv3c.targets.onnx.builder import CONTRIB, Builder, Stored, packed, requantised, sizes, source
+from dsv3c.targets.onnx.builder import CONTRIB, Builder, PackedWeight, packed, requantised, sizes, source
 
 END = 2**63 - 1
 
@@ -68,7 +68,9 @@ def linear(lowering: Lowering, x: str, weight: Value, dtype: str | None = None) 
     return b.node("MatMul", x, data)
 
 
-def matmul_nbits(lowering: Lowering, x: str, stored: Stored, n: int, k: int, part: int = 0, parts: int = 1) -> str:
+def matmul_nbits(
+    lowering: Lowering, x: str, stored: PackedWeight, n: int, k: int, part: int = 0, parts: int = 1
+) -> str:
     """x [..., K] times the `part`th of `parts` packed matrices [N, K] that lie one after the other."""
     b, format, bits = lowering.b, stored.format, bits_of(stored.format)
     block = format.grouping.activations
@@ -83,7 +85,7 @@ def matmul_nbits(lowering: Lowering, x: str, stored: Stored, n: int, k: int, par
     return b.node("MatMulNBits", x, *inputs, domain=CONTRIB, accuracy_level=lowering.accuracy_level, **attrs)
 
 
-def scales(lowering: Lowering, stored: Stored, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
+def scales(lowering: Lowering, stored: PackedWeight, shape: tuple[int, ...], part: int = 0, parts: int = 1) -> str:
     """Scales [..., N, groups]: those of the format, or where it has one a channel that one for each group.
 
     The contrib ops have no fast path for one scale a channel; ONNX Runtime folds the Expand at load.

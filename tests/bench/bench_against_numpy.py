@@ -38,7 +38,9 @@ def numpy_speed(prompt: list[int], wanted: list[int]) -> float:
     pages, first = np.arange(CONTEXT // PAGE_SIZE, dtype=np.int32)[None], np.zeros(1, np.int32)
     token, times, found = prompt[0], [], []
     for position in range(len(prompt) + len(wanted) - 1):
-        step = model.Step(np.full(1, token, np.int32), np.full(1, position, np.int32), first, pages, first, PAGE_SIZE)
+        step = model.StepInputs(
+            np.full(1, token, np.int32), np.full(1, position, np.int32), first, pages, first, PAGE_SIZE
+        )
         started = time.perf_counter()
         output = model.forward(op, config, weight, step, caches)
         times.append(time.perf_counter() - started)

@@ -16,7 +16,7 @@ from ctypes import byref, c_float
 import numpy as np
 
 from dsv3c import runtime
-from dsv3c.runtime.artifact.costs import Step, call_work
+from dsv3c.runtime.artifact.costs import StepShape, call_work
 from dsv3c.runtime.cli.output import columns
 from dsv3c.runtime.devices.cuda.device import CudaDevice
 from dsv3c.runtime.devices.cuda.driver import DEFAULT_EVENT, Handle
@@ -102,7 +102,7 @@ def decode(model: Model, depth: int, limit: float) -> None:
         call_work(costs[name], sum(plan.buffers[i].bytes for i in buffers if plan.buffers[i].kind == "weight"), at)
         if name in costs
         else None
-        for at in [Step("decode", 1, 1, sequence.length - 1)]
+        for at in [StepShape("decode", 1, 1, sequence.length - 1)]
         for name, buffers in entry.calls
     ]
     read = sum(part.bytes for part in work if part)

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 from dsv3c.compiler.packaging import wheels
-from dsv3c.compiler.packaging.platforms import Platform
+from dsv3c.compiler.packaging.platforms import WheelPlatform
 from dsv3c.runtime.cli.output import columns, size
 
 RUNS = 20
@@ -53,7 +53,7 @@ def installed_by_pip(into: Path, wheel: Path) -> Path:
 
 def installed_by_archive(into: Path, wheel: Path) -> Path:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    needed = wheels.download(into.with_name("wheels"), wheels.requirements("x86"), Platform.here().tags, python)
+    needed = wheels.download(into.with_name("wheels"), wheels.requirements("x86"), WheelPlatform.here().tags, python)
     for path in (wheel, *needed):
         with zipfile.ZipFile(path) as file:
             file.extractall(into)

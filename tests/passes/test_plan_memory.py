@@ -25,7 +25,7 @@ from dsv3c.passes.fuse_rope import FuseRope
 from dsv3c.passes.fuse_router import FuseRouter
 from dsv3c.passes.fuse_swiglu import FuseSwiglu
 from dsv3c.passes.pack import Pack
-from dsv3c.passes.plan_memory import Block, PlanMemory, place
+from dsv3c.passes.plan_memory import Lifetime, PlanMemory, place
 from dsv3c.passes.quantise import Quantise
 from dsv3c.passes.simplify import Simplify
 from tests.conftest import Golden
@@ -48,10 +48,10 @@ CHAIN = """
 """
 
 
-def blocks() -> st.SearchStrategy[list[Block]]:
+def blocks() -> st.SearchStrategy[list[Lifetime]]:
     value = ops.const(0.0)
     block = st.builds(
-        lambda units, first, length: Block(value, 64 * units, first, first + length),
+        lambda units, first, length: Lifetime(value, 64 * units, first, first + length),
         st.integers(0, 20),
         st.integers(0, 20),
         st.integers(0, 8),
@@ -59,12 +59,12 @@ def blocks() -> st.SearchStrategy[list[Block]]:
     return st.lists(block, max_size=30)
 
 
-def alive_together(a: Block, b: Block) -> bool:
+def alive_together(a: Lifetime, b: Lifetime) -> bool:
     return a.first <= b.last and b.first <= a.last
 
 
 @given(blocks())
-def test_blocks_that_are_alive_together_share_no_byte(wanted: list[Block]) -> None:
+def test_blocks_that_are_alive_together_share_no_byte(wanted: list[Lifetime]) -> None:
     place(wanted)
     for index, a in enumerate(wanted):
         assert a.offset >= 0
@@ -75,13 +75,13 @@ def test_blocks_that_are_alive_together_share_no_byte(wanted: list[Block]) -> No
 
 
 @given(blocks())
-def test_the_arena_is_no_larger_than_all_blocks_together(wanted: list[Block]) -> None:
+def test_the_arena_is_no_larger_than_all_blocks_together(wanted: list[Lifetime]) -> None:
     place(wanted)
     assert max((block.offset + block.nbytes for block in wanted), default=0) <= sum(block.nbytes for block in wanted)
 
 
 def test_blocks_that_never_meet_share_their_bytes() -> None:
-    wanted = [Block(ops.const(0.0), 128, first, first) for first in range(4)]
+    wanted = [Lifetime(ops.const(0.0), 128, first, first) for first in range(4)]
     place(wanted)
     assert {block.offset for block in wanted} == {0}
 

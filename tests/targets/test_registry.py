@@ -13,7 +13,7 @@ from dsv3c.compiler.errors import Dsv3cError
 
 @pytest.fixture
 def two_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = targets.Entry("no.such.module", "a target", {"cpu": "the CPU", "libs": "the libraries"})
+    entry = targets.TargetRow("no.such.module", "a target", {"cpu": "the CPU", "libs": "the libraries"})
     monkeypatch.setattr(targets, "TABLE", {"toy": entry})
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from dsv3c.runtime.artifact.artifact import Level, Target
+from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
 from dsv3c.runtime.devices.cpu.cgroup import cpu_limit
 from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, ThreadsInvalid, UnknownIsaLevel, WrongMachine
 
@@ -53,7 +53,7 @@ def machine() -> str:
     return _ALIASES.get(name, name)
 
 
-def require_machine(target: Target) -> None:
+def require_machine(target: ArtifactTarget) -> None:
     """Raises WrongMachine when the target's family runs on another architecture."""
     family = target.name.split(":", 1)[0]
     wanted = MACHINES.get(family)

@@ -18,7 +18,7 @@ from dsv3c.runtime.artifact.plan import Entry, Output, Plan
 from dsv3c.runtime.devices.cuda import driver as cuda
 from dsv3c.runtime.devices.cuda.driver import Driver, Handle
 from dsv3c.runtime.devices.cuda.gpu import Gpu, Physical, choose, devices, dotted
-from dsv3c.runtime.devices.cuda.graphs import Graph, make_kernels
+from dsv3c.runtime.devices.cuda.graphs import LaunchGraph, make_kernels
 from dsv3c.runtime.devices.cuda.memory import Places
 from dsv3c.runtime.devices.cuda.modules import Module, fitting_level
 from dsv3c.runtime.devices.device_memory import disjoint, require_countable
@@ -48,7 +48,7 @@ class CudaDevice:
     def __init__(self, artifact: Artifact, slots: int, wanted: str | None) -> None:
         self._plan, self.slots = artifact.plan, slots
         self._closers: list[Callable[[], None]] = []
-        self._graphs: dict[tuple[str, Key], Graph] = {}
+        self._graphs: dict[tuple[str, Key], LaunchGraph] = {}
         try:
             self._open(artifact, wanted)
         except BaseException:
@@ -163,11 +163,11 @@ class CudaDevice:
             close()
         self._closers = []
 
-    def _record(self, entry: str, tokens: int, rows: int, grids: NDArray[np.uint32]) -> Graph:
+    def _record(self, entry: str, tokens: int, rows: int, grids: NDArray[np.uint32]) -> LaunchGraph:
         steps = self._steps[entry]
         launches = steps.launches(tokens, rows)
         kernels = make_kernels(self._functions, self._threads, launches, self._places.addresses)
-        graph = self._graphs[entry, steps.key(tokens, rows)] = Graph(self._gpu, kernels, launches, grids)
+        graph = self._graphs[entry, steps.key(tokens, rows)] = LaunchGraph(self._gpu, kernels, launches, grids)
         return graph
 
     def _send_inputs(self, entry: str, tokens: int) -> None:

@@ -21,7 +21,7 @@ from dsv3c.runtime.devices.dispatch import Launch
 Grids = NDArray[np.uint32]  # [launches, 3]
 
 
-class Kernel:
+class KernelLaunch:
     """One launch with its arguments, which stay where they are for as long as this object lives."""
 
     def __init__(self, function: Handle, threads: int, addresses: Sequence[int]) -> None:
@@ -44,10 +44,10 @@ class Kernel:
         gpu.driver.call("cuLaunchKernel", node.function, *node.grid, *node.block, 0, gpu.stream, node.parameters, None)
 
 
-class Graph:
+class LaunchGraph:
     """The launches of a step. Those between two barriers do not depend on each other and may run side by side."""
 
-    def __init__(self, gpu: Gpu, kernels: Sequence[Kernel], launches: Sequence[Launch], grids: Grids) -> None:
+    def __init__(self, gpu: Gpu, kernels: Sequence[KernelLaunch], launches: Sequence[Launch], grids: Grids) -> None:
         self._gpu, self._kernels, self._grids = gpu, kernels, grids.copy()
         self._graph, self._executable = Handle(), Handle()
         gpu.driver.call("cuGraphCreate", byref(self._graph), 0)
@@ -93,8 +93,8 @@ class Graph:
 
 def make_kernels(
     functions: Mapping[str, Handle], threads: int, launches: Sequence[Launch], addresses: Sequence[int]
-) -> list[Kernel]:
+) -> list[KernelLaunch]:
     return [
-        Kernel(functions[launch.form.function], threads, [addresses[index] for index in launch.buffers])
+        KernelLaunch(functions[launch.form.function], threads, [addresses[index] for index in launch.buffers])
         for launch in launches
     ]

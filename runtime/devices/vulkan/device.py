@@ -15,25 +15,24 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.dispatches import AXES
-from dsv3c.runtime.artifact.plan import Output
+from dsv3c.runtime.artifact.plan import NEVER, Output
 from dsv3c.runtime.devices.device_memory import disjoint
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.devices.vulkan.binding import check
 from dsv3c.runtime.devices.vulkan.dots import DOT
-from dsv3c.runtime.devices.vulkan.gpu import Buffer, Gpu
+from dsv3c.runtime.devices.vulkan.gpu import DeviceBuffer, Gpu
 from dsv3c.runtime.devices.vulkan.instance import Instance
 from dsv3c.runtime.devices.vulkan.limits import require
 from dsv3c.runtime.devices.vulkan.matrices import MATRIX, Matrices
 from dsv3c.runtime.devices.vulkan.memory import Places
 from dsv3c.runtime.devices.vulkan.pipelines import Pipelines
-from dsv3c.runtime.devices.vulkan.recording import GRID_BYTES, Recorder
+from dsv3c.runtime.devices.vulkan.recording import GRID_BYTES, CommandRecorder
 from dsv3c.runtime.devices.vulkan.subgroups import SHUFFLE, WIDTH
 from dsv3c.runtime.errors import DeviceLacks
 
 # Of `prefill` on devices of type cpu: on lavapipe (Mesa 22.3, 2 cores) materialised attention over 64 tokens took 30
 # times as long as absorbed, over 256 six times: its threads keep much in registers, which there lie in memory.
-NEVER = 2**31 - 1
 
 
 class VulkanDevice:
@@ -79,7 +78,7 @@ class VulkanDevice:
         grids = self._gpu.input_buffer(calls * GRID_BYTES, "the grids")
         assert grids.mapped is not None
         self._grids: NDArray[np.uint32] = grids.mapped.view(np.uint32).reshape(-1, AXES)
-        self._recorder = Recorder(self._gpu, plan, self._places, self._pipelines, grids)
+        self._recorder = CommandRecorder(self._gpu, plan, self._places, self._pipelines, grids)
         self._closers.append(self._recorder.close)
         self._recorded: dict[tuple[str, Key], Any] = {}
         self._outputs = None if self._gpu.direct else _Outputs(self._gpu, artifact, self._places.arena)
@@ -184,7 +183,7 @@ class VulkanDevice:
 class _Outputs:
     """Where the host reads results of a device whose own memory it does not see: copied behind every step."""
 
-    def __init__(self, gpu: Gpu, artifact: Artifact, arena: Buffer) -> None:
+    def __init__(self, gpu: Gpu, artifact: Artifact, arena: DeviceBuffer) -> None:
         self._gpu, self._arena = gpu, arena
         plan = artifact.plan
         self._results: dict[str, list[tuple[int, int, int, Output]]] = {}  # device and host offset, bytes a row

@@ -22,7 +22,7 @@ _UPDATE = "update the driver, or take another --device"
 
 
 @dataclass(frozen=True)
-class Buffer:
+class DeviceBuffer:
     """A buffer with memory of its own. mapped: u8[size] where the host sees it, else None."""
 
     handle: Any
@@ -61,7 +61,7 @@ class Gpu:
         pool = vk.VkCommandPoolCreateInfo(queueFamilyIndex=family, flags=flags)
         self._pool = vk.vkCreateCommandPool(self.handle, pool, None)
         self._fence = vk.ffi.new("VkFence*", vk.vkCreateFence(self.handle, vk.VkFenceCreateInfo(), None))
-        self._buffers: list[Buffer] = []
+        self._buffers: list[DeviceBuffer] = []
         local, visible = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT
         coherent, cached = vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, vk.VK_MEMORY_PROPERTY_HOST_CACHED_BIT
         shared = self._memory_type(local | visible | coherent | cached) is not None
@@ -73,19 +73,19 @@ class Gpu:
 
     # --- memory
 
-    def device_buffer(self, size: int, what: str) -> Buffer:
+    def device_buffer(self, size: int, what: str) -> DeviceBuffer:
         """In the device's own memory; mapped when `direct`."""
         return self._buffer(size, self._device_memory, what, self.direct)
 
-    def input_buffer(self, size: int, what: str) -> Buffer:
+    def input_buffer(self, size: int, what: str) -> DeviceBuffer:
         """Written by the host, read by the device."""
         return self._buffer(size, self._input_memory, what, True)
 
-    def output_buffer(self, size: int, what: str) -> Buffer:
+    def output_buffer(self, size: int, what: str) -> DeviceBuffer:
         """Written by the device, read by the host."""
         return self._buffer(size, self._output_memory, what, True)
 
-    def free(self, buffer: Buffer) -> None:
+    def free(self, buffer: DeviceBuffer) -> None:
         self._buffers.remove(buffer)
         self.vk.vkDestroyBuffer(self.handle, buffer.handle, None)
         self.vk.vkFreeMemory(self.handle, buffer.memory, None)
@@ -105,7 +105,7 @@ class Gpu:
         )
         return min(size, int(budget.heapBudget[heap])) if budget.heapBudget[heap] else size
 
-    def _buffer(self, size: int, wishes: Sequence[int], what: str, mapped: bool) -> Buffer:
+    def _buffer(self, size: int, wishes: Sequence[int], what: str, mapped: bool) -> DeviceBuffer:
         vk, size = self.vk, -(-max(size, 4) // 4) * 4
         usage = (
             vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT
@@ -128,7 +128,7 @@ class Gpu:
                 raise
             vk.vkBindBufferMemory(self.handle, handle, memory, 0)
             seen = np.frombuffer(vk.vkMapMemory(self.handle, memory, 0, size, 0), np.uint8) if mapped else None
-        buffer = Buffer(handle, memory, size, seen)
+        buffer = DeviceBuffer(handle, memory, size, seen)
         self._buffers.append(buffer)
         return buffer
 

@@ -18,7 +18,7 @@ from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.device_memory import Needs
 from dsv3c.runtime.devices.memory import map_descriptor, typed
-from dsv3c.runtime.devices.vulkan.gpu import Buffer, Gpu
+from dsv3c.runtime.devices.vulkan.gpu import DeviceBuffer, Gpu
 from dsv3c.runtime.errors import DeviceLacks
 
 PLACE = 256  # minStorageBufferOffsetAlignment is at most this
@@ -29,7 +29,7 @@ STAGING = 32 << 20  # of each of two staging buffers
 class Place:
     """A run of bytes of a device buffer."""
 
-    buffer: Buffer
+    buffer: DeviceBuffer
     offset: int
     size: int
 
@@ -147,7 +147,7 @@ def _upload(gpu: Gpu, artifact: Artifact, places: Mapping[int, Place]) -> None:
         gpu.free(buffer)
 
 
-_Piece = tuple[int, Buffer, int, int]  # first byte in the file, device buffer, first byte there, bytes
+_Piece = tuple[int, DeviceBuffer, int, int]  # first byte in the file, device buffer, first byte there, bytes
 
 
 def _batches(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
@@ -163,7 +163,9 @@ def _batches(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     return batches
 
 
-def _copy_staged(gpu: Gpu, data: NDArray[np.uint8], batches: Sequence[list[_Piece]], staging: Sequence[Buffer]) -> None:
+def _copy_staged(
+    gpu: Gpu, data: NDArray[np.uint8], batches: Sequence[list[_Piece]], staging: Sequence[DeviceBuffer]
+) -> None:
     """While the device copies from one staging buffer, the other is filled from the file."""
     vk = gpu.vk
 

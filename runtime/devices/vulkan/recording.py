@@ -10,17 +10,17 @@ from typing import Any
 
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.dispatch import Launch
-from dsv3c.runtime.devices.vulkan.gpu import Buffer, Gpu
+from dsv3c.runtime.devices.vulkan.gpu import DeviceBuffer, Gpu
 from dsv3c.runtime.devices.vulkan.memory import Place, Places
 from dsv3c.runtime.devices.vulkan.pipelines import Pipelines
 
 GRID_BYTES = 12
 
 
-class Recorder:
+class CommandRecorder:
     """Records launches of the entries of one plan, and owns their descriptor sets: one for each call."""
 
-    def __init__(self, gpu: Gpu, plan: Plan, places: Places, pipelines: Pipelines, grids: Buffer) -> None:
+    def __init__(self, gpu: Gpu, plan: Plan, places: Places, pipelines: Pipelines, grids: DeviceBuffer) -> None:
         self._gpu, self._pipelines, self._grids = gpu, pipelines, grids
         calls = [buffers for entry in plan.entries.values() for _, buffers in entry.calls]
         vk = gpu.vk

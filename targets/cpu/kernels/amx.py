@@ -35,7 +35,7 @@ STEP_ROWS = HALVES * tiles.ROWS
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepRows:
     """The q8 rows of a step. index: i32 [STEP_ROWS], the row of x of each; count: how many, from 1 on.
 
     stride: rows of x between one and the next, where that is constant; None: any, so that a step copies them together.
@@ -47,7 +47,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Memory:
+class TaskMemory:
     """What the steps of a task work in, on its stack: 12 KiB at most, which stay in the first-level cache."""
 
     config: Buffer  # of the tiles
@@ -57,7 +57,7 @@ class Memory:
     rows: Buffer  # i8 x depth [STEP_ROWS]: activations of rows that are no constant stride apart
 
     @classmethod
-    def of(cls, format: WeightFormat, blocks: int) -> Memory:
+    def of(cls, format: WeightFormat, blocks: int) -> TaskMemory:
         return cls(
             config=local("u8", tiles.CONFIG_BYTES),
             sums=stack("f32", LANES, blocks * STEP_ROWS),
@@ -72,7 +72,7 @@ def _depth(format: WeightFormat) -> int:
     return min(format.grouping.activations, tiles.BYTES)
 
 
-def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: Memory, number: Expr) -> None:
+def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: StepRows, memory: TaskMemory, number: Expr) -> None:
     """memory.sums = products of weight `blocks` with `rows`, but for the scale of a whole weight row.
 
     number: which step it is; the first fetches each block's next meanwhile, so the kernel must import PREFETCH_IR.
@@ -90,7 +90,7 @@ def dot_step(w: Weight, x: Activation, blocks: list[Expr], rows: Rows, memory: M
         _scale(w, x, scale_starts, rows, memory, g)
 
 
-def row_tile(w: Weight, memory: Memory, blocks: list[Expr], row: Expr) -> Tile:
+def row_tile(w: Weight, memory: TaskMemory, blocks: list[Expr], row: Expr) -> Tile:
     """The finished sums of one row of a step."""
     sums = [[local("f32", LANES)] for _ in blocks]
     for i, block in enumerate(blocks):
@@ -135,8 +135,8 @@ def _multiply(
     w: Weight,
     x: Activation,
     starts: list[Expr],
-    rows: Rows,
-    memory: Memory,
+    rows: StepRows,
+    memory: TaskMemory,
     column: Expr,
     depth: int,
     is_first: bool,
@@ -171,7 +171,7 @@ def _load_codes(w: Weight, unpacked: Buffer, block: int, start: Expr, column: Ex
     tiles.load_tile(tiles.CODES[block], unpacked, first, tiles.BYTES)
 
 
-def _load_rows(w: Weight, x: Activation, rows: Rows, copied: Buffer, half: int, column: Expr, depth: int) -> None:
+def _load_rows(w: Weight, x: Activation, rows: StepRows, copied: Buffer, half: int, column: Expr, depth: int) -> None:
     """The activations of one half of the rows.
 
     Rows of any distance are copied `depth` bytes at a time: as many bytes as the tiles load anyway, from and to the
@@ -188,7 +188,7 @@ def _load_rows(w: Weight, x: Activation, rows: Rows, copied: Buffer, half: int, 
     tiles.load_tile(tile, copied, first, depth)
 
 
-def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: Rows, memory: Memory, g: Expr) -> None:
+def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: StepRows, memory: TaskMemory, g: Expr) -> None:
     """sums += (products - zero * sum of the row's codes) * scales, of group g."""
     grouping = w.format.grouping
     groups = grouping.padded_k(w.k) // grouping.activations

@@ -82,14 +82,14 @@ def _matrix_rows(
     """The same for the first rows, in steps of the tile registers; returns how many these are."""
     spare = amx.STEP_ROWS - level.tuning.matrix_min_tokens
     steps = T.bind(T.floordiv(rows.count + spare, amx.STEP_ROWS))
-    memory, index = amx.Memory.of(w.format, len(blocks)), local("i32", amx.STEP_ROWS)
+    memory, index = amx.TaskMemory.of(w.format, len(blocks)), local("i32", amx.STEP_ROWS)
 
     def step(number: Expr) -> None:
         first = T.bind(number * amx.STEP_ROWS)
         count = T.bind(T.min(rows.count - first, amx.STEP_ROWS))
         with T.serial(0, count) as i:
             store(index, i, rows.place(first + i)[0], 1)
-        amx.dot_step(w, x, blocks, amx.Rows(index, count, rows.stride), memory, number)
+        amx.dot_step(w, x, blocks, amx.StepRows(index, count, rows.stride), memory, number)
         with T.serial(0, count) as i:
             use(amx.row_tile(w, memory, blocks, i), [T.bind(first + i)])
 

@@ -55,7 +55,7 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     sampling.Best: (sampling.sampling_operands, sampling.best),
     sampling.Finish: (sampling.sampling_operands, sampling.finish),
     sampling.Start: (sampling.sampling_operands, sampling.start),
-    sampling.Step: (sampling.sampling_operands, sampling.step),
+    sampling.SearchStep: (sampling.sampling_operands, sampling.step),
 }
 
 # The kinds of specs: of kernels, and of what takes several.

@@ -6,8 +6,9 @@ part of an embedding the rows it has, a part of the experts the pairs that chose
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets.calls.embedding import Take, take_operands
@@ -31,25 +32,43 @@ class Part:
     count: int
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """How a kernel is cut. role: of its weight. units: how many that has; every component holds them one behind the
+    other. operands: of the whole. variants(whole, operands, held): on the units `held`."""
+
+    role: str
+    units: Callable[[Any], int]
+    operands: Callable[[Any], tuple[Operand, ...]]
+    variants: Callable[[Any, Sequence[Operand], range], tuple[Variant, ...]]
+
+
+def _linear(whole: Linear, operands: Sequence[Operand], held: range) -> tuple[Variant, ...]:
+    start = held.start * LANES
+    own = replace(whole, n=min(whole.n - start, len(held) * LANES))
+    return products.linear(own, operands, View(whole.n, offset=start))
+
+
+_KINDS: Mapping[type, _Kind] = {
+    Linear: _Kind("w", lambda whole: whole.heads * -(-whole.n // LANES), products.linear_operands, _linear),
+    Take: _Kind("table", lambda whole: int(whole.v), take_operands, rows.take),
+    MoeGateUp: _Kind("w", lambda whole: int(whole.order.total), experts.gate_up_operands, experts.gate_up),
+    PairDown: _Kind("w", lambda whole: int(whole.spec.order.total), experts.pair_down_operands, experts.pair_down),
+}
+
+
+def can_be_cut(whole: object) -> TypeGuard[Whole]:
+    """Whether there are kernels for a part of its weight: heads are not cut, nor is what lies across them."""
+    return type(whole) in _KINDS and getattr(whole, "heads", 1) == 1
+
+
 def weight_role(whole: Whole) -> str:
-    return "table" if isinstance(whole, Take) else "w"
+    return _KINDS[type(whole)].role
 
 
 def units(whole: Whole) -> int:
-    """Units of the weight; every component holds them one behind the other."""
-    if isinstance(whole, Linear):
-        return whole.heads * -(-whole.n // LANES)
-    if isinstance(whole, Take):
-        return whole.v
-    return (whole.spec if isinstance(whole, PairDown) else whole).order.total
-
-
-def whole_operands(whole: Whole) -> tuple[Operand, ...]:
-    if isinstance(whole, Linear):
-        return products.linear_operands(whole)
-    if isinstance(whole, Take):
-        return take_operands(whole)
-    return experts.pair_down_operands(whole) if isinstance(whole, PairDown) else experts.gate_up_operands(whole)
+    """Units of the weight."""
+    return _KINDS[type(whole)].units(whole)
 
 
 def part_operands(part: Part) -> tuple[Operand, ...]:
@@ -61,18 +80,8 @@ def part_operands(part: Part) -> tuple[Operand, ...]:
             return operand
         return operand._replace(size=operand.size // total * part.count)
 
-    return tuple(map(of_part, whole_operands(part.whole)))
+    return tuple(map(of_part, _KINDS[type(part.whole)].operands(part.whole)))
 
 
 def part(part: Part, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    whole, held = part.whole, range(part.first, part.first + part.count)
-    if isinstance(whole, Linear):
-        start = part.first * LANES
-        columns = min(whole.n - start, part.count * LANES)
-        own = replace(whole, n=columns)
-        return products.linear(own, operands, View(whole.n, offset=start))
-    if isinstance(whole, Take):
-        return rows.take(whole, operands, held)
-    if isinstance(whole, PairDown):
-        return experts.pair_down(whole, operands, held)
-    return experts.gate_up(whole, operands, held)
+    return _KINDS[type(part.whole)].variants(part.whole, operands, range(part.first, part.first + part.count))

@@ -115,7 +115,7 @@ def _column(weight: Weight, chunk: Expr, i: int) -> Expr:
 
 
 @dataclass(frozen=True)
-class Tile:
+class ThreadTile:
     """What a thread has of a product of ROW_TILE activation rows and some blocks of a weight: row `lane` of each block
     and PART_ROWS activation rows from `part` * PART_ROWS on."""
 
@@ -142,7 +142,7 @@ def tile(
     x: Callable[[Expr, Expr], Expr],
     thread: Expr,
     space: tuple[Buffer, Buffer],
-) -> Tile:
+) -> ThreadTile:
     """Products of the activations x(row < ROW_TILE, column) with at most ROW_BLOCKS blocks."""
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
     per_thread, width = PART_ROWS, len(blocks) * LANES
@@ -176,7 +176,7 @@ def tile(
                     at = i * per_thread + j
                     store(sums, at, sums[at] + left[i] * right[j])
         barrier()
-    return Tile(lane, part, sums, len(blocks))
+    return ThreadTile(lane, part, sums, len(blocks))
 
 
 def linear_operands(spec: Linear) -> tuple[Operand, ...]:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dsv3c.compiler.checkpoint.catalog import Entry, catalogue
+from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.errors import (
@@ -36,7 +36,7 @@ CONFIG = ModelConfig.from_dict(VALUES, Path("config.json"))
 ATTENTION, EXPERTS = "model.layers.0.self_attn.", "model.layers.2.mlp.experts."
 
 
-def entries_of(folder: Path, tensors: Tensors, config: ModelConfig = CONFIG) -> dict[str, Entry]:
+def entries_of(folder: Path, tensors: Tensors, config: ModelConfig = CONFIG) -> dict[str, LogicalTensor]:
     folder.mkdir(exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors)
     return catalogue(config, open_tensors(folder)[0], folder)

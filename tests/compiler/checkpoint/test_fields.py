@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.compiler.checkpoint.fields import Fields
+from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError
 
-FIELDS = Fields({"n": 3, "x": 0.5, "b": False, "s": "one", "o": {"n": 4}, "null": None, "t": True}, Path("config.json"))
+FIELDS = ConfigFields(
+    {"n": 3, "x": 0.5, "b": False, "s": "one", "o": {"n": 4}, "null": None, "t": True}, Path("config.json")
+)
 
 
 def test_values_of_the_right_kind() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsv3c.compiler.checkpoint.fields import Fields
+from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.rope import RopeScaling, inverse_frequencies, parse_rope
 from dsv3c.compiler.errors import CheckpointError, ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from tests.checkpoints import YARN
 
 
 def parse(**config: Any) -> tuple[float, RopeScaling | None]:
-    return parse_rope(Fields(config, Path("config.json")), 4096)
+    return parse_rope(ConfigFields(config, Path("config.json")), 4096)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def parse(**config: Any) -> tuple[float, RopeScaling | None]:
 def test_transformers_has_the_same_numbers(
     rope: dict[str, Any], theta: float, dim: int, length: int, frequencies: list[float], factor: float
 ) -> None:
-    theta, scaling = parse_rope(Fields({"rope_theta": theta, "rope_scaling": rope}, Path("config.json")), length)
+    theta, scaling = parse_rope(ConfigFields({"rope_theta": theta, "rope_scaling": rope}, Path("config.json")), length)
     assert inverse_frequencies(dim, theta, scaling).tolist() == frequencies
     assert (scaling.rotation_scale if scaling else 1.0) == pytest.approx(factor, rel=1e-15)
 

@@ -9,20 +9,20 @@ import pytest
 
 from dsv3c.compiler.checkpoint import stored as stored_module
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import Stored, Weight
+from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
 from tests.checkpoints import write_safetensors
 
 E4M3 = ml_dtypes.float8_e4m3fn
 
 
-def weight(tmp_path: Path, value: np.ndarray, scale: np.ndarray | None = None, **fields: Any) -> Weight:
+def weight(tmp_path: Path, value: np.ndarray, scale: np.ndarray | None = None, **fields: Any) -> StoredWeight:
     tensors = {"w": value} | ({} if scale is None else {"w_scale_inv": scale})
     write_safetensors(tmp_path / "a.safetensors", tensors)
     file = SafetensorsFile(tmp_path / "a.safetensors")
     if scale is not None:
-        fields["scale"] = Stored(file, file.tensors["w_scale_inv"])
-    return Weight(Stored(file, file.tensors["w"]), **fields)
+        fields["scale"] = StoredTensor(file, file.tensors["w_scale_inv"])
+    return StoredWeight(StoredTensor(file, file.tensors["w"]), **fields)
 
 
 def dequantize(codes: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dsv3c.compiler.core.crossing import NEVER, materialize_from
+from dsv3c.compiler.core.crossing import materialize_from
+from dsv3c.runtime.artifact.plan import NEVER
 
 V3 = {"rank": 512, "nope": 128, "rope": 64, "v": 128}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsv3c.compiler.core.caches import caches_of
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
-from dsv3c.compiler.core.target import Emission, Entry, Planned
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Bounds, Buffer
@@ -31,7 +31,7 @@ class FakeTarget:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0
 
-    def plan(self, entries: Mapping[str, Entry], bounds: Mapping[str, int]) -> Planned:
+    def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         recipes: dict[str, Value] = {}
         for entry in entries.values():
             memo: dict[Value, bool] = {}

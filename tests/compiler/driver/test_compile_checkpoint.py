@@ -20,6 +20,7 @@ from dsv3c.compiler.errors import (
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Buffer
+from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import FakeTarget
 
@@ -122,7 +123,7 @@ def test_what_an_extra_would_find_wrong_is_found_before_the_work(
 def test_notes_are_told_before_the_work(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
     told: list[str] = []
 
-    class Telling(pipeline.Silent):
+    class Telling(Silent):
         def tell(self, text: str) -> None:
             told.append(text)
 

@@ -82,7 +82,7 @@ def test_recording_and_computing_the_model_agree(checkpoint: Checkpoint) -> None
     given: dict[str, Any] = STEP | {f"cache.{layer}": cache for layer, cache in enumerate(caches)}
     graph = tracer.trace(config, checkpoint.shapes, PAGE_SIZE)
     recorded = ops.evaluate_graph(graph, given, checkpoint.read)
-    step = model.Step(**STEP, page_size=PAGE_SIZE)
+    step = model.StepInputs(**STEP, page_size=PAGE_SIZE)
     computed = model.forward(ops.Evaluator(), config, checkpoint.read, step, caches)
     np.testing.assert_allclose(recorded["logits"], computed.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(recorded["hidden"], computed.hidden, rtol=1e-5, atol=1e-5)

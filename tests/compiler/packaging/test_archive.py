@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from dsv3c.compiler.packaging import archive
-from dsv3c.compiler.packaging.archive import Entry
+from dsv3c.compiler.packaging.archive import ArchiveFile
 from dsv3c.runtime.artifact.artifact import FileEntry
 from dsv3c.runtime.errors import FileSizeWrong, HashMismatch
 
 EMPTY_HASH = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def packed(entries: list[Entry], compressed: bool = True) -> bytes:
+def packed(entries: list[ArchiveFile], compressed: bool = True) -> bytes:
     file = io.BytesIO()
     archive.write(file, "root", entries, compressed, lambda n: None)
     return file.getvalue()
@@ -25,7 +25,7 @@ def packed(entries: list[Entry], compressed: bool = True) -> bytes:
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_entries_are_sorted_and_bare_of_times_and_owners(compressed: bool) -> None:
-    entries = [Entry("run.sh", b"#!", 2, executable=True), Entry.of_text("a/long/" + "n" * 120, "text")]
+    entries = [ArchiveFile("run.sh", b"#!", 2, executable=True), ArchiveFile.of_text("a/long/" + "n" * 120, "text")]
     content = packed(entries, compressed)
     assert content == packed(entries[::-1], compressed)
     assert content.startswith(b"\x1f\x8b") == compressed
@@ -46,7 +46,7 @@ def test_a_file_of_any_size_takes_little_memory(tmp_path: Path) -> None:
         file.truncate(size)
     with (tmp_path / "out.tar").open("wb") as out:
         tracemalloc.start()
-        archive.write(out, "root", [Entry("weights", tmp_path / "weights", size)], False, seen.append)
+        archive.write(out, "root", [ArchiveFile("weights", tmp_path / "weights", size)], False, seen.append)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     (tmp_path / "out.tar").unlink()
@@ -58,6 +58,6 @@ def test_a_file_that_is_not_what_its_entry_says(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"12345678")
     with pytest.raises(HashMismatch, match="weights has the sha256"):
-        packed([Entry("weights", path, 8, FileEntry(EMPTY_HASH, 8))])
+        packed([ArchiveFile("weights", path, 8, FileEntry(EMPTY_HASH, 8))])
     with pytest.raises(FileSizeWrong, match=r"weights has 8 bytes, manifest\.json says 9"):
-        packed([Entry("weights", path, 9)])
+        packed([ArchiveFile("weights", path, 9)])

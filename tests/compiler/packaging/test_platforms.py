@@ -6,12 +6,12 @@ import pytest
 
 from dsv3c.compiler.cli.package import package_command
 from dsv3c.compiler.packaging import platforms
-from dsv3c.compiler.packaging.platforms import PLATFORMS, Platform, platform_of
-from dsv3c.runtime.artifact.artifact import Level, Target
+from dsv3c.compiler.packaging.platforms import PLATFORMS, WheelPlatform, platform_of
+from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
 
 
-def target(name: str, *files: str) -> Target:
-    return Target(name, tuple(Level(f"level{i}", (), file) for i, file in enumerate(files)))
+def target(name: str, *files: str) -> ArtifactTarget:
+    return ArtifactTarget(name, tuple(Level(f"level{i}", (), file) for i, file in enumerate(files)))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_tags_name_every_c_library_that_will_do() -> None:
 def test_a_machine_without_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platforms, "machine", lambda: "riscv64")
     with pytest.raises(platforms.UnknownMachineError, match=r"on riscv64\n.*linux-x86_64, linux-aarch64"):
-        Platform.here()
+        WheelPlatform.here()
 
 
 def test_help_lists_the_platforms() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from dsv3c.runtime.artifact.costs import Cost, Step, Work, active_experts, call_work, parse_cost, total
+from dsv3c.runtime.artifact.costs import Cost, StepShape, Work, active_experts, call_work, parse_cost, total
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.errors import PlanInvalid
 
-DECODE = Step("decode", tokens=1, rows=1, start=9)
-PREFILL = Step("prefill", tokens=4, rows=2, start=10)
+DECODE = StepShape("decode", tokens=1, rows=1, start=9)
+PREFILL = StepShape("prefill", tokens=4, rows=2, start=10)
 
 
 def test_pairs_are_the_causal_triangle_behind_the_depth() -> None:
@@ -26,7 +26,7 @@ def test_a_product_reads_its_weight_once_and_works_for_each_row() -> None:
 
 
 def test_no_row_reads_no_weight() -> None:
-    assert call_work(Cost(rows="R", row_flops=6), 100, Step("prefill", 4, 0, 0)) == Work()
+    assert call_work(Cost(rows="R", row_flops=6), 100, StepShape("prefill", 4, 0, 0)) == Work()
 
 
 def test_a_table_is_read_by_row() -> None:

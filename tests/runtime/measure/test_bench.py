@@ -13,7 +13,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.artifact.costs import Step, Work
+from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan, parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.errors import BenchTooLong
@@ -48,7 +48,7 @@ def test_operations_of_a_token(plan: Plan) -> None:
     absorbed = HEADS * 128 * 32 + HEADS * 32 * 128  # query into the latent space, values out of it
     pair = 2 * HEADS * (2 * 128 + 16)
     for start in (0, 100):
-        work = steps_work(plan, [Step("decode", 1, 1, start)])
+        work = steps_work(plan, [StepShape("decode", 1, 1, start)])
         assert work is not None
         assert work.flops == flops(QKV_A + Q_B + absorbed + OUT, 1, 1) + LAYERS * pair * (start + 1)
         assert work.cache_bytes == LAYERS * (start + 1) * (128 + 16) * 2
@@ -62,7 +62,7 @@ def test_weight_bytes_of_a_token(plan: Plan) -> None:
     experts = 5 * (2 * 128 * (256 + 4) + 256 * (128 + 4)) + 4 * 16 * 256 + 4 * 16
     head = 2048 * (256 + 4) + 4 * 256
     embedding, frequencies = 2 * 256, 4 * 8
-    work = steps_work(plan, [Step("decode", 1, 1, 0)])
+    work = steps_work(plan, [StepShape("decode", 1, 1, 0)])
     assert work is not None
     layers = LAYERS * (attention + norms) + dense + MOE_LAYERS * experts
     assert work.weight_bytes == pytest.approx(layers + head + embedding + frequencies)
@@ -70,7 +70,7 @@ def test_weight_bytes_of_a_token(plan: Plan) -> None:
 
 def test_operations_of_a_prompt(plan: Plan) -> None:
     tokens, start = 256, 128
-    work = steps_work(plan, [Step("prefill", tokens, 1, start)])
+    work = steps_work(plan, [StepShape("prefill", tokens, 1, start)])
     assert work is not None
     rebuilt = 2 * HEADS * 128 * (32 + 32) * (start + tokens)
     pairs = tokens * start + tokens * (tokens + 1) // 2
@@ -87,7 +87,7 @@ def test_labels_name_the_weight_without_its_layer(plan: Plan) -> None:
 
 def test_a_plan_without_costs_has_no_work() -> None:
     plan = parse_plan(toy.plan_content(), {"scale": Tensor("float32", (1,), 0, 4)}, toy.VOCAB)
-    assert steps_work(plan, [Step("decode", 1, 1, 0)]) is None
+    assert steps_work(plan, [StepShape("decode", 1, 1, 0)]) is None
 
 
 def test_speeds_of_a_result() -> None:

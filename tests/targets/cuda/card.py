@@ -6,7 +6,7 @@ import numpy as np
 
 from dsv3c.runtime.devices.cuda.driver import Driver, Handle
 from dsv3c.runtime.devices.cuda.gpu import Gpu, choose, devices
-from dsv3c.runtime.devices.cuda.graphs import Kernel
+from dsv3c.runtime.devices.cuda.graphs import KernelLaunch
 from dsv3c.targets.gpu.kernels.frame import THREADS
 
 BEHIND = 4096  # bytes behind every operand that a kernel must leave alone
@@ -42,7 +42,7 @@ class Card:
             host[:] = UNTOUCHED
             host[: array.nbytes] = array.view(np.uint8)
             self._driver.call("cuMemcpyHtoDAsync", address, host.ctypes.data, host.size, gpu.stream)
-        kernel = Kernel(function, THREADS, addresses)
+        kernel = KernelLaunch(function, THREADS, addresses)
         kernel.set_grid(np.array(grid, np.uint32))
         kernel.launch(gpu)
         for host, address in zip(hosts, addresses, strict=True):

@@ -7,8 +7,9 @@ import pytest
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import verify
+from dsv3c.runtime.artifact.plan import NEVER
 from dsv3c.targets.cuda.architectures import UnknownArchitecture, number, parse_architectures
-from dsv3c.targets.cuda.binaries import FILE, NEVER, Binaries
+from dsv3c.targets.cuda.binaries import FILE, Binaries
 from dsv3c.targets.cuda.capabilities import CUDA
 from dsv3c.targets.gpu.kernels.attention.tensor_cores import SHARED_BYTES
 from dsv3c.targets.gpu.kernels.frame import THREADS

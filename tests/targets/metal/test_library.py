@@ -12,12 +12,12 @@ from dsv3c.targets.link import platforms
 from dsv3c.targets.link.platforms import LinkFailed, NoCrossCompiler
 from dsv3c.targets.metal import library as linking
 from dsv3c.targets.metal.library import LIBRARY, SYMBOL, link_library
-from dsv3c.targets.metal.payload import Kernel, library_bin
+from dsv3c.targets.metal.payload import MetalKernel, library_bin
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.metal import loader, macho
 
 TEXT = "kernel void k(device float* x [[buffer(0)]]) {}"
-DATA = library_bin({"k": Kernel(TEXT, 1, ("blockIdx.x", "threadIdx.x"))})
+DATA = library_bin({"k": MetalKernel(TEXT, 1, ("blockIdx.x", "threadIdx.x"))})
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tvm.runtime import _ffi_api
 
 from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.metal.msl import printed
-from dsv3c.targets.metal.payload import Kernel, library_bin, payload
+from dsv3c.targets.metal.payload import MetalKernel, library_bin, payload
 from tests.targets.gpu.op_tests import CASES
 from tests.targets.metal.loader import HANDLE, module_of, parse
 
@@ -51,5 +51,5 @@ def test_every_function_has_its_own_text_and_arguments():
 
 def test_sizes_are_counted_in_bytes():
     """A text may have letters that take several."""
-    kernels = {"k": Kernel("// 16 × 4", 0, ("threadIdx.x",))}
+    kernels = {"k": MetalKernel("// 16 × 4", 0, ("threadIdx.x",))}
     assert parse(module_of(library_bin(kernels)))[2] == {"k": "// 16 × 4"}

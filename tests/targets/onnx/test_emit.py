@@ -16,7 +16,6 @@ from dsv3c.compiler.driver.pipeline import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.onnx import UnknownAccuracyLevel, UnknownOnnxProvider
-from dsv3c.targets.onnx.builder import joined_name
 from tests.conformance.configs import CONFIGS
 from tests.targets.onnx.conftest import Export, Exported
 
@@ -166,9 +165,3 @@ def test_cache_has_the_type_of_the_activations(provider: str, quant: str, asked:
 def test_cache_type_that_a_provider_lacks_is_refused() -> None:
     with pytest.raises(BadOptionError, match="cache_dtype is 'bf16'; expected f32 for the target onnx"):
         choose_cache_dtype(CompileOptions(target="onnx", cache_dtype="bf16"), targets.get("onnx"))
-
-
-def test_joined_names() -> None:
-    assert joined_name(["a.b.weight"]) == "a.b.weight"
-    assert joined_name(["a.gate.weight", "a.up.weight", "a.gate.weight"]) == "a.{gate,up}.weight"
-    assert joined_name(["a.x.1.w", "a.y.w"]) == "a.{x.1,y}.w"

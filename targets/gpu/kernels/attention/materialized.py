@@ -37,7 +37,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import exp
-from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, Tile, tile
+from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, ThreadTile, tile
 from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.gpu.kernels.weights import Weight
 from dsv3c.targets.gpu.kernels.words import load
@@ -211,7 +211,7 @@ class _Group:
                     self._softmax(tokens, scores, first, step == 0)
                     self._add_values(tokens, step == 0, values)
 
-    def _rebuilt(self, role: str, n: int) -> list[Tile]:
+    def _rebuilt(self, role: str, n: int) -> list[ThreadTile]:
         """This head's keys or values of the block."""
         weight = Weight.of(self.buffers, role, self.see.spec.weight, n, self.see.spec.paging.rank)
         own, space = T.bind(self.head * weight.blocks), (self.left, self.right)
@@ -231,7 +231,7 @@ class _Group:
             store(furthest, 0, T.max(furthest[0], self.buffers["positions"][tokens.at(i)]))
         return T.bind(furthest[0])
 
-    def _scores(self, tokens: _Tokens, keys: Sequence[Tile]) -> Buffer:
+    def _scores(self, tokens: _Tokens, keys: Sequence[ThreadTile]) -> Buffer:
         """f32 [TURNS * SIDE] of a thread."""
         spec, paging = self.see.spec, self.see.spec.paging
         view, scores = view_of(spec.view, spec.heads, spec.nope), _zeros()
@@ -264,7 +264,7 @@ class _Group:
             value = T.bind(query(tokens.at(row), T.bind(T.min(first + column, n - 1))))
             store(self.left, row * SIDE_STRIDE + column, T.Select(first + column < n, value, f32(0)))
 
-    def _stage(self, tiles: Sequence[Tile], first: int, place: Callable[[Expr, Expr], Expr]) -> None:
+    def _stage(self, tiles: Sequence[ThreadTile], first: int, place: Callable[[Expr, Expr], Expr]) -> None:
         """Columns first … first + 31 of what threads hold, into `right`; zeros where there is no such block."""
         for within in range(COLUMNS // LANES):
             many, block = divmod(first // LANES + within, ROW_BLOCKS)
@@ -322,7 +322,7 @@ class _Group:
             with T.If(kept), T.Then():
                 self._keep(tokens.start + self.thread, largest[0], total[0])
 
-    def _add_values(self, tokens: _Tokens, is_first: Expr, values: Sequence[Tile]) -> None:
+    def _add_values(self, tokens: _Tokens, is_first: Expr, values: Sequence[ThreadTile]) -> None:
         """The tokens' sums of values go on; the probabilities stay in `left` for all of them."""
         spec, scratch = self.see.spec, self.buffers["scratch"]
         row, side = self._place()

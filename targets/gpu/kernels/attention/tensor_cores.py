@@ -21,7 +21,7 @@ from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
 from dsv3c.targets.gpu.kernels.frame import LOWEST, THREADS, Buffers, Expr, add, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.functions import exp
 from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR
-from dsv3c.targets.gpu.kernels.units.fragments import COLUMNS, ROWS, SUMS, WARP, K, Place, multiply, pair
+from dsv3c.targets.gpu.kernels.units.fragments import COLUMNS, ROWS, SUMS, WARP, K, Thread, multiply, pair
 
 REQUIRES = frozenset({MMA, SUBGROUP_32})
 HEADS = ROWS  # of a workgroup
@@ -77,7 +77,7 @@ class Heads:
     """
 
     def __init__(self, spec: MlaAbsorbed, buffers: Buffers, span: Span, thread: Expr) -> None:
-        self._spec, self._buffers, self._span, self._place = spec, buffers, span, Place.of(thread)
+        self._spec, self._buffers, self._span, self._place = spec, buffers, span, Thread.of(thread)
         self._rows = shared(SLOTS * _stride(spec), "uint32")
         self._scores = shared(WARPS * HEADS * SCORE_STRIDE)
         self._probabilities = shared(HEADS * PROBABILITY_STRIDE, "uint32")

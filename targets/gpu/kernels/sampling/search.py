@@ -180,12 +180,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Place:
+class Reach:
     index: Expr
     rest: Expr  # what is to be reached at the index, at most what is there
 
 
-def reached(n: int, value: Callable[[Expr], Expr], rest: Expr) -> Place:
+def reached(n: int, value: Callable[[Expr], Expr], rest: Expr) -> Reach:
     """The first of n places at which the u32 values add up to `rest`; without one the last whose value is not 0."""
     index, left, found = (
         local(1, "int32"),
@@ -207,7 +207,7 @@ def reached(n: int, value: Callable[[Expr], Expr], rest: Expr) -> Place:
                     store(found, 0, T.int32(1))
                 with T.Else():
                     store(left, 0, left[0] - own)
-    return Place(T.bind(index[0]), T.bind(T.min(left[1], left[2])))
+    return Reach(T.bind(index[0]), T.bind(T.min(left[1], left[2])))
 
 
 def _high_product(a: Expr, b: Expr) -> Expr:

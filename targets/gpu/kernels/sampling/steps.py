@@ -1,8 +1,8 @@
 """The next token of each row of logits as the runtime's engine.sampling takes it: the best, or one that filters leave.
 
 Nothing is sorted. A logit's distance to the best one is its key, 28 bits that order the ids as the sampler does (equal
-ones by id). A pass of `Step` counts or weighs the keys in sixteen ranges, seven passes find the key at which a number
-of ids, or a share of the weight, is reached. Each pass is a kernel with a workgroup for a segment of the vocabulary;
+ones by id). A `SearchStep` counts or weighs the keys in sixteen ranges, seven of them find the key at which a number of
+ids, or a share of the weight, is reached. Each pass is a kernel with a workgroup for a segment of the vocabulary;
 the next one adds up what the segments found, every workgroup for itself:
 
     best      the likeliest id (ties: the lowest), NaN counting as the largest number
@@ -112,7 +112,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """One pass, from one half of the scratch to the other."""
 
     spec: Sample
@@ -121,12 +121,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Finish:
-    """scratch of the last Step -> token in rows that are drawn."""
+    """scratch of the last SearchStep -> token in rows that are drawn."""
 
     spec: Sample
 
 
-Stage = Best | Start | Step | Finish
+Stage = Best | Start | SearchStep | Finish
 
 
 def sampling_stages(spec: Greedy) -> tuple[Stage, ...]:
@@ -135,7 +135,7 @@ def sampling_stages(spec: Greedy) -> tuple[Stage, ...]:
     if not isinstance(spec, Sample):
         return (Best(likeliest), Start(likeliest))
     pairs, any_filter = (STEPS if spec.filtered else ORDERED_STEPS) // 2, Sample(spec.rows, spec.vocab)
-    steps = (Step(any_filter), Step(any_filter, backwards=True)) * pairs
+    steps = (SearchStep(any_filter), SearchStep(any_filter, backwards=True)) * pairs
     return (Best(likeliest), Start(any_filter), *steps, Finish(any_filter))
 
 
@@ -148,7 +148,7 @@ def sampling_operands(stage: Stage) -> tuple[Operand, ...]:
         return (CONTROL, logits, scratch)
     if isinstance(stage, Start):
         return (CONTROL, *params, token, scratch)
-    if isinstance(stage, Step):
+    if isinstance(stage, SearchStep):
         return (CONTROL, logits, *params, scratch)
     return (CONTROL, logits, *params, token, scratch)
 
@@ -227,7 +227,7 @@ def start(stage: Start, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     return made if spec.segments > 1 else made[-1:]  # one has nothing to exchange
 
 
-def step(stage: Step, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+def step(stage: SearchStep, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     spec = stage.spec
     grid = (Extent(spec.segments), Extent(1, spec.rows))
 

@@ -55,7 +55,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Space:
+class _Space:
     """Shared memory: pairs of float16 [TILE, STRIDE] of either side; sums f32 [SUM_ROWS, SUM_STRIDE], before them
     magnitudes [LANES or less, TILE]; f32 [2, TILE] by which sums are multiplied, of activation rows and weight rows."""
 
@@ -74,11 +74,11 @@ class CooperativeMatrices:
     def serves(self, weight: WeightFormat) -> bool:
         return weight.element != "f32"
 
-    def space(self) -> Space:
+    def space(self) -> _Space:
         pairs = [shared(TILE * STRIDE, "float16x2") for _ in range(2)]
-        return Space(pairs[0], pairs[1], shared(SUM_ROWS * SUM_STRIDE), shared(2 * TILE))
+        return _Space(pairs[0], pairs[1], shared(SUM_ROWS * SUM_STRIDE), shared(2 * TILE))
 
-    def product(self, factors: Factors, thread: Expr, space: Space, keep: Keep) -> None:
+    def product(self, factors: Factors, thread: Expr, space: _Space, keep: Keep) -> None:
         own = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
         starts = [factors.start(T.bind(turn * SLICES + own[1])) for turn in range(TILE // SLICES)]
         _scale_rows(factors, starts, (thread, *own), space)
@@ -117,7 +117,7 @@ class _Matrices:
         with T.unroll(0, self._high * self._wide) as at:
             _call(CLEAR, self._sums[at])
 
-    def multiply(self, space: Space) -> None:
+    def multiply(self, space: _Space) -> None:
         """Add the products of what is staged."""
         with T.unroll(0, T.floordiv(T.int32(K_TILE), self._k)) as part:
             k = T.bind(T.floordiv(part * self._k, 2))
@@ -138,7 +138,7 @@ class _Matrices:
                     _call(STORE, self._sums[i * self._wide + j], place, SUM_STRIDE)
 
 
-def _scale_rows(factors: Factors, starts: Sequence[Expr], own: tuple[Expr, Expr, Expr], space: Space) -> None:
+def _scale_rows(factors: Factors, starts: Sequence[Expr], own: tuple[Expr, Expr, Expr], space: _Space) -> None:
     """Find the powers of two of activation rows. own: thread, lane, slice."""
     thread, lane, part = own
     k, largest = factors.weight.k, local(len(starts))
@@ -153,7 +153,7 @@ def _scale_rows(factors: Factors, starts: Sequence[Expr], own: tuple[Expr, Expr,
     _gather(thread, LANES, lambda found: _power(found, TOP), space, 0)
 
 
-def _scale_weights(weight: Weight, block: Callable[[Expr], Expr], own: tuple[Expr, Expr, Expr], space: Space) -> None:
+def _scale_weights(weight: Weight, block: Callable[[Expr], Expr], own: tuple[Expr, Expr, Expr], space: _Space) -> None:
     """Find what the sums of weight rows are multiplied by: the factor of a row, else a power of two."""
     thread, lane, part = own
     if weight.scale is not None and weight.groups == 1:
@@ -178,7 +178,7 @@ def _scale_weights(weight: Weight, block: Callable[[Expr], Expr], own: tuple[Exp
     _gather(thread, SLICES, lambda found: _power(found, top), space, TILE)
 
 
-def _gather(thread: Expr, count: int, power: Callable[[Expr], Expr], space: Space, first: int) -> None:
+def _gather(thread: Expr, count: int, power: Callable[[Expr], Expr], space: _Space, first: int) -> None:
     """factors[first + row] = power(largest of the `count` magnitudes of a row), seen by all threads after."""
     barrier()
     with T.If(thread < TILE), T.Then():
@@ -189,7 +189,7 @@ def _gather(thread: Expr, count: int, power: Callable[[Expr], Expr], space: Spac
     barrier()
 
 
-def _stage_weights(factors: Factors, step: Expr, own: tuple[Expr, Expr], space: Space) -> None:
+def _stage_weights(factors: Factors, step: Expr, own: tuple[Expr, Expr], space: _Space) -> None:
     """K_TILE values of K of all blocks, scaled; zero where K has ended. own: row in a block and slice of a thread."""
     lane, part = own
     weight = factors.weight
@@ -221,7 +221,7 @@ def _scaled(weight: Weight, block: Expr, chunk: Expr, lane: Expr, power: Expr) -
     return values if whole else [T.Select(chunk < weight.chunks, value, f32(0)) for value in values]
 
 
-def _keep(first: Expr, own: tuple[Expr, Expr], space: Space, keep: Keep) -> None:
+def _keep(first: Expr, own: tuple[Expr, Expr], space: _Space, keep: Keep) -> None:
     """Hand over the sums of SUM_ROWS rows from `first` on."""
     lane, part = own
     with T.serial(0, SUM_ROWS // SLICES) as turn:

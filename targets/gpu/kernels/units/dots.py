@@ -38,7 +38,7 @@ SIGNS = SIGN * EACH  # the highest bit of every byte
 
 
 @dataclass(frozen=True)
-class Space:
+class _Space:
     """Shared memory: int8 by four in words [WORDS, STRIDE] of either side; bits of largest magnitudes
     [TILE, QUARTERS]; what a step of the activations of a row is worth f32 [TILE]; factors of weight rows f32 [TILE]."""
 
@@ -58,11 +58,11 @@ class IntegerDots:
     def serves(self, weight: WeightFormat) -> bool:
         return weight.integer_products and weight.largest < SIGN
 
-    def space(self) -> Space:
+    def space(self) -> _Space:
         weights, rows = (shared(WORDS * STRIDE, "uint32") for _ in range(2))
-        return Space(weights, rows, shared(TILE * QUARTERS, "uint32"), shared(TILE), shared(TILE))
+        return _Space(weights, rows, shared(TILE * QUARTERS, "uint32"), shared(TILE), shared(TILE))
 
-    def product(self, factors: Factors, thread: Expr, space: Space, keep: Keep) -> None:
+    def product(self, factors: Factors, thread: Expr, space: _Space, keep: Keep) -> None:
         weight, rows = factors.weight, _Rows(factors, thread)
         lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
         first, grouped = T.bind(part * ROWS), weight.groups > 1
@@ -105,7 +105,7 @@ class IntegerDots:
                 keep(row, T.int32(pair), lane, (found[at], found[at + ROWS]))
 
 
-def _multiply(products: Buffer, first: Expr, lane: Expr, space: Space) -> None:
+def _multiply(products: Buffer, first: Expr, lane: Expr, space: _Space) -> None:
     """products[i * ROWS + j] = what is staged of row `lane` of block i times that of activation row first + j."""
     for at in range(SUMS):
         store(products, at, T.int32(0))
@@ -127,7 +127,7 @@ class _Chunk:
     at: Expr
     zero: Expr
 
-    def stage(self, space: Space) -> None:
+    def stage(self, space: _Space) -> None:
         for i, codes in enumerate(_less_zero(self.codes, self.zero)):
             store(space.weights, self.at + i * STRIDE, codes)
 
@@ -182,13 +182,13 @@ class _Rows:
             columns += [low + i if self._whole else T.bind(T.min(low + i, self._k - 1)) for i in range(4)]
         return [[T.bind(self._x[start + column]) for column in columns] for start in self._starts]
 
-    def stage_largest(self, values: Sequence[Sequence[Expr]], space: Space) -> None:
+    def stage_largest(self, values: Sequence[Sequence[Expr]], space: _Space) -> None:
         """The largest magnitude of them, as bits: among these, unlike among floats, NaN is the largest of all."""
         for row, own in zip(self._rows, values, strict=True):
             bits = [T.bitwise_and(T.reinterpret("uint32", value), T.uint32(0x7FFFFFFF)) for value in own]
             store(space.largest, row * QUARTERS + self._quarter, reduce(T.max, bits))
 
-    def stage(self, values: Sequence[Sequence[Expr]], space: Space) -> None:
+    def stage(self, values: Sequence[Sequence[Expr]], space: _Space) -> None:
         """The values as int8, and what a step of theirs is worth."""
         for row, own in zip(self._rows, values, strict=True):
             bits = T.bind(reduce(T.max, [space.largest[row * QUARTERS + i] for i in range(QUARTERS)]))

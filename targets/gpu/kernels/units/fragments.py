@@ -23,7 +23,7 @@ SUMS = 4  # of a thread: two of its first row, two of its second
 
 
 @dataclass(frozen=True)
-class Place:
+class Thread:
     """A thread of a workgroup."""
 
     thread: Expr
@@ -32,7 +32,7 @@ class Place:
     member: Expr
 
     @classmethod
-    def of(cls, thread: Expr) -> Place:
+    def of(cls, thread: Expr) -> Thread:
         return cls(
             thread,
             T.bind(T.shift_right(thread, T.int32(5))),

@@ -17,7 +17,7 @@ from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels.frame import Buffer, Expr, barrier, f32, local, shared, store
-from dsv3c.targets.gpu.kernels.units.fragments import Place, multiply, pair
+from dsv3c.targets.gpu.kernels.units.fragments import Thread, multiply, pair
 from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SIDE, SLICES, TILE, Factors, Keep
 from dsv3c.targets.gpu.kernels.weights import Weight
 
@@ -28,7 +28,7 @@ SUMS = 4 * ROW_FRAGMENTS * COLUMN_FRAGMENTS  # of a thread
 
 
 @dataclass(frozen=True)
-class Space:
+class _Space:
     """Shared memory: pairs of bfloat16 in words [TILE, STRIDE] of either side, factors f32 [2 * TILE]."""
 
     weights: Buffer
@@ -45,20 +45,20 @@ class TensorCores:
     def serves(self, weight: WeightFormat) -> bool:
         return weight.element != "f32"
 
-    def space(self) -> Space:
-        return Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE))
+    def space(self) -> _Space:
+        return _Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE))
 
-    def product(self, factors: Factors, thread: Expr, space: Space, keep: Keep) -> None:
-        place = Place.of(thread)
+    def product(self, factors: Factors, thread: Expr, space: _Space, keep: Keep) -> None:
+        place = Thread.of(thread)
         _each(place, _product(factors, place, space), keep)
 
 
-def _corner(place: Place) -> tuple[Expr, Expr]:
+def _corner(place: Thread) -> tuple[Expr, Expr]:
     """(activation row, output row) of the square of a thread's warp."""
     return T.bind(T.bitwise_and(place.warp, T.int32(1)) * SIDE), T.bind(T.shift_right(place.warp, T.int32(1)) * SIDE)
 
 
-def _each(place: Place, sums: Buffer, keep: Keep) -> None:
+def _each(place: Thread, sums: Buffer, keep: Keep) -> None:
     """The square of a warp is two blocks wide: of each row, a thread has the same columns of both."""
     row, column = _corner(place)
     row, two, lane = T.bind(row + place.group), T.bind(T.shift_right(column, T.int32(5))), T.bind(place.member * 2)
@@ -75,7 +75,7 @@ def _sum(i: int, j: int, element: int) -> int:
     return (i * COLUMN_FRAGMENTS + j) * 4 + element
 
 
-def _product(factors: Factors, place: Place, space: Space) -> Buffer:
+def _product(factors: Factors, place: Thread, space: _Space) -> Buffer:
     """The sums of a thread."""
     weight, thread = factors.weight, place.thread
     lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))

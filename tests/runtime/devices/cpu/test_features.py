@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.artifact.artifact import Level, Target
+from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
 from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.features import (
     check_threads,
@@ -88,13 +88,13 @@ def test_on_arm_the_auxiliary_vector_is_asked_first(monkeypatch: pytest.MonkeyPa
 def test_wrong_machine_names_both(monkeypatch: pytest.MonkeyPatch, target: str, machine: str) -> None:
     monkeypatch.setattr(cpu_features, "machine", lambda: machine)
     with pytest.raises(errors.WrongMachine, match=f"compiled for .*, this machine is {machine}"):
-        require_machine(Target(target, ()))
+        require_machine(ArtifactTarget(target, ()))
 
 
 def test_machine_goes_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features.platform, "machine", lambda: "AMD64")
     assert cpu_features.machine() == "x86_64"
-    require_machine(Target("x86", ()))
+    require_machine(ArtifactTarget("x86", ()))
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 100_000])
