@@ -25,12 +25,12 @@ from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 
 Floats = NDArray[np.float32]
-PAGE_SIZE, VOCAB = 4, 48
-BOUNDS = {"T": 8, "R": 4, "S": 3, "P": 8}
+PAGE_SIZE, VOCAB = 16, 48
+BOUNDS = {"T": 8, "R": 4, "S": 3, "P": 2}
 IDS = np.random.default_rng(1).integers(0, VOCAB, 21).astype(np.int32)
 PAGING = "%positions, %sequence, %page_table"
-WRITE = '{"eps": 1e-05, "interleave": true, "page_size": 4}'
-READ = '{"page_size": 4, "scale": 0.25}'
+WRITE = '{"eps": 1e-05, "interleave": true, "page_size": 16}'
+READ = '{"page_size": 16, "scale": 0.25}'
 
 
 def layer(i: int) -> str:

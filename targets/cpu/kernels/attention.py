@@ -110,6 +110,7 @@ class _Unit:
 def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
     """Parallel over tokens, head tiles and chunks of the context; then, where there are chunks, over heads."""
     paging = spec.paging
+    assert paging.page_size % PAGE == 0, f"a page holds {paging.page_size} slots, which is no multiple of {PAGE}"
     tiles = tiles_of(spec.heads)
     tile = -(-spec.heads // tiles)
     slices = parts(spec.heads)

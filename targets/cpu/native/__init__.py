@@ -60,8 +60,9 @@ def build(source: Path, native: Path, platform: Platform | None = None, flags: t
     compiler = [*found, *FLAGS, *old, *flags]
     library = native / f"libdsv3c_model{platform.suffix if platform else '.so'}"
     macos = platform is not None and platform.system == "darwin"
-    # Else some linkers note the path at which they found the library, which is not where it will be.
-    named = f"-Wl,-install_name,@rpath/{library.name}" if macos else f"-Wl,-soname,{library.name}"
+    # Else some linkers note the path at which they found the library, which is not where it will be. Symbolic: it calls
+    # itself, and not what the library of another model in the same process has under the same names.
+    named = f"-Wl,-install_name,@rpath/{library.name}" if macos else f"-Wl,-soname,{library.name},-Bsymbolic"
     files = [str(path) for path in sorted(source.glob("*.c")) if path.name not in (PROGRAM, START)]
     hidden = ["-shared", "-fPIC", "-fvisibility=hidden", "-DDSV3C_SHARED="]
     _compile([*compiler, *hidden, named, "-o", str(library), *files, "-lm", "-ldl"], library)

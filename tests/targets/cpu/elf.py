@@ -7,6 +7,7 @@ from pathlib import Path
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, link, info, align, entry size
 _DYNAMIC, _NEEDED_VERSIONS = 6, 0x6FFFFFFE
+_SYMBOLIC, _FLAGS, _FLAG_SYMBOLIC = 16, 30, 2
 
 
 def _sections(data: bytes) -> list[tuple[int, ...]]:
@@ -44,3 +45,11 @@ def glibc(path: Path) -> tuple[int, ...]:
     """The newest version of glibc that the file wants symbols of."""
     names = [name.removeprefix("GLIBC_") for name in versions(path) if name.startswith("GLIBC_")]
     return max(tuple(map(int, name.split("."))) for name in names)
+
+
+def binds_to_itself(path: Path) -> bool:
+    """Whether references of the file to symbols that it has are to its own, whoever else has them: DT_SYMBOLIC."""
+    data = path.read_bytes()
+    (dynamic,) = (section for section in _sections(data) if section[1] == _DYNAMIC)
+    entries = struct.iter_unpack("<qQ", data[dynamic[4] : dynamic[4] + dynamic[5]])
+    return any(tag == _SYMBOLIC or (tag == _FLAGS and value & _FLAG_SYMBOLIC) for tag, value in entries)

@@ -17,6 +17,7 @@ from dsv3c.targets.cpu.native import write_native
 from dsv3c.targets.x86 import levels as x86
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.selection import shortlist
+from tests.targets.cpu.elf import binds_to_itself
 from tests.targets.cpu.native.binding import Failure, Model
 
 SHAPES = {
@@ -62,3 +63,7 @@ def test_another_kind_of_tokenizer_leaves_token_ids(folder: Path, tmp_path: Path
     assert not model.info.has_tokenizer
     assert model.logits([1, 2, 3]).shape == (3, 2048)
     model.close()
+
+
+def test_a_library_calls_itself_and_not_that_of_another_model_in_its_process(folder: Path) -> None:
+    assert binds_to_itself(folder / "native" / "libdsv3c_model.so")
