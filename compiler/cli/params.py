@@ -15,17 +15,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What people call the formats, beside the full names.
 SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# As the table of formats lists them, which takes numpy; help is to come at once.
+FORMATS = "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-
-
-class FormatOption(click.Option):
-    """An option whose help names {formats}, which are asked for when it is shown."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        from dsv3c.compiler.formats.table import listed
-
-        self.help = (self.help or "").format(formats=listed())
-        return super().get_help_record(ctx)
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -82,12 +74,11 @@ def model_options(command: Command) -> Command:
         click.option(
             "-q",
             "--quant",
-            cls=FormatOption,
             callback=weight_format,
             metavar="FORMAT",
             default="int8",
             show_default=True,
-            help="Format of the linear weights: {formats}. int4 alone means int4-g32.",
+            help=f"Format of the linear weights: {FORMATS}. int4 alone means int4-g32.",
         ),
         click.option(
             "--head-quant",

@@ -12,8 +12,10 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler import cli
+from dsv3c.compiler.cli import params
 from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.driver.pipeline import CompileReport
+from dsv3c.compiler.formats.table import listed
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.cli.progress import NotesOnly
 
@@ -158,3 +160,7 @@ def test_doctor_says_what_a_target_needs(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_every_need_of_a_target_is_known() -> None:
     assert [state.target for state in machine.readiness()] == list(targets.available())
+
+
+def test_the_help_names_the_formats_of_the_table() -> None:
+    assert listed() == params.FORMATS

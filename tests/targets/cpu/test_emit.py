@@ -22,6 +22,7 @@ from dsv3c.targets.cpu import emit
 from dsv3c.targets.cpu.children import JobDied
 from dsv3c.targets.cpu.kernels import SPECS
 from dsv3c.targets.cpu.plan import plan
+from dsv3c.targets.cpu.units import ObjectUnit
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 
@@ -33,7 +34,7 @@ def emission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Emission:
     source = Checkpoint.open(tmp_path / "tiny")
     lowered = pipeline.lower(source.config, source.shapes, CompileOptions(max_tokens=8), targets.get("x86"))
     monkeypatch.setattr(emit, "build", lambda spec, level: spec)
-    monkeypatch.setattr(emit, "compiled_once", lambda levels, built: [emit.Unit(LEVELS[0], (LEVELS[0],), built[0])])
+    monkeypatch.setattr(emit, "compiled_once", lambda levels, built: [ObjectUnit(LEVELS[0], (LEVELS[0],), built[0])])
     return emit.emit(plan(lowered.entries, lowered.bounds), LEVELS[:1])
 
 
