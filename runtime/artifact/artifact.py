@@ -19,7 +19,8 @@ from typing import Any
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.folder import Folder
 from dsv3c.runtime.artifact.jsonfile import parse_json
-from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, read_header
 from dsv3c.runtime.errors import (
     ArtifactMissing,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.artifact.plan import Output, Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Output, Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler, SamplingParams
 from dsv3c.runtime.engine.session import Request, Session

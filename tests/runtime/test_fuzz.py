@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dsv3c.runtime.artifact.artifact import parse_manifest
 from dsv3c.runtime.artifact.jsonfile import parse_json
-from dsv3c.runtime.artifact.plan import parse_plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, parse_header
 from dsv3c.runtime.errors import ArtifactFault
 from tests.runtime import toy

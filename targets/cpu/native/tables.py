@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.runtime.artifact.plan import Buffer, Call, Entry, Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Buffer, Call, Entry, Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, read_header
 
 _ALIGNMENT = 64

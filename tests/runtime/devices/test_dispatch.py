@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.runtime.artifact.dispatches import Table
-from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices import dispatch
 from dsv3c.runtime.devices.dispatch import Steps, table_of, usable

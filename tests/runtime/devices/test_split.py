@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.plan import parse_plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.devices.device import Device

@@ -14,7 +14,8 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.costs import StepShape, Work
-from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.errors import BenchTooLong
 from dsv3c.runtime.measure import bench, limits

@@ -17,7 +17,8 @@ from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
 from dsv3c.compiler.driver import pipeline, weights
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.artifact.plan import Plan, parse_plan
+from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.dispatch import Steps, table_of
 from dsv3c.targets.calls.elementwise import Swiglu
