@@ -252,7 +252,7 @@ class NotAnArtifactError(Dsv3cError):
     hint = "choose another folder with -o, or move away what is there"
 
 
-class WrittenWrongError(Dsv3cError):
+class WrittenWrongError(CompilerFault):
     message = "what was written for {target} does not load: {reason}"
     hint = "this is a mistake in dsv3c, not in the checkpoint: please report it with this message; nothing was kept"
 

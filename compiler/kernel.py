@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -40,11 +41,15 @@ def kernel_command(spec: str, target: str, level: str | None, out: Path | None) 
     if not configured.layout:
         raise click.BadParameter(f"{chosen.name} has no kernels of its own", param_hint="'--target'")
     started = time.monotonic()
+    if out is not None and out.exists():
+        raise click.BadParameter(f"{out} is there already", param_hint="'--out'")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) if out is None else out
-        place.mkdir(parents=True, exist_ok=out is None)
+        place = Path(folder, "kernel")
+        place.mkdir()
         configured.build_kernel(spec, level, place)
         rows = [(path.name, size(path.stat().st_size)) for path in sorted(place.iterdir())]
+        if out is not None:
+            shutil.copytree(place, out)
     echo("\n".join([f"built in {time.monotonic() - started:.1f} s", *columns(rows)]))
 
 

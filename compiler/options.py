@@ -55,7 +55,7 @@ class CompileOptions:
     @property
     def resolved_head_quant(self) -> str:
         """More bits where the body has few: the head's error goes straight into the logits."""
-        from dsv3c.compiler.formats.table import WeightFormat
+        from dsv3c.compiler.formats.table import WeightFormat  # takes numpy, which help comes without
 
         return self.head_quant or WeightFormat.parse(self.quant).head or self.quant
 

@@ -59,7 +59,7 @@ TABLE: Mapping[str, TargetRow] = {
     ),
     "vulkan": TargetRow(
         module="dsv3c.targets.vulkan",
-        summary="GPUs, and CPUs, with a Vulkan 1.2 driver: SPIR-V modules that ask for no optional feature",
+        summary="GPUs, and CPUs, with a Vulkan 1.2 driver: SPIR-V; uses subgroups, matrices, integer dots if there",
         options={"binding": "MiB of a weight to bind at once, up to 2047  [default: 128, which any device does]"},
         needs=("apache-tvm", "apache-tvm-ffi", "glslc"),
     ),

@@ -18,10 +18,11 @@ from dsv3c import runtime
 from dsv3c.compiler.driver import artifact
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from tests.checkpoints import YARN, tiny_config, write_checkpoint
 from tests.conftest import GOLDENS
 
-FOLDER = GOLDENS / "artifacts" / f"v{artifact.FORMAT_VERSION}"
+FOLDER = GOLDENS / "artifacts" / f"v{FORMAT_VERSION}"
 # Two steps, the first long enough for the materialised form of attention; the prompt crosses a page of 16.
 OPTIONS = CompileOptions(quant="int4-g32", max_tokens=32, max_rows=8, max_sequences=2)
 PROMPT_TOKENS, NEW_TOKENS = 37, 16
@@ -41,7 +42,7 @@ def main() -> None:
 
 def keep_lowest_level(folder: Path) -> None:
     """Remove the kernel libraries of all levels but the lowest, from the folder and from the manifest."""
-    path = folder / artifact.MANIFEST
+    path = folder / MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))
     lowest, *others = manifest["target"]["levels"]
     for level in others:

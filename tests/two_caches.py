@@ -22,6 +22,7 @@ from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, weights
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.passes.plan_memory import PlanMemory
+from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 
 Floats = NDArray[np.float32]
@@ -107,15 +108,15 @@ def write_artifact(out: Path, target: str, planned: Planned, emission: Emission)
     file = weights.lay_out(planned.recipes)
     weights.write(file, out / "weights.safetensors", lambda name, _: given[name], lambda _: None)
     manifest: dict[str, Any] = {
-        "format_version": artifact.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "dsv3c_version": runtime.__version__,
         "model": {"vocab_size": VOCAB, "eos_token_ids": []},
         "target": {"name": target, "levels": [dict(level) for level in emission.levels], **emission.facts},
     }
-    artifact.write_json(out / artifact.MANIFEST, manifest)
+    artifact.write_json(out / MANIFEST, manifest)
     if "native" in emission.extras:
         emission.extras["native"](out)
-    artifact.write_json(out / artifact.MANIFEST, manifest | {"files": artifact.file_table(out)})
+    artifact.write_json(out / MANIFEST, manifest | {"files": artifact.file_table(out)})
     return out
 
 

@@ -22,12 +22,10 @@ from dsv3c.compiler.errors import (
     UnwritableOutputError,
     WrittenWrongError,
 )
-from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
 
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 # Copied as they are in the checkpoint.
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 _CHUNK = 1 << 22

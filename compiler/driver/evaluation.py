@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.caches import SLOTS
 from dsv3c.compiler.core.ir import Graph, Value, dim_size
 from dsv3c.compiler.errors import NotEvaluableError
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, Array
@@ -49,7 +50,7 @@ class MadeUp:
 
     def __call__(self, leaf: Value) -> Array:
         try:
-            shape = tuple(dim_size(dim, _SIZES | {"N": _PAGES.size * self.page_size}) for dim in leaf.shape)
+            shape = tuple(dim_size(dim, _SIZES | {SLOTS: _PAGES.size * self.page_size}) for dim in leaf.shape)
             dtype = NUMPY_DTYPES["f32" if leaf.op == "input" and leaf.dtype in _FLOATS else leaf.dtype]
         except KeyError as error:
             raise NotEvaluableError(reason=f"values of type {leaf.type} cannot be made up") from error

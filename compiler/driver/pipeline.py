@@ -43,6 +43,7 @@ from dsv3c.passes.pack import Pack
 from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
 from dsv3c.passes.simplify import Simplify
+from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 from dsv3c.runtime.progress import Progress, Silent
@@ -162,12 +163,12 @@ def compile_checkpoint(
             emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
-        artifact.write_json(folder / artifact.MANIFEST, manifest)  # the further forms are made from it
+        artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
-        artifact.write_json(folder / artifact.MANIFEST, manifest | {"files": artifact.file_table(folder)})
+        artifact.write_json(folder / MANIFEST, manifest | {"files": artifact.file_table(folder)})
         artifact.check_loads(folder, options.target)
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
@@ -340,7 +341,7 @@ def _manifest(
     lowered: Lowered,
 ) -> dict[str, Any]:
     return {
-        "format_version": artifact.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
         "model": {"name": source.path.resolve().name, **source.config.to_dict()},
         "source": {"name": source.path.resolve().name, "files": source.file_hashes()},

@@ -31,7 +31,7 @@ from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.runtime.progress import Progress, Silent
 from dsv3c.targets.cpu.emit import emit
@@ -251,7 +251,7 @@ class _Bench:
 
 def _set_kernels(folder: Path, levels: list[dict[str, Any]]) -> None:
     """Make the manifest of a trial name its own kernels; a new file, since the old one is a link."""
-    path = folder / artifact.MANIFEST
+    path = folder / MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))
     kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith("kernels/")}
     kernels = {f"kernels/{name}": entry for name, entry in artifact.file_table(folder / "kernels").items()}
@@ -293,7 +293,7 @@ def _scratch(artifact: Path | None) -> Iterator[Path]:
 
 
 def is_artifact(folder: Path) -> bool:
-    return (folder / artifact.MANIFEST).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def options_of(folder: Path) -> CompileOptions:

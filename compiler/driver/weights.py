@@ -39,7 +39,7 @@ SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", 
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class PlacedTensor:
     """One plain array of the file: component `role` of a recipe, at byte `offset` of the file."""
 
     name: str
@@ -52,7 +52,7 @@ class WeightFile:
     """The layout of the file: its header, where every tensor lies, and its size in bytes."""
 
     recipes: Mapping[str, Value]
-    tensors: Mapping[str, tuple[StoredTensor, ...]]
+    tensors: Mapping[str, tuple[PlacedTensor, ...]]
     header: bytes
     nbytes: int
 
@@ -87,7 +87,7 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
     header = text + b" " * (aligned(8 + len(text)) - 8 - len(text))
     start = 8 + len(header)
     tensors = {
-        recipe: tuple(StoredTensor(name, component, start + offset) for name, component, offset in parts)
+        recipe: tuple(PlacedTensor(name, component, start + offset) for name, component, offset in parts)
         for recipe, parts in relative.items()
     }
     return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)

@@ -20,7 +20,7 @@ _FINE_SCALE = 2.0**-17  # from here on float16, whose steps are 2^-24 at least, 
 _LONG_GROUP = 128  # beyond it numpy reduces the last axis fast enough by itself
 
 
-class Codes(NamedTuple):
+class Rounded(NamedTuple):
     """codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None, as the grouping says."""
 
     codes: Array
@@ -30,7 +30,7 @@ class Codes(NamedTuple):
 
 # (w[..., N, K], float or fp8.CODED, grid, grouping) -> codes; padding of K has codes that stand for 0. A scale may come
 # out infinite: whoever asked looks at that.
-Rounding = Callable[[Array, Grid, Grouping], Codes]
+Rounding = Callable[[Array, Grid, Grouping], Rounded]
 
 
 def chunks(rows: int, columns: int) -> Iterator[slice]:
@@ -39,7 +39,7 @@ def chunks(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def nearest(w: Array, grid: Grid, grouping: Grouping) -> Codes:
+def nearest(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
     """To the nearest of evenly spaced codes, the scale by the extremes of each group."""
     assert isinstance(grid, Integers)
     *leading, k = w.shape
@@ -53,10 +53,10 @@ def nearest(w: Array, grid: Grid, grouping: Grouping) -> Codes:
         chunk_zero = None if zero is None else zero[chunk]
         _round_groups(values, grid, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
     shaped_zero = None if zero is None else zero.reshape(*leading, groups)
-    return Codes(codes.reshape(*leading, padded), scale.reshape(*leading, groups), shaped_zero)
+    return Rounded(codes.reshape(*leading, padded), scale.reshape(*leading, groups), shaped_zero)
 
 
-def fp8_blocks(w: Array, grid: Grid, grouping: Grouping) -> Codes:
+def fp8_blocks(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
     """To the nearest float8_e4m3 in blocks of 128 x 128; codes and scales of fp8.CODED stay as they are."""
     *leading, rows, k = w.shape
     padded, groups = grouping.padded_k(k), grouping.count(k)
@@ -70,7 +70,7 @@ def fp8_blocks(w: Array, grid: Grid, grouping: Grouping) -> Codes:
             codes[index], scale[index] = fp8.keep(whole)
         else:
             codes[index], scale[index] = fp8.encode(padded_columns(as_float32(w[index]), padded))
-    return Codes(codes, scale, None)
+    return Rounded(codes, scale, None)
 
 
 def padded_columns(x: Array, columns: int) -> Array:

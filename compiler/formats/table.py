@@ -163,6 +163,8 @@ def listed(names: Iterable[str] | None = None) -> str:
     """The names of formats, by default of all, in one line; those that differ in the group alone are one."""
     chosen = FORMATS if names is None else names
     families: dict[str, None] = dict.fromkeys(re.sub(r"-g\d+", "-gG", name) for name in chosen)
+    if not families:
+        return "none"
     *first, last = families
     line = f"{', '.join(first)} or {last}" if first else last
     return f"{line} with G one of {', '.join(map(str, GROUPS))}" if "-gG" in line else line

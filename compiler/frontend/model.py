@@ -47,13 +47,13 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
-class Output(NamedTuple):
+class StepOutput(NamedTuple):
     logits: Tensor  # [R, vocab_size]
     hidden: Tensor  # [T, hidden_size], after the final norm: what the MTP layer reads
     caches: list[Tensor]
 
 
-def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> Output:
+def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> StepOutput:
     """One step of the main model. `caches` has one [N, latent_dim] per layer."""
     rotary = rotary_angles(op, config, step)
     x = op.take(weight("model.embed_tokens.weight"), step.tokens)
@@ -62,12 +62,12 @@ def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, cac
         x, cache = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
         written.append(cache)
     hidden = rms_norm(op, x, weight("model.norm.weight"), config.rms_norm_eps)
-    return Output(lm_head(op, config, weight, hidden, step), hidden, written)
+    return StepOutput(lm_head(op, config, weight, hidden, step), hidden, written)
 
 
 def forward_mtp(
     op: Any, config: ModelConfig, weight: Weights, depth: int, step: StepInputs, hidden: Tensor, cache: Tensor
-) -> Output:
+) -> StepOutput:
     """One step of multi-token prediction module `depth`: `step.tokens` are the tokens after those of `hidden`.
 
     hidden: [T, hidden_size] of the main model (or of the module before), after its final norm.
@@ -82,7 +82,7 @@ def forward_mtp(
     x, cache = decoder_layer(op, config, weight, layer, x, step, rotary_angles(op, config, step), cache)
     x = rms_norm(op, x, weight(f"{prefix}.shared_head.norm.weight"), config.rms_norm_eps)
     own_head = weight_or_none(weight, f"{prefix}.shared_head.head.weight")
-    return Output(lm_head(op, config, weight, x, step, own_head), x, [cache])
+    return StepOutput(lm_head(op, config, weight, x, step, own_head), x, [cache])
 
 
 def weight_or_none(weight: Weights, name: str) -> Tensor | None:

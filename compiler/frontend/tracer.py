@@ -33,7 +33,7 @@ def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, c
     return _graph("mtp", output)
 
 
-def _graph(name: str, output: model.Output) -> Graph:
+def _graph(name: str, output: model.StepOutput) -> Graph:
     caches = ((str(memory_owner(cache).attrs["name"]), cache) for cache in output.caches)
     return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *caches))
 

@@ -15,7 +15,7 @@ from dsv3c.runtime.cli.params import PATH, device_options
 if TYPE_CHECKING:
     from dsv3c.runtime.cli.bench_report import Report
     from dsv3c.runtime.measure.bench import Bench, Settings
-from dsv3c.runtime.progress import Progress
+    from dsv3c.runtime.progress import Progress
 
 PLOT_SUFFIXES = (".svg", ".png")
 

@@ -16,12 +16,11 @@ from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.norm import RmsNorm
 from dsv3c.targets.calls.operands import Rows, View
-from dsv3c.targets.calls.plan import KernelCall
+from dsv3c.targets.calls.plan import Bounds, KernelCall
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
-Bounds = Mapping[str, int]
 _VIEWS = ("slice", "reshape")
 _VIEWED = ("x", "kv_a", "q_nope")  # roles that a spec's view is of
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.rows16 import component_types
 from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.runtime.artifact.plan import CONTROL_SIZE
 
 Expr = Any
 
@@ -21,7 +22,6 @@ class Operand(NamedTuple):
     size: int | None
 
 
-CONTROL_SIZE = 16
 CONTROL = Operand("control", "i32", CONTROL_SIZE)
 
 

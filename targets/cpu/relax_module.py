@@ -26,7 +26,7 @@ from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, tensor_name
 from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.targets.calls.lower import lower
-from dsv3c.targets.calls.operands import CONTROL, CONTROL_SIZE, Operand
+from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.calls.plan import KernelCall
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
@@ -134,7 +134,7 @@ class _Function:
     def add(self, name: str, graph: Graph) -> list[Parameter]:
         """Add `graph` to the module as the function `name`; returns the parameters in order."""
         values = [value for value in graph.values() if not is_weight(value, self._weights)]
-        self._parameter(Parameter("control", "input", _dtype(CONTROL), CONTROL_SIZE))
+        self._parameter(Parameter("control", "input", _dtype(CONTROL), int(CONTROL.size or 0)))
         for value in sorted((value for value in values if value.op == "input"), key=_input_order):
             self._input(value)
         with self._builder.function(name, attrs={"num_input": len(self._parameters)}):

@@ -54,7 +54,11 @@ def test_what_cannot_be_built_is_told(
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernel.run([SWIGLU, "-o", str(tmp_path)]) == 1
-    assert f"File exists: {tmp_path}" in capsys.readouterr().err
+def test_a_folder_is_made_when_the_kernel_is_there_and_none_is_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kernel.run(["Swiglu(d=37)", "-o", str(tmp_path / "new")]) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert kernel.run([SWIGLU, "-o", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from dsv3c import runtime
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
-from dsv3c.compiler.core.target import Emission, EntryGraph
+from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.table import WeightFormat
@@ -167,7 +167,10 @@ class NumpyTarget:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         return 0
 
-    def emit(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Emission:
+    def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
+        raise AssertionError("graphs of this target are evaluated, never planned")
+
+    def emit(self, planned: Planned) -> Emission:
         raise AssertionError("graphs of this target are evaluated, never emitted")
 
 

@@ -73,6 +73,8 @@ def evaluate_quantize(weight: Array, format: str) -> Any:
 def infer_pack(weight: TensorType, layout: str) -> TensorType:
     require(not weight.layout, "the weight is packed already")
     require(layout in LAYOUTS, f"the layout {layout!r} is unknown")
+    format = format_of(weight)
+    require(layout in format.packings, f"the layout {layout!r} has no weights in {format}")
     return TensorType(weight.dtype, weight.shape, layout)
 
 

@@ -31,9 +31,6 @@ from dsv3c.runtime.devices.vulkan.recording import GRID_BYTES, CommandRecorder
 from dsv3c.runtime.devices.vulkan.subgroups import SHUFFLE, WIDTH
 from dsv3c.runtime.errors import DeviceLacks
 
-# Of `prefill` on devices of type cpu: on lavapipe (Mesa 22.3, 2 cores) materialised attention over 64 tokens took 30
-# times as long as absorbed, over 256 six times: its threads keep much in registers, which there lie in memory.
-
 
 class VulkanDevice:
     """Implements `Device`. wanted: which device, as `Instance.choose` takes it; direct: as for `Gpu`.
@@ -64,6 +61,8 @@ class VulkanDevice:
         self._closers.append(self._gpu.close)
         table = usable(asked, self._gpu.capabilities)
         if self._gpu.physical.type == "cpu":
+            # On lavapipe (Mesa 22.3, 2 cores) materialised attention over 64 tokens took 30 times as long as absorbed,
+            # over 256 six times: its threads keep much in registers, which there lie in memory.
             self.prefill_min_tokens = NEVER
         require(self._gpu, plan, table, self.slots)
         operands = {name: len(buffers) for entry in plan.entries.values() for name, buffers in entry.calls}

@@ -285,7 +285,7 @@ def _dot_unit(
                     store(sums[block][row], part, dot4(acc, operand, row_words[i]), lanes)
 
 
-def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.Codes:
+def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCodes:
     """Eight columns of a block as two groups of four."""
 
     def codes(block: int, column: Expr, part: int) -> tuple[Expr, Expr]:

@@ -17,7 +17,7 @@ from dsv3c.targets.cpu.kernels.vector import load, store
 
 Expr = Any
 # (block, first of eight columns, part) -> uint32x4 of four rows' codes: four columns, and the next four
-Codes = Callable[[int, Expr, int], tuple[Expr, Expr]]
+ReadCodes = Callable[[int, Expr, int], tuple[Expr, Expr]]
 
 WIDTH = 4  # lanes of 32 bits
 STEP = 16  # columns that a step takes: a whole vector of an activation row
@@ -26,7 +26,7 @@ _UNZIPS = ([0, 2, 4, 6], [1, 3, 5, 7])
 
 
 def add_products(
-    name: str, codes: Codes, data: Buffer, first: Expr, columns: int, starts: list[Expr], sums: list[list[Buffer]]
+    name: str, codes: ReadCodes, data: Buffer, first: Expr, columns: int, starts: list[Expr], sums: list[list[Buffer]]
 ) -> None:
     """sums[block][row] += codes . data[start + first : + columns] for an even number of rows, which begin at `starts`.
 
@@ -50,7 +50,9 @@ def add_products(
                     store(block_sums[row + i], part, T.Shuffle(both, order), WIDTH)
 
 
-def _step(name: str, codes: Codes, data: Buffer, column: Expr, starts: list[Expr], tiles: list[list[Buffer]]) -> None:
+def _step(
+    name: str, codes: ReadCodes, data: Buffer, column: Expr, starts: list[Expr], tiles: list[list[Buffer]]
+) -> None:
     rows = [T.bind(load(data, start + column, STEP)) for start in starts]
     for half in (0, 8):
         order = [at + i for at in (half, STEP + half) for i in range(8)]

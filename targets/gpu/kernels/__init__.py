@@ -58,26 +58,21 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     sampling.SearchStep: (sampling.sampling_operands, sampling.step),
 }
 
-# The kinds of specs: of kernels, and of what takes several.
-SPECS = (*_KERNELS, MlaAbsorbed, MlaMaterialized, MoeDown, sampling.Greedy)
+# What takes several kernels.
+_STAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    MlaAbsorbed: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
+    MlaMaterialized: lambda spec: (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec)),
+    MoeDown: lambda spec: (experts.PairDown(spec), experts.PairSum(spec)),
+    sampling.Greedy: sampling.sampling_stages,
+    sampling.Sample: sampling.sampling_stages,
+}
+SPECS = (*_KERNELS, *_STAGES)
 
 
 def stages(spec: Any) -> tuple[Any, ...]:
     """The kernels that `spec` takes, one after the other; they share its scratch."""
-    if isinstance(spec, MoeDown):
-        return (experts.PairDown(spec), experts.PairSum(spec))
-    if isinstance(spec, MlaAbsorbed):
-        return (attention.Partial(spec), attention.Merge(spec))
-    if isinstance(spec, MlaMaterialized):
-        return (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec))
-    if isinstance(spec, sampling.Greedy):
-        return sampling.sampling_stages(spec)
-    return (spec,)
-
-
-def supports(spec: object) -> bool:
-    """Whether there are kernels for `spec`."""
-    return all(type(stage) in _KERNELS for stage in stages(spec))
+    several = _STAGES.get(type(spec))
+    return several(spec) if several else (spec,)
 
 
 def operands(spec: object) -> tuple[Operand, ...]:

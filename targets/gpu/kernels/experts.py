@@ -13,20 +13,9 @@ from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
-from dsv3c.targets.calls.operands import Operand, weight_operands
+from dsv3c.targets.calls.operands import CONTROL, Operand, weight_operands
 from dsv3c.targets.calls.router import ExpertOrder, order_size
-from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
-    Buffers,
-    Expr,
-    Extent,
-    Variant,
-    barrier,
-    f32,
-    local,
-    prim_func,
-    store,
-)
+from dsv3c.targets.gpu.kernels.frame import Buffers, Expr, Extent, Variant, barrier, f32, local, prim_func, store
 from dsv3c.targets.gpu.kernels.functions import silu
 from dsv3c.targets.gpu.kernels.products import FEW, FEW_TILE, ROW_BLOCKS, ROW_TILE, stream, tile, tile_space
 from dsv3c.targets.gpu.kernels.rows import elementwise

@@ -22,7 +22,6 @@ Buffer = Any
 PrimFunc = Any
 Buffers = dict[str, Buffer]
 
-CONTROL = Operand("control", "i32", 16)
 THREADS = 128  # of a workgroup: every Vulkan device runs as many
 CACHE_WORDS = 1 << 30  # said of operands of any size
 LOWEST = -3.0e38  # below every score; infinities do not survive the fast mathematics of some compilers

@@ -14,9 +14,8 @@ from math import gcd
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.linear import Linear
-from dsv3c.targets.calls.operands import Operand, View, view_of, weight_operands
+from dsv3c.targets.calls.operands import CONTROL, Operand, View, view_of, weight_operands
 from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
     THREADS,
     Buffer,
     Buffers,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, order_size
 from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
     LOWEST,
     Buffer,
     Buffers,

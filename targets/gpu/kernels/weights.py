@@ -87,11 +87,11 @@ class Weight:
         fields = self.codes(block, chunk, lane).fields()
         return [value for word, starts, bits in fields for value in numbers(word, starts, bits, scales.zero)]
 
-    def codes(self, block: Expr, chunk: Expr, lane: Expr) -> Codes:
+    def codes(self, block: Expr, chunk: Expr, lane: Expr) -> ChunkCodes:
         """The codes of row `lane`, k from chunk * self.chunk on, read."""
         planes = planes_of(self.format)
         if planes.words == 1:
-            return Codes(planes, [T.bind(self.data[T.bind((block * self.chunks + chunk) * LANES + lane)])])
+            return ChunkCodes(planes, [T.bind(self.data[T.bind((block * self.chunks + chunk) * LANES + lane)])])
         parts = planes.columns // planes.wide_columns  # chunks of a unit
         part = T.bind(T.floormod(chunk, parts))
         unit = T.bind((block * (self.chunks // parts) + T.floordiv(chunk, parts)) * planes.words)
@@ -101,7 +101,7 @@ class Weight:
             word = T.bind(self.data[(unit + first + T.floordiv(part, shared)) * LANES + lane])
             start = T.floormod(part, shared) * (planes.wide_columns // QUAD * width)
             words.append(word if shared == 1 else T.bind(T.shift_right(word, T.Cast("uint32", start))))
-        return Codes(planes, words)
+        return ChunkCodes(planes, words)
 
     def decode(self, block: Expr, chunk: Expr, lane: Expr) -> tuple[list[Expr], Expr | None]:
         """(values, factor of all of them or None) of row `lane`, k from chunk * self.chunk on."""
@@ -110,7 +110,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Codes:
+class ChunkCodes:
     """The codes of a chunk. words: of each plane, with the chunk's bits in the lowest fields."""
 
     planes: Planes

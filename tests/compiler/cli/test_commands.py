@@ -163,4 +163,4 @@ def test_every_need_of_a_target_is_known() -> None:
 
 
 def test_the_help_names_the_formats_of_the_table() -> None:
-    assert listed() == params.FORMATS
+    assert listed() == params.FORMAT_HELP

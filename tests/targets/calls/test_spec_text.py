@@ -8,13 +8,14 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.spec_text import BadSpecError, UnknownLevelError, check_level, parse_spec
 from dsv3c.targets.cpu.kernels import SPECS
 from dsv3c.targets.cpu.plan import plan
 from dsv3c.targets.gpu.kernels import SPECS as GPU_SPECS
 from dsv3c.targets.gpu.kernels import stages
 from dsv3c.targets.gpu.kernels.parts import Part
-from dsv3c.targets.gpu.kernels.sampling.steps import Greedy
+from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 from tests.conftest import BUNDLED_MODEL
 
 
@@ -33,12 +34,14 @@ def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:
 
 
 def test_every_stage_of_a_gpu_is_read_back(specs: list[object]) -> None:
-    found = [stage for spec in (*specs, Greedy(8, 2048)) for stage in (spec, *stages(spec))]
+    sampled = (Greedy(Rows(8, 1), 2048), Sample(Rows(8, 1), 2048))
+    found = [stage for spec in (*specs, *sampled) for stage in (spec, *stages(spec))]
     parts = [Part(stage, 1, 2) for stage in found if type(stage).__name__ in ("Linear", "Take", "PairDown")]
-    assert {type(stage) for stage in (*found, *parts)} >= {Part, Greedy}
-    for stage in (*found, *parts):
-        if isinstance(stage, GPU_SPECS):
-            assert parse_spec(repr(stage), GPU_SPECS) == stage
+    assert {type(stage) for stage in (*found, *parts)} >= {Part, Greedy, Sample}
+    on_gpus = [stage for stage in (*found, *parts) if isinstance(stage, GPU_SPECS)]
+    assert {type(stage) for stage in on_gpus} == set(GPU_SPECS)
+    for stage in on_gpus:
+        assert parse_spec(repr(stage), GPU_SPECS) == stage
 
 
 @pytest.mark.parametrize(

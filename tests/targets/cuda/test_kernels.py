@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.cuda import capabilities
 from dsv3c.targets.cuda.dialect import CUDA
-from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, prim_func, shared, spread, store
+from dsv3c.targets.gpu.kernels.frame import Extent, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import source
 from tests.selection import selected
 from tests.targets.gpu.op_tests import GpuOpTests, exact_forms

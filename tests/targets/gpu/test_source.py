@@ -7,11 +7,11 @@ from functools import cache
 import pytest
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.calls.operands import Operand, Rows
+from dsv3c.targets.calls.operands import CONTROL, Operand, Rows
 from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.kernels import operands, stages, variants
-from dsv3c.targets.gpu.kernels.frame import CONTROL, Extent, barrier, f32, prim_func, shared, spread, store
+from dsv3c.targets.gpu.kernels.frame import Extent, barrier, f32, prim_func, shared, spread, store
 from dsv3c.targets.gpu.source import source
 from dsv3c.targets.metal.capabilities import METAL as APPLE
 from dsv3c.targets.metal.dialect import METAL

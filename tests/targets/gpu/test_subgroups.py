@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tvm.script.ir_builder import tirx as T
 
-from dsv3c.targets.calls.operands import Operand
+from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import SUBGROUP_32, SUBGROUP_SHUFFLE
 from dsv3c.targets.gpu.kernels import variants
-from dsv3c.targets.gpu.kernels.frame import CONTROL, THREADS, Extent, Rows, add, local, store
+from dsv3c.targets.gpu.kernels.frame import THREADS, Extent, Rows, add, local, store
 from dsv3c.targets.gpu.kernels.subgroups import RUN, RUNS, SUBGROUP_SIZE, Runs, forms, larger
 from dsv3c.targets.gpu.source import source
 from dsv3c.targets.metal.capabilities import METAL

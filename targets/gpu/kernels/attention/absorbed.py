@@ -1,4 +1,4 @@
-"""mla_absorbed, which attends to the paged cache in latent space; on tensor cores see `mma_attention`.
+"""mla_absorbed, which attends to the paged cache in latent space; on tensor cores see `tensor_cores`.
 
 A workgroup has one token, four heads and a part of the context, which it walks in blocks of 32 slots.
 
@@ -20,11 +20,10 @@ from functools import partial as bind
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
-from dsv3c.targets.calls.operands import Operand
-from dsv3c.targets.gpu.kernels.attention import tensor_cores as mma_attention
+from dsv3c.targets.calls.operands import CONTROL, Operand
+from dsv3c.targets.gpu.kernels.attention import tensor_cores
 from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
 from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
     LOWEST,
     THREADS,
     Buffer,
@@ -149,7 +148,7 @@ def partial(stage: Partial, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         (_whole_context, Extent(1, spec.rows), None),
     )
     for find, extent, most in steps:
-        if mma_attention.serves(spec):
+        if tensor_cores.serves(spec):
             found.append(_on_tensor_cores(stage, operands, find, extent, most))
         body = bind(_attend, stage, find)
         found += forms(operands, (Extent(-(-spec.heads // HEADS)), extent), spec.rows, body, most)
@@ -185,13 +184,13 @@ def _attend(
 def _on_tensor_cores(
     stage: Partial, operands: Sequence[Operand], find: _Find, extent: Extent, most: int | None
 ) -> Variant:
-    spec, heads = stage.spec, mma_attention.HEADS
+    spec, heads = stage.spec, tensor_cores.HEADS
     grid = (Extent(-(-spec.heads // heads)), extent)
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        mma_attention.attend(spec, buffers, find(stage, buffers, groups, heads), stage.record, thread)
+        tensor_cores.attend(spec, buffers, find(stage, buffers, groups, heads), stage.record, thread)
 
-    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most, mma_attention.REQUIRES)
+    return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most, tensor_cores.REQUIRES)
 
 
 def _part_length(count: Expr, each: Expr) -> Expr:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaMaterialized
-from dsv3c.targets.calls.operands import Operand, view_of, weight_operands
+from dsv3c.targets.calls.operands import CONTROL, Operand, view_of, weight_operands
 from dsv3c.targets.gpu.kernels.attention.paged import slot
 from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
     LOWEST,
     THREADS,
     Buffer,

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.operands import Operand, Rows
+from dsv3c.targets.calls.operands import CONTROL, Operand, Rows
 from dsv3c.targets.gpu.kernels.frame import (
-    CONTROL,
     THREADS,
     Buffer,
     Buffers,

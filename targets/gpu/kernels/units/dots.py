@@ -23,7 +23,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.capabilities import INTEGER_DOT
 from dsv3c.targets.gpu.kernels.frame import THREADS, Buffer, Expr, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.units.unit import BLOCKS, K_TILE, SLICES, TILE, Factors, Keep
-from dsv3c.targets.gpu.kernels.weights import Codes, Weight
+from dsv3c.targets.gpu.kernels.weights import ChunkCodes, Weight
 
 DOT = "dsv3c_dot4"  # (u32, u32) -> int32, the sum of the four products of int8 that they consist of
 WORDS = K_TILE // 4  # of a staged row
@@ -123,7 +123,7 @@ def _multiply(products: Buffer, first: Expr, lane: Expr, space: _Space) -> None:
 class _Chunk:
     """A chunk of a weight. at: where its first four int8 are staged, the next STRIDE behind. zero: of the codes."""
 
-    codes: Codes
+    codes: ChunkCodes
     at: Expr
     zero: Expr
 
@@ -154,7 +154,7 @@ def _zero(weight: Weight, block: Expr, chunk: Expr, lane: Expr) -> Expr:
     return T.bind(T.Cast("uint32", weight.scales(block, chunk, lane).zero))
 
 
-def _less_zero(codes: Codes, zero: Expr) -> Iterator[Expr]:
+def _less_zero(codes: ChunkCodes, zero: Expr) -> Iterator[Expr]:
     """Codes less `zero`, four int8 a word. No byte borrows from its neighbour."""
     if codes.planes.bits == 8:  # the zero point is 128: it is the sign that changes
         yield from (T.bitwise_xor(quad, T.uint32(SIGNS)) for quad in codes.quads())
