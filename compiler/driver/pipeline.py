@@ -136,12 +136,12 @@ def compile_checkpoint(
         _check_apart(destination, options.dump_to)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
-    source.notes += text_files.check(checkpoint, source.config)
-    told = _tell(source.notes, progress)
+    beforehand = source.notes + text_files.check(checkpoint, source.config)
+    told = _tell(beforehand, progress)
     progress.stage("running the passes")
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
-        return CompileReport(None, {}, source.notes, time.monotonic() - started, peak_rss(), told)
+        return CompileReport(None, {}, beforehand, time.monotonic() - started, peak_rss(), told)
     planned = target.plan(lowered.entries, lowered.bounds)
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
@@ -162,7 +162,7 @@ def compile_checkpoint(
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
-        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(source.notes)
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(beforehand)
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -360,7 +360,6 @@ def _manifest(
         },
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),
-        "notes": list(source.notes),
     }
 
 

@@ -60,7 +60,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     pipeline.check_formats(options)
     pipeline.check_supported(options, target)
     source = Checkpoint.open(checkpoint)
-    source.notes += text_files.check(checkpoint, source.config)
+    notes = source.notes + text_files.check(checkpoint, source.config)
     config = source.config
     longest = config.max_position_embeddings
     tokens = longest if context is None else context
@@ -77,7 +77,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
         arena_bytes=planned.arena_bytes,
         context=tokens,
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
-        notes=source.notes,
+        notes=notes,
     )
 
 
