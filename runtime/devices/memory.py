@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact.jsonfile import open_regular
 from dsv3c.runtime.artifact.plan import Buffer
 from dsv3c.runtime.errors import FileSizeWrong, FileUnreadable, MemoryRefused
 
@@ -52,11 +51,6 @@ class Block:
     def huge_bytes(self) -> int:
         """Bytes that the system really backs with huge pages now (memory never touched counts as none)."""
         return huge_page_bytes(self.address, self.size)
-
-
-def map_file(path: Path, size: int) -> Bytes:
-    """As `map_descriptor`, of the regular file of a path."""
-    return map_descriptor(open_regular(path), path, size)
 
 
 def map_descriptor(descriptor: int, path: Path, size: int) -> Bytes:

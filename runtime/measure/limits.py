@@ -34,14 +34,6 @@ class Limits:
         )
 
 
-def measure_limits(library: Path) -> Limits:
-    """As `measure_loaded`, with a library that no device has loaded."""
-    try:
-        return measure_loaded(ctypes.CDLL(str(library)))
-    except OSError:
-        return Limits()
-
-
 def measure_loaded(loaded: ctypes.CDLL) -> Limits:
     """Measured with a kernel library on its own threads; nothing but None where it has no such routines."""
     try:

@@ -57,13 +57,6 @@ def compile_module(module: Any, level: IsaLevel) -> Any:
     return tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
 
 
-def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
-    """Compile each PrimFunc for `level` under its name and link them into the library `path`: `compile_object`, then
-    `link_library`, and what they raise."""
-    with tempfile.TemporaryDirectory() as folder:
-        return link_library([compile_object(functions, level, Path(folder, "kernels.o"))], level, path)
-
-
 def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
     """The object file of PrimFuncs by name. DSV3C_DEBUG=4 prints them as TVMScript on stderr."""
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})

@@ -22,7 +22,7 @@ import tvm_ffi
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
-from dsv3c.runtime.measure.limits import measure_limits
+from dsv3c.runtime.measure.limits import measure_loaded
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.linear import Linear
@@ -31,8 +31,8 @@ from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.router import ExpertOrder
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
+from tests.targets.libraries import build_library
 
 PAGE = 16
 STREAM_BYTES = 256 << 20  # weights of one round: several times any cache
@@ -250,7 +250,7 @@ def run(args: argparse.Namespace, level: IsaLevel, folder: Path) -> None:
     path = build_library(functions, level, folder / "bench.so")
     kernels = tvm_ffi.load_module(str(path))
     threads = ctypes.CDLL(str(path)).dsv3c_threads(args.threads)  # after loading, which puts TVM's own pool in
-    limit = measure_limits(path).read_bandwidth or float("nan")
+    limit = measure_loaded(ctypes.CDLL(str(path))).read_bandwidth or float("nan")
     print(f"{level.name}, {threads} threads, memory reads {limit / 1e9:.1f} GB/s")
     for i, case in enumerate(chosen):
         bench = case.bench

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.plan import Buffer
-from dsv3c.runtime.devices.memory import Block, cache_offsets, map_file, typed
+from dsv3c.runtime.devices.memory import Block, cache_offsets, map_descriptor, typed
 
 
 @pytest.mark.parametrize("size", [0, 1, 64, 5000, 5 << 20])
@@ -40,23 +42,28 @@ def test_bfloat16_is_viewed_as_its_bits() -> None:
     assert typed(Block(64, "a test").data, 0, "bfloat16", 8).dtype == np.uint16
 
 
+def mapped(path: Path, size: int) -> Any:
+    return map_descriptor(os.open(path, os.O_RDONLY), path, size)
+
+
 def test_map_file(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(bytes(range(256)))
-    data = map_file(tmp_path / "w", 256)
+    data = mapped(tmp_path / "w", 256)
     np.testing.assert_array_equal(data, np.arange(256))
 
 
 def test_map_file_of_another_size(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(b"12")
     with pytest.raises(errors.FileSizeWrong):
-        map_file(tmp_path / "w", 3)
+        mapped(tmp_path / "w", 3)
 
 
 def test_writing_to_a_mapped_file_faults(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(bytes(64))
     code = (
-        "import pathlib\nfrom dsv3c.runtime.devices.memory import map_file\n"
-        f"map_file(pathlib.Path({str(tmp_path / 'w')!r}), 64)[0] = 1\n"
+        "import os, pathlib\nfrom dsv3c.runtime.devices.memory import map_descriptor\n"
+        f"path = pathlib.Path({str(tmp_path / 'w')!r})\n"
+        "map_descriptor(os.open(path, os.O_RDONLY), path, 64)[0] = 1\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode < 0
     assert (tmp_path / "w").read_bytes() == bytes(64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,8 @@ def test_the_better_of_two_limits_counts() -> None:
     assert Limits().best(Limits(1, 2, 3)) == Limits(1, 2, 3)
 
 
-def test_a_library_without_probes_tells_no_limits(tmp_path: Path) -> None:
-    assert limits.measure_limits(tmp_path / "missing.so") == Limits()
+def test_a_library_without_probes_tells_no_limits() -> None:
+    assert limits.measure_loaded(ctypes.CDLL(None)) == Limits()
 
 
 def test_more_than_the_caches_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

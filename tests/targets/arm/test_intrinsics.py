@@ -18,9 +18,9 @@ from dsv3c.targets.cpu.intrinsics import DOT2, DOT4, MMLA
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Operand, prim_func
 from dsv3c.targets.cpu.kernels.vector import exp, load, store
-from dsv3c.targets.cpu.library import build_library
 from tests.targets.arm import emulator
 from tests.targets.cpu.test_intrinsics import N, dot2, dot4, unary
+from tests.targets.libraries import build_library
 
 pytestmark = pytest.mark.needs("arm", "arm_linker")
 

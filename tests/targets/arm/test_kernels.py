@@ -11,10 +11,10 @@ import pytest
 
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.library import build_library
 from tests.targets.arm import emulator
 from tests.targets.cases import attention, dense, moe
 from tests.targets.cpu.harness import arguments, tolerance_at
+from tests.targets.libraries import build_library
 from tests.targets.op_tests import Case, OpTests
 
 pytestmark = pytest.mark.needs("arm", "arm_linker")

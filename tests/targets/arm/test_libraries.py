@@ -19,8 +19,9 @@ from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.library import build_library, compile_module
+from dsv3c.targets.cpu.library import compile_module
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, Platform
+from tests.targets.libraries import build_library
 
 SPECS = {
     "int8": Linear(Rows(8), 32, 128, WeightFormat.parse("int8")),

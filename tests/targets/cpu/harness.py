@@ -9,7 +9,7 @@ from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.cpu.kernels import build, operands
-from dsv3c.targets.cpu.library import build_library
+from tests.targets.libraries import build_library
 from tests.targets.op_tests import filled
 
 ROUNDED = 2.0**-7  # of queries and probabilities

@@ -19,13 +19,13 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.router import ExpertOrder
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
 from tests.conftest import BUNDLED_MODEL
 from tests.targets.cases.dense import linear_case
 from tests.targets.cases.moe import moe_case
 from tests.targets.cpu.emulation import BASE, EMULATED, emulation
 from tests.targets.cpu.harness import Kernels
+from tests.targets.libraries import build_library
 from tests.targets.op_tests import compare
 
 FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym", "int5-g32")

@@ -10,8 +10,8 @@ from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.targets.cpu.intrinsics import DOT2, DOT4, bf16_pair_to_f32, bf16_to_f32, f16_to_f32, f32_to_bf16
 from dsv3c.targets.cpu.kernels.frame import Operand, prim_func
 from dsv3c.targets.cpu.kernels.vector import columns, exp, load, store
-from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.x86.levels import LEVELS
+from tests.targets.libraries import build_library
 
 N = 4096
 

@@ -14,17 +14,18 @@ import tvm_ffi
 
 from dsv3c.compiler.errors import NoRoomError
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.runtime.measure.limits import measure_limits
+from dsv3c.runtime.measure.limits import measure_loaded
 from dsv3c.targets.calls.elementwise import Add
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.library import THREADPOOL, build_library, compile_object, link_library
+from dsv3c.targets.cpu.library import THREADPOOL, compile_object, link_library
 from dsv3c.targets.link import platforms
 from dsv3c.targets.link.platforms import LinkFailed, NoCCompiler, find_c_compiler
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.harness import lacking
+from tests.targets.libraries import build_library
 
 # Calls the pool directly: task i adds i+1 to slot[i]; every slot is written once a launch, by any number of threads.
 POOL_TEST = r"""
@@ -213,7 +214,7 @@ def test_failing_compiler_shows_its_output(best_level, tmp_path, monkeypatch):
 
 
 def test_probes_measure_something(path):
-    found = measure_limits(path)
+    found = measure_loaded(ctypes.CDLL(str(path)))
     assert found.read_bandwidth > 0 and found.float_rate > 0 and found.int8_rate > 0
 
 

@@ -10,11 +10,11 @@ import pytest
 from dsv3c.targets.calls.elementwise import Add
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.kernels import build
-from dsv3c.targets.cpu.library import build_library
 from dsv3c.targets.link import platforms
 from dsv3c.targets.link.platforms import ARM_LINUX, old_glibc
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.elf import glibc
+from tests.targets.libraries import build_library
 
 OLDEST = (2, 28)
 pytestmark = pytest.mark.skipif(
