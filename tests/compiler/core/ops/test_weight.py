@@ -88,6 +88,7 @@ def test_the_group_of_an_activation_is_read_from_its_dtype() -> None:
         ("quantize", "f32[4]", {"format": "int8"}, r"a weight is f32\[..., N, K\]"),
         ("quantize", "bf16[4, 4]", {"format": "int8"}, r"a weight is f32\[..., N, K\]"),
         ("pack", "int8[4, 4]@rows16", {"layout": "rows16"}, "the weight is packed already"),
+        ("pack", "int5-g32[4, 32]", {"layout": "nbits"}, "the layout 'nbits' has no weights in int5-g32"),
         ("quantize_rows", "bf16[T, 4]", {"group": 32}, "activations are f32"),
     ],
 )
