@@ -82,3 +82,7 @@ def test_a_refusal_lists_what_the_target_has_and_which_have_the_format() -> None
         pipeline.check_supported(CompileOptions(quant="fp8"), targets.get("x86"))
     assert f"it has {listed([name for name in FORMATS if name != 'fp8'])}" in str(caught.value)
     assert "fp8 is there for vulkan, cuda, metal" in str(caught.value)
+
+
+def test_no_formats_at_all_are_none() -> None:
+    assert listed([]) == "none"

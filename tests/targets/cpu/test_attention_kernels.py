@@ -2,6 +2,11 @@
 
 import pytest
 
+from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.cpu.kernels import build
+from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cases.attention import CASES
 from tests.targets.op_tests import OpTests
 
@@ -25,3 +30,9 @@ class TestAttentionKernels(OpTests):
     @pytest.fixture
     def backend(self, kernels):
         return kernels
+
+
+def test_pages_that_a_pass_over_the_cache_would_leave_are_refused():
+    spec = MlaAbsorbed(Rows(1), 1, Paging(1, 4, 4, 16, 4, "f32"), 1.0)
+    with pytest.raises(AssertionError, match="a page holds 4 slots, which is no multiple of 16"):
+        build(spec, LEVELS[0])
