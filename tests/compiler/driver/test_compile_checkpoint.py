@@ -16,6 +16,7 @@ from dsv3c.compiler.errors import (
     OutputExistsError,
     TokenizerFormatError,
     WrittenWrongError,
+    is_fault,
 )
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact import plan as stored
@@ -185,6 +186,7 @@ def test_what_the_runtime_would_not_load_is_a_fault_of_the_compiler_and_not_kept
     WRONG[says](monkeypatch)
     with pytest.raises(WrittenWrongError, match="a mistake in dsv3c") as raised:
         pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(max_tokens=8))
+    assert is_fault(raised.value)
     assert says in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
