@@ -15,8 +15,18 @@ from dsv3c.runtime.cli.params import PATH, device_options, json_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.measure.quality import Report
+    from dsv3c.runtime.progress import Progress
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def estimates(*names: str) -> tuple[str, ...]:
+    """Keys of figures that have a standard error."""
+    return tuple(key for name in names for key in (name, f"{name}_error"))
+
+
+QUANTILES = {"median": "kl_median", "90 %": "kl_90", "99 %": "kl_99", "largest": "kl_max"}
+DIVERGENCE = (*estimates("reference", "ratio", "nll_change", "kl", "top1"), *QUANTILES.values(), "logit_error")
 
 _COUNTING = (
     click.option(
@@ -48,8 +58,7 @@ _COUNTING = (
         help="Predict only so many, from the beginning of each text.  [default: all]",
     ),
 )
-_AGAINST = click.option("--against", type=PATH, metavar="OTHER", help="The model to compare with: an artifact.")
-_THREADS = click.option(
+threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
@@ -67,8 +76,8 @@ def counting_options(command: Decorated) -> Decorated:
 @click.command("eval", cls=Command)
 @click.argument("artifact", type=PATH)
 @counting_options
-@_AGAINST
-@_THREADS
+@click.option("--against", type=PATH, metavar="OTHER", help="The model to compare with: an artifact.")
+@threads_option
 @device_options
 @json_option
 def eval_command(artifact: Path, against: Path | None, as_json: bool, **options: Any) -> None:
@@ -87,58 +96,55 @@ def eval_command(artifact: Path, against: Path | None, as_json: bool, **options:
       PROGRAM eval OUT --text book.txt
       PROGRAM eval OUT-int4 --against OUT-float32 --text book.txt --json
     """
+    from dsv3c.runtime.cli.progress import terminal_progress
+    from dsv3c.runtime.progress import Silent
+
     if against is not None:
         require_artifact(against)
-    measure(artifact, against, str(against), as_json, **options)
+    with terminal_progress() or nullcontext(Silent()) as progress:
+        report = measure(artifact, against, str(against), progress, **options)
+    show_report(artifact, report, as_json)
 
 
 def require_artifact(path: Path) -> None:
     """Raises CompilerNeeded for a checkpoint, which only the compiler's own command makes an artifact of."""
     from dsv3c.runtime.errors import CompilerNeeded
 
-    if is_checkpoint(path):
+    if (path / "config.json").is_file() and not (path / "manifest.json").exists():
         raise CompilerNeeded(path=path)
-
-
-def is_checkpoint(path: Path) -> bool:
-    return (path / "config.json").is_file() and not (path / "manifest.json").exists()
 
 
 def measure(
     artifact: Path,
     against: Path | None,
     against_name: str,
-    as_json: bool,
+    progress: Progress,
     texts: tuple[Path, ...],
     context: int | None,
     bos: Any,
     tokens: int | None,
     **placement: Any,
-) -> None:
-    """Measure and print."""
-    from dsv3c.runtime.cli.progress import terminal_progress
+) -> Report:
+    """What the options of the command ask for."""
     from dsv3c.runtime.devices.device import Placement
     from dsv3c.runtime.measure.quality import evaluate
     from dsv3c.runtime.measure.windows import Settings
-    from dsv3c.runtime.progress import Silent
 
     settings = Settings(context, bos, tokens)
-    with terminal_progress() or nullcontext(Silent()) as progress:
-        report = evaluate(artifact, texts, settings, Placement(**placement), against, progress, against_name)
+    return evaluate(artifact, texts, settings, Placement(**placement), against, progress, against_name)
+
+
+def show_report(artifact: Path, report: Report, as_json: bool) -> None:
     if as_json:
         print_json({"artifact": str(artifact), **report.to_dict()})
         return
-    show_quality(str(artifact), report)
-
-
-def show_quality(title: str, report: Report) -> None:
-    show_figures(title, report.to_dict())
+    show_figures(str(artifact), report.to_dict())
 
 
 def show_figures(title: str, report: dict[str, Any]) -> None:
     """Print what `Report.to_dict` gives, as it is or from a manifest."""
-    against = report.get("against")
-    echo(f"{title}, windows of {report['context']} tokens" + (f", against {against}" if against else ""))
+    against = f", against {report['against']}" if report["against"] else ""
+    echo(f"{title} on {report['device']}, windows of {report['context']} tokens{against}")
     for quality in report["texts"]:
         section(f"{quality['text']}, {quality['tokens']} predictions", figure_rows(quality))
 
@@ -154,18 +160,15 @@ def figure_rows(quality: dict[str, Any]) -> list[tuple[str, str]]:
         return rows
     ratio = _estimate(other, "ratio", ".5f")
     change = f" ({other['ratio'] - 1:+.2%})" if other["ratio"] is not None else ""
-    quantiles = [f"{name} {_number(other[key], '.3g')}" for name, key in _QUANTILES.items()]
+    quantiles = [f"{name} {_number(other[key], '.3g')}" for name, key in QUANTILES.items()]
     return [
         *rows,
         ("perplexity of the other", _estimate(other, "reference", ".4f")),
         ("ratio of perplexities", ratio + change),
         ("KL divergence", f"{_estimate(other, 'kl', '.3g')} nats; " + ", ".join(quantiles)),
-        ("same first choice", f"{other['top1']:.2%} ± {other['top1_error']:.2%}"),
+        ("same first choice", _estimate(other, "top1", ".2%")),
         ("largest logit error", _number(other["logit_error"], ".3g")),
     ]
-
-
-_QUANTILES = {"median": "kl_median", "90 %": "kl_90", "99 %": "kl_99", "largest": "kl_max"}
 
 
 def _estimate(figures: dict[str, Any], name: str, form: str) -> str:

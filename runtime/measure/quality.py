@@ -7,7 +7,7 @@ that is kept of any.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -51,15 +51,17 @@ class Quality:
 
 @dataclass(frozen=True)
 class Report:
-    """An artifact on texts. context: tokens of a window. against: the name of the reference, if there was one."""
+    """An artifact on texts. device: what it ran on, and its kernel level: other kernels round activations otherwise.
+    context: tokens of a window. against: the name of the reference, if there was one."""
 
+    device: str
     context: int
     settings: Settings
     against: str | None
     texts: tuple[Quality, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        settings = {"context": self.context, "bos": self.settings.bos}
+        settings = {"device": self.device, "context": self.context, "bos": self.settings.bos}
         return settings | {"against": self.against, "texts": [quality.to_dict() for quality in self.texts]}
 
 
@@ -87,10 +89,11 @@ def evaluate(
             stack.enter_context(Model.load(artifact, place, context, None))
             for artifact, place in zip(artifacts, placements, strict=True)
         ]
+        device = _device(models[0].report())
         cuts = [_windows(models, text, context, settings) for text in read]  # before the long work
         found = [measure(models, text, part, progress) for text, part in zip(read, cuts, strict=True)]
     name = None if against is None else against_name or str(against)
-    return Report(context, settings, name, tuple(found))
+    return Report(device, context, settings, name, tuple(found))
 
 
 def measure(models: Many[Model], text: Text, windows: Many[Window], progress: Progress | None = None) -> Quality:
@@ -117,6 +120,10 @@ def _steps(models: Many[Model], tokens: Ints) -> Iterator[tuple[slice, list[Floa
         for start in range(0, tokens.size, size):
             rows = slice(start, min(start + size, tokens.size))
             yield rows, [_read(*each, tokens[rows]) for each in zip(models, sequences, strict=True)]
+
+
+def _device(report: Mapping[str, Any]) -> str:
+    return " ".join(str(report[name]) for name in ("device", "level") if name in report)
 
 
 def _read(model: Model, sequence: Sequence, tokens: Ints) -> Floats:
