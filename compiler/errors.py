@@ -287,3 +287,18 @@ class NotTunableError(Dsv3cError):
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"
+
+
+class NoLocalTargetError(Dsv3cError):
+    message = "nothing can be compiled for this machine's CPU, to compare with: {reason}"
+    hint = "compile elsewhere, and compare artifacts that this machine runs"
+
+
+class SweepFileError(Dsv3cError):
+    message = "{path} is no table of `dsv3c eval --sweep`: {reason}"
+    hint = "name another file with -o; nothing is overwritten that is not such a table"
+
+
+class SweepDiffersError(Dsv3cError):
+    message = "{path} has figures of {what}"
+    hint = "name another file with -o, or remove it"

@@ -29,6 +29,7 @@ class CompileOptions:
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    measure: a text on which the artifact is measured; measure_against: the artifact or checkpoint it is compared with.
     """
 
     target: str = "x86"
@@ -43,6 +44,8 @@ class CompileOptions:
     dump_to: Path | None = None
     overwrite: bool = False
     emit: tuple[str, ...] = ()
+    measure: Path | None = None
+    measure_against: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):
@@ -51,6 +54,8 @@ class CompileOptions:
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
         if self.cache_dtype not in (None, "f32", "f16", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+        if self.measure_against is not None and self.measure is None:
+            raise BadOptionError(option="measure", value=None, expected="a text, as there is a model to compare with")
 
     @property
     def resolved_head_quant(self) -> str:
@@ -72,6 +77,6 @@ class CompileOptions:
     def to_dict(self) -> dict[str, object]:
         """What goes into the manifest: every option that changes the artifact."""
         kept = asdict(self)
-        for name in ("stop_after", "dump_to", "overwrite"):
+        for name in ("stop_after", "dump_to", "overwrite", "measure", "measure_against"):
             del kept[name]
         return kept

@@ -19,7 +19,7 @@ from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, measuring, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.errors import (
@@ -134,6 +134,7 @@ def compile_checkpoint(
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
         _check_apart(destination, options.dump_to)
+        measuring.check(checkpoint, options)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
@@ -168,8 +169,12 @@ def compile_checkpoint(
             progress.stage(f"emitting {name}")
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
-        artifact.write_json(folder / MANIFEST, manifest | {"files": artifact.file_table(folder)})
+        files = artifact.file_table(folder)
+        artifact.write_json(folder / MANIFEST, manifest | {"files": files})
         artifact.check_loads(folder, options.target)
+        if options.measure is not None:
+            manifest |= {"quality": measuring.figures(folder, options, compile_checkpoint, progress)}
+            artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
