@@ -9,6 +9,7 @@ from pathlib import Path
 from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
+CACHE_DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 
 
@@ -26,7 +27,7 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
+    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
     """
@@ -49,8 +50,9 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
-        if self.cache_dtype not in (None, "f32", "f16", "bf16"):
-            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            expected = f"{', '.join(CACHE_DTYPES[:-1])} or {CACHE_DTYPES[-1]}"
+            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected=expected)
 
     @property
     def resolved_head_quant(self) -> str:

@@ -19,7 +19,7 @@ SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "
 FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
 )
-CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -53,7 +53,7 @@ def embedding_format(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The IR's name of an element type of the cache."""
+    """What CompileOptions calls an element type of the cache."""
     if value is None:
         return None
     name = SHORT_NAMES.get(value, value)
@@ -100,7 +100,8 @@ def model_options(command: Command) -> Command:
             "--cache-dtype",
             callback=cache_dtype,
             metavar="DTYPE",
-            help="float32 or bfloat16.  [default: float32 with float32 weights, else bfloat16]",
+            help="float32, bfloat16, or half of its memory: int8, fp8.  "
+            "[default: float32 with float32 weights, else bfloat16]",
         ),
         click.option(
             "--max-tokens",

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.coded_rows import is_coded
+from dsv3c.compiler.formats.elements import as_float32
 from tests.selection import shortlist
 
 UNTOUCHED = {"f": np.nan, "i": -77, "u": 177}
@@ -71,9 +72,10 @@ def filled(operands, inputs, dtype_of):
     for operand in operands:
         dtype = np.dtype(dtype_of(operand.dtype))
         given = inputs.get(operand.role)
-        array = aligned(given.size if operand.size is None else operand.size, dtype)
-        if given is not None:
-            array[: given.size] = np.ascontiguousarray(given).reshape(-1).view(dtype)
+        flat = None if given is None else np.ascontiguousarray(given).reshape(-1).view(dtype)
+        array = aligned(flat.size if operand.size is None else operand.size, dtype)
+        if flat is not None:
+            array[: flat.size] = flat
         arrays[operand.role] = array
     return arrays
 
@@ -81,9 +83,12 @@ def filled(operands, inputs, dtype_of):
 def compare(arrays, inputs, expected, tolerance):
     """Outputs equal `expected` within `tolerance` of its largest magnitude; nothing behind them is written."""
     for role, want in expected.items():
-        got, rest = arrays[role][: want.size], arrays[role][want.size :]
-        if want.dtype == NUMPY_DTYPES["bf16"]:
-            got = got.view(want.dtype)
+        bits = arrays[role].dtype.kind == "u"  # of whatever is expected
+        used = want.nbytes // arrays[role].itemsize if bits else want.size
+        got, rest = arrays[role][:used], arrays[role][used:]
+        got = got.view(want.dtype) if bits else got
+        if is_coded(want.dtype):
+            got, want = as_float32(got).reshape(-1), as_float32(want)
         if tolerance == 0 or want.dtype.kind in "iu":
             np.testing.assert_array_equal(got, want.reshape(-1), err_msg=role)
         else:

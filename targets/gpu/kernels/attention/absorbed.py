@@ -127,7 +127,7 @@ def partial_operands(partial: Partial) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_latent", "f32", m * spec.heads * paging.rank),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
         _scratch(spec),

@@ -85,7 +85,7 @@ def see_operands(see: SeeBlocks) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_nope", "f32", m * view.row_stride),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *weight_operands("w_uk", spec.weight, (spec.heads,), spec.nope, paging.rank),
         *weight_operands("w_uv", spec.weight, (spec.heads,), spec.v, paging.rank),
         *paging.operands(m),
