@@ -9,6 +9,7 @@ from pathlib import Path
 from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
+CACHE_DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 
 
@@ -26,8 +27,8 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
-    stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
+    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it. max_tokens, max_rows, max_sequences: bounds
+    of one step. stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
     measure: a text on which the artifact is measured; measure_against: the artifact or checkpoint it is compared with.
     """
@@ -52,8 +53,9 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
-        if self.cache_dtype not in (None, "f32", "f16", "bf16"):
-            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            expected = f"{', '.join(CACHE_DTYPES[:-1])} or {CACHE_DTYPES[-1]}"
+            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected=expected)
         if self.measure_against is not None and self.measure is None:
             raise BadOptionError(option="measure", value=None, expected="a text, as there is a model to compare with")
 

@@ -21,7 +21,7 @@ FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
     "intB-channel or intB-channel-asym with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
-CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -55,7 +55,7 @@ def embedding_format(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The IR's name of an element type of the cache."""
+    """What CompileOptions calls an element type of the cache."""
     if value is None:
         return None
     name = SHORT_NAMES.get(value, value)
@@ -102,7 +102,8 @@ def model_options(command: Command) -> Command:
             "--cache-dtype",
             callback=cache_dtype,
             metavar="DTYPE",
-            help="float32 or bfloat16.  [default: float32 with float32 weights, else bfloat16]",
+            help="float32, bfloat16, or half of its memory: int8, fp8.  "
+            "[default: float32 with float32 weights, else bfloat16]",
         ),
         click.option(
             "--max-tokens",

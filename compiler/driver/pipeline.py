@@ -355,7 +355,7 @@ def _manifest(
             "weights": options.quant,
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
-            "cache": " + ".join(dict.fromkeys(cache.dtype for cache in lowered.caches)),
+            "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {

@@ -34,7 +34,7 @@ class X86:
     name: str = "x86"
     layout: str = "rows16"
     integer_activations: bool = True
-    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
 
     def configured(self, options: Mapping[str, str]) -> X86:
         """Raises UnknownTuningRecord for a CPU without a record, UnknownLevel."""

@@ -9,6 +9,7 @@ import numpy as np
 from dsv3c.compiler.core.ir import Attr, Dim, TensorType, dim_product
 from dsv3c.compiler.core.ops.table import Array, Op, broadcast, concrete, element_count, float32, op_table, require
 from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats.coded_rows import stored
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 
 F32, I32, BOOL = "f32", "i32", "bool"
@@ -272,9 +273,9 @@ def infer_scatter_rows(cache: TensorType, slots: TensorType, rows: TensorType) -
 
 
 def evaluate_scatter_rows(cache: Array, slots: Array, rows: Array) -> Array:
-    """The cache [N, L] with rows [T, L] written at slots [T]."""
+    """The cache [N, L] with rows f32 [T, L] written at slots [T], as its type has them."""
     result = cache.copy()
-    result[slots] = rows
+    result[slots] = stored(rows, cache.dtype)
     return result
 
 

@@ -50,6 +50,18 @@ def e4m3(code: Expr) -> Expr:
     return T.Select(code > T.uint32(127), f32(0) - size, size)
 
 
+def e4m3_bits(x: Expr) -> Expr:
+    """The code of the float8_e4m3fn nearest to x, the largest one beyond it, in the low byte of a u32."""
+    size = T.bind(T.min(T.fabs(x), f32(448)))
+    bits = T.bind(T.reinterpret("uint32", size))
+    odd = T.bitwise_and(T.shift_right(bits, T.uint32(20)), T.uint32(1))
+    normal = T.shift_right(bits + T.uint32(0x7FFFF) + odd, T.uint32(20)) - T.uint32(120 << 3)
+    # Subnormals are multiples of 2^-9, as are the numbers from 2^14 on.
+    subnormal = T.reinterpret("uint32", T.bind(size + f32(2.0**14))) - T.uint32((127 + 14) << MANTISSA)
+    sign = T.bitwise_and(T.shift_right(T.reinterpret("uint32", x), T.uint32(24)), T.uint32(0x80))
+    return T.bitwise_or(T.Select(size < f32(2.0**-6), subnormal, normal), sign)
+
+
 def numbers(word: Expr, starts: Sequence[int], bits: int, zero: Expr) -> list[Expr]:
     """float32 of the fields of a u32 word, each `bits` bits from one of `starts` on, less `zero`, an integer below 2^8.
 

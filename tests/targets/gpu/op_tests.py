@@ -125,13 +125,20 @@ def chosen(spec, control, capabilities=NOTHING):
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
 
+def codes(spec):
+    """What the codes of its cache are."""
+    paging = getattr(spec, "paging", None)
+    return paging.element if paging and paging.coded else None
+
+
 @cache
 def telling(capabilities):
-    """Names of cases that together run every form of every kernel with every weight format: the first that does."""
+    """Names of cases that together run every form of every kernel with every weight format and every cache of codes:
+    the first that does."""
     seen, names = set(), []
     for name, (spec, inputs, *_) in CASES.items():
         own = {
-            (type(kernel).__name__, str(getattr(spec, "weight", "")), form.most_rows, form.requires)
+            (type(kernel).__name__, str(getattr(spec, "weight", "")), codes(spec), form.most_rows, form.requires)
             for kernel in stages(spec)
             for form in chosen(kernel, inputs["control"], capabilities)
         }
