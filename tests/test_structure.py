@@ -22,6 +22,7 @@ COMPILER_LAYERS = (
     ("options", "core"),
     ("checkpoint",),
     ("frontend",),
+    ("quantisation",),
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for layer in COMPILER_LAYERS[:3] for name in layer)  # for passes and targets
 # What targets share: planned calls, linked libraries, TIR; over these two families, which know nothing of each other.
