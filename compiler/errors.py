@@ -287,3 +287,8 @@ class NotTunableError(Dsv3cError):
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"
+
+
+class StatisticsError(Dsv3cError):
+    message = "what {tokens} tokens of calibration say of a matrix is not finite (its {matrix})"
+    hint = "calibrate with another text, or choose --method rtn; if that fails too, the checkpoint's weights overflow"
