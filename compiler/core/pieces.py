@@ -7,13 +7,14 @@ the largest single tensor and not by a layer's experts together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import TensorType, Value, topological_order
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Part `index` of `count` of the weight `recipe`, computed by `value`."""
 
     recipe: str

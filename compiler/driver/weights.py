@@ -130,15 +130,15 @@ class Writer:
 
     def evaluate(self, value: Value) -> Any:
         """What an expression over the checkpoint's tensors stands for."""
-        return ops.evaluate([value], self._given)[0]
+        return ops.evaluate([value], self.given)[0]
 
     def write(self, piece: Piece, rounded: Mapping[Value, QTensor]) -> None:
         """Evaluate a piece and write it. rounded: what its `quantize` are, where that is known.
 
         Raises WeightRangeError for a weight that its format cannot hold.
         """
-        with naming_range(piece.value, self._given):
-            arrays = _stored_arrays(ops.evaluate([piece.value], self._given, rounded)[0])
+        with naming_range(piece.value, self.given):
+            arrays = _stored_arrays(ops.evaluate([piece.value], self.given, rounded)[0])
         tensors = self.file.tensors[piece.recipe]
         for tensor, array in zip(tensors, arrays, strict=True):
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
@@ -151,7 +151,7 @@ class Writer:
 
         def job(piece: Piece) -> None:
             wanted = quantized_in(piece.value) if round else ()
-            with naming_range(piece.value, self._given):
+            with naming_range(piece.value, self.given):
                 rounded = {value: round(value, self.evaluate(value.inputs[0])) for value in wanted if round}
             self.write(piece, rounded)
 
@@ -160,7 +160,7 @@ class Writer:
             for _ in pool.map(job, (piece for piece in every if (piece.recipe, piece.index) not in self._written)):
                 pass
 
-    def _given(self, leaf: Value) -> Array:
+    def given(self, leaf: Value) -> Array:
         index = leaf.attrs.get("expert")
         return self._read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
 

@@ -67,16 +67,19 @@ class FloatGraph:
 @dataclass(frozen=True)
 class Stage:
     """matrices, experts: rounded first, in this order. values: computed then, for one sequence after the other; kept:
-    those of them that later stages read. reads: what `values` take of what is kept. dropped: what is read no more.
+    those of them that later stages read. reads: what `values` take of what is kept; operands: the weights that they
+    take. dropped: what is read no more.
 
-    What experts put out is kept before `values` are computed, where anything reads it.
+    What experts put out is kept before `values` are computed, where anything reads it: those are in `mixed`.
     """
 
     matrices: tuple[Matrix, ...]
     experts: tuple[Experts, ...]
+    mixed: tuple[Value, ...]
     values: tuple[Value, ...]
     kept: tuple[Value, ...]
     reads: tuple[Value, ...]
+    operands: tuple[Value, ...]
     dropped: tuple[Value, ...]
 
 
@@ -144,20 +147,22 @@ def in_stages(source: FloatGraph, wanted: Sequence[Matrix | Experts], results: S
     for value in results:
         read(value, count)
 
-    def stage(number: int) -> Stage:
+    def made(number: int) -> Stage:
         here = [item for item in wanted if stages[item] == number]
         values = [value for value in computed if numbers[value] == number]
-        operands = dict.fromkeys(operand for value in values for operand in value.inputs if operand in last)
+        operands = dict.fromkeys(operand for value in values for operand in value.inputs if operand.op != "input")
         return Stage(
             tuple(item for item in here if isinstance(item, Matrix)),
             tuple(item for item in here if isinstance(item, Experts)),
+            tuple(item.down for item in here if isinstance(item, Experts) and item.down in last),
             tuple(values),
             tuple(value for value in values if last.get(value, number) > number),
-            tuple(operand for operand in operands if numbers[operand] < number or operand in experts),
+            tuple(value for value in operands if value in last and (numbers[value] < number or value in experts)),
+            tuple(value for value in operands if weights[value]),
             tuple(value for value in live if last.get(value) == number),
         )
 
-    return [stage(number) for number in range(count)]
+    return [made(number) for number in range(count)]
 
 
 def _numbers(source: FloatGraph, weights: dict[Value, bool]) -> dict[Value, int]:

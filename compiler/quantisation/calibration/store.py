@@ -37,7 +37,7 @@ class Store:
             self._held += nbytes
         else:
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                array = np.memmap(file, dtype, "w+", shape=shape)  # type: ignore[call-overload]
+                array = np.memmap(file, dtype, "w+", shape=shape)
         self._arrays[value] = array
         return array
 
