@@ -19,7 +19,7 @@ _MOST_DAMPING = 1.0
 class Factor(NamedTuple):
     """The Hessian as methods use it that round one column after the other.
 
-    order i64 [K]: columns of the matrix in the order of rounding. hessian f32 [K, K]: the damped gram in that order.
+    order i64 [K]: columns of the matrix in the order of rounding. hessian f32 [K, K]: the damped gram, in its own order.
     carry f32 [K, K]: strictly lower triangular; with the errors e of the columns before it rounded, column j is best
     aimed at w_j + sum over i < j of carry[j, i] e_i. cost f32 [K]: what a square of error at the target of a column
     costs when all later columns make up for it.
@@ -84,12 +84,12 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     # An input that is never other than 0 tells nothing: its weights are rounded alone.
     hessian[dead] = hessian[:, dead] = 0
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(size)
-    hessian = np.ascontiguousarray(hessian[np.ix_(order, order)])
-    diagonal = np.where(dead, mean, diagonal)[order]
+    diagonal[dead] = mean
+    backwards = order[::-1]
     while True:
         np.fill_diagonal(hessian, diagonal + damping * mean)
         try:
-            lower = np.linalg.cholesky(hessian[::-1, ::-1])
+            lower = np.linalg.cholesky(hessian[np.ix_(backwards, backwards)])
             break
         except np.linalg.LinAlgError:
             if damping >= _MOST_DAMPING:
