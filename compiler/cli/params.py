@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import MAX_BOUND
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.options import CompileOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -20,6 +23,15 @@ FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
 )
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def compile_options(given: Mapping[str, Any]) -> CompileOptions:
+    """The options of a command; without a format, codes of the checkpoint are kept."""
+    from dsv3c.compiler.options import CompileOptions
+
+    if given["quant"] is not None:
+        return CompileOptions(**given)
+    return CompileOptions(**{**given, "quant": CompileOptions.quant, "kept": None})
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -78,9 +90,8 @@ def model_options(command: Command) -> Command:
             "--quant",
             callback=weight_format,
             metavar="FORMAT",
-            default="int8",
-            show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.  "
+            "[default: int8; weights that the checkpoint has quantised keep their format]",
         ),
         click.option(
             "--head-quant",

@@ -27,11 +27,12 @@ from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.core.ops.weight import Packed
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
 from dsv3c.compiler.errors import WeightRangeError
-from dsv3c.compiler.formats import fp8, rows
+from dsv3c.compiler.formats import coded, rows
 from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
-# Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
+# Reads one tensor as float32 or in codes (formats.coded), or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
 
 _BFLOAT16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
@@ -93,11 +94,11 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
     return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)
 
 
-def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
-    """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
+def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> dict[str, Loss]:
+    """Evaluate every recipe and write it; what codes of the checkpoint lost, by recipe, where they lost any.
 
-    `read(name)` gives a checkpoint tensor; it is called from several threads. Raises WeightRangeError for a weight that
-    its format cannot hold.
+    `advance` is called with the bytes written, `read(name)` gives a checkpoint tensor: both from several threads.
+    Raises WeightRangeError for a weight that its format cannot hold.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -108,20 +109,24 @@ def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], Non
             index = leaf.attrs.get("expert")
             return read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
 
-        def job(piece: tuple[str, Value, int, int]) -> None:
+        def job(piece: tuple[str, Value, int, int]) -> tuple[str, Loss]:
             recipe, value, index, count = piece
             try:
-                arrays = _stored_arrays(ops.evaluate([value], given)[0])
+                result = ops.evaluate([value], given)[0]
+                arrays = _stored_arrays(result)
             except OutOfRange as error:
                 raise _named(value, given, error.format) from error  # type: ignore[attr-defined]
             for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                 _write_at(descriptor, data, tensor.offset + index * (tensor.component.nbytes // count))
             advance(sum(tensor.component.nbytes for tensor in file.tensors[recipe]) // count)
+            return recipe, getattr(result, "loss", NO_LOSS)
 
+        losses: dict[str, Loss] = {}
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for _ in pool.map(job, _pieces(file.recipes)):
-                pass
+            for recipe, loss in pool.map(job, _pieces(file.recipes)):
+                losses[recipe] = losses.get(recipe, NO_LOSS) + loss
+        return {recipe: loss for recipe, loss in losses.items() if loss != NO_LOSS}
     finally:
         os.close(descriptor)
 
@@ -156,7 +161,7 @@ def _stored_arrays(result: Any) -> list[Array]:
         return list(result.components.values())
     if isinstance(result, QTensor):
         return list(rows.pack(result).values())
-    return [as_float32(result) if result.dtype == fp8.CODED else result]
+    return [as_float32(result) if coded.is_coded(result.dtype) else result]
 
 
 def _pieces(recipes: Mapping[str, Value]) -> Iterator[tuple[str, Value, int, int]]:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.formats import fp8
+from dsv3c.compiler.formats import coded
 
 Array = NDArray[Any]
 
@@ -25,9 +25,9 @@ NUMPY_DTYPES: dict[str, Any] = {
 
 
 def as_float32(x: Array) -> Array:
-    """`x`, numbers or fp8.CODED, as float32. bfloat16 goes through a shift, several times faster than its cast."""
-    if x.dtype == fp8.CODED:
-        return fp8.values(x)
+    """`x`, numbers or coded, as float32. bfloat16 goes through a shift, several times faster than its cast."""
+    if coded.is_coded(x.dtype):
+        return coded.values(x)
     if x.dtype == NUMPY_DTYPES["bf16"]:
         wide = x.view(np.uint16).astype(np.uint32)
         wide <<= 16
