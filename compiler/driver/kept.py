@@ -71,11 +71,14 @@ def loss_notes(recipes: Recipes, losses: Mapping[str, Loss]) -> tuple[str, ...]:
     said = []
     rows = {recipe: loss.rows for recipe, loss in losses.items() if loss.rows and not turned(recipes[recipe])}
     if rows:
-        which = some(list(rows))
-        said.append(f"{sum(rows.values())} rows of quantised weights do not fit and are rounded a second time: {which}")
+        which = some([name for recipe in rows for name in _tensors(recipes[recipe])])
+        said.append(
+            f"{sum(rows.values())} rows of quantised weights do not fit and were rounded a second time: {which}"
+        )
     scales = {recipe: loss.scales for recipe, loss in losses.items() if loss.scales}
     if scales:
-        said.append(f"{sum(scales.values())} scales are not exact in float16: {some(list(scales))}")
+        which = some([name for recipe in scales for name in _tensors(recipes[recipe])])
+        said.append(f"{sum(scales.values())} scales are not exact in float16 and were rounded: {which}")
     return tuple(said)
 
 
@@ -88,10 +91,14 @@ def _uses(source: Checkpoint, recipes: Recipes) -> list[tuple[str, WeightFormat,
             continue
         format, (weight,) = WeightFormat.parse(str(quantized.attrs["format"])), quantized.inputs
         across = turned(weight) and not format.keeps_fp8  # whose blocks are square
-        names = {str(leaf.attrs["name"]) for leaf in topological_order([weight]) if leaf.op == "param"}
-        codings = ((name, source.coding(name)) for name in sorted(names))
+        codings = ((name, source.coding(name)) for name in _tensors(weight))
         found += [(name, format, not across and each.fits(format)) for name, each in codings if each is not None]
     return found
+
+
+def _tensors(value: Value) -> list[str]:
+    """Names of the checkpoint's tensors that a recipe is made of."""
+    return sorted({str(leaf.attrs["name"]) for leaf in topological_order([value]) if leaf.op == "param"})
 
 
 def _quantised(source: Checkpoint, names: Mapping[str, None]) -> str:
