@@ -179,7 +179,26 @@ class TensorDtypeError(CheckpointError):
 
 
 class MissingScaleError(CheckpointError):
-    message = "{path}: {tensor!r} is stored as F8_E4M3 but {reason}"
+    message = "{path}: {tensor!r} is stored as {found} but {reason}"
+
+
+class UnknownQuantisationError(CheckpointError):
+    message = "{path}: quantization_config has the quant_method {method}, which cannot be read"
+    hint = "known: {known}; or give the checkpoint that it was made from"
+
+
+class LeftOutError(CheckpointError):
+    message = "{path}: {tensor!r} is quantised, but quantization_config leaves out {module}: {entry}"
+    hint = "config.json and the weights are not of the same checkpoint: download both again"
+
+
+class GroupIndexError(CheckpointError):
+    message = "{path}: {tensor!r} puts column {column} into group {found}, expected one from 0 to {highest}"
+
+
+class ZeroPointError(CheckpointError):
+    message = "{path}: {tensor!r} is {found} at {position}, expected a number from 0 to {highest}"
+    hint = "programs disagree on how such a point is read; quantise again, without it (GPTQ: checkpoint_format gptq_v2)"
 
 
 class StrayScaleError(CheckpointError):

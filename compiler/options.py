@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dsv3c.compiler.errors import BadOptionError
@@ -29,10 +30,12 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it. max_tokens, max_rows, max_sequences: bounds
-    of one step. method: how weights become codes (quantisation.choice), None for the default. calibration: a text that
-    weights are rounded for, of which at most calibration_tokens count; None: where the method wants one, the text of
-    ours. stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
+    kept: formats that keep the codes of a checkpoint that is quantised, by the names of its tensors, before `quant`;
+    None takes all that the target has. cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it.
+    max_tokens, max_rows, max_sequences: bounds of one step. method: how weights become codes (quantisation.choice),
+    None for the default. calibration: a text that weights are rounded for, of which at most calibration_tokens count;
+    None: where the method wants one, the text of ours. stop_after: name of the pass to stop at; dump_to: folder for
+    the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
     measure: a text on which the artifact is measured; measure_against: the artifact or checkpoint it is compared with.
     """
@@ -54,6 +57,7 @@ class CompileOptions:
     emit: tuple[str, ...] = ()
     measure: Path | None = None
     measure_against: Path | None = None
+    kept: Mapping[str, str] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):

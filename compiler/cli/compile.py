@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import model_options
+from dsv3c.compiler.cli.params import compile_options, model_options
 from dsv3c.runtime.cli.eval import show_figures
 from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
@@ -56,10 +56,9 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
     """
     from dsv3c.compiler.driver.pipeline import compile_checkpoint
     from dsv3c.compiler.errors import UnknownFormError, UnknownPassError
-    from dsv3c.compiler.options import CompileOptions
     from dsv3c.runtime.cli.progress import NotesOnly, terminal_progress
 
-    chosen = CompileOptions(**options)
+    chosen = compile_options(options)
     with terminal_progress() or nullcontext(NotesOnly()) as progress:
         try:
             report = compile_checkpoint(checkpoint, out, chosen, progress)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,6 +11,9 @@ from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.options import CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND
 from dsv3c.runtime.cli.params import PATH
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.options import CompileOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,6 +27,15 @@ FORMAT_HELP = (
 )
 METHODS = ("rtn", "search", "gptq", "auto")  # of quantisation.choice
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
+
+
+def compile_options(given: Mapping[str, Any]) -> CompileOptions:
+    """The options of a command; without a format, codes of the checkpoint are kept."""
+    from dsv3c.compiler.options import CompileOptions
+
+    if given["quant"] is not None:
+        return CompileOptions(**given)
+    return CompileOptions(**{**given, "quant": CompileOptions.quant, "kept": None})
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -82,9 +94,8 @@ def model_options(command: Command) -> Command:
             "--quant",
             callback=weight_format,
             metavar="FORMAT",
-            default="int8",
-            show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16.  "
+            "[default: int8; weights that the checkpoint has quantised keep their format]",
         ),
         click.option(
             "--head-quant",

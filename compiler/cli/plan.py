@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dsv3c.compiler.cli.params import model_options
+from dsv3c.compiler.cli.params import compile_options, model_options
 from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
@@ -33,9 +33,8 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
       dsv3c plan ~/models/Moonlight-16B-A3B --quant int4 --context 8192
     """
     from dsv3c.compiler.driver.size_report import plan_checkpoint
-    from dsv3c.compiler.options import CompileOptions
 
-    report = plan_checkpoint(checkpoint, CompileOptions(**options), context)
+    report = plan_checkpoint(checkpoint, compile_options(options), context)
     for note in report.notes:
         echo(f"note: {note}", err=True)
     if as_json:

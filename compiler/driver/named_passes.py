@@ -48,7 +48,8 @@ def _quantise(options: Options, target: Target) -> Pass:
         quant=options["weights"], head_quant=options["head"] or None, embed_quant=options["embedding"] or None
     )
     formats = (chosen.quant, chosen.resolved_head_quant, chosen.resolved_embed_quant)
-    return Quantise(*(WeightFormat.parse(name).name for name in formats))
+    weights, head, embedding = (WeightFormat.parse(name).name for name in formats)
+    return Quantise(weights, head, embedding)
 
 
 def _pack(options: Options, target: Target) -> Pass:
@@ -114,7 +115,7 @@ def spelled(item: Pass) -> str:
 
 def _parts(name: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):  # sizes by the name of a dim
-        return [f"{key}={size}" for key, size in value.items()]
+        return [f"{key}={size}" for key, size in value.items() if isinstance(size, int)]
     if isinstance(value, bool):
         return [f"{name}={str(value).lower()}"]
     return [] if callable(value) else [f"{name}={value}"]

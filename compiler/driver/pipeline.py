@@ -20,7 +20,7 @@ from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, calibrated, measuring, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, calibrated, kept, measuring, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
@@ -119,7 +119,7 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
         FuseSwiglu(),
-        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
+        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant, options.kept or {}),
         *lay_out,
     ]
 
@@ -139,6 +139,8 @@ def compile_checkpoint(
     check_formats(options)
     check_supported(options, target)
     check_method(options)
+    if out is None and options.kept is None:  # its name tells the format
+        options = settled(options, Checkpoint.open(checkpoint), target)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
@@ -150,10 +152,13 @@ def compile_checkpoint(
     told = _tell(beforehand, progress)
     text = read_calibration(checkpoint, options)
     progress.stage("running the passes")
+    options = settled(options, source, target)
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, beforehand, time.monotonic() - started, peak_rss(), told)
     planned = target.plan(lowered.entries, lowered.bounds)
+    of_codes = kept.notes(source, planned.recipes)
+    beforehand, told = beforehand + of_codes, told + _tell(of_codes, progress)
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
     _check_extras(options, emission, checkpoint)
@@ -165,7 +170,7 @@ def compile_checkpoint(
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         file = weights.lay_out(planned.recipes)
         progress.stage("writing weights" if text is None else "calibrating and writing weights", file.tensor_bytes)
-        read = source.coded if WeightFormat.parse(options.quant).keeps_fp8 else _reader(source)
+        read = kept.reader(source, planned.recipes)
         with weights.writing(file, folder / "weights.safetensors", read, progress.advance) as writer:
             log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
         artifact.copy_side_files(checkpoint, folder)
@@ -175,6 +180,7 @@ def compile_checkpoint(
             emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        notes += kept.loss_notes(planned.recipes, writer.losses)
         if log.entries:
             manifest["quantization"] |= _rounding(log, text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
@@ -259,6 +265,11 @@ def check_supported(options: CompileOptions, target: Target) -> None:
             )
 
 
+def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
+    """The options with the formats named that keep what the checkpoint has in codes."""
+    return kept.settle(options, source, lambda format: _supports(target, format, MATRIX_OPERANDS))
+
+
 def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
     return all(target.supports(format, op) for op in operations)
 
@@ -298,7 +309,8 @@ def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
-    return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
+    format = kept.formats(options)[0]
+    return Path("artifacts") / f"{checkpoint.resolve().name}-{format}-{options.target.split(':')[0]}"
 
 
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
@@ -384,13 +396,6 @@ def _show(
         print(graph, file=sys.stderr)
 
 
-def _reader(source: Checkpoint) -> weights.Read:
-    def read(name: str, expert: int | None) -> Any:
-        return source.read(name) if expert is None else source.part(name, expert)
-
-    return read
-
-
 def _places(file: weights.WeightFile) -> dict[str, FileRange]:
     stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
     return {tensor.name: FileRange(tensor.offset, tensor.component.nbytes) for tensor in stored}
@@ -418,7 +423,7 @@ def _manifest(
         "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {
-            "weights": options.quant,
+            "weights": " + ".join(kept.formats(options)),
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
             "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),

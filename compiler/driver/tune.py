@@ -27,7 +27,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower, settled
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import CompileOptions
@@ -275,6 +275,7 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
         else:
             compile_checkpoint(model, base, options, progress)
             source = Checkpoint.open(model)
+            options = settled(options, source, target)
             lowered = lower(source.config, source.shapes, options, target)
             planned = plan(lowered.entries, lowered.bounds)
         yield _Bench(base, best_level(target), options.quant, planned)

@@ -28,11 +28,12 @@ from dsv3c.compiler.core.ops.weight import Packed, format_of
 from dsv3c.compiler.core.pieces import Piece, pieces
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
 from dsv3c.compiler.errors import WeightRangeError
-from dsv3c.compiler.formats import fp8, rows
+from dsv3c.compiler.formats import coded, rows
 from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
-# Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
+# Reads one tensor as float32 or in codes (formats.coded), or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
 # The codes of the operand of a `quantize`. Raises OutOfRange.
 Round = Callable[[Value, Array], QTensor]
@@ -96,10 +97,13 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
     return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)
 
 
-def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], round: Round | None = None) -> None:
-    """Evaluate every recipe and write it, see `Writer`. Raises WeightRangeError."""
+def write(
+    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], round: Round | None = None
+) -> dict[str, Loss]:
+    """Evaluate every recipe and write it, see `Writer`; what codes of the checkpoint lost. Raises WeightRangeError."""
     with writing(file, path, read, advance) as writer:
         writer.write_rest(round)
+    return writer.losses
 
 
 @contextmanager
@@ -117,6 +121,8 @@ def writing(file: WeightFile, path: Path, read: Read, advance: Callable[[int], N
 class Writer:
     """Puts each piece of each recipe at its place in the file. Threads may share it.
 
+    losses: what codes of the checkpoint lost, by recipe, where they lost any.
+
     `read(name, expert)` gives a checkpoint tensor, `advance` is called with the bytes written: both from the thread
     that writes.
     """
@@ -127,6 +133,15 @@ class Writer:
         self._read = read
         self._advance = advance
         self._written: set[tuple[str, int]] = set()
+        self._losses: dict[tuple[str, int], Loss] = {}
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        found: dict[str, Loss] = {}
+        for (recipe, _), loss in self._losses.items():
+            if loss != NO_LOSS:
+                found[recipe] = found.get(recipe, NO_LOSS) + loss
+        return found
 
     def evaluate(self, value: Value) -> Any:
         """What an expression over the checkpoint's tensors stands for."""
@@ -138,12 +153,14 @@ class Writer:
         Raises WeightRangeError for a weight that its format cannot hold.
         """
         with naming_range(piece.value, self.given):
-            arrays = _stored_arrays(ops.evaluate([piece.value], self.given, rounded)[0])
+            result = ops.evaluate([piece.value], self.given, rounded)[0]
+            arrays = _stored_arrays(result)
         tensors = self.file.tensors[piece.recipe]
         for tensor, array in zip(tensors, arrays, strict=True):
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             _write_at(self._descriptor, data, tensor.offset + piece.index * (tensor.component.nbytes // piece.count))
         self._written.add((piece.recipe, piece.index))
+        self._losses[piece.recipe, piece.index] = getattr(result, "loss", NO_LOSS)
         self._advance(sum(tensor.component.nbytes for tensor in tensors) // piece.count)
 
     def write_rest(self, round: Round | None = None) -> None:
@@ -210,4 +227,4 @@ def _stored_arrays(result: Any) -> list[Array]:
         return list(result.components.values())
     if isinstance(result, QTensor):
         return list(rows.pack(result).values())
-    return [as_float32(result) if result.dtype == fp8.CODED else result]
+    return [as_float32(result) if coded.is_coded(result.dtype) else result]

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.formats import coded_rows, fp8
+from dsv3c.compiler.formats import coded, coded_rows
 
 Array = NDArray[Any]
 
@@ -25,10 +25,9 @@ NUMPY_DTYPES: dict[str, Any] = {
 
 
 def as_float32(x: Array) -> Array:
-    """`x`, numbers, fp8.CODED or coded rows, as float32. bfloat16 goes through a shift, several times faster than its
-    cast."""
-    if x.dtype == fp8.CODED:
-        return fp8.values(x)
+    """`x`, numbers or coded, as float32. bfloat16 goes through a shift, several times faster than its cast."""
+    if coded.is_coded(x.dtype):
+        return coded.values(x)
     if coded_rows.is_coded(x.dtype):
         return coded_rows.decode(x)
     if x.dtype == NUMPY_DTYPES["bf16"]:

@@ -162,7 +162,7 @@ def infer_concat(*types: TensorType, axis: int) -> TensorType:
 
 
 def evaluate_concat(*arrays: Array, axis: int) -> Array:
-    if len({array.dtype for array in arrays}) > 1:  # a checkpoint may have some in fp8
+    if len({array.dtype for array in arrays}) > 1:  # a checkpoint may have some in codes
         arrays = tuple(map(as_float32, arrays))
     return np.concatenate(arrays, axis=axis)
 

@@ -1,0 +1,242 @@
+"""What an artifact has of a checkpoint that is quantised: its codes, scales and zeros, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsv3c import targets
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Value, topological_order
+from dsv3c.compiler.core.target import Target
+from dsv3c.compiler.driver import kept, pipeline, weights
+from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.passes.quantise import turned
+from tests import quantised
+from tests.conformance import runs
+from tests.quantised import INTEGERS, WIDENED, Foreign, Written
+
+Array = np.ndarray
+LAYERS = {"num_hidden_layers": 2}
+
+
+class Made:
+    """The weights of a checkpoint as they are written for a target."""
+
+    def __init__(self, folder: Path, foreign: Foreign, options: CompileOptions, target: str = "x86") -> None:
+        self.written = quantised.write(folder, foreign, **LAYERS)
+        self.source, chosen = Checkpoint.open(folder), targets.get(target)
+        self.options = pipeline.settled(options, self.source, chosen)
+        lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
+        self.recipes = chosen.plan(lowered.entries, lowered.bounds).recipes
+        file, path = weights.lay_out(self.recipes), folder / "weights"
+        self.losses = weights.write(file, path, kept.reader(self.source, self.recipes), lambda n: None)
+        self.file = SafetensorsFile(path)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return kept.notes(self.source, self.recipes)
+
+    def formats_of(self, part: str) -> set[str]:
+        """Of recipes that have a tensor called so in it."""
+        return {recipe.type.dtype for recipe in self.recipes.values() if part in " ".join(tensors_of(recipe))}
+
+    def stored(self, name: str) -> QTensor:
+        recipe = self.recipes[name]
+        format = WeightFormat.of_type(recipe.type.dtype)
+        *leading, n, k = map(int, recipe.shape)
+        parts = {
+            role: self.file.array(name if role == "data" else f"{name}.{role}").reshape(shape)
+            for role, (_, shape) in rows16.component_types(format, tuple(leading), n, k).items()
+        }
+        found = rows16.unpack(parts, format, n, k)
+        assert isinstance(found, QTensor)
+        return found
+
+    def expected(self, recipe: Value, part: str) -> Array:
+        """Codes less zeros, or scales, or zeros, of each element, moved as the recipe moves numbers."""
+        weight = next(value for value in topological_order([recipe]) if value.op == "quantize").inputs[0]
+        return np.asarray(ops.evaluate([weight], lambda leaf: stacked(self.written, str(leaf.attrs["name"]), part))[0])
+
+
+def tensors_of(recipe: Value) -> list[str]:
+    return [str(leaf.attrs["name"]) for leaf in topological_order([recipe]) if leaf.op == "param"]
+
+
+def stacked(written: Written, name: str, part: str) -> Array:
+    if "*" in name:
+        return np.stack([stacked(written, name.replace("*", str(expert)), part) for expert in range(8)])
+    if name not in written.codes:
+        return np.full(written.values[name].shape, np.nan, np.float32)
+    codes = written.codes[name]
+    assert codes.zero is not None
+    zero = codes.zero[:, codes.group].astype(np.float32)
+    return {"offset": codes.codes - zero, "scale": codes.scale[:, codes.group].astype(np.float32), "zero": zero}[part]
+
+
+def in_own_format(made: Made, format: str) -> list[str]:
+    return [name for name, recipe in made.recipes.items() if recipe.type.dtype == format and not turned(recipe)]
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_an_artifact_has_the_codes_scales_and_zeros_of_the_checkpoint(case: str, tmp_path: Path) -> None:
+    foreign = INTEGERS[case]
+    made = Made(tmp_path, foreign, CompileOptions(kept=None))
+    row = WeightFormat.parse(foreign.format)
+    count = 0
+    for name in in_own_format(made, foreign.format):
+        found, recipe = made.stored(name), made.recipes[name]
+        offset, scale = made.expected(recipe, "offset"), made.expected(recipe, "scale")
+        given = ~np.isnan(offset)  # others are float in the checkpoint
+        if not given.any():
+            continue
+        count += 1
+        size = found.codes.shape[-1] // found.scale.shape[-1]
+        zero = row.zero_point if found.zero is None else np.repeat(found.zero, size, axis=-1)
+        offsets = (found.codes.astype(np.float32) - zero)[..., : found.k]
+        np.testing.assert_array_equal(offsets[given], offset[given], err_msg=name)
+        scales = np.repeat(found.scale.astype(np.float32), size, axis=-1)[..., : found.k]
+        np.testing.assert_array_equal(scales[given], scale[given], err_msg=name)
+        if found.zero is not None:
+            np.testing.assert_array_equal(zero[..., : found.k][given], made.expected(recipe, "zero")[given])
+    assert count >= (2 if foreign.experts_alone else 8)
+    assert not [name for name in made.losses if not turned(made.recipes[name])]
+    assert f"keep their codes, in {foreign.format}" in made.notes[0]
+
+
+@pytest.mark.parametrize("case", WIDENED)
+def test_codes_are_kept_in_a_wider_format_where_none_is_their_own(case: str, tmp_path: Path) -> None:
+    """They decode to the same numbers, without a second rounding."""
+    made = Made(tmp_path, WIDENED[case], CompileOptions(kept=None))
+    formats = set((made.options.kept or {}).values())
+    assert len(formats) == 1
+    for name in in_own_format(made, formats.pop()):
+        found, recipe = made.stored(name), made.recipes[name]
+        values = made.expected(recipe, "offset") * made.expected(recipe, "scale")
+        given = ~np.isnan(values)
+        np.testing.assert_array_equal(found.dequantize()[given], values[given], err_msg=name)
+
+
+def test_what_is_float_in_the_checkpoint_takes_the_chosen_format(tmp_path: Path) -> None:
+    made = Made(tmp_path, INTEGERS["packed int4, experts alone"], CompileOptions(quant="int8", kept=None))
+    assert made.formats_of("mlp.experts") == {"int4-g32"}
+    assert made.formats_of("o_proj") == {"int8"}
+
+
+def test_the_key_projection_that_is_absorbed_is_rounded_again_and_said(tmp_path: Path) -> None:
+    """Its groups lie across when it is transposed."""
+    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(kept=None))
+    across = [name for name, recipe in made.recipes.items() if turned(recipe)]
+    assert across and {made.recipes[name].type.dtype for name in across} == {"int8"}
+    (again,) = [note for note in made.notes if "second time" in note]
+    assert "to int8" in again and "kv_b_proj.weight" in again and "2 weights" in again
+
+
+def test_a_format_that_is_asked_for_is_rounded_to_and_said(tmp_path: Path) -> None:
+    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8"))
+    assert made.options.kept == {}
+    assert [note for note in made.notes if "rounded a second time, to int8" in note]
+    assert not [note for note in made.notes if "keep" in note]
+
+
+def test_a_format_that_is_asked_for_and_holds_the_codes_keeps_them(tmp_path: Path) -> None:
+    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8-g32"))
+    assert "keep their codes, in int8-g32" in made.notes[0]
+    for name in in_own_format(made, "int8-g32"):
+        found, recipe = made.stored(name), made.recipes[name]
+        values = made.expected(recipe, "offset") * made.expected(recipe, "scale")
+        np.testing.assert_array_equal(found.dequantize(), values, err_msg=name)
+
+
+def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
+    """A symmetric checkpoint of which one group has another zero, and one scale that float16 rounds."""
+
+    def rounded(w: Array) -> quantised.Codes:
+        found = quantised.integers(w, 4, 32, dtype=np.float32)
+        return quantised.Codes(found.codes, found.scale.astype(np.float16).astype(np.float32), found.zero, found.group)
+
+    def packed(name: str, w: quantised.Codes) -> dict[str, Array]:
+        if name == "model.layers.1.self_attn.o_proj":
+            assert w.zero is not None
+            w.zero[3, 0], w.scale[5, 1] = 15, np.float32(0.1)
+            w.codes[3] = 0
+        return quantised.gptq(name, w, 4)
+
+    made = Made(tmp_path, Foreign(quantised.gptq_config(4, 32), rounded, packed), CompileOptions(kept=None))
+    (name,) = [name for name in made.losses if not turned(made.recipes[name])]
+    assert (made.losses[name].rows, made.losses[name].scales) == (1, 1)
+    rows, scales = kept.loss_notes(made.recipes, made.losses)
+    assert rows.startswith("1 rows of quantised weights do not fit") and "o_proj" in rows
+    assert scales.startswith("1 scales are not exact in float16") and "o_proj" in scales
+
+
+def test_groups_out_of_order_are_rounded_again_and_said(tmp_path: Path) -> None:
+    order = np.random.default_rng(1)
+    foreign = Foreign(
+        quantised.gptq_config(4, 32, desc_act=True),
+        lambda w: quantised.integers(w, 4, 32, order=order.permutation(w.shape[1])),
+        lambda name, w: quantised.gptq(name, w, 4),
+    )
+    made = Made(tmp_path, foreign, CompileOptions(kept=None))
+    (again,) = [note for note in made.notes if "second time" in note]
+    assert "int4 in scattered groups" in again
+
+
+def test_a_target_without_the_format_takes_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantised.write(tmp_path, INTEGERS["gptq"], **LAYERS)
+    source, options = Checkpoint.open(tmp_path), CompileOptions(kept=None)
+    settled = kept.settle(options, source, lambda format: format.name in ("int8", "int8-g32"))
+    assert set((settled.kept or {}).values()) == {"int8-g32"}  # holds the codes too
+    assert kept.settle(options, source, lambda format: format.name == "int8").kept == {}
+
+
+def test_the_output_is_named_by_the_format_that_is_kept() -> None:
+    options = CompileOptions(kept={"a": "int4-g32", "b": "int4-g32", "c": "int8-g32"})
+    assert pipeline.default_output(Path("/m/model"), options).name == "model-int4-g32-x86"
+    assert kept.formats(options) == ["int4-g32", "int8-g32", "int8"]
+
+
+@pytest.mark.usefixtures("kernels_for_this_cpu_alone")
+def test_a_compiled_model_computes_with_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
+    """Against the numpy evaluation of the model with the weights that the format's rules give."""
+    written = quantised.write(tmp_path / "model", INTEGERS["packed int4"], **LAYERS)
+    options = CompileOptions(max_tokens=16, kept=None)
+    report = pipeline.compile_checkpoint(tmp_path / "model", tmp_path / "out", options)
+    assert any("keep their codes" in note for note in report.notes)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["quantization"]["weights"] == "int4-g32 + int8"
+    tokens = [np.arange(2, 22, dtype=np.int32), np.arange(40, 50, dtype=np.int32)]
+    schedule = [[(0, 12), (1, 4)], *[[(0, 1), (1, 1)]] * 4]
+    source = Checkpoint.open(tmp_path / "model")
+    exact = runs.GraphStepper(runs.traced(source), lambda name: values_of(written, name))
+    expected = runs.run(exact, tokens, schedule)
+    found = runs.run(runs.ArtifactStepper(runs.runtime.load(tmp_path / "out")), tokens, schedule)
+    assert runs.worst(found, expected) < 0.03
+
+
+def values_of(written: Written, name: str) -> Any:
+    if "*" not in name:
+        return written.values[name]
+    return np.stack([written.values[name.replace("*", str(expert))] for expert in range(8)])
+
+
+def test_a_repeated_lowering_needs_no_checkpoint(tmp_path: Path) -> None:
+    """The formats that keep codes are options like others: `tune` makes an artifact's plan from them again."""
+    made = Made(tmp_path, INTEGERS["awq"], CompileOptions(kept=None))
+    stored = json.loads(json.dumps(made.options.to_dict()))
+    again = CompileOptions(**{**stored, "emit": ()})
+    target: Target = targets.get("x86")
+    lowered = pipeline.lower(made.source.config, made.source.shapes, again, target)
+    recipes = target.plan(lowered.entries, lowered.bounds).recipes
+    assert {name: str(recipe.type) for name, recipe in recipes.items()} == {
+        name: str(recipe.type) for name, recipe in made.recipes.items()
+    }
