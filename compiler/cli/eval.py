@@ -10,6 +10,7 @@ import click
 
 from dsv3c.compiler.cli.params import weight_format
 from dsv3c.runtime.cli.eval import counting_options, measure, show_report, threads_option
+from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, device_options, json_option
 
@@ -46,7 +47,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.argument("artifact", type=PATH, required=False)
 @counting_options
 @click.option(
