@@ -65,7 +65,8 @@ class CompileOptions:
         if self.cache_dtype not in (None, "f32", "f16", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
         if self.measure_against is not None and self.measure is None:
-            raise BadOptionError(option="measure", value=None, expected="a text, as there is a model to compare with")
+            given, expected = str(self.measure_against), "none where there is no text to measure"
+            raise BadOptionError(option="measure_against", value=given, expected=expected)
 
     @property
     def resolved_method(self) -> str:

@@ -176,5 +176,5 @@ def test_what_cannot_be_measured_is_told_before_any_work(tiny: Path, text: Path,
 
 
 def test_a_reference_without_a_text_is_refused(tiny: Path) -> None:
-    with pytest.raises(BadOptionError, match="measure is None"):
+    with pytest.raises(BadOptionError, match="expected none where there is no text"):
         CompileOptions(measure_against=tiny)
