@@ -26,7 +26,7 @@ from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.measure.quality import evaluate
-from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, read_text
+from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings
 from dsv3c.runtime.progress import Progress, Silent
 
 LINEAR_PARTS = ("attention", "dense mlp", "routed experts", "shared experts")
@@ -140,11 +140,10 @@ class Sweep:
             pipeline.check_formats(each)
             pipeline.check_supported(each, _target(target))
             pipeline.check_method(each)
-        read = [read_text(path) for path in texts]
         source = Checkpoint.open(checkpoint)
         longest = min(DEFAULT_CONTEXT, source.config.max_position_embeddings)
         settings = replace(settings, context=settings.context or longest)
-        measuring.check(checkpoint, CompileOptions(target=target, measure=texts[0]))
+        read = measuring.check_texts(checkpoint, texts, settings)
         taking = next((each for each in options.values() if pipeline.takes_text(each)), None)
         calibration = None if taking is None else pipeline.read_calibration(checkpoint, taking)
         measured = {

@@ -27,7 +27,7 @@ from dsv3c.runtime.errors import TextTooShort
 from dsv3c.runtime.measure.windows import Settings
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 
-WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest."
+WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest. " * 3
 
 
 @pytest.fixture
@@ -208,13 +208,10 @@ def test_by_default_a_sweep_has_all_formats_of_the_target(tiny: Path, text: Path
     assert "float32" not in found and "fp8" not in found
 
 
-def test_a_text_that_is_too_short_ends_a_sweep(
-    bundled_model: Path, text: Path, compiled: list[str], tmp_path: Path
-) -> None:
+def test_a_text_that_is_too_short_is_told_before_any_work(tiny: Path, text: Path) -> None:
     text.write_text("Once")
     with pytest.raises(TextTooShort):
-        finished(planned(bundled_model, text, "int8"), tmp_path / "table.json")
-    assert not (tmp_path / "table.json").exists()
+        planned(tiny, text, "int8")
 
 
 def test_bits_are_those_of_the_linear_weights() -> None:
