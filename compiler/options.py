@@ -67,11 +67,12 @@ class CompileOptions:
         if self.cache_dtype not in (None, *CACHE_DTYPES):
             expected = f"{', '.join(CACHE_DTYPES[:-1])} or {CACHE_DTYPES[-1]}"
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected=expected)
-        if self.measure_against is not None and self.measure is None:
-            raise BadOptionError(option="measure", value=None, expected="a text, as there is a model to compare with")
         if self.calibration_tokens < LEAST_CALIBRATION_TOKENS:
             expected = f"{LEAST_CALIBRATION_TOKENS} or more"
             raise BadOptionError(option="calibration_tokens", value=self.calibration_tokens, expected=expected)
+        if self.measure_against is not None and self.measure is None:
+            given, expected = str(self.measure_against), "none where there is no text to measure"
+            raise BadOptionError(option="measure_against", value=given, expected=expected)
 
     @property
     def resolved_method(self) -> str:

@@ -10,6 +10,7 @@ import click
 
 from dsv3c.compiler.cli.params import weight_format
 from dsv3c.runtime.cli.eval import counting_options, measure, show_report, threads_option
+from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, device_options, json_option
 
@@ -46,7 +47,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.argument("artifact", type=PATH, required=False)
 @counting_options
 @click.option(
@@ -65,6 +66,12 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     "--formats", callback=formats, metavar="F,…", help="Of a sweep.  [default: all that this CPU has kernels for]"
 )
 @click.option("--methods", callback=names, metavar="M,…", default="rtn", show_default=True, help="Of a sweep.")
+@click.option(
+    "--calibration",
+    type=PATH,
+    metavar="FILE",
+    help="Of a sweep: the text that weights are rounded for, by methods other than rtn.  [default: that of `compile`]",
+)
 @click.option(
     "-o",
     "--output",
@@ -103,7 +110,7 @@ def eval_command(
       dsv3c eval OUT --against CHECKPOINT --text book.txt --json
       dsv3c eval --sweep CHECKPOINT --formats int8,int4 --text book.txt -o table.json --plot size-kl.svg
     """
-    of_sweep = {name: options.pop(name) for name in ("formats", "methods", "outputs", "plot", "keep")}
+    of_sweep = {name: options.pop(name) for name in ("formats", "methods", "calibration", "outputs", "plot", "keep")}
     if (artifact is None) == (sweep is None):
         raise click.UsageError("give an ARTIFACT, or a checkpoint with --sweep")
     if sweep is not None:
@@ -152,6 +159,7 @@ def _sweep(
     options: dict[str, Any],
     formats: tuple[str, ...] | None,
     methods: tuple[str, ...],
+    calibration: Path | None,
     outputs: tuple[Path, ...],
     plot: Path | None,
     keep: Path | None,
@@ -166,8 +174,9 @@ def _sweep(
     check_tables(outputs)
     if plot is not None:
         check_plot(plot)
+    chosen = Chosen(formats, methods, calibration, options["threads"], keep)
     with terminal_progress() or nullcontext(NotesOnly()) as progress:
-        sweep = Sweep.of(checkpoint, texts, settings, Chosen(formats, methods, options["threads"], keep))
+        sweep = Sweep.of(checkpoint, texts, settings, chosen)
         stored = next((path for path in outputs if path.suffix.lower() == ".json"), None)
         table = sweep.resumed(stored)
         for row in sweep.missing(table, progress):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dsv3c import targets
 from dsv3c.compiler.driver import text_files
@@ -21,7 +23,7 @@ from dsv3c.runtime.devices.cpu.features import ISA_VARIABLE, MACHINES, cpu_flags
 from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.errors import TokenizerMissing
 from dsv3c.runtime.measure.quality import evaluate
-from dsv3c.runtime.measure.windows import Settings, read_text
+from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, Text, beginning, cut, read_text
 from dsv3c.runtime.progress import Progress
 
 REFERENCE = "float32"  # the format that others are compared with
@@ -70,16 +72,26 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def check(checkpoint: Path, options: CompileOptions) -> None:
-    """Before the long work: raises for a text that is none, a checkpoint without a tokenizer, a target whose artifacts
-    another machine runs, and a reference that is no model."""
+    """Before the long work: raises as `check_texts`, and for a target whose artifacts another machine runs, and a
+    reference that is no model."""
     if options.measure is None:
         return
-    read_text(options.measure)
+    check_texts(checkpoint, [options.measure], Settings())
     require_machine(ArtifactTarget(options.target, ()))
-    if not (checkpoint / text_files.TOKENIZER).is_file():
-        raise TokenizerMissing(what="measuring")
     if options.measure_against is not None and not _is_checkpoint(options.measure_against):
         Artifact.open(options.measure_against)
+
+
+def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:
+    """The texts. Raises TextFileInvalid, TextTooShort, and TokenizerMissing for a checkpoint without one."""
+    texts = [read_text(path) for path in paths]
+    if not (checkpoint / text_files.TOKENIZER).is_file():
+        raise TokenizerMissing(what="measuring")
+    tokenizer = text_files.tokenizer_of(checkpoint)
+    for text in texts:
+        tokens = np.array(tokenizer.encode_plain(text.content), np.int32)
+        cut(text, beginning(tokenizer), tokens, settings.context or DEFAULT_CONTEXT, settings)
+    return texts
 
 
 def figures(folder: Path, options: CompileOptions, compile: Compile, progress: Progress) -> dict[str, Any]:

@@ -199,9 +199,14 @@ def compile_checkpoint(
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
 
+def takes_text(options: CompileOptions) -> bool:
+    """Whether weights are rounded for a text: one that is given, or ours."""
+    return options.calibration is not None or choice.wants_text(options.resolved_method)
+
+
 def read_calibration(checkpoint: Path, options: CompileOptions) -> CalibrationText | None:
     """The text that weights are rounded for; None where none is wanted. Raises CalibrationError and CheckpointError."""
-    if options.calibration is None and not choice.wants_text(options.resolved_method):
+    if not takes_text(options):
         return None
     tokenizer = text_files.tokenizer_of(checkpoint)
     return calibration_text.read(options.calibration, tokenizer, options.calibration_tokens)

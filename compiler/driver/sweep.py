@@ -17,20 +17,19 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import measuring, pipeline
 from dsv3c.compiler.driver.workplace import write_whole
-from dsv3c.compiler.errors import BadOptionError, Dsv3cError, SweepDiffersError, SweepFileError
-from dsv3c.compiler.formats.table import FORMATS
+from dsv3c.compiler.errors import Dsv3cError, SweepDiffersError, SweepFileError
+from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation.choice import NEAREST
 from dsv3c.runtime.artifact.artifact import WEIGHTS
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.measure.quality import evaluate
-from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, read_text
+from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings
 from dsv3c.runtime.progress import Progress, Silent
 
 LINEAR_PARTS = ("attention", "dense mlp", "routed experts", "shared experts")
-ROUND_TO_NEAREST = "rtn"
-METHODS = (ROUND_TO_NEAREST,)
 _LIMIT = 16 << 20
 _MARK = "dsv3c_sweep"  # the key by which a table is known; its value is the version of the format
 _VERSION = 1
@@ -38,10 +37,12 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Chosen:
-    """What of a sweep changes no figure but which there are. formats: None for all that the target has."""
+    """The rows, and how they are made. formats: None for all that the target has. methods: formats without codes have
+    rounding to nearest alone. calibration: the text for methods that take one, None for the compiler's own."""
 
     formats: tuple[str, ...] | None = None
-    methods: tuple[str, ...] = (ROUND_TO_NEAREST,)
+    methods: tuple[str, ...] = (NEAREST,)
+    calibration: Path | None = None
     threads: int | None = None
     keep: Path | None = None
 
@@ -62,7 +63,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.format if self.method == ROUND_TO_NEAREST else f"{self.format} {self.method}"
+        return self.format if self.method == NEAREST else f"{self.format} {self.method}"
 
     @property
     def told(self) -> str:
@@ -115,7 +116,10 @@ def _row(content: Any) -> Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checkpoint, texts, how they are counted, the target string, and for each row the options to compile with."""
+    """A checkpoint, texts, how they are counted, the target string, and for each row the options to compile with.
+
+    calibration: the sha256 of the text that weights are rounded for, where any are.
+    """
 
     checkpoint: Path
     texts: tuple[Path, ...]
@@ -124,33 +128,31 @@ class Sweep:
     target: str
     measured: Mapping[str, Any]
     options: Mapping[tuple[str, str], CompileOptions]
+    calibration: str | None = None
 
     @staticmethod
     def of(checkpoint: Path, texts: Many[Path], settings: Settings, chosen: Chosen) -> Sweep:
         """Checks all before any work. Raises what reading the checkpoint and the texts raises, NoLocalTargetError,
         UnknownWeightFormat, FormatRefusedError, BadOptionError for a method that is none."""
         target = measuring.local_target()
-        for method in chosen.methods:
-            if method not in METHODS:
-                raise BadOptionError(option="methods", value=method, expected=f"one of {', '.join(METHODS)}")
-        formats = chosen.formats or _all_formats(target)
-        options = {
-            (format, method): options_of(target, format, method) for format in formats for method in chosen.methods
-        }
+        options = _rows(target, chosen)
         for each in options.values():
             pipeline.check_formats(each)
             pipeline.check_supported(each, _target(target))
-        read = [read_text(path) for path in texts]
+            pipeline.check_method(each)
         source = Checkpoint.open(checkpoint)
         longest = min(DEFAULT_CONTEXT, source.config.max_position_embeddings)
         settings = replace(settings, context=settings.context or longest)
-        measuring.check(checkpoint, CompileOptions(target=target, measure=texts[0]))
+        read = measuring.check_texts(checkpoint, texts, settings)
+        taking = next((each for each in options.values() if pipeline.takes_text(each)), None)
+        calibration = None if taking is None else pipeline.read_calibration(checkpoint, taking)
         measured = {
             "source": source.file_hashes(),
             "texts": [{"text": text.name, "sha256": text.sha256} for text in read],
             **asdict(settings),
         }
-        return Sweep(checkpoint, tuple(texts), settings, chosen, target, measured, options)
+        sha256 = None if calibration is None else calibration.sha256
+        return Sweep(checkpoint, tuple(texts), settings, chosen, target, measured, options, sha256)
 
     def resumed(self, path: Path | None) -> Table:
         """What the file has already, if it is there. Raises SweepFileError, and SweepDiffersError for figures of other
@@ -191,9 +193,12 @@ class Sweep:
         return Row(format, method, self._made(format, method), bits, weights_bytes, seconds, found.device, figures)
 
     def _made(self, format: str, method: str) -> dict[str, Any]:
+        made: dict[str, Any] = {"dsv3c_version": dsv3c.runtime.__version__}
         options = self.options.get((format, method))
-        made = None if options is None else json.loads(json.dumps(options.to_dict()))
-        return {"dsv3c_version": dsv3c.runtime.__version__, "options": made}
+        if options is None:
+            return made
+        text = self.calibration if pipeline.takes_text(options) else None
+        return made | {"options": json.loads(json.dumps(options.to_dict())), "calibration_sha256": text}
 
     @contextmanager
     def _place(self) -> Iterator[Path]:
@@ -213,9 +218,16 @@ class Sweep:
             yield Path(folder) / out.name
 
 
-def options_of(target: str, format: str, method: str) -> CompileOptions:
-    """What a row is compiled with."""
-    return CompileOptions(target=target, quant=format, overwrite=True)
+def _rows(target: str, chosen: Chosen) -> dict[tuple[str, str], CompileOptions]:
+    """For each format and method what it is compiled with."""
+    rows = {}
+    for format in chosen.formats or _all_formats(target):
+        methods = chosen.methods if WeightFormat.parse(format).has_codes else (NEAREST,)
+        for method in methods:
+            text = None if method == NEAREST else chosen.calibration
+            options = CompileOptions(target=target, quant=format, method=method, calibration=text, overwrite=True)
+            rows[format, method] = options
+    return rows
 
 
 def bits_per_weight(manifest: Mapping[str, Any]) -> float:

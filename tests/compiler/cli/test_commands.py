@@ -118,6 +118,23 @@ def test_compile_json(recorded: Recorded, capsys: pytest.CaptureFixture[str]) ->
     assert report["manifest"]["quantization"]["weights"] == "int8"
 
 
+def test_what_was_measured_is_told(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"text": "a.txt", "tokens": 99, "nll": 3.0, "nll_error": 0.1, "perplexity": 20.1, "perplexity_error": 2.0}
+    quality = {"device": "cpu", "context": 512, "against": None, "texts": [figures]}
+
+    def measuring(*arguments: Any) -> CompileReport:
+        report = recorded(*arguments)
+        return dataclasses.replace(report, manifest={**report.manifest, "quality": quality})
+
+    monkeypatch.setattr(pipeline, "compile_checkpoint", measuring)
+    out, _ = run(capsys, "compile", "MODEL", "--measure", "a.txt", "--measure-against", "MODEL")
+    assert recorded.options is not None
+    assert (recorded.options.measure, recorded.options.measure_against) == (Path("a.txt"), Path("MODEL"))
+    assert "measured on cpu, windows of 512 tokens\na.txt, 99 predictions\n  perplexity               20.1000 ±" in out
+
+
 def test_inspect_a_checkpoint(bundled_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(run(capsys, "inspect", str(bundled_model), "--json")[0])
     assert report["config"]["kv_lora_rank"] == 128

@@ -17,7 +17,7 @@ from dsv3c.compiler.errors import BadOptionError, NoLocalTargetError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.device import Placement
-from dsv3c.runtime.errors import ArtifactMissing, TextFileInvalid, TokenizerMissing, WrongMachine
+from dsv3c.runtime.errors import ArtifactMissing, TextFileInvalid, TextTooShort, TokenizerMissing, WrongMachine
 from dsv3c.runtime.measure.divergence import Estimate
 from dsv3c.runtime.measure.quality import Quality, Report, evaluate
 from dsv3c.runtime.measure.windows import Settings
@@ -71,21 +71,20 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 def test_perplexity_of_an_artifact_is_that_of_numpy(
     bundled_artifact: Callable[..., Path], bundled_model: Path, tmp_path: Path
 ) -> None:
-    words = (bundled_model / "eval.txt").read_text(encoding="utf-8")[:400]
+    words = (bundled_model / "eval.txt").read_text(encoding="utf-8")[:200]
     (tmp_path / "text.txt").write_text(words, encoding="utf-8")
-    (found,) = evaluate(bundled_artifact("float32"), [tmp_path / "text.txt"], Settings(64), Placement()).texts
+    (found,) = evaluate(bundled_artifact("float32"), [tmp_path / "text.txt"], Settings(32), Placement()).texts
     from tokenizers import Tokenizer
 
     ids = np.array(Tokenizer.from_file(str(bundled_model / "tokenizer.json")).encode(words).ids, np.int32)
     assert found.tokens == ids.size - 1  # it begins with the BOS
     checkpoint = Checkpoint.open(bundled_model)
+    stepper = GraphStepper(runs.traced(checkpoint), checkpoint.read, pages=2)
     expected = []
-    for start in range(0, ids.size - 1, 64):
-        part = ids[start : start + 65]
-        count = part.size - 1
-        stepper = GraphStepper(runs.traced(checkpoint), checkpoint.read, pages=4)
-        places = np.arange(count, dtype=np.int32)
-        logits = stepper.step(Batch(part[:-1], places, np.zeros_like(places), np.arange(4, dtype=np.int32)[None]))
+    for start in range(0, ids.size - 1, 32):
+        part = ids[start : start + 33]
+        places = np.arange(part.size - 1, dtype=np.int32)
+        logits = stepper.step(Batch(part[:-1], places, np.zeros_like(places), np.arange(2, dtype=np.int32)[None]))
         weights = np.exp(logits.astype(np.float64))
         expected.append(-np.log(weights[places, part[1:]] / weights.sum(axis=1)))
     assert found.nll.value == pytest.approx(np.concatenate(expected).mean(), rel=1e-5)
@@ -160,11 +159,14 @@ def test_nothing_is_left_of_what_cannot_be_measured(
 
 
 def test_what_cannot_be_measured_is_told_before_any_work(tiny: Path, text: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty.txt"
+    empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_text("")
+    short.write_text("Once upon a time")
     elsewhere = "arm" if measuring.machine() == "x86_64" else "x86"
     with pytest.raises(TextFileInvalid):
         measuring.check(tiny, CompileOptions(measure=empty))
+    with pytest.raises(TextTooShort):
+        measuring.check(tiny, CompileOptions(measure=short))
     with pytest.raises(WrongMachine):
         measuring.check(tiny, CompileOptions(measure=text, target=elsewhere))
     with pytest.raises(ArtifactMissing):
@@ -176,5 +178,5 @@ def test_what_cannot_be_measured_is_told_before_any_work(tiny: Path, text: Path,
 
 
 def test_a_reference_without_a_text_is_refused(tiny: Path) -> None:
-    with pytest.raises(BadOptionError, match="measure is None"):
+    with pytest.raises(BadOptionError, match="expected none where there is no text"):
         CompileOptions(measure_against=tiny)

@@ -12,16 +12,22 @@ from typing import Any
 
 import pytest
 
-from dsv3c.compiler.driver import measuring, pipeline, sweep
+from dsv3c.compiler.driver import measuring, pipeline
 from dsv3c.compiler.driver.sweep import Chosen, Row, Sweep, Table, bits_per_weight
-from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, SweepDiffersError, SweepFileError
+from dsv3c.compiler.errors import (
+    BadOptionError,
+    CalibrationError,
+    FormatRefusedError,
+    SweepDiffersError,
+    SweepFileError,
+)
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.errors import TextTooShort
 from dsv3c.runtime.measure.windows import Settings
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 
-WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest."
+WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest. " * 3
 
 
 @pytest.fixture
@@ -43,10 +49,11 @@ def tiny(tmp_path: Path) -> Path:
 def compiled(monkeypatch: pytest.MonkeyPatch, bundled_artifact: Callable[..., Path]) -> list[str]:
     """Formats in the order in which they were compiled; what stands for compiling copies an artifact made once."""
     made: list[str] = []
+    ready = {quant: bundled_artifact(quant) for quant in ("float32", "int8")}  # before nothing is compiled any more
 
     def stand_in(checkpoint: Path, out: Path, options: CompileOptions, progress: Any = None) -> Any:
         made.append(options.quant)
-        shutil.copytree(bundled_artifact(options.quant), out, dirs_exist_ok=options.overwrite)
+        shutil.copytree(ready[options.quant], out, dirs_exist_ok=options.overwrite)
         return SimpleNamespace(manifest=Artifact.open(out).manifest.content, seconds=1.234)
 
     monkeypatch.setattr(pipeline, "compile_checkpoint", stand_in)
@@ -164,8 +171,35 @@ def test_what_is_no_table_is_told(content: str, says: str, tmp_path: Path) -> No
 def test_formats_and_methods_are_checked_before_any_work(tiny: Path, text: Path) -> None:
     with pytest.raises(FormatRefusedError):
         planned(tiny, text, "int8", "fp8")
-    with pytest.raises(BadOptionError, match="methods is 'luck'; expected one of rtn"):
+    with pytest.raises(BadOptionError, match="method is 'luck'; expected one of rtn"):
         Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("luck",)))
+
+
+def test_formats_without_codes_have_one_row(tiny: Path, text: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text(WORDS * 20)
+    chosen = Chosen(("bfloat16", "int8"), ("rtn", "search", "gptq"), calibration)
+    options = Sweep.of(tiny, [text], Settings(), chosen).options
+    assert list(options) == [("bfloat16", "rtn"), ("int8", "rtn"), ("int8", "search"), ("int8", "gptq")]
+    assert [each.calibration for each in options.values()] == [None, None, calibration, calibration]
+
+
+def test_rows_of_another_calibration_are_made_again(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """Those that take a text; for the others nothing has changed."""
+    calibration = tmp_path / "calibration.txt"
+    made = []
+    for count in (20, 21):
+        calibration.write_text(WORDS * count)
+        found = Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("rtn", "gptq"), calibration))
+        made.append({method: found._made("int8", method) for method in ("rtn", "gptq")})
+    assert made[0]["rtn"] == made[1]["rtn"]
+    assert made[0]["gptq"] != made[1]["gptq"]
+
+
+def test_a_calibration_that_is_none_is_told_before_any_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(CalibrationError):
+        Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("gptq",), tmp_path / "empty.txt"))
 
 
 def test_by_default_a_sweep_has_all_formats_of_the_target(tiny: Path, text: Path) -> None:
@@ -174,13 +208,10 @@ def test_by_default_a_sweep_has_all_formats_of_the_target(tiny: Path, text: Path
     assert "float32" not in found and "fp8" not in found
 
 
-def test_a_text_that_is_too_short_ends_a_sweep(
-    bundled_model: Path, text: Path, compiled: list[str], tmp_path: Path
-) -> None:
+def test_a_text_that_is_too_short_is_told_before_any_work(tiny: Path, text: Path) -> None:
     text.write_text("Once")
     with pytest.raises(TextTooShort):
-        finished(planned(bundled_model, text, "int8"), tmp_path / "table.json")
-    assert not (tmp_path / "table.json").exists()
+        planned(tiny, text, "int8")
 
 
 def test_bits_are_those_of_the_linear_weights() -> None:
@@ -212,4 +243,3 @@ def test_a_sweep_of_real_compilations(tiny: Path, text: Path, tmp_path: Path) ->
     assert 0 < figures["bfloat16"]["kl"] < figures["int8"]["kl"] < 0.1
     assert json.loads(path.read_text())["rows"][1]["made"]["options"]["target"] == measuring.local_target()
     assert all(row.compile_seconds > 0 for row in table.rows)
-    assert sweep.METHODS == ("rtn",)
