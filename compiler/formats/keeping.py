@@ -123,7 +123,7 @@ def _e2m1(w: Array, format: WeightFormat) -> Kept:
     padded, groups = format.padded_k(k), format.scale_groups(k)
     part = np.pad(w, ((0, 0), (0, padded - k)), mode="edge")
     part["code"][:, k:] = format.zero_point
-    exponents = part["exponent"].reshape(rows, groups, -1)
+    exponents = part["scale"].reshape(rows, groups, -1)
     fits = (exponents == exponents[..., :1]).all(axis=(1, 2))
     scale = np.ascontiguousarray(exponents[..., 0]).view(NUMPY_DTYPES[format.grouping.scale])
     return Kept(Rounded(np.ascontiguousarray(part["code"]), scale, None), fits, 0)

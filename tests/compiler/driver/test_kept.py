@@ -18,7 +18,7 @@ from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import kept, pipeline, weights
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import QTensor
-from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.passes.quantise import turned
 from tests import quantised
@@ -32,8 +32,8 @@ LAYERS = {"num_hidden_layers": 2}
 class Made:
     """The weights of a checkpoint as they are written for a target."""
 
-    def __init__(self, folder: Path, foreign: Foreign, options: CompileOptions, target: str = "x86") -> None:
-        self.written = quantised.write(folder, foreign, **LAYERS)
+    def __init__(self, folder: Path, how: Foreign | Written, options: CompileOptions, target: str = "x86") -> None:
+        self.written = how if isinstance(how, Written) else quantised.write(folder, how, **LAYERS)
         self.source, chosen = Checkpoint.open(folder), targets.get(target)
         self.options = pipeline.settled(options, self.source, chosen)
         lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
@@ -63,7 +63,8 @@ class Made:
         return found
 
     def expected(self, recipe: Value, part: str) -> Array:
-        """Codes less zeros, or scales, or zeros, of each element, moved as the recipe moves numbers."""
+        """Of each element its code less zero, its scale or its zero, or of MXFP4 its code or exponent, moved as the
+        recipe moves numbers."""
         weight = next(value for value in topological_order([recipe]) if value.op == "quantize").inputs[0]
         return np.asarray(ops.evaluate([weight], lambda leaf: stacked(self.written, str(leaf.attrs["name"]), part))[0])
 
@@ -78,9 +79,32 @@ def stacked(written: Written, name: str, part: str) -> Array:
     if name not in written.codes:
         return np.full(written.values[name].shape, np.nan, np.float32)
     codes = written.codes[name]
-    assert codes.zero is not None
+    if codes.zero is None:
+        return codes.codes.astype(np.float32) if part == "codes" else codes.scale[:, codes.group].astype(np.float32)
     zero = codes.zero[:, codes.group].astype(np.float32)
     return {"offset": codes.codes - zero, "scale": codes.scale[:, codes.group].astype(np.float32), "zero": zero}[part]
+
+
+@pytest.mark.parametrize("format", sorted({"mxfp4"} & set(FORMATS)))
+@pytest.mark.parametrize("stored", ["blocks of fused experts", "packed"])
+def test_an_artifact_has_the_codes_and_exponents_of_mxfp4(stored: str, format: str, tmp_path: Path) -> None:
+    if stored == "packed":
+        quantization = {**quantised.group_of(4, 32, type="float"), "format": "mxfp4-pack-quantized"}
+        written = quantised.write(tmp_path, Foreign(quantization, quantised.e2m1, quantised.mxfp4_packed), **LAYERS)
+    else:
+        written = quantised.write_fused(tmp_path, {"quant_method": "mxfp4"}, **LAYERS)
+    made = Made(tmp_path, written, CompileOptions(kept=None), "cuda")
+    count = 0
+    for name in in_own_format(made, format):
+        found, recipe = made.stored(name), made.recipes[name]
+        codes, exponents = made.expected(recipe, "codes"), made.expected(recipe, "exponents")
+        given = ~np.isnan(codes)
+        np.testing.assert_array_equal(found.codes[..., : found.k][given], codes[given], err_msg=name)
+        spread = np.repeat(found.scale.view(np.uint8), 32, axis=-1)[..., : found.k]
+        np.testing.assert_array_equal(spread[given], exponents[given], err_msg=name)
+        count += 1
+    assert count >= 2
+    assert f"keep their codes, in {format}" in made.notes[0]
 
 
 def in_own_format(made: Made, format: str) -> list[str]:
