@@ -32,9 +32,9 @@ LAYERS = {"num_hidden_layers": 2}
 class Made:
     """The weights of a checkpoint as they are written for a target."""
 
-    def __init__(self, folder: Path, how: Foreign | Written, options: CompileOptions, target: str = "x86") -> None:
+    def __init__(self, folder: Path, how: Foreign | Written, options: CompileOptions) -> None:
         self.written = how if isinstance(how, Written) else quantised.write(folder, how, **LAYERS)
-        self.source, chosen = Checkpoint.open(folder), targets.get(target)
+        self.source, chosen = Checkpoint.open(folder), targets.get("x86")
         self.options = pipeline.settled(options, self.source, chosen)
         lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
         self.recipes = chosen.plan(lowered.entries, lowered.bounds).recipes
@@ -93,7 +93,7 @@ def test_an_artifact_has_the_codes_and_exponents_of_mxfp4(stored: str, format: s
         written = quantised.write(tmp_path, Foreign(quantization, quantised.e2m1, quantised.mxfp4_packed), **LAYERS)
     else:
         written = quantised.write_fused(tmp_path, {"quant_method": "mxfp4"}, **LAYERS)
-    made = Made(tmp_path, written, CompileOptions(kept=None), "cuda")
+    made = Made(tmp_path, written, CompileOptions(kept=None))
     count = 0
     for name in in_own_format(made, format):
         found, recipe = made.stored(name), made.recipes[name]

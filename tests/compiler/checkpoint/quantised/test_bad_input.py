@@ -157,7 +157,7 @@ BAD: dict[str, tuple[str, Spoil, type[CheckpointError], str]] = {
     ),
     "packed: groups of another size": ("packed int4", configure(**group_of(4, 64)), TensorShapeError, "weight_scale"),
     "scales that make infinities": (
-        "int8", change(f"{O_PROJ}.weight_scale", (2, 0), 3e38), NonFiniteWeightError, r"o_proj.weight' is inf at \[2, 0\]"
+        "int8", change(f"{O_PROJ}.weight_scale", (2, 0), 3e38), NonFiniteWeightError, r"weight' is inf at \[2, 0\]"
     ),
     "int8: no scales": ("int8", drop(f"{O_PROJ}.weight_scale"), MissingScaleError, "stored as I8"),
     "tensors of no weight": (
