@@ -46,7 +46,7 @@ class CompileOptions:
     dump_to: Path | None = None
     overwrite: bool = False
     emit: tuple[str, ...] = ()
-    kept: Mapping[str, str] | None = field(default_factory=dict)
+    kept: Mapping[str, str] | None = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):
