@@ -18,7 +18,7 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.passes.quantise import turned
 
 Recipes = Mapping[str, Value]
-_KEPT, _AGAIN, _FIRST = "keep their codes, in", "are rounded a second time, to", "are rounded to"
+_KEPT, _AGAIN, _FIRST = "codes are kept, in", "rounded a second time, to", "rounded to"
 
 
 def settle(options: CompileOptions, source: Checkpoint, supported: Callable[[WeightFormat], bool]) -> CompileOptions:
@@ -62,7 +62,7 @@ def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:
         what = _KEPT if use.keeps else _AGAIN if use.coding else _FIRST
         said.setdefault((what, use.format.name), []).append(use)
     return tuple(
-        f"{_told(found)} {what} {format}{_listed(what, found)}"
+        f"{what} {format}: {_told(found)}{_listed(what, found)}"
         for kind in (_KEPT, _AGAIN, _FIRST)
         for (what, format), found in said.items()
         if what == kind
@@ -71,18 +71,15 @@ def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:
 
 def loss_notes(recipes: Recipes, losses: Mapping[str, Loss]) -> tuple[str, ...]:
     """What single codes and scales lost in formats that keep such codes as a rule."""
-    said = []
     rows = {recipe: loss.rows for recipe, loss in losses.items() if loss.rows and not turned(recipes[recipe])}
-    if rows:
-        which = some([name for recipe in rows for name in _tensors(recipes[recipe])])
-        said.append(
-            f"{sum(rows.values())} rows of quantised weights do not fit and were rounded a second time: {which}"
-        )
     scales = {recipe: loss.scales for recipe, loss in losses.items() if loss.scales}
-    if scales:
-        which = some([name for recipe in scales for name in _tensors(recipes[recipe])])
-        said.append(f"{sum(scales.values())} scales are not exact in float16 and were rounded: {which}")
-    return tuple(said)
+    kinds = (("rounded a second time, as they do not fit", "row", rows), ("not exact in float16", "scale", scales))
+    names = {recipe: _tensors(recipes[recipe]) for recipe in losses}
+    return tuple(
+        f"{what}: {_count(sum(counts.values()), unit)} of {some([name for each in counts for name in names[each]])}"
+        for what, unit, counts in kinds
+        if counts
+    )
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,12 @@ def _uses(source: Checkpoint, recipes: Recipes) -> list[_Use]:
         if quantized is None:
             continue
         format, (weight,) = WeightFormat.parse(str(quantized.attrs["format"])), quantized.inputs
-        across = turned(weight) and not format.keeps_fp8  # whose blocks are square
+        across = turned(weight)
         codings = {name: source.coding(name) for name in _tensors(weight)}
         for name, coding in codings.items():
             # Stacked experts are rounded one by one; what is joined in one piece must be of one kind.
             kinds = {each and each.kind for other, each in codings.items() if ("*" in other) == ("*" in name)}
-            keeps = coding is not None and not across and len(kinds) == 1 and coding.fits(format)
+            keeps = coding is not None and (coding.square or not across) and len(kinds) == 1 and coding.fits(format)
             found[_Use(name, coding, format, keeps)] = None
     return list(found)
 
@@ -118,9 +115,12 @@ def _tensors(value: Value) -> list[str]:
 
 
 def _told(uses: Sequence[_Use]) -> str:
-    codings = "; ".join(sorted({str(use.coding) for use in uses if use.coding}))
-    stored = f"has quantised ({codings})" if codings else "has in floats"
-    return f"{len(uses)} weights that the checkpoint {stored}"
+    stored = "; ".join(sorted({str(use.coding) for use in uses if use.coding})) or "floats"
+    return f"{_count(len(uses), 'tensor')} of the checkpoint ({stored})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _listed(what: str, uses: Sequence[_Use]) -> str:

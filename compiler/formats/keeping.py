@@ -29,12 +29,14 @@ MXFP4 = "mxfp4"
 @dataclass(frozen=True)
 class Coding:
     """How a checkpoint has a matrix: its kind, one of coded.KINDS; `bits` of a code; `group`, the columns of a row that
-    share a scale, 0: all of them, None: no neighbours; symmetric: codes stand for as much above zero as below."""
+    share a scale, 0: all of them, None: no neighbours; symmetric: codes stand for as much above zero as below; square:
+    rows share them in the same way, so that the transposed matrix is like it."""
 
     kind: np.dtype[Any]
     bits: int
     group: int | None
     symmetric: bool = True
+    square: bool = False
 
     def __str__(self) -> str:
         number = "e4m3" if self.kind == fp8.CODED else "e2m1" if self.kind == coded.E2M1 else f"int{self.bits}"
