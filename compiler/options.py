@@ -57,7 +57,7 @@ class CompileOptions:
     emit: tuple[str, ...] = ()
     measure: Path | None = None
     measure_against: Path | None = None
-    kept: Mapping[str, str] | None = field(default_factory=dict)
+    kept: Mapping[str, str] | None = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):

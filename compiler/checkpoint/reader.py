@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
-        """Check names, shapes and dtypes of the whole folder; no data is read.
+        """Check names, shapes and dtypes of the whole folder; no data is read but the order of GPTQ's groups.
 
         Raises a subclass of CheckpointError for every fault.
         """
@@ -90,9 +91,10 @@ class Checkpoint:
         return self._entry(name).parts[index].decode()
 
     def coding(self, name: str) -> Coding | None:
-        """How a tensor is stored in codes; None for floats, and for experts that are not all stored alike."""
+        """How a tensor is stored in codes; None for floats. Experts that are not all stored alike fit no format."""
         found = {part.coding for part in self._entry(name).parts}
-        return found.pop() if len(found) == 1 else None
+        codings = [coding for coding in found if coding is not None]
+        return replace(codings[0], group=None) if len(found) > 1 else next(iter(codings), None)
 
     def coded(self, name: str, index: int | None = None) -> NDArray[Any]:
         """A tensor, or one expert of a stacked one: of coded.KINDS where it is stored so, float32 else.

@@ -70,7 +70,9 @@ class StoredWeight:
         """How it is stored in codes."""
         if self.scale is None or self.tensor.info.dtype != "F8_E4M3":
             return None
-        return Coding(fp8.CODED, 8, 0 if self.block[1] >= self.shape[-1] else self.block[1])
+        rows, columns = self.block
+        square = rows % fp8.BLOCK == 0 or rows >= self.tensor.info.shape[-2]
+        return Coding(fp8.CODED, 8, 0 if columns >= self.shape[-1] else columns, square=square)
 
     def cut(self, expert: int, rows: tuple[int, int]) -> StoredWeight:
         return replace(self, expert=expert, rows=rows)

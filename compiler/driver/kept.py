@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsv3c.compiler.checkpoint import Checkpoint
@@ -12,12 +12,13 @@ from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.driver.weights import Read
-from dsv3c.compiler.formats.keeping import Loss
+from dsv3c.compiler.formats.keeping import Coding, Loss
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.passes.quantise import turned
 
 Recipes = Mapping[str, Value]
+_KEPT, _AGAIN, _FIRST = "codes are kept, in", "rounded a second time, to", "rounded to"
 
 
 def settle(options: CompileOptions, source: Checkpoint, supported: Callable[[WeightFormat], bool]) -> CompileOptions:
@@ -41,7 +42,7 @@ def formats(options: CompileOptions) -> list[str]:
 
 def reader(source: Checkpoint, recipes: Recipes) -> Read:
     """Reads in codes what a recipe can keep, as float32 what none can."""
-    in_codes = {name for name, _, keeps in _uses(source, recipes) if keeps}
+    in_codes = {use.name for use in _uses(source, recipes) if use.keeps}
 
     def read(name: str, expert: int | None) -> Any:
         if name in in_codes:
@@ -52,48 +53,60 @@ def reader(source: Checkpoint, recipes: Recipes) -> Read:
 
 
 def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:
-    """Of a checkpoint in codes: what keeps them and what is rounded a second time."""
-    whole: dict[str, dict[str, None]] = {}
-    again: dict[str, dict[str, None]] = {}
-    for name, format, keeps in _uses(source, recipes):
-        if keeps or format.has_codes:
-            (whole if keeps else again).setdefault(format.name, {})[name] = None
-    said = [f"{_quantised(source, names)} keep their codes, in {format}" for format, names in whole.items()]
-    said += [
-        f"{_quantised(source, names)} are rounded a second time, to {format}: {some(list(names))}"
-        for format, names in again.items()
-    ]
-    return tuple(said)
+    """Of a checkpoint in codes: what keeps them, what is rounded a second time, and what was not in codes."""
+    uses = [use for use in _uses(source, recipes) if use.format.has_codes]
+    if not any(use.coding for use in uses):
+        return ()
+    said: dict[tuple[str, str], list[_Use]] = {}
+    for use in uses:
+        what = _KEPT if use.keeps else _AGAIN if use.coding else _FIRST
+        said.setdefault((what, use.format.name), []).append(use)
+    return tuple(
+        f"{what} {format}: {_told(found)}{_listed(what, found)}"
+        for kind in (_KEPT, _AGAIN, _FIRST)
+        for (what, format), found in said.items()
+        if what == kind
+    )
 
 
 def loss_notes(recipes: Recipes, losses: Mapping[str, Loss]) -> tuple[str, ...]:
     """What single codes and scales lost in formats that keep such codes as a rule."""
-    said = []
     rows = {recipe: loss.rows for recipe, loss in losses.items() if loss.rows and not turned(recipes[recipe])}
-    if rows:
-        which = some([name for recipe in rows for name in _tensors(recipes[recipe])])
-        said.append(
-            f"{sum(rows.values())} rows of quantised weights do not fit and were rounded a second time: {which}"
-        )
     scales = {recipe: loss.scales for recipe, loss in losses.items() if loss.scales}
-    if scales:
-        which = some([name for recipe in scales for name in _tensors(recipes[recipe])])
-        said.append(f"{sum(scales.values())} scales are not exact in float16 and were rounded: {which}")
-    return tuple(said)
+    kinds = (("rounded a second time, as they do not fit", "row", rows), ("not exact in float16", "scale", scales))
+    names = {recipe: _tensors(recipes[recipe]) for recipe in losses}
+    return tuple(
+        f"{what}: {_count(sum(counts.values()), unit)} of {some([name for each in counts for name in names[each]])}"
+        for what, unit, counts in kinds
+        if counts
+    )
 
 
-def _uses(source: Checkpoint, recipes: Recipes) -> list[tuple[str, WeightFormat, bool]]:
-    """Each tensor in codes, the format of a recipe it is in, and whether that keeps its codes."""
-    found = []
+@dataclass(frozen=True)
+class _Use:
+    """A tensor of the checkpoint in a recipe that quantises. keeps: whether its codes stay what they are."""
+
+    name: str
+    coding: Coding | None
+    format: WeightFormat
+    keeps: bool
+
+
+def _uses(source: Checkpoint, recipes: Recipes) -> list[_Use]:
+    found: dict[_Use, None] = {}
     for recipe in recipes.values():
         quantized = next((value for value in topological_order([recipe]) if value.op == "quantize"), None)
         if quantized is None:
             continue
         format, (weight,) = WeightFormat.parse(str(quantized.attrs["format"])), quantized.inputs
-        across = turned(weight) and not format.keeps_fp8  # whose blocks are square
-        codings = ((name, source.coding(name)) for name in _tensors(weight))
-        found += [(name, format, not across and each.fits(format)) for name, each in codings if each is not None]
-    return found
+        across = turned(weight)
+        codings = {name: source.coding(name) for name in _tensors(weight)}
+        for name, coding in codings.items():
+            # Stacked experts are rounded one by one; what is joined in one piece must be of one kind.
+            kinds = {each and each.kind for other, each in codings.items() if ("*" in other) == ("*" in name)}
+            keeps = coding is not None and (coding.square or not across) and len(kinds) == 1 and coding.fits(format)
+            found[_Use(name, coding, format, keeps)] = None
+    return list(found)
 
 
 def _tensors(value: Value) -> list[str]:
@@ -101,6 +114,14 @@ def _tensors(value: Value) -> list[str]:
     return sorted({str(leaf.attrs["name"]) for leaf in topological_order([value]) if leaf.op == "param"})
 
 
-def _quantised(source: Checkpoint, names: Mapping[str, None]) -> str:
-    codings = "; ".join(sorted({str(source.coding(name)) for name in names}))
-    return f"{len(names)} weights that the checkpoint has quantised ({codings})"
+def _told(uses: Sequence[_Use]) -> str:
+    stored = "; ".join(sorted({str(use.coding) for use in uses if use.coding})) or "floats"
+    return f"{_count(len(uses), 'tensor')} of the checkpoint ({stored})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _listed(what: str, uses: Sequence[_Use]) -> str:
+    return f": {some([use.name for use in uses])}" if what == _AGAIN else ""

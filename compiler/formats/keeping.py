@@ -29,12 +29,14 @@ MXFP4 = "mxfp4"
 @dataclass(frozen=True)
 class Coding:
     """How a checkpoint has a matrix: its kind, one of coded.KINDS; `bits` of a code; `group`, the columns of a row that
-    share a scale, 0: all of them, None: no neighbours; symmetric: codes stand for as much above zero as below."""
+    share a scale, 0: all of them, None: no neighbours; symmetric: codes stand for as much above zero as below; square:
+    rows share them in the same way, so that the transposed matrix is like it."""
 
     kind: np.dtype[Any]
     bits: int
     group: int | None
     symmetric: bool = True
+    square: bool = False
 
     def __str__(self) -> str:
         number = "e4m3" if self.kind == fp8.CODED else "e2m1" if self.kind == coded.E2M1 else f"int{self.bits}"
@@ -123,7 +125,7 @@ def _e2m1(w: Array, format: WeightFormat) -> Kept:
     padded, groups = format.padded_k(k), format.scale_groups(k)
     part = np.pad(w, ((0, 0), (0, padded - k)), mode="edge")
     part["code"][:, k:] = format.zero_point
-    exponents = part["exponent"].reshape(rows, groups, -1)
+    exponents = part["scale"].reshape(rows, groups, -1)
     fits = (exponents == exponents[..., :1]).all(axis=(1, 2))
     scale = np.ascontiguousarray(exponents[..., 0]).view(NUMPY_DTYPES[format.grouping.scale])
     return Kept(Rounded(np.ascontiguousarray(part["code"]), scale, None), fits, 0)

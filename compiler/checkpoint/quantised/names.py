@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 
 _MAX_ENTRY = 1000  # characters
-_PIECE = re.compile(r"(?:[\w-]|\\[.\-_]|\.|\\d\+|\[0-9\]\+|\((?:\?:)?[\w|.\\-]+\))*")
+_PIECE = re.compile(r"(?:[\w-]|\\[.\-_]|\.|\\d\+|\[0-9\]\+|\((?:\?:)?(?:[\w|.-]|\\\.)+\))*")
 
 
 def modules(config: ConfigFields, key: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, Float32, StoredTensor
 from dsv3c.compiler.errors import (
     GroupIndexError,
     MissingScaleError,
+    NonFiniteWeightError,
     ScaleValueError,
     TensorDtypeError,
     TensorShapeError,
@@ -25,6 +26,9 @@ from dsv3c.compiler.formats.rounding import chunks
 
 Array = NDArray[Any]
 Stored = Mapping[str, StoredTensor]
+# Scales up to these keep every product with a code finite in float32.
+_LARGEST_SCALE = np.float32(2.0**119)  # times 255
+_LARGEST_EXPONENT = 252  # 2^125 times 6
 
 
 class Weight(Protocol):
@@ -81,7 +85,7 @@ class Coded:
         codes = self.codes[rows]
         out = np.empty(codes.shape, coded.E2M1 if self.zero is None else coded.INTEGERS)
         out["code"] = codes
-        out["exponent" if self.zero is None else "scale"] = self.scale[rows][:, self.group]
+        out["scale"] = self.scale[rows][:, self.group]
         if self.zero is not None:
             out["zero"] = self.zero[rows][:, self.group]
         return out
@@ -135,7 +139,21 @@ class CodedWeight:
             count = math.prod(tensor.info.shape[:-1])
             first, last = (0, count) if self.expert is None else _part(count, self.stack or 1, self.expert)
             tensor.release(first, last)
+        self._check_finite(found)
         return found
+
+    def _check_finite(self, found: Coded) -> None:
+        """Raises NonFiniteWeightError where a code with its scale could be infinity."""
+        largest = _LARGEST_EXPONENT if found.zero is None else _LARGEST_SCALE
+        beyond = np.argwhere(found.scale > largest)
+        if not beyond.size:
+            return
+        row, group = beyond[0].tolist()
+        position = [row, int(np.flatnonzero(found.group == group)[0])]
+        if self.expert is not None:
+            position.insert(0, self.expert)
+        path, name = self.tensors[0].file.path, self.tensors[0].info.name
+        raise NonFiniteWeightError(path=path, tensor=name, found=float("inf"), position=position)
 
 
 def _part(count: int, parts: int, index: int) -> tuple[int, int]:

@@ -87,7 +87,7 @@ def test_compile_says_what_was_built_and_where(recorded: Recorded, capsys: pytes
         'run it: dsv3c generate OUT -p "Once upon a time"',
     ]
     assert err == "note: config.json has no x\n"
-    assert recorded.options == CompileOptions()
+    assert recorded.options == CompileOptions(kept=None)  # no format was asked for
 
 
 def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import kept, pipeline, weights
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import QTensor
-from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.passes.quantise import turned
 from tests import quantised
@@ -27,14 +28,15 @@ from tests.quantised import INTEGERS, WIDENED, Foreign, Written
 
 Array = np.ndarray
 LAYERS = {"num_hidden_layers": 2}
+DECODE = CompileOptions(max_tokens=16, kept=None)  # no second entry
 
 
 class Made:
     """The weights of a checkpoint as they are written for a target."""
 
-    def __init__(self, folder: Path, foreign: Foreign, options: CompileOptions, target: str = "x86") -> None:
-        self.written = quantised.write(folder, foreign, **LAYERS)
-        self.source, chosen = Checkpoint.open(folder), targets.get(target)
+    def __init__(self, folder: Path, how: Foreign | Written, options: CompileOptions) -> None:
+        self.written = how if isinstance(how, Written) else quantised.write(folder, how, **LAYERS)
+        self.source, chosen = Checkpoint.open(folder), targets.get("x86")
         self.options = pipeline.settled(options, self.source, chosen)
         lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
         self.recipes = chosen.plan(lowered.entries, lowered.bounds).recipes
@@ -63,7 +65,8 @@ class Made:
         return found
 
     def expected(self, recipe: Value, part: str) -> Array:
-        """Codes less zeros, or scales, or zeros, of each element, moved as the recipe moves numbers."""
+        """Of each element its code less zero, its scale or its zero, or of MXFP4 its code or exponent, moved as the
+        recipe moves numbers."""
         weight = next(value for value in topological_order([recipe]) if value.op == "quantize").inputs[0]
         return np.asarray(ops.evaluate([weight], lambda leaf: stacked(self.written, str(leaf.attrs["name"]), part))[0])
 
@@ -78,9 +81,32 @@ def stacked(written: Written, name: str, part: str) -> Array:
     if name not in written.codes:
         return np.full(written.values[name].shape, np.nan, np.float32)
     codes = written.codes[name]
-    assert codes.zero is not None
+    if codes.zero is None:
+        return codes.codes.astype(np.float32) if part == "codes" else codes.scale[:, codes.group].astype(np.float32)
     zero = codes.zero[:, codes.group].astype(np.float32)
     return {"offset": codes.codes - zero, "scale": codes.scale[:, codes.group].astype(np.float32), "zero": zero}[part]
+
+
+@pytest.mark.parametrize("format", sorted({"mxfp4"} & set(FORMATS)))
+@pytest.mark.parametrize("stored", ["blocks of fused experts", "packed"])
+def test_an_artifact_has_the_codes_and_exponents_of_mxfp4(stored: str, format: str, tmp_path: Path) -> None:
+    if stored == "packed":
+        quantization = {**quantised.group_of(4, 32, type="float"), "format": "mxfp4-pack-quantized"}
+        written = quantised.write(tmp_path, Foreign(quantization, quantised.e2m1, quantised.mxfp4_packed), **LAYERS)
+    else:
+        written = quantised.write_fused(tmp_path, {"quant_method": "mxfp4"}, **LAYERS)
+    made = Made(tmp_path, written, DECODE)
+    count = 0
+    for name in in_own_format(made, format):
+        found, recipe = made.stored(name), made.recipes[name]
+        codes, exponents = made.expected(recipe, "codes"), made.expected(recipe, "exponents")
+        given = ~np.isnan(codes)
+        np.testing.assert_array_equal(found.codes[..., : found.k][given], codes[given], err_msg=name)
+        spread = np.repeat(found.scale.view(np.uint8), 32, axis=-1)[..., : found.k]
+        np.testing.assert_array_equal(spread[given], exponents[given], err_msg=name)
+        count += 1
+    assert count >= 2
+    assert made.notes[0].startswith(f"codes are kept, in {format}: ")
 
 
 def in_own_format(made: Made, format: str) -> list[str]:
@@ -90,7 +116,7 @@ def in_own_format(made: Made, format: str) -> list[str]:
 @pytest.mark.parametrize("case", INTEGERS)
 def test_an_artifact_has_the_codes_scales_and_zeros_of_the_checkpoint(case: str, tmp_path: Path) -> None:
     foreign = INTEGERS[case]
-    made = Made(tmp_path, foreign, CompileOptions(kept=None))
+    made = Made(tmp_path, foreign, DECODE)
     row = WeightFormat.parse(foreign.format)
     count = 0
     for name in in_own_format(made, foreign.format):
@@ -110,13 +136,13 @@ def test_an_artifact_has_the_codes_scales_and_zeros_of_the_checkpoint(case: str,
             np.testing.assert_array_equal(zero[..., : found.k][given], made.expected(recipe, "zero")[given])
     assert count >= (2 if foreign.experts_alone else 8)
     assert not [name for name in made.losses if not turned(made.recipes[name])]
-    assert f"keep their codes, in {foreign.format}" in made.notes[0]
+    assert made.notes[0].startswith(f"codes are kept, in {foreign.format}: ")
 
 
 @pytest.mark.parametrize("case", WIDENED)
 def test_codes_are_kept_in_a_wider_format_where_none_is_their_own(case: str, tmp_path: Path) -> None:
     """They decode to the same numbers, without a second rounding."""
-    made = Made(tmp_path, WIDENED[case], CompileOptions(kept=None))
+    made = Made(tmp_path, WIDENED[case], DECODE)
     formats = set((made.options.kept or {}).values())
     assert len(formats) == 1
     for name in in_own_format(made, formats.pop()):
@@ -127,7 +153,7 @@ def test_codes_are_kept_in_a_wider_format_where_none_is_their_own(case: str, tmp
 
 
 def test_what_is_float_in_the_checkpoint_takes_the_chosen_format(tmp_path: Path) -> None:
-    made = Made(tmp_path, INTEGERS["packed int4, experts alone"], CompileOptions(quant="int8", kept=None))
+    made = Made(tmp_path, INTEGERS["packed int4, experts alone"], DECODE)
     assert made.formats_of("mlp.experts") == {"int4-g32"}
     assert made.formats_of("o_proj") == {"int8"}
 
@@ -138,19 +164,20 @@ def test_the_key_projection_that_is_absorbed_is_rounded_again_and_said(tmp_path:
     across = [name for name, recipe in made.recipes.items() if turned(recipe)]
     assert across and {made.recipes[name].type.dtype for name in across} == {"int8"}
     (again,) = [note for note in made.notes if "second time" in note]
-    assert "to int8" in again and "kv_b_proj.weight" in again and "2 weights" in again
+    assert again.startswith("rounded a second time, to int8: 2 tensors of the checkpoint (int4 in groups of 32): ")
+    assert "kv_b_proj.weight" in again
 
 
 def test_a_format_that_is_asked_for_is_rounded_to_and_said(tmp_path: Path) -> None:
-    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8"))
+    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8", max_tokens=16))
     assert made.options.kept == {}
     assert [note for note in made.notes if "rounded a second time, to int8" in note]
-    assert not [note for note in made.notes if "keep" in note]
+    assert not [note for note in made.notes if "kept" in note]
 
 
 def test_a_format_that_is_asked_for_and_holds_the_codes_keeps_them(tmp_path: Path) -> None:
-    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8-g32"))
-    assert "keep their codes, in int8-g32" in made.notes[0]
+    made = Made(tmp_path, INTEGERS["gptq"], CompileOptions(quant="int8-g32", max_tokens=16))
+    assert made.notes[0].startswith("codes are kept, in int8-g32: ")
     for name in in_own_format(made, "int8-g32"):
         found, recipe = made.stored(name), made.recipes[name]
         values = made.expected(recipe, "offset") * made.expected(recipe, "scale")
@@ -171,12 +198,12 @@ def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
             w.codes[3] = 0
         return quantised.gptq(name, w, 4)
 
-    made = Made(tmp_path, Foreign(quantised.gptq_config(4, 32), rounded, packed), CompileOptions(kept=None))
+    made = Made(tmp_path, Foreign(quantised.gptq_config(4, 32), rounded, packed), DECODE)
     (name,) = [name for name in made.losses if not turned(made.recipes[name])]
     assert (made.losses[name].rows, made.losses[name].scales) == (1, 1)
     rows, scales = kept.loss_notes(made.recipes, made.losses)
-    assert rows.startswith("1 rows of quantised weights do not fit") and "o_proj" in rows
-    assert scales.startswith("1 scales are not exact in float16") and "o_proj" in scales
+    assert rows == "rounded a second time, as they do not fit: 1 row of 'model.layers.1.self_attn.o_proj.weight'"
+    assert scales == "not exact in float16: 1 scale of 'model.layers.1.self_attn.o_proj.weight'"
 
 
 def test_groups_out_of_order_are_rounded_again_and_said(tmp_path: Path) -> None:
@@ -186,17 +213,17 @@ def test_groups_out_of_order_are_rounded_again_and_said(tmp_path: Path) -> None:
         lambda w: quantised.integers(w, 4, 32, order=order.permutation(w.shape[1])),
         lambda name, w: quantised.gptq(name, w, 4),
     )
-    made = Made(tmp_path, foreign, CompileOptions(kept=None))
+    made = Made(tmp_path, foreign, DECODE)
     (again,) = [note for note in made.notes if "second time" in note]
     assert "int4 in scattered groups" in again
 
 
 def test_a_target_without_the_format_takes_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantised.write(tmp_path, INTEGERS["gptq"], **LAYERS)
-    source, options = Checkpoint.open(tmp_path), CompileOptions(kept=None)
-    settled = kept.settle(options, source, lambda format: format.name in ("int8", "int8-g32"))
+    source = Checkpoint.open(tmp_path)
+    settled = kept.settle(DECODE, source, lambda format: format.name in ("int8", "int8-g32"))
     assert set((settled.kept or {}).values()) == {"int8-g32"}  # holds the codes too
-    assert kept.settle(options, source, lambda format: format.name == "int8").kept == {}
+    assert kept.settle(DECODE, source, lambda format: format.name == "int8").kept == {}
 
 
 def test_the_output_is_named_by_the_format_that_is_kept() -> None:
@@ -205,22 +232,39 @@ def test_the_output_is_named_by_the_format_that_is_kept() -> None:
     assert kept.formats(options) == ["int4-g32", "int8-g32", "int8"]
 
 
+PROMPTS = [np.arange(2, 22, dtype=np.int32), np.arange(40, 50, dtype=np.int32)]
+SCHEDULE = [[(0, 12), (1, 4)], *[[(0, 1), (1, 1)]] * 4]
+
+
+def exact_logits(folder: Path, written: Written) -> list[Any]:
+    """Of the model as traced, with the numbers that the format's rules give."""
+    exact = runs.GraphStepper(runs.traced(Checkpoint.open(folder)), lambda name: values_of(written, name))
+    return runs.run(exact, PROMPTS, SCHEDULE)
+
+
+@pytest.mark.parametrize("case", ["packed int4", "gptq of 3 bits"])
+def test_the_graph_computes_with_the_weights_of_the_checkpoint(case: str, tmp_path: Path) -> None:
+    written = quantised.write(tmp_path, (INTEGERS | WIDENED)[case], **LAYERS)
+    source, target = Checkpoint.open(tmp_path), runs.NumpyTarget()
+    options = pipeline.settled(DECODE, source, target)
+    sequence = pipeline.passes("absorbed", options, target, pipeline.step_bounds(source.config, options))
+    graph = pipeline.run_passes(runs.traced(source), sequence, options)[0]
+    found = runs.run(runs.GraphStepper(graph, source.coded), PROMPTS, SCHEDULE)
+    assert runs.worst(found, exact_logits(tmp_path, written)) < 0.025  # activations are rounded to int8
+
+
+@pytest.mark.thorough
 @pytest.mark.usefixtures("kernels_for_this_cpu_alone")
-def test_a_compiled_model_computes_with_the_weights_of_the_checkpoint(tmp_path: Path) -> None:
-    """Against the numpy evaluation of the model with the weights that the format's rules give."""
-    written = quantised.write(tmp_path / "model", INTEGERS["packed int4"], **LAYERS)
-    options = CompileOptions(max_tokens=16, kept=None)
+@pytest.mark.parametrize("case", ["packed int4", "gptq", "awq", "int8"])
+def test_a_compiled_model_computes_with_the_weights_of_the_checkpoint(case: str, tmp_path: Path) -> None:
+    written = quantised.write(tmp_path / "model", INTEGERS[case], **LAYERS)
+    options = replace(DECODE, cache_dtype="f32")
     report = pipeline.compile_checkpoint(tmp_path / "model", tmp_path / "out", options)
-    assert any("keep their codes" in note for note in report.notes)
+    assert any("codes are kept" in note for note in report.notes)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["quantization"]["weights"] == "int4-g32 + int8"
-    tokens = [np.arange(2, 22, dtype=np.int32), np.arange(40, 50, dtype=np.int32)]
-    schedule = [[(0, 12), (1, 4)], *[[(0, 1), (1, 1)]] * 4]
-    source = Checkpoint.open(tmp_path / "model")
-    exact = runs.GraphStepper(runs.traced(source), lambda name: values_of(written, name))
-    expected = runs.run(exact, tokens, schedule)
-    found = runs.run(runs.ArtifactStepper(runs.runtime.load(tmp_path / "out")), tokens, schedule)
-    assert runs.worst(found, expected) < 0.03
+    assert manifest["quantization"]["weights"].split(" + ")[0] == INTEGERS[case].format
+    found = runs.run(runs.ArtifactStepper(runs.runtime.load(tmp_path / "out")), PROMPTS, SCHEDULE)
+    assert runs.worst(found, exact_logits(tmp_path / "model", written)) < 0.025
 
 
 def values_of(written: Written, name: str) -> Any:
@@ -231,7 +275,7 @@ def values_of(written: Written, name: str) -> Any:
 
 def test_a_repeated_lowering_needs_no_checkpoint(tmp_path: Path) -> None:
     """The formats that keep codes are options like others: `tune` makes an artifact's plan from them again."""
-    made = Made(tmp_path, INTEGERS["awq"], CompileOptions(kept=None))
+    made = Made(tmp_path, INTEGERS["awq"], DECODE)
     stored = json.loads(json.dumps(made.options.to_dict()))
     again = CompileOptions(**{**stored, "emit": ()})
     target: Target = targets.get("x86")
