@@ -30,7 +30,7 @@ class Scales(NamedTuple):
 
     def where(self, chosen: Array, other: Scales) -> Scales:
         """These for the groups that are chosen [M], the others for the rest."""
-        zero = None if self.zero is None else np.where(chosen, self.zero, other.zero)
+        zero = None if self.zero is None or other.zero is None else np.where(chosen, self.zero, other.zero)
         return Scales(np.where(chosen, self.scale, other.scale), zero)
 
 
