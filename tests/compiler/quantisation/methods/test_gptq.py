@@ -12,7 +12,14 @@ from tests.compiler.quantisation import plain
 from tests.compiler.quantisation.problems import problem
 
 GRID = Integers(4)
-GROUPINGS = [Grouping(0), Grouping(16, "f16"), Grouping(32, "f16"), Grouping(32, "f16", "u8"), Grouping(128, "f16")]
+GROUPINGS = [
+    Grouping(0),
+    Grouping(0, per_tensor=True),
+    Grouping(16, "f16"),
+    Grouping(32, "f16"),
+    Grouping(32, "f16", "u8"),
+    Grouping(128, "f16"),
+]
 
 
 def zeros(rounded, grid):
