@@ -10,6 +10,8 @@ from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
+CALIBRATION_TOKENS = 1 << 15
+LEAST_CALIBRATION_TOKENS = 1 << 10
 
 
 def debug_level() -> int:
@@ -27,6 +29,8 @@ class CompileOptions:
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
+    method: how weights become codes (quantisation.choice), None for the default. calibration: a text that weights are
+    rounded for, of which at most calibration_tokens count; None: where the method wants one, the text of ours.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
     """
@@ -39,6 +43,9 @@ class CompileOptions:
     max_tokens: int = 512
     max_rows: int = 64
     max_sequences: int = 8
+    method: str | None = None
+    calibration: Path | None = None
+    calibration_tokens: int = CALIBRATION_TOKENS
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
@@ -49,8 +56,15 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
+        if self.calibration_tokens < LEAST_CALIBRATION_TOKENS:
+            expected = f"{LEAST_CALIBRATION_TOKENS} or more"
+            raise BadOptionError(option="calibration_tokens", value=self.calibration_tokens, expected=expected)
         if self.cache_dtype not in (None, "f32", "f16", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+
+    @property
+    def resolved_method(self) -> str:
+        return self.method or ("rtn" if self.calibration is None else "auto")
 
     @property
     def resolved_head_quant(self) -> str:
@@ -74,4 +88,5 @@ class CompileOptions:
         kept = asdict(self)
         for name in ("stop_after", "dump_to", "overwrite"):
             del kept[name]
+        kept["calibration"] = self.calibration and self.calibration.name
         return kept

@@ -9,7 +9,8 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import MAX_BOUND
+from dsv3c.compiler.options import CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND
+from dsv3c.runtime.cli.params import PATH
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,6 +22,7 @@ FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
     "intB-channel or intB-channel-asym with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
+METHODS = ("rtn", "search", "gptq", "auto")  # of quantisation.choice
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -97,6 +99,27 @@ def model_options(command: Command) -> Command:
             metavar="FORMAT",
             help="Format of the embedding: float32, float16, bfloat16 or int8.  "
             "[default: bfloat16 with integer weights and fp8, else as the weights]",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            help="How weights become codes: round to nearest, search scales, GPTQ, the best for each.  "
+            "[default: auto with --calibration, else rtn]",
+        ),
+        click.option(
+            "--calibration",
+            type=PATH,
+            metavar="FILE",
+            help="A text, or JSON lines of texts or chats, that weights are rounded for.  "
+            "[default: a short one of ours where the method wants one]",
+        ),
+        click.option(
+            "--calibration-tokens",
+            type=click.IntRange(min=LEAST_CALIBRATION_TOKENS),
+            metavar="N",
+            default=CALIBRATION_TOKENS,
+            show_default=True,
+            help="Most tokens of that text that are used.",
         ),
         click.option(
             "--cache-dtype",

@@ -16,11 +16,13 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, calibrated, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
+from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.errors import (
     BadOptionError,
@@ -29,9 +31,13 @@ from dsv3c.compiler.errors import (
     UnknownPassError,
 )
 from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation.calibration import text as calibration_text
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -47,6 +53,8 @@ from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 from dsv3c.runtime.progress import Progress, Silent
+
+ROUNDING = "rounding.json"  # of each matrix: by which method, with what error
 
 
 @runtime_checkable
@@ -130,6 +138,7 @@ def compile_checkpoint(
     target: Target = targets.get(target_string.name).configured(target_string.options)
     check_formats(options)
     check_supported(options, target)
+    check_method(options)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
@@ -138,6 +147,7 @@ def compile_checkpoint(
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
+    text = read_calibration(checkpoint, options)
     progress.stage("running the passes")
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
@@ -153,16 +163,20 @@ def compile_checkpoint(
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         file = weights.lay_out(planned.recipes)
-        progress.stage("writing weights", file.tensor_bytes)
+        progress.stage("writing weights" if text is None else "calibrating and writing weights", file.tensor_bytes)
         read = source.coded if WeightFormat.parse(options.quant).keeps_fp8 else _reader(source)
-        weights.write(file, folder / "weights.safetensors", read, progress.advance)
+        with weights.writing(file, folder / "weights.safetensors", read, progress.advance) as writer:
+            log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
         progress.stage("hashing")
-        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(beforehand)
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        if log.entries:
+            manifest["quantization"] |= _rounding(log, text)
+            artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -172,6 +186,44 @@ def compile_checkpoint(
         artifact.check_loads(folder, options.target)
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def read_calibration(checkpoint: Path, options: CompileOptions) -> CalibrationText | None:
+    """The text that weights are rounded for; None where none is wanted. Raises CalibrationError and CheckpointError."""
+    if options.calibration is None and not choice.wants_text(options.resolved_method):
+        return None
+    tokenizer = text_files.tokenizer_of(checkpoint)
+    return calibration_text.read(options.calibration, tokenizer, options.calibration_tokens)
+
+
+def _write_weights(
+    writer: weights.Writer,
+    lowered: Lowered,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    config: ModelConfig,
+    folder: Path,
+) -> RoundingLog:
+    """Write all weights. folder: for activations that do not fit into memory."""
+    method = options.resolved_method
+    log = RoundingLog(method)
+    if text is not None:
+        log = calibrated.write(writer, calibrated.plan(lowered.entries), text, method, config, folder)
+    unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
+
+    def round(value: Value, w: Any) -> QTensor:
+        inputs = choice.uniform(w.shape[-1])
+        return choice.round_weight(w, format_of(value.type), unknown, [inputs])[0]
+
+    writer.write_rest(None if unknown == choice.NEAREST else round)
+    return log
+
+
+def _rounding(log: RoundingLog, text: CalibrationText | None) -> dict[str, Any]:
+    """What the manifest says of how weights were rounded."""
+    assert text is not None, "nothing is logged without a text"
+    read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
+    return {"methods": log.summary(), "calibration": read}
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
@@ -204,6 +256,20 @@ def check_supported(options: CompileOptions, target: Target) -> None:
 
 def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
     return all(target.supports(format, op) for op in operations)
+
+
+def check_method(options: CompileOptions) -> None:
+    """Raises BadOptionError for a method that is none, and for one that there is nothing to round by."""
+    known = choice.method_names()
+    if options.method is not None and options.method not in known:
+        raise BadOptionError(option="method", value=options.method, expected=f"one of {', '.join(known)}")
+    formats = (options.quant, options.resolved_head_quant)
+    if any(WeightFormat.parse(name).has_codes for name in formats):
+        return
+    for name in ("method", "calibration"):
+        if getattr(options, name) not in (None, choice.NEAREST):
+            expected = f"none for weights in {options.quant}, which are numbers and no codes"
+            raise BadOptionError(option=name, value=str(getattr(options, name)), expected=expected)
 
 
 def check_formats(options: CompileOptions) -> None:
