@@ -18,6 +18,11 @@ INTEGER_FORMATS = [
     "int4-g32-asym",
     "int5-g32",
     "int5-g128",
+    "int8-asym",
+    "int6-g32-asym",
+    "int4-tensor",
+    "int3-g16",
+    "int2-g16-asym",
 ]
 FLOAT_FORMATS = ["float32", "float16", "bfloat16"]
 LEADING = st.lists(st.integers(1, 3), max_size=2).map(tuple)
