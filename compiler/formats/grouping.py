@@ -11,12 +11,17 @@ ACTIVATIONS = 128  # columns of activations with a scale in common, where weight
 class Grouping:
     """A scale for each output channel (size 0), or for each `size` weights of it along K, the last axis.
 
-    scale: IR dtype of the scales. zero: IR dtype of the codes that stand for 0 in each group; None: the grid says it.
+    scale: element type of the scales; "e8m0" is a power of two, stored as its exponent. zero: IR dtype of the codes that stand for 0 in each group; None: the grid says it.
     """
 
     size: int = 0
     scale: str = "f32"
     zero: str | None = None
+
+    @property
+    def stored_scale(self) -> str:
+        """IR dtype that scales are stored as."""
+        return "u8" if self.scale == "e8m0" else self.scale
 
     @property
     def activations(self) -> int:

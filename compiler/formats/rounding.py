@@ -94,7 +94,7 @@ def _extremes(values: Array) -> tuple[Array, Array]:
     return columns.min(axis=0).reshape(values.shape[:-1]), columns.max(axis=0).reshape(values.shape[:-1])
 
 
-def _lengthen(exact: Array, scale: Array, divisor: Array) -> None:
+def lengthen(exact: Array, scale: Array, divisor: Array) -> None:
     """Round up the scales [N, KG] of which rounding took so much that the largest code would not reach its weight.
 
     Below the normal numbers of float16 a scale has few bits, and none below 3e-8: its whole group would become zero.
@@ -128,7 +128,7 @@ def _round_groups(values: Array, grid: Integers, codes: Array, scale: Array, zer
     exact = _exact_scale(grid, low, high, zero is not None)
     scale[...] = exact
     divisor = scale.astype(np.float32)
-    _lengthen(exact, scale, divisor)
+    lengthen(exact, scale, divisor)
     divisor[divisor == 0] = np.inf  # a group of zeros: every code is the zero point
     rounded = values / divisor[..., None]
     np.rint(rounded, out=rounded)
