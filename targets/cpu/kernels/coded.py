@@ -46,26 +46,24 @@ class Decoder:
 
     together: int
     unit: float
-    decode: Callable[[Expr, int], list[Decoded]]
+    decode: Callable[[Expr, int], Iterator[Decoded]]
 
 
-def _e4m3(word: Expr, lanes: int) -> list[Decoded]:
+def _e4m3(word: Expr, lanes: int) -> Iterator[Decoded]:
     """A code is put where float16 has sign, exponent and fraction: that makes it smaller by 2^8, and nothing else."""
     pairs, float_pairs = f"int16x{2 * lanes}", f"float32x{2 * lanes}"
     both = T.bind(T.reinterpret(pairs, word))
-    found = []
     for columns, high in (((0, 2), T.shift_left(both, T.broadcast(T.int16(8), 2 * lanes))), ((1, 3), both)):
         # The sign stays in its place, and the bit that it leaves behind is masked.
         placed = T.shift_right(high, T.broadcast(T.int16(1), 2 * lanes))
         bits = T.bitwise_and(placed, T.broadcast(T.int16(0xBF80 - 0x10000), 2 * lanes))
-        found.append(Decoded(columns, T.bind(T.Cast(float_pairs, T.reinterpret(f"float16x{2 * lanes}", bits)))))
-    return found
+        yield Decoded(columns, T.bind(T.Cast(float_pairs, T.reinterpret(f"float16x{2 * lanes}", bits))))
 
 
-def _nf4(word: Expr, lanes: int) -> list[Decoded]:
-    starts = [column % QUAD * 8 + column // QUAD * 4 for column in range(2 * QUAD)]
-    numbers = (T.bind(lookup_floats(NF4_VALUES, word, start, lanes)) for start in starts)
-    return [Decoded((column,), number) for column, number in enumerate(numbers)]
+def _nf4(word: Expr, lanes: int) -> Iterator[Decoded]:
+    for column in range(2 * QUAD):
+        start = column % QUAD * 8 + column // QUAD * 4
+        yield Decoded((column,), T.bind(lookup_floats(NF4_VALUES, word, start, lanes)))
 
 
 # By grid.
@@ -124,33 +122,42 @@ class _Group:
 
     def add(self, g: Expr, columns: int, scale_starts: list[Expr], sums: list[list[Buffer]]) -> None:
         """Those of the first `columns` of group g."""
-        lanes, decoder, size = self.level.lanes, self.decoder, self.w.format.grouping.size
+        lanes, size = self.level.lanes, self.w.format.grouping.size
         units, rest = divmod(columns, self.w.planes.columns)
         quarters = QUARTERS if columns == size and units % QUARTERS == 0 else 1
-        first = T.bind(g * (size // self.w.planes.columns))
-        jobs = [_Job(*job) for job in product(range(quarters), range(len(self.starts)), range(0, LANES, lanes))]
-        own = {job: [local("f32", decoder.together * lanes) for _ in self.x_starts] for job in jobs}
-        for buffer in (buffer for buffers in own.values() for buffer in buffers):
-            store(buffer, 0, f32(0, decoder.together * lanes), decoder.together * lanes)
-        each = units // quarters
-        for batch in self._batches(jobs):
-            if each:
-                with T.serial(0, each) as i:
-                    self._add_units({job: first + (job.quarter * each + i) for job in batch}, own)
-            if rest:
-                self._add_units({job: first + units for job in batch}, own, rest)
-        for block, part in product(range(len(self.starts)), range(0, LANES, lanes)):
+        first, each = T.bind(g * (size // self.w.planes.columns)), units // quarters
+        totals = [[local("f32", LANES) for _ in self.x_starts] for _ in self.starts]
+        places = list(product(range(len(self.starts)), range(0, LANES, lanes)))
+        for block, part in places:
+            for total in totals[block]:
+                store(total, part, f32(0, lanes), lanes)
+        together = max(1, _REGISTERS[lanes] // (len(self.x_starts) * self.decoder.together))
+        at_once = min(quarters, max(1, together // len(places)))
+        with T.serial(0, quarters // at_once) as turn:
+            for at in range(0, len(places), together):
+                jobs = [_Job(i, *place) for i in range(at_once) for place in places[at : at + together]]
+                own = {job: self._cleared() for job in jobs}
+                if each:
+                    with T.serial(0, each) as i:
+                        self._add_units({job: first + ((turn * at_once + job.quarter) * each + i) for job in jobs}, own)
+                if rest:
+                    self._add_units({job: first + units for job in jobs}, own, rest)
+                for job in jobs:
+                    for total, buffer in zip(totals[job.block], own[job], strict=True):
+                        store(total, job.part, load(total, job.part, lanes) + self._folded(buffer), lanes)
+        for block, part in places:
             at = scale_starts[block] + T.Cast("int64", g) * LANES + part
-            scale = T.bind(self.w.scales(at, lanes) * f32(decoder.unit, lanes))
-            for row, buffer in enumerate(sums[block]):
-                totals = [self._folded(own[_Job(quarter, block, part)][row]) for quarter in range(quarters)]
-                store(buffer, part, reduce(add, totals) * scale + load(buffer, part, lanes), lanes)
+            scale = T.bind(self.w.scales(at, lanes) * f32(self.decoder.unit, lanes))
+            for total, buffer in zip(totals[block], sums[block], strict=True):
+                store(buffer, part, load(total, part, lanes) * scale + load(buffer, part, lanes), lanes)
 
-    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Jobs whose sums the registers hold together."""
-        each = len(self.x_starts) * self.decoder.together
-        together = max(1, _REGISTERS[self.level.lanes] // each)
-        return (jobs[at : at + together] for at in range(0, len(jobs), together))
+    def _cleared(self) -> list[Buffer]:
+        """A sum for each row of activations."""
+        width = self.decoder.together * self.level.lanes
+        buffers = [local("f32", width) for _ in self.x_starts]
+        for buffer in buffers:
+            store(buffer, 0, f32(0, width), width)
+        return buffers
 
     def _add_units(self, units: Mapping[_Job, Expr], own: Mapping[_Job, list[Buffer]], columns: int = 0) -> None:
         """The products of a unit for each job, all of its columns or only the first ones."""
@@ -179,12 +186,16 @@ class _Group:
         lanes, inside = self.level.lanes, columns or count
         if together == 1:
             return {(i,): T.bind(T.broadcast(self.x[start + i], lanes)) for i in range(inside)}
+        pairs = [(first, first + count // 2) for first in range(count // 2)]
+        if inside == count:
+            each = T.bind(load(self.x, start, count))
+        else:
+            values = [self.x[start + i] if i < inside else T.float32(0) for i in range(count)]
+            each = T.bind(T.Shuffle(values, [*range(count)]))
         found = {}
-        for first in range(count // 2):
-            pair = (first, first + count // 2)
-            values = [self.x[start + i] if i < inside else T.float32(0) for i in pair]
-            both = T.reinterpret("uint64", T.Shuffle(values, [0, 1]))
-            found[pair] = T.bind(T.reinterpret(f"float32x{2 * lanes}", T.broadcast(both, lanes)))
+        for pair in pairs:
+            both = T.broadcast(T.reinterpret("uint64", T.Shuffle([each], [*pair])), lanes)
+            found[pair] = T.bind(T.reinterpret(f"float32x{2 * lanes}", both))
         return found
 
     def _folded(self, sums: Buffer) -> Expr:

@@ -1,0 +1,26 @@
+"""Products with codes that stand for floats, on every level."""
+
+import numpy as np
+import pytest
+
+from tests.targets.cases.dense import linear_case
+from tests.targets.cases.float_codes import CASES
+from tests.targets.op_tests import OpTests
+
+
+class TestFloatCodeKernels(OpTests):
+    cases = CASES
+
+    @pytest.fixture
+    def backend(self, kernels):
+        return kernels
+
+
+@pytest.mark.parametrize("name", ["fp8", "nf4-g64"])
+def test_a_row_has_the_same_sums_alone_and_among_others(kernels_of_all_levels, name):
+    """By level: the order of additions within it does not depend on the tile."""
+    one, many = linear_case(name, 1, 33, 417), linear_case(name, 17, 33, 417)
+    one[1]["x"] = many[1]["x"][:1]
+    for kernels in kernels_of_all_levels({"one": one, "many": many}):
+        first, among = (kernels.run(*case[:2])["y"][:33] for case in (one, many))
+        np.testing.assert_array_equal(first, among)
