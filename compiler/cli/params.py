@@ -14,10 +14,11 @@ from dsv3c.compiler.options import MAX_BOUND
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What people call the formats, beside the full names.
-SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+SHORT_NAMES = {"int4": "int4-g32", "nf4": "nf4-g64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # As the table of formats lists them, which takes numpy; help is to come at once.
 FORMAT_HELP = (
-    "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
+    "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG, int4-gG-asym, mxfp4 or nf4-gG with G one of "
+    "32, 64, 128"
 )
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -80,7 +81,7 @@ def model_options(command: Command) -> Command:
             metavar="FORMAT",
             default="int8",
             show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32, nf4 nf4-g64.",
         ),
         click.option(
             "--head-quant",

@@ -17,19 +17,27 @@ from tests.targets.cases.dense import control, linear_case, normal
 from tests.targets.cases.moe import moe_case
 
 
+K = 129  # whole groups of every size, and a column
+
+
+def codes_of(name: str) -> np.ndarray:
+    """Those that stand for a number."""
+    grid = WeightFormat.parse(name).grid
+    found = np.arange(1 << grid.bits, dtype=np.uint8)
+    return found[np.isfinite(grid.values(found, None))]
+
+
 def every_code_case(name: str) -> tuple:
     """Each number of the format, subnormal ones among them, times 1 alone; scales of any size."""
-    spec, k = WeightFormat.parse(name), 256
-    found = np.arange(1 << spec.grid.bits, dtype=np.uint8)
-    codes = found[np.isfinite(spec.grid.values(found, None))]
+    spec, codes, k = WeightFormat.parse(name), codes_of(name), K
     n = codes.size
-    own = np.full((n, k), spec.zero_point, np.uint8)
+    own = np.full((n, spec.padded_k(k)), spec.zero_point, np.uint8)
     own[:, 3] = codes
-    own[:, 200] = codes[::-1]
+    own[:, K - 1] = codes[::-1]
     scale = (np.abs(normal(n, spec.scale_groups(k))) * np.float32(1e-3)).astype(NUMPY_DTYPES[spec.grouping.scale])
     stored = QTensor(own, scale, None, spec, k)
     x = np.zeros((2, k), np.float32)
-    x[[0, 1], [3, 200]] = 1
+    x[[0, 1], [3, K - 1]] = 1
     inputs = {"control": control(2)}
     if spec.integer_products:
         parts = zip(("x.data", "x.scale", "x.sum"), quantize_rows(x, spec.grouping.activations), strict=True)
@@ -43,7 +51,7 @@ def every_code_case(name: str) -> tuple:
 def all_cases(name: str):
     yield "every-code", every_code_case(name)
     for t in (1, 5):
-        yield f"linear-t{t}", linear_case(name, t, 17, 129)
+        yield f"linear-t{t}", linear_case(name, t, codes_of(name).size, K)
     yield "head-linear", linear_case(name, 5, 20, 96, heads=3)
     for op in (MoeGateUp, MoeDown):
         yield op.__name__, moe_case(op, name, 17, 129, 40, 6, 2, 1)

@@ -16,11 +16,12 @@ class TestFloatCodeKernels(OpTests):
         return kernels
 
 
-@pytest.mark.parametrize("name", ["fp8", "nf4-g64"])
-def test_a_row_has_the_same_sums_alone_and_among_others(kernels_of_all_levels, name):
+def test_a_row_has_the_same_sums_alone_and_among_others(kernels_of_all_levels):
     """By level: the order of additions within it does not depend on the tile."""
-    one, many = linear_case(name, 1, 33, 417), linear_case(name, 17, 33, 417)
-    one[1]["x"] = many[1]["x"][:1]
-    for kernels in kernels_of_all_levels({"one": one, "many": many}):
-        first, among = (kernels.run(*case[:2])["y"][:33] for case in (one, many))
-        np.testing.assert_array_equal(first, among)
+    cases = {(name, t): linear_case(name, t, 33, 417) for name in ("fp8", "nf4-g64") for t in (1, 17)}
+    for kernels in kernels_of_all_levels(cases):
+        for name in ("fp8", "nf4-g64"):
+            one, many = cases[name, 1], cases[name, 17]
+            one[1]["x"] = many[1]["x"][:1]
+            first, among = (kernels.run(*case[:2])["y"][:33] for case in (one, many))
+            np.testing.assert_array_equal(first, among)
