@@ -11,6 +11,7 @@ from dsv3c.compiler.core.ops.weight import activation_group, format_of
 from dsv3c.compiler.errors import NotAViewError
 from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.grouping import padded_k
 from dsv3c.compiler.formats.layouts import LAYOUTS
 
 ALIGNMENT = 64  # bytes: a cache line, and one AVX-512 register
@@ -47,8 +48,9 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
     group = activation_group(type)
     if group:
         *leading, k = shape
-        groups = -(-k // group)
-        parts = (("data", "i8", groups * group), ("scale", "f32", groups), ("sum", "i32", groups))
+        padded = padded_k(k, group)
+        groups = padded // group
+        parts = (("data", "i8", padded), ("scale", "f32", groups), ("sum", "i32", groups))
         return tuple(Component(role, dtype, (*leading, width)) for role, dtype, width in parts)
     if type.layout:
         *leading, n, k = shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -176,7 +177,7 @@ class NF4:
 
     def encode(self, scaled: Array, zero: Array | None) -> Array:
         codes = np.zeros(scaled.shape, np.uint8)
-        for low, high in zip(_NF4_VALUES[:-1], _NF4_VALUES[1:], strict=True):
+        for low, high in pairwise(_NF4_VALUES):
             codes += scaled > (low + high) / 2
         return codes
 

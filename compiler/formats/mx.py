@@ -31,7 +31,7 @@ def values(coded: Array) -> Array:
 
 
 def scale_codes(largest: Array) -> Array:
-    """The scale u8 of groups by their largest magnitudes float32: floor(log2(largest)) less that of the largest element.
+    """The scales u8 of groups, by their largest magnitudes float32: floor(log2(largest)) less that of the largest code.
 
     A group of zeros has the least. What an infinity is among has NaN.
     """

@@ -22,7 +22,7 @@ from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.tables import lookup_floats
 from dsv3c.targets.cpu.kernels.vector import add, f32, load, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight
+from dsv3c.targets.cpu.kernels.weights import Weight
 
 Expr = Any
 
@@ -141,7 +141,7 @@ class _Group:
                     with T.serial(0, each) as i:
                         self._add_units({job: first + ((turn * at_once + job.quarter) * each + i) for job in jobs}, own)
                 if rest:
-                    self._add_units({job: first + units for job in jobs}, own, rest)
+                    self._add_units(dict.fromkeys(jobs, first + units), own, rest)
                 for job in jobs:
                     for total, buffer in zip(totals[job.block], own[job], strict=True):
                         store(total, job.part, load(total, job.part, lanes) + self._folded(buffer), lanes)
@@ -181,7 +181,7 @@ class _Group:
                                 store(total, 0, value, width)
 
     def _factors(self, start: Expr, columns: int) -> dict[tuple[int, ...], Expr]:
-        """The activations of a unit as its decoded numbers want them, from `start` on; none past `columns`, if given."""
+        """The activations of a unit, from `start` on, as decoded numbers want them; none past `columns`, if given."""
         start, count, together = T.bind(start), self.w.planes.columns, self.decoder.together
         lanes, inside = self.level.lanes, columns or count
         if together == 1:

@@ -69,20 +69,28 @@ def decode_block(w: Weight, block: Expr, body: Callable[[Expr, Expr, Expr], None
         _decode_floats(w, data, body)
         return
     planes, groups, number = w.planes, w.format.scale_groups(w.k), NUMBERS[type(w.format.grid)]
-    units = w.format.padded_k(w.k) // planes.columns // groups
-    scales = w.scale_start(block)
-    with T.serial(0, groups) as g:
-        at = T.bind(scales + T.Cast("int64", g) * LANES)
-        scale = T.bind(w.scales(at))
-        zero = f32(w.format.zero_point, LANES)
-        if w.zero is not None:
-            zero = T.bind(T.Cast(f"float32x{LANES}", load(w.zero, at, LANES)))
+    columns, scales = w.format.padded_k(w.k) // groups, w.scale_start(block)
+    sharing = max(1, planes.columns // columns)  # groups of a unit
+    units = max(1, columns // planes.columns)  # of a group
+    with T.serial(0, groups // sharing) as g:
+        factors = [_factors(w, T.bind(scales + T.Cast("int64", g * sharing + i) * LANES)) for i in range(sharing)]
         with T.serial(0, units) as i:
             unit = T.bind(g * units + i)
             words = w.words(w.unit_at(data, unit))
-            values = [T.bind(number(code(planes, words, at), zero) * scale) for at in range(planes.columns)]
+            values = []
+            for at in range(planes.columns):
+                scale, zero = factors[at * sharing // planes.columns]
+                values.append(T.bind(number(code(planes, words, at), zero) * scale))
             for pair in range(planes.columns // 2):
                 body(unit * (planes.columns // 2) + pair, values[2 * pair], values[2 * pair + 1])
+
+
+def _factors(w: Weight, at: Expr) -> tuple[Expr, Expr]:
+    """(scale, code that stands for 0) of the group whose scales are at an offset."""
+    scale = T.bind(w.scales(at))
+    if w.zero is None:
+        return scale, f32(w.format.zero_point, LANES)
+    return scale, T.bind(T.Cast(f"float32x{LANES}", load(w.zero, at, LANES)))
 
 
 def _decode_floats(w: Weight, data: Expr, body: Callable[[Expr, Expr, Expr], None]) -> None:

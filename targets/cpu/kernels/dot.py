@@ -23,7 +23,7 @@ from dsv3c.targets.cpu.kernels import mmla
 from dsv3c.targets.cpu.kernels.coded import coded_dot
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight, eight_columns, quads
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns, quads
 
 Expr = Any
 
@@ -212,7 +212,7 @@ def _integer_dot(
                 for part in parts:
                     factor = x_scale
                     if grouping.size:
-                        at = scale_starts[block] + T.Cast("int64", g) * LANES + part
+                        at = w.group_start(scale_starts[block], g) + part
                         factor = w.scales(at, lanes) * x_scale
                     exact = T.Cast(f"float32x{lanes}", load(sums[block][row], part, lanes))
                     _accumulate(tile.sums[block][row], part, exact, factor, lanes)
@@ -239,7 +239,7 @@ def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, t
     lanes, taken = level.lanes, SIGN if _is_signed(level, w) else 0
     if w.zero is None:
         return T.broadcast(total * (taken - w.integer_zero), lanes)
-    at = scale_start + T.Cast("int64", g) * LANES + part
+    at = w.group_start(scale_start, g) + part
     zero = T.Cast(f"int32x{lanes}", load(w.zero, at, lanes))
     return (zero - taken if taken else zero) * T.broadcast(0 - total, lanes)
 
@@ -254,7 +254,11 @@ def _dot_words(
     sums: list[list[Buffer]],
 ) -> None:
     """Add the products of group g."""
-    units = w.format.grouping.activations // w.planes.columns
+    group = w.format.grouping.activations
+    units = group // w.planes.columns
+    if units == 0:
+        _dot_columns(level, w, x, T.bind(g * group), group, starts, x_starts, sums)
+        return
     unroll = gcd(max(1, level.tuning.word_unroll // w.planes.words), units)
     with T.serial(0, units // unroll) as chunk:
         for i in range(unroll):
@@ -271,11 +275,8 @@ def _dot_unit(
     sums: list[list[Buffer]],
 ) -> None:
     """Add the products of one unit per block: of int8 and int4 it is a word, which has 4 or 8 columns."""
-    lanes, dot4, count = level.lanes, DOT4[level.dot].emit, w.planes.columns // QUAD
-    x_words = [
-        [T.bind(T.reinterpret("int32", load(x.data, start + (unit * count + i) * QUAD, QUAD))) for i in range(count)]
-        for start in x_starts
-    ]
+    lanes, count = level.lanes, w.planes.columns // QUAD
+    x_words = _x_words(x, x_starts, unit * w.planes.columns, count)
     for block, start in enumerate(starts):
         at = w.unit_at(start, unit)
         if len(x_starts) == 1:
@@ -283,10 +284,43 @@ def _dot_unit(
             for word in range(w.planes.words):
                 prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
         for part in range(0, LANES, lanes):
-            for i, operand in enumerate(_operands(level, w, quads(w.planes, w.words(at, lanes, part), lanes))):
-                for row, row_words in enumerate(x_words):
-                    acc = load(sums[block][row], part, lanes)
-                    store(sums[block][row], part, dot4(acc, operand, row_words[i]), lanes)
+            codes = quads(w.planes, w.words(at, lanes, part), lanes)
+            _add_products(level, _operands(level, w, codes), x_words, sums[block], part)
+
+
+def _dot_columns(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    column: Expr,
+    count: int,
+    starts: list[Expr],
+    x_starts: list[Expr],
+    sums: list[list[Buffer]],
+) -> None:
+    """Add the products of `count` columns, less than a unit has."""
+    x_words = _x_words(x, x_starts, column, count // QUAD)
+    for block, start in enumerate(starts):
+        for part in range(0, LANES, level.lanes):
+            codes = columns_quads(w, start, column, count, level.lanes, part)
+            _add_products(level, _operands(level, w, codes), x_words, sums[block], part)
+
+
+def _x_words(x: Activation, starts: list[Expr], column: Expr, count: int) -> list[list[Expr]]:
+    """`count` words of four activations of each row, from `column` on."""
+    return [
+        [T.bind(T.reinterpret("int32", load(x.data, start + (column + i * QUAD), QUAD))) for i in range(count)]
+        for start in starts
+    ]
+
+
+def _add_products(
+    level: IsaLevel, operands: list[Expr], x_words: list[list[Expr]], sums: list[Buffer], part: int
+) -> None:
+    dot4, lanes = DOT4[level.dot].emit, level.lanes
+    for i, operand in enumerate(operands):
+        for row, row_words in enumerate(x_words):
+            store(sums[row], part, dot4(load(sums[row], part, lanes), operand, row_words[i]), lanes)
 
 
 def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCodes:

@@ -29,7 +29,9 @@ def lookup_floats(table: Sequence[float], words: Expr, start: int, lanes: int) -
         return _neon_floats(table, words, start)
     index = _as(_shifted(words, start, lanes), f"int32x{lanes}")  # the instructions look at no higher bits
     if lanes == 16:
-        return T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.permvar.sf.512", _constant("float32", table), index)
+        return T.call_llvm_pure_intrin(
+            "float32x16", "llvm.x86.avx512.permvar.sf.512", _constant("float32", table), index
+        )
     low, high = (
         T.call_llvm_pure_intrin("float32x8", "llvm.x86.avx2.permps", _constant("float32", half), index)
         for half in (table[:8], table[8:])

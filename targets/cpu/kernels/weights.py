@@ -73,6 +73,10 @@ class Weight:
     def scale_start(self, block: Expr) -> Expr:
         return T.bind(T.Cast("int64", block) * T.int64(self.format.scale_groups(self.k) * LANES))
 
+    def group_start(self, start: Expr, g: Expr) -> Expr:
+        """Offset of the scales of group g of the activations, in the block whose scales are at `start`."""
+        return start + T.Cast("int64", g) * LANES if self.format.grouping.size else start
+
     def scales(self, at: Expr, lanes: int = LANES) -> Expr:
         """float32 scales from the offset `at` on."""
         return load_f32(self.scale, at, lanes, self.format.grouping.scale)
@@ -136,6 +140,17 @@ def eight_columns(w: Weight, start: Expr, column: Expr, lanes: int, part: int) -
     first = T.floordiv(column * planes.bits, WORD_BITS)
     units = range(2 * QUAD // planes.columns)
     words = [w.words(w.unit_at(start, first + unit), lanes, part) for unit in units]
+    return [quad for unit in words for quad in quads(planes, unit, lanes)]
+
+
+def columns_quads(w: Weight, start: Expr, column: Expr, count: int, lanes: int = LANES, part: int = 0) -> list[Expr]:
+    """The quads of `count` columns of the block at `start`, from `column` on: whole units, or eights of one."""
+    planes = w.planes
+    if count % planes.columns:
+        eights = range(0, count, 2 * QUAD)
+        return [quad for at in eights for quad in eight_columns(w, start, column + at, lanes, part)]
+    first = T.floordiv(column, planes.columns)
+    words = [w.words(w.unit_at(start, first + unit), lanes, part) for unit in range(count // planes.columns)]
     return [quad for unit in words for quad in quads(planes, unit, lanes)]
 
 

@@ -172,7 +172,7 @@ def all_cases():
     for context in CONTEXTS:
         for name in ("float32", "int4-g32"):
             yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
-    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32"):
+    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32", "int3-g16-asym"):
         yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
     for context in BLOCKS:
         yield f"materialized-{context}", materialized_case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")

@@ -16,7 +16,6 @@ from tests.targets.cases.attention import materialized_case
 from tests.targets.cases.dense import control, linear_case, normal
 from tests.targets.cases.moe import moe_case
 
-
 K = 129  # whole groups of every size, and a column
 
 

@@ -80,7 +80,8 @@ def more_cases():
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 
-CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES).items() if isinstance(case[0], SPECS)}
+ALL = DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES
+CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
 CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
