@@ -12,11 +12,12 @@ from dsv3c.compiler.formats import coded, coded_rows
 
 Array = NDArray[Any]
 
-# bfloat16 comes from ml_dtypes.
+# bfloat16 and e8m0, powers of two as their exponents, come from ml_dtypes.
 NUMPY_DTYPES: dict[str, Any] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
+    "e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "i32": np.dtype(np.int32),
     "i8": np.dtype(np.int8),
     "u8": np.dtype(np.uint8),

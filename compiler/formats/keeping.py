@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
-from dsv3c.compiler.formats.grids import E4M3, Integers
+from dsv3c.compiler.formats.grids import E2M1, E4M3, Integers
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import Rounded, chunks
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 
 Array = NDArray[Any]
-
-MXFP4 = "mxfp4"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Coding:
         if self.kind == fp8.CODED:
             return isinstance(grid, E4M3)
         if self.kind == coded.E2M1:
-            return format.name == MXFP4
+            return isinstance(format.grid, E2M1)
         own_zeros = format.grouping.zero is not None
         return isinstance(grid, Integers) and grid.bits >= self.bits and (own_zeros or self.symmetric)
 
@@ -91,7 +89,7 @@ def keep(w: Array, format: WeightFormat) -> Kept | None:
     """Coded w[N, K] in `format`; None for codes of another kind than the format's, and for fp8, see fp8.keep."""
     if w.dtype == coded.INTEGERS and isinstance(format.grid, Integers):
         return _integers(w, format.grid, format.grouping)
-    if w.dtype == coded.E2M1 and format.name == MXFP4:
+    if w.dtype == coded.E2M1 and isinstance(format.grid, E2M1):
         return _e2m1(w, format)
     return None
 

@@ -17,7 +17,7 @@ from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import coded
+from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
@@ -287,9 +287,9 @@ def _decoded(unit: _Unit, rows: Expr, count: int, slot: Expr) -> Expr:
     cache, scratch = unit.buffers["cache"], unit.scratch
     with T.serial(0, count) as i:
         row = T.bind(rows + T.Cast("int64", i) * paging.stride)
-        for part, (_, first) in enumerate(coded.parts(paging)):
-            coded.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
-        store(scratch, at.factors + slot + i, coded.factor(cache, row, 0, paging), 1)
+        for part, (_, first) in enumerate(cache_codes.parts(paging)):
+            cache_codes.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
+        store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
     return at.rows
 
 
@@ -389,7 +389,7 @@ def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Exp
     """Vectors of latent columns: float32 of one row, before its factor, or bfloat16 pairs of two rows."""
     cache, element = unit.buffers["cache"], unit.spec.paging.element
     if unit.spec.paging.coded:
-        return [T.bind(coded.load_codes(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
+        return [T.bind(cache_codes.load_codes(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
     if not unit.paired:
         return [T.bind(load_f32(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
     both = [T.bind(load(cache, row, 2 * lanes)) for row in rows]

@@ -1,6 +1,6 @@
 """The paged latent cache: where a token's row lies, and mla_write, which fills it.
 
-A cache row is the normed latent [rank] then the rotated shared key [d], float32, bfloat16 or coded.
+A cache row is the normed latent [rank] then the rotated shared key [d], float32, bfloat16 or cache_codes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dsv3c.targets.calls.cache import MlaWrite, Paging, mla_write_operands
 from dsv3c.targets.calls.operands import view_of
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import coded
+from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.frame import Buffer, PrimFunc, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.norm import inverse_rms
 from dsv3c.targets.cpu.kernels.rope import rotate
@@ -55,7 +55,7 @@ def build(spec: MlaWrite, level: IsaLevel) -> PrimFunc:
                 if paging.coded:
                     _write_coded(cache, out, number, paging, part)
                     continue
-                first = out + coded.parts(paging)[number][1]
+                first = out + cache_codes.parts(paging)[number][1]
                 part(lambda at, value, lanes, first=first: store_f32(cache, first + at, value, lanes, paging.element))
 
         rows_loop(buffers["control"], spec.rows, 2 * paging.width, row)
@@ -67,10 +67,10 @@ def _write_coded(cache: Buffer, out: Expr, number: int, paging: Paging, part: Ca
     """Both times that the numbers of a part are wanted, for their scale and to be rounded, they are computed."""
     largest = Reduction(T.max, 0.0)
     part(lambda at, value, lanes: largest.update(T.fabs(value), lanes))
-    inverse = coded.put_scale(cache, out, number, paging, largest.result())
-    first = out + coded.parts(paging)[number][1]
+    inverse = cache_codes.put_scale(cache, out, number, paging, largest.result())
+    first = out + cache_codes.parts(paging)[number][1]
 
     def write(at: Expr, value: Expr, lanes: int) -> None:
-        coded.store_codes(cache, first + at, value * splat(inverse, lanes), lanes, paging.element)
+        cache_codes.store_codes(cache, first + at, value * splat(inverse, lanes), lanes, paging.element)
 
     part(write)

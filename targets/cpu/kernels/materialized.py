@@ -26,7 +26,7 @@ from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import coded
+from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
@@ -273,10 +273,10 @@ def _stage(head: _Head, run: _Run, first: Expr, groups: Expr) -> None:
     with T.serial(0, groups * GROUP) as slot:
         row = cache_row(paging, head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
         out = T.bind(at.latent + slot * (head.words.latent + head.words.rope))
-        for part, (count, start) in enumerate(coded.parts(paging)):
+        for part, (count, start) in enumerate(cache_codes.parts(paging)):
             to = out + part * head.words.latent
             if paging.coded:
-                coded.decode_row(cache, row, part, paging, head.scratch, to)
+                cache_codes.decode_row(cache, row, part, paging, head.scratch, to)
                 columns(padded_rows(count), partial(_zeros, head.scratch, to), start=count)
                 continue
             form.copy(cache, row + start, count, paging.element, head.scratch, to)
