@@ -1,6 +1,6 @@
 """Tiles on the tensor cores of NVIDIA, summed in float32.
 
-Both sides become bfloat16, which has the range of float32. Codes of int4, int8 and fp8 are exact in it, and so are the
+Both sides become bfloat16, which has the range of float32. Codes of integers and fp8 are exact in it, and so are the
 stored bfloat16; float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group along K.
 float32 weights have no such form.
 
