@@ -27,9 +27,10 @@ class CompileOptions:
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
-    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
-    stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
-    existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it. max_tokens, max_rows, max_sequences: bounds
+    of one step. stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite:
+    replace an existing artifact. emit: further forms of the artifact to write beside it, by the names that the target
+    gives them.
     """
 
     target: str = "x86"
