@@ -35,8 +35,8 @@ class CompileOptions:
     max_tokens, max_rows, max_sequences: bounds of one step. method: how weights become codes (quantisation.choice),
     None for the default. calibration: a text that weights are rounded for, of which at most calibration_tokens count;
     None: where the method wants one, the text of ours. stop_after: name of the pass to stop at; dump_to: folder for
-    the graph after each pass. overwrite: replace an
-    existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    the graph after each pass. overwrite: replace an existing artifact. emit: further forms of the artifact to write
+    beside it, by the names that the target gives them.
     measure: a text on which the artifact is measured; measure_against: the artifact or checkpoint it is compared with.
     """
 

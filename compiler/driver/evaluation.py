@@ -37,7 +37,8 @@ class MadeUp:
 
     Numbers are normal, those of a matrix of weights small enough for sums of products to stay near 1. What numbers rows
     is 0 or 1, so that it numbers rows of anything; what a step has is the small step's. Inputs of 16 or 8 bits, which
-    caches are, have 32: else results would differ by what is rounded the other way for a difference in the seventh digit.
+    caches are, have 32: else results would differ by what is rounded the other way for a difference in the seventh
+    digit.
     """
 
     page_size: int = PAGE_SIZE

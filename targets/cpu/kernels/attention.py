@@ -73,7 +73,7 @@ class _Part:
         sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
         sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
         size = sum(sizes)
-        return cls(*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size)
+        return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,17 @@ def build(spec: MlaWrite, level: IsaLevel) -> PrimFunc:
                 rotate(x, start + paging.rank, buffers["table"], t * paging.d, paging.d, spec.interleave, write)
 
             for number, part in enumerate((latent, key)):
-                if paging.coded:
-                    _write_coded(cache, out, number, paging, part)
-                    continue
-                first = out + cache_codes.parts(paging)[number][1]
-                part(lambda at, value, lanes, first=first: store_f32(cache, first + at, value, lanes, paging.element))
+                put = _write_coded if paging.coded else _write_plain
+                put(cache, out, number, paging, part)
 
         rows_loop(buffers["control"], spec.rows, 2 * paging.width, row)
 
     return prim_func(mla_write_operands(spec), body)
+
+
+def _write_plain(cache: Buffer, out: Expr, number: int, paging: Paging, part: Callable[[Write], None]) -> None:
+    first = out + cache_codes.parts(paging)[number][1]
+    part(lambda at, value, lanes: store_f32(cache, first + at, value, lanes, paging.element))
 
 
 def _write_coded(cache: Buffer, out: Expr, number: int, paging: Paging, part: Callable[[Write], None]) -> None:

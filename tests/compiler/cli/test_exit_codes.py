@@ -102,7 +102,7 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ["compile", "x", "--quant", "int7"],
         ["compile", "x", "--quant", "int4-g48"],
         ["compile", "x", "--head-quant", "int7"],
-        ["compile", "x", "--cache-dtype", "int8"],
+        ["compile", "x", "--cache-dtype", "int4"],
         ["compile", "x", "--target", "z80"],
         ["compile", "x", "--target", "x86:cpu"],
         ["compile", "x", "--max-tokens", "0"],

@@ -369,8 +369,8 @@ class _Attention:
                 store(self._scores, at, score * f32(self._spec.scale))
 
     def _softmax(self, used: Expr) -> None:
-        """Probabilities, times the scales of latents that are codes, in the place of scores, 0 behind the last slot, and
-        the factors of what was before."""
+        """Probabilities in the place of scores, 0 behind the last slot, and the factors of what was before. Those of
+        latents that are codes are times their scales."""
         runs, state = self._runs, self._state
         at, inside = T.bind(runs.lane * HEADS + runs.run), T.bind(runs.lane < used)
         score = T.bind(T.Select(inside, self._scores[at], f32(LOWEST)))

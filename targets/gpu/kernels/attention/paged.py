@@ -127,7 +127,11 @@ def _write_codes(
     inverses, most = [], local(1)
     for part, (count, first) in enumerate(((paging.rank, 0), (paging.d, paging.rank))):
         store(most, 0, f32(0))
-        spread(count, thread, lambda j, first=first: store(most, 0, T.max(most[0], T.fabs(column(j + first)))))
+
+        def grow(j: Expr, first: int = first) -> None:
+            store(most, 0, T.max(most[0], T.fabs(column(j + first))))
+
+        spread(count, thread, grow)
         runs.renew_all()
         scale, inverse = coded.scale_and_inverse(T.bind(runs.reduced(most[0], T.max)), paging.element)
         with T.If(thread == 0), T.Then():
