@@ -16,6 +16,7 @@ from dsv3c.compiler.core.pieces import Piece, part
 from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.weights import Writer, naming_range, quantized_in
+from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice
@@ -140,7 +141,7 @@ class _Rounder:
                 first = (expert or 0) * len(outcomes)
                 self._log.add(use.recipe, first, self._part(piece), outcomes)
             self._writer.write(*_stored(use, expert, piece, made[format]))
-        return lambda: next(iter(made.values())).dequantize()
+        return lambda: next((codes.dequantize() for codes in made.values()), as_float32(w))
 
     def saw(self, experts: Experts, tokens: list[int]) -> None:
         names = [use.recipe for use in self._uses.get(experts.down.inputs[3], ())]
