@@ -14,6 +14,7 @@ CACHE_DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 CALIBRATION_TOKENS = 1 << 15
 LEAST_CALIBRATION_TOKENS = 1 << 10
+MAX_SPARSITY_THRESHOLD = 4.0  # of a group's root mean square: hardly a weight reaches that
 
 
 def debug_level() -> int:
@@ -31,13 +32,17 @@ class CompileOptions:
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
     kept: formats that keep the codes of a checkpoint that is quantised, by the names of its tensors, before `quant`;
-    None takes all that the target has. cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it.
-    max_tokens, max_rows, max_sequences: bounds of one step. method: how weights become codes (quantisation.choice),
-    None for the default. calibration: a text that weights are rounded for, of which at most calibration_tokens count;
-    None: where the method wants one, the text of ours. stop_after: name of the pass to stop at; dump_to: folder for
-    the graph after each pass. overwrite: replace an existing artifact. emit: further forms of the artifact to write
-    beside it, by the names that the target gives them.
-    measure: a text on which the artifact is measured; measure_against: the artifact or checkpoint it is compared with.
+    None takes all that the target has.
+    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it.
+    max_tokens, max_rows, max_sequences: bounds of one step.
+    method: how weights become codes (quantisation.choice), None for the default.
+    calibration: a text that weights are rounded for, of which at most calibration_tokens count; None: where the method
+    wants one, the text of ours.
+    sparsity_threshold: weights below that part of the root mean square of their group become 0 before they are rounded.
+    stop_after: name of the pass to stop at. dump_to: folder for the graph after each pass.
+    overwrite: replace an existing artifact.
+    emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    measure: a text on which the artifact is measured. measure_against: the artifact or checkpoint it is compared with.
     """
 
     target: str = "x86"
@@ -51,6 +56,7 @@ class CompileOptions:
     method: str | None = None
     calibration: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
+    sparsity_threshold: float = 0.0
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
@@ -70,6 +76,9 @@ class CompileOptions:
         if self.calibration_tokens < LEAST_CALIBRATION_TOKENS:
             expected = f"{LEAST_CALIBRATION_TOKENS} or more"
             raise BadOptionError(option="calibration_tokens", value=self.calibration_tokens, expected=expected)
+        if not 0 <= self.sparsity_threshold <= MAX_SPARSITY_THRESHOLD:
+            expected = f"a number from 0 to {MAX_SPARSITY_THRESHOLD}"
+            raise BadOptionError(option="sparsity_threshold", value=self.sparsity_threshold, expected=expected)
         if self.measure_against is not None and self.measure is None:
             given, expected = str(self.measure_against), "none where there is no text to measure"
             raise BadOptionError(option="measure_against", value=given, expected=expected)

@@ -9,7 +9,7 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND
+from dsv3c.compiler.options import CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND, MAX_SPARSITY_THRESHOLD
 from dsv3c.runtime.cli.params import PATH
 
 if TYPE_CHECKING:
@@ -131,6 +131,14 @@ def model_options(command: Command) -> Command:
             default=CALIBRATION_TOKENS,
             show_default=True,
             help="Most tokens of that text that are used.",
+        ),
+        click.option(
+            "--sparsity-threshold",
+            type=click.FloatRange(0, MAX_SPARSITY_THRESHOLD),
+            metavar="X",
+            default=0.0,
+            help="Set weights below X times the root mean square of their group to 0 before rounding. That costs "
+            "quality and saves nothing: for experiments.",
         ),
         click.option(
             "--cache-dtype",

@@ -16,6 +16,7 @@ from dsv3c.compiler.core.pieces import Piece, part
 from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.weights import Writer, naming_range, quantized_in
+from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice
@@ -88,10 +89,11 @@ def write(
     method: str,
     config: ModelConfig,
     folder: Path,
+    threshold: float = 0.0,
 ) -> RoundingLog:
-    """Write all that the plan rounds. folder: for activations that do not fit into memory."""
+    """Write all that the plan rounds. folder: for activations that do not fit into memory. threshold: as in choice."""
     log = RoundingLog(method)
-    rounder = _Rounder(writer, planned, method, log, config.num_hidden_layers)
+    rounder = _Rounder(writer, planned, method, log, config.num_hidden_layers, threshold)
     models = 2 if choice.corrects(method) else 1
     sequences = [Sequences(text.sequences, {})] * models
 
@@ -116,12 +118,19 @@ class _Rounder:
     """Rounds weights, and writes them wherever a recipe stores them."""
 
     def __init__(
-        self, writer: Writer, planned: CalibrationPlan, method: str, log: RoundingLog, num_hidden_layers: int
+        self,
+        writer: Writer,
+        planned: CalibrationPlan,
+        method: str,
+        log: RoundingLog,
+        num_hidden_layers: int,
+        threshold: float,
     ) -> None:
         self._writer = writer
         self._method = method
         self._log = log
         self._layers = num_hidden_layers
+        self._threshold = threshold
         calibrated = [each for each in (planned.main, planned.mtp) if each is not None]
         weights = {weight for each in calibrated for stage in each.stages for weight in _weights(stage)}
         self._uses = _uses(writer.file.recipes, weights)
@@ -136,11 +145,12 @@ class _Rounder:
             format = format_of(use.quantized.type)
             if format not in made:
                 with naming_range(piece, self._writer.given):
-                    made[format], outcomes = choice.round_weight(w, format, self._method, inputs, few)
+                    made[format], outcomes = choice.round_weight(w, format, self._method, inputs, few, self._threshold)
+                self._log.count(outcomes)
                 first = (expert or 0) * len(outcomes)
                 self._log.add(use.recipe, first, self._part(piece), outcomes)
             self._writer.write(*_stored(use, expert, piece, made[format]))
-        return lambda: next(iter(made.values())).dequantize()
+        return lambda: next((codes.dequantize() for codes in made.values()), as_float32(w))
 
     def saw(self, experts: Experts, tokens: list[int]) -> None:
         names = [use.recipe for use in self._uses.get(experts.down.inputs[3], ())]

@@ -184,6 +184,8 @@ def compile_checkpoint(
         if log.entries:
             manifest["quantization"] |= _rounding(log, text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
+        if options.sparsity_threshold:
+            manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -224,14 +226,19 @@ def _write_weights(
     method = options.resolved_method
     log = RoundingLog(method)
     if text is not None:
-        log = calibrated.write(writer, calibrated.plan(lowered.entries), text, method, config, folder)
+        planned = calibrated.plan(lowered.entries)
+        log = calibrated.write(writer, planned, text, method, config, folder, options.sparsity_threshold)
     unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
 
     def round(value: Value, w: Any) -> QTensor:
         inputs = choice.uniform(w.shape[-1])
-        return choice.round_weight(w, format_of(value.type), unknown, [inputs])[0]
+        made, outcomes = choice.round_weight(
+            w, format_of(value.type), unknown, [inputs], threshold=options.sparsity_threshold
+        )
+        log.count(outcomes)
+        return made
 
-    writer.write_rest(None if unknown == choice.NEAREST else round)
+    writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None)
     return log
 
 
@@ -287,6 +294,9 @@ def check_method(options: CompileOptions) -> None:
     formats = (options.quant, options.resolved_head_quant)
     if any(WeightFormat.parse(name).has_codes for name in formats):
         return
+    if options.sparsity_threshold:
+        expected = f"0 for weights in {options.quant}, which are numbers and no codes"
+        raise BadOptionError(option="sparsity_threshold", value=options.sparsity_threshold, expected=expected)
     for name in ("method", "calibration"):
         if getattr(options, name) not in (None, choice.NEAREST):
             expected = f"none for weights in {options.quant}, which are numbers and no codes"

@@ -27,6 +27,8 @@ class Columns:
         self.size = grouping.size or self.k
         self.groups = -(-self.k // self.size)
         self.error = np.zeros_like(self.weights)
+        self._step = np.zeros((self.groups, n), np.float32)  # the scales, and 1 / them or 0
+        self._inverse = np.zeros_like(self._step)
         self.codes = np.full((grouping.padded_k(self.k), n), grid.zero, np.uint8)
         stored = grouping.count(self.k)
         self.scale = np.zeros((stored, n), NUMPY_DTYPES[grouping.scale])
@@ -41,6 +43,7 @@ class Columns:
 
     def set(self, group: int, found: Scales) -> None:
         self.scale[group] = found.scale
+        self._step[group], self._inverse[group] = found.scale, scales.inverse(found.scale)
         if self.zero is not None:
             self.zero[group] = found.zero
 
@@ -50,12 +53,12 @@ class Columns:
 
     def round(self, columns: slice | int, target: Array) -> None:
         """The codes of columns of one group nearest to `target` [..., N], and their errors."""
-        first = columns.start if isinstance(columns, slice) else columns
-        own = self.scales(first // self.size)
-        codes = scales.rounded(target, own, self.grid)
+        group = (columns.start if isinstance(columns, slice) else columns) // self.size
+        zero = None if self.zero is None else self.zero[group]
+        codes = self.grid.encode(target * self._inverse[group], zero)
         self.codes[columns] = codes
-        values = self.grid.values(codes, own.zero)
-        values *= own.scale.astype(np.float32)
+        values = self.grid.values(codes, zero)
+        values *= self._step[group]
         np.subtract(self.weights[columns], values, out=self.error[columns])
 
     def rounded(self) -> Rounded:

@@ -17,7 +17,7 @@ from dsv3c.compiler.formats.rounding import nearest
 
 Array = NDArray[Any]
 
-_FACTORS = np.linspace(0.5, 1.1, 19, dtype=np.float32)  # of the scale that just reaches the largest weight of a group
+_FACTORS = np.linspace(0.5, 1.1, 10, dtype=np.float32)  # of the scale that just reaches the largest weight of a group
 _FITS = 3
 _SMALLEST_POWER = np.float32(2.0**-126)
 _CHUNK_ELEMENTS = 1 << 16  # 256 kB of float32 stays in the L2 cache
@@ -37,9 +37,14 @@ class Scales(NamedTuple):
 
 def rounded(w: Array, scales: Scales, grid: Grid) -> Array:
     """The codes of w [..., M] with the scales of each column; with a scale of 0 those that stand for 0."""
-    scale = scales.scale.astype(np.float32)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    return grid.encode(w * inverse, scales.zero)
+    return grid.encode(w * inverse(scales.scale), scales.zero)
+
+
+def inverse(scale: Array) -> Array:
+    """1 / scale as f32, 0 for 0."""
+    exact = scale.astype(np.float32)
+    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=exact != 0)
+    return found
 
 
 def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scales:

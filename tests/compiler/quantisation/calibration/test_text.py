@@ -18,7 +18,7 @@ from dsv3c.runtime.text.tokenizer import Tokenizer
 from tests.checkpoints import write_tokenizer
 
 LIMIT = 1 << 15
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}!{% endif %}"
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ '!' if add_generation_prompt }}"
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_binary_file_is_refused_with_the_place(content: bytes, at: int, tokeni
 
 
 def test_a_short_file_is_refused_with_what_is_needed(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ShortCalibrationError, match="has 1000 tokens .* needs 1024 or more"):
+    with pytest.raises(ShortCalibrationError, match=r"has 1000 tokens .* needs 1024 or more"):
         read(write(tmp_path / "a.txt", "x" * 1000), tokenizer, LIMIT)
 
 
