@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
+AUTO = "auto"  # for `quant`: the format of each weight is chosen by what it costs
+_AUTO_REST = "int8"  # what goes with it where a format of its own is not chosen
 
 
 def debug_level() -> int:
@@ -25,7 +29,10 @@ class CompileOptions:
     """Options of one compilation.
 
     target: `x86`, `x86:key=value,…`. quant, head_quant, embed_quant: weight formats by name (see formats.table) for
-    the linear weights, the language model head, the embedding; None takes the default that goes with `quant`.
+    the linear weights, the language model head, the embedding; None takes the default that goes with `quant`. `quant`
+    may be "auto": then target_bpw, bits for each linear weight, or max_size, bytes of the weights file, is the budget.
+    quant_plan: a file with the formats of single weights. formats: what came of either, by the names of weights.
+    calibration: text that the model is measured on.
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
@@ -43,6 +50,11 @@ class CompileOptions:
     dump_to: Path | None = None
     overwrite: bool = False
     emit: tuple[str, ...] = ()
+    calibration: Path | None = None
+    quant_plan: Path | None = None
+    target_bpw: float | None = None
+    max_size: int | None = None
+    formats: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_rows", "max_sequences"):
@@ -51,19 +63,38 @@ class CompileOptions:
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
         if self.cache_dtype not in (None, "f32", "f16", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        given = {"target_bpw": self.target_bpw, "max_size": self.max_size}
+        budgets = {name: value for name, value in given.items() if value is not None}
+        wrong = next((name for name, value in budgets.items() if not (value > 0 and math.isfinite(value))), None)
+        if wrong is not None:
+            raise BadOptionError(option=wrong, value=budgets[wrong], expected="a number above 0")
+        if self.quant == AUTO and len(budgets) != 1:
+            raise BadOptionError(option="quant", value=AUTO, expected="one budget with it: target_bpw or max_size")
+        if self.quant != AUTO and budgets:
+            raise BadOptionError(option="quant", value=self.quant, expected=f"{AUTO}, as {', '.join(budgets)} is given")
+        if self.quant == AUTO and self.quant_plan is not None:
+            raise BadOptionError(option="quant", value=AUTO, expected="a format: a plan says what auto would choose")
+
+    @property
+    def resolved_quant(self) -> str:
+        """The format of linear weights that have none of their own in `formats`."""
+        return _AUTO_REST if self.quant == AUTO else self.quant
 
     @property
     def resolved_head_quant(self) -> str:
         """More bits where the body has few: the head's error goes straight into the logits."""
         from dsv3c.compiler.formats.table import WeightFormat  # takes numpy, which help comes without
 
-        return self.head_quant or WeightFormat.parse(self.quant).head or self.quant
+        return self.head_quant or WeightFormat.parse(self.resolved_quant).head or self.resolved_quant
 
     @property
     def resolved_embed_quant(self) -> str:
         from dsv3c.compiler.formats.table import WeightFormat
 
-        return self.embed_quant or WeightFormat.parse(self.quant).embedding or self.quant
+        return self.embed_quant or WeightFormat.parse(self.resolved_quant).embedding or self.resolved_quant
 
     @property
     def resolved_cache_dtype(self) -> str:
@@ -72,6 +103,6 @@ class CompileOptions:
     def to_dict(self) -> dict[str, object]:
         """What goes into the manifest: every option that changes the artifact."""
         kept = asdict(self)
-        for name in ("stop_after", "dump_to", "overwrite"):
+        for name in ("stop_after", "dump_to", "overwrite", "formats"):  # formats are a part of the quantisation
             del kept[name]
-        return kept
+        return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,7 +10,8 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import MAX_BOUND
+from dsv3c.compiler.options import AUTO, MAX_BOUND
+from dsv3c.runtime.cli.params import PATH, Finite
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,6 +21,9 @@ SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "
 FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
 )
+_UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKmMgGtT]?[iI]?[bB]|)")
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -32,8 +37,8 @@ def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 def weight_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The full name of a weight format."""
-    if value is None:
-        return None
+    if value is None or (value == AUTO and param.name == "quant"):
+        return value
     from dsv3c.compiler.formats.table import WeightFormat
 
     try:
@@ -50,6 +55,16 @@ def embedding_format(ctx: click.Context, param: click.Parameter, value: str | No
     if name is not None and name not in rows.format_names():
         raise click.BadParameter(f"an embedding cannot be {name}: it is one of {', '.join(rows.format_names())}")
     return name
+
+
+def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes from a size with a unit: 8GB, 700 MB, 7.5GiB, or a plain number."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no size; write 8GB, 700MB or 7.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -80,7 +95,32 @@ def model_options(command: Command) -> Command:
             metavar="FORMAT",
             default="int8",
             show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32. auto chooses one for each "
+            "weight, within --target-bpw or --max-size.",
+        ),
+        click.option(
+            "--target-bpw",
+            type=Finite(min=0, min_open=True),
+            metavar="BITS",
+            help="With --quant auto: stored bits for each linear weight, on average.",
+        ),
+        click.option(
+            "--max-size",
+            callback=byte_count,
+            metavar="SIZE",
+            help="With --quant auto: the most that the weights file takes, head and embedding included, such as 8GB.",
+        ),
+        click.option(
+            "--calibration",
+            type=PATH,
+            metavar="FILE",
+            help="With --quant auto: a text on which the cost of formats is measured, by what the model makes of it.",
+        ),
+        click.option(
+            "--quant-plan",
+            type=PATH,
+            metavar="FILE",
+            help="Formats of single weights, as --quant auto writes them into quant-plan.json; --quant has the rest.",
         ),
         click.option(
             "--head-quant",

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, mixing, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.errors import (
@@ -31,7 +31,9 @@ from dsv3c.compiler.errors import (
 from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -102,6 +104,15 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     if target.layout:
         lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
     return [
+        *float_passes(form),
+        Quantise(options.resolved_quant, options.resolved_head_quant, options.resolved_embed_quant, options.formats),
+        *lay_out,
+    ]
+
+
+def float_passes(form: str) -> list[Pass]:
+    """The passes up to the graph of kernels on weights that have no format yet."""
+    return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
         FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
         FuseRope(),  # likewise a rotation
@@ -111,8 +122,6 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
         FuseSwiglu(),
-        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
-        *lay_out,
     ]
 
 
@@ -138,6 +147,7 @@ def compile_checkpoint(
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
+    options, quant_plan = settled(source, options, target, progress)
     progress.stage("running the passes")
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
@@ -154,13 +164,15 @@ def compile_checkpoint(
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         file = weights.lay_out(planned.recipes)
         progress.stage("writing weights", file.tensor_bytes)
-        read = source.coded if WeightFormat.parse(options.quant).keeps_fp8 else _reader(source)
+        read = source.coded if _keeps_fp8(options) else _reader(source)
         weights.write(file, folder / "weights.safetensors", read, progress.advance)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
+        if quant_plan is not None:
+            (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(beforehand)
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
@@ -192,7 +204,7 @@ def _check_apart(out: Path, dump_to: Path | None) -> None:
 def check_supported(options: CompileOptions, target: Target) -> None:
     """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
     head, embedding = options.resolved_head_quant, options.resolved_embed_quant
-    for name, operations in ((options.quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
+    for name, operations in ((options.resolved_quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
         format = WeightFormat.parse(name)
         if not _supports(target, format, operations):
             known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
@@ -208,7 +220,7 @@ def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -
 
 def check_formats(options: CompileOptions) -> None:
     """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
-    for name in (options.quant, options.resolved_head_quant):
+    for name in (options.resolved_quant, options.resolved_head_quant):
         WeightFormat.parse(name)
     known = rows.format_names()
     if options.resolved_embed_quant not in known:
@@ -226,6 +238,12 @@ def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path)
             emission.checks[name](checkpoint)
 
 
+def _keeps_fp8(options: CompileOptions) -> bool:
+    """Whether codes of a checkpoint are to be kept for a weight; others are decoded when they are rounded."""
+    names = {options.resolved_quant, *options.formats.values()}
+    return any(WeightFormat.parse(name).keeps_fp8 for name in names)
+
+
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
     return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
 
@@ -241,7 +259,27 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    cache_dtype = choose_cache_dtype(options, target)
+    traced = _traced(config, shapes, options, choose_cache_dtype(options, target))
+    entries, rewrites = {}, {}
+    for name, (graph, form, min_tokens) in traced.items():
+        planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
+        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
+    return Lowered(entries, rewrites, bounds)
+
+
+def float_graphs(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions
+) -> dict[str, Graph]:
+    """The entries as kernels on weights that have no format yet, with caches in float32."""
+    quiet = replace(options, stop_after=None, dump_to=None)
+    traced = _traced(config, shapes, options, "f32")
+    return {name: run_passes(graph, float_passes(form), quiet)[0] for name, (graph, form, _) in traced.items()}
+
+
+def _traced(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, cache_dtype: str
+) -> dict[str, tuple[Graph, str, int]]:
+    """For each entry its graph, the form of its attention, and the tokens from which on it pays."""
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
@@ -249,11 +287,29 @@ def lower(
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
-    entries, rewrites = {}, {}
-    for name, (graph, form, min_tokens) in traced.items():
-        planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
-        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds)
+    return {name: (Graph(name, graph.results), form, start) for name, (graph, form, start) in traced.items()}
+
+
+def settled(
+    source: Checkpoint, options: CompileOptions, target: Target, progress: Progress
+) -> tuple[CompileOptions, QuantPlan | None]:
+    """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
+
+    Raises PlanError, BudgetError, and what reading the calibration raises.
+    """
+    if options.quant != AUTO and options.quant_plan is None:
+        return options, None
+    progress.stage("looking at the weights")
+    graphs = float_graphs(source.config, source.shapes, options)
+
+    def file_bytes(chosen: CompileOptions) -> int:
+        lowered = lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
+        return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
+
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes)
+    check_formats(options)
+    check_supported(options, target)
+    return options, plan
 
 
 def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
@@ -351,6 +407,7 @@ def _manifest(
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
             "cache": " + ".join(dict.fromkeys(cache.dtype for cache in lowered.caches)),
+            **({"formats": dict(options.formats)} if options.formats else {}),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {

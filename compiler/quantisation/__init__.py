@@ -1,0 +1,1 @@
+"""How weights are rounded: which formats they get."""
