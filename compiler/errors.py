@@ -249,12 +249,17 @@ class PlanFormatRefusedError(PlanError):
 
 class BudgetError(Dsv3cError):
     message = "no choice of formats keeps {what} within {budget}: the least possible is {least}"
-    hint = "raise {option}, or choose smaller formats for the rest: --head-quant, --embed-quant"
+    hint = "raise {option}{otherwise}"
 
 
 class OutputExistsError(Dsv3cError):
     message = "{path} exists already"
     hint = "choose another folder with -o, or pass --overwrite to replace it"
+
+
+class InterruptedRunError(Dsv3cError):
+    message = "an interrupted run into {path} was of other options: {differences}"
+    hint = "compile as then to go on with it, choose another folder with -o, or pass --restart, which discards {folder}"
 
 
 class OutputNameError(Dsv3cError):

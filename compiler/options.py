@@ -35,7 +35,8 @@ class CompileOptions:
     calibration: text that the model is measured on.
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
-    existing artifact. emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    existing artifact. restart: discard what an interrupted run with other options left. emit: further forms of the
+    artifact to write beside it, by the names that the target gives them.
     """
 
     target: str = "x86"
@@ -49,6 +50,7 @@ class CompileOptions:
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
+    restart: bool = False
     emit: tuple[str, ...] = ()
     calibration: Path | None = None
     quant_plan: Path | None = None
@@ -103,6 +105,12 @@ class CompileOptions:
     def to_dict(self) -> dict[str, object]:
         """What goes into the manifest: every option that changes the artifact."""
         kept = asdict(self)
-        for name in ("stop_after", "dump_to", "overwrite", "formats"):  # formats are a part of the quantisation
+        for name in (
+            "stop_after",
+            "dump_to",
+            "overwrite",
+            "restart",
+            "formats",
+        ):  # formats are a part of the quantisation
             del kept[name]
         return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}

@@ -174,9 +174,11 @@ def _given(options: CompileOptions) -> str:
 
 
 def _too_little(options: CompileOptions, nbytes: int, parameters: int) -> BudgetError:
-    if options.max_size is not None:
+    if options.max_size is None:
+        budget, possible = f"{options.target_bpw:g} bits each", f"{math.ceil(800 * nbytes / parameters) / 100} bits"
+        what, option, otherwise = "the linear weights", "--target-bpw", ""
+    else:
         budget, possible = (f"{size(count)} ({count} bytes)" for count in (options.max_size, nbytes))
-        return BudgetError(what="the weights file", budget=budget, least=possible, option="--max-size")
-    bits = math.ceil(800 * nbytes / parameters) / 100
-    budget = f"{options.target_bpw:g} bits each"
-    return BudgetError(what="the linear weights", budget=budget, least=f"{bits} bits", option="--target-bpw")
+        what, option = "the weights file", "--max-size"
+        otherwise = ", or choose smaller formats for the rest: --head-quant, --embed-quant"
+    return BudgetError(what=what, budget=budget, least=possible, option=option, otherwise=otherwise)

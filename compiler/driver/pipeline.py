@@ -19,9 +19,10 @@ from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, mixing, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, journal, mixing, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.sizes import model_parts
+from dsv3c.compiler.driver.workplace import JOURNAL
 from dsv3c.compiler.errors import (
     BadOptionError,
     FormatRefusedError,
@@ -48,6 +49,7 @@ from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
+from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
 
 
@@ -156,16 +158,24 @@ def compile_checkpoint(
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
     _check_extras(options, emission, checkpoint)
-    left = artifact.sweep(destination)
-    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
+    file = weights.lay_out(planned.recipes)
+    run = journal.Run.of(source, options, file.header)
+    begun = artifact.interrupted(destination, run, options.restart)
+    left = artifact.sweep(destination, begun)
+    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
         plan = whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        file = weights.lay_out(planned.recipes)
-        progress.stage("writing weights", file.tensor_bytes)
         read = source.coded if _keeps_fp8(options) else _reader(source)
-        weights.write(file, folder / "weights.safetensors", read, progress.advance)
+        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as written:
+            if written.nbytes:
+                share = f"{size(written.nbytes)} of {size(file.tensor_bytes)}"
+                _tell(
+                    (f"goes on where an interrupted run stopped: {share} of weights are written and right",), progress
+                )
+            progress.stage("writing weights", file.tensor_bytes - written.nbytes)
+            weights.write(file, folder / journal.WEIGHTS, read, progress.advance, written)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:

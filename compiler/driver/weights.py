@@ -26,6 +26,7 @@ from dsv3c.compiler.core.ir import TensorType, Value, topological_order
 from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.core.ops.weight import Packed
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
+from dsv3c.compiler.driver.journal import Journal, NoJournal
 from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats import fp8, rows
 from dsv3c.compiler.formats.elements import as_float32
@@ -93,13 +94,17 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
     return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)
 
 
-def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
+def write(
+    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], journal: Journal | None = None
+) -> None:
     """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
 
-    `read(name)` gives a checkpoint tensor; it is called from several threads. Raises WeightRangeError for a weight that
-    its format cannot hold.
+    `read(name)` gives a checkpoint tensor; it is called from several threads. journal: knows the pieces that an earlier
+    run wrote into the file, which is then there already. Raises WeightRangeError for a weight that its format cannot
+    hold.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    kept: Journal = journal or NoJournal()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if journal is None else 0), 0o644)
     try:
         os.truncate(descriptor, file.nbytes)
         _write_at(descriptor, file.header, 0)
@@ -110,13 +115,19 @@ def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], Non
 
         def job(piece: tuple[str, Value, int, int]) -> None:
             recipe, value, index, count = piece
+            name = f"{recipe}#{index}"
+            if kept.done(name):
+                return
             try:
                 arrays = _stored_arrays(ops.evaluate([value], given)[0])
             except OutOfRange as error:
                 raise _named(value, given, error.format) from error  # type: ignore[attr-defined]
+            parts = []
             for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
                 data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-                _write_at(descriptor, data, tensor.offset + index * (tensor.component.nbytes // count))
+                parts.append((tensor.offset + index * (tensor.component.nbytes // count), data))
+                _write_at(descriptor, data, parts[-1][0])
+            kept.record(name, parts)
             advance(sum(tensor.component.nbytes for tensor in file.tensors[recipe]) // count)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
