@@ -61,6 +61,11 @@ def settled(
     return options, QuantPlan(_rows(weights, options, target), {"from": path.name})
 
 
+def described(graphs: Mapping[str, Graph], options: CompileOptions, target: Target) -> QuantPlan:
+    """The plan of options that are settled."""
+    return QuantPlan(_rows(weights_of(graphs.values()), options, target), {})
+
+
 def _weight(name: str, uses: Sequence[Operand]) -> Weight:
     recipes = tuple(dict.fromkeys(use.weight for use in uses))
     shapes = {str(leaf.attrs["name"]): leaf.shape for leaf in topological_order(recipes) if leaf.op == "param"}

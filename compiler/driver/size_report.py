@@ -10,7 +10,7 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import pipeline, text_files, weights
+from dsv3c.compiler.driver import mixing, pipeline, text_files, weights
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -56,9 +56,15 @@ class PlanReport:
 
 
 def plan_checkpoint(
-    checkpoint: Path, options: CompileOptions, context: int | None = None, progress: Progress | None = None
+    checkpoint: Path,
+    options: CompileOptions,
+    context: int | None = None,
+    progress: Progress | None = None,
+    *,
+    each_weight: bool = False,
 ) -> PlanReport:
     """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
+    each_weight: the format of each weight too where all have the same.
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
@@ -74,6 +80,8 @@ def plan_checkpoint(
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
     options, quant_plan = pipeline.settled(source, options, target, progress or Silent())
+    if quant_plan is None and each_weight:
+        quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
     file = weights.lay_out(planned.recipes)

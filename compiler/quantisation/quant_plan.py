@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,6 +25,8 @@ from dsv3c.compiler.core.ir import TensorType, Value
 from dsv3c.compiler.core.storage import aligned, components
 from dsv3c.compiler.core.weight_names import EMBEDDING
 from dsv3c.compiler.errors import (
+    Dsv3cError,
+    ForeignFileError,
     PlanFormatError,
     PlanFormatRefusedError,
     PlanInvalidError,
@@ -115,6 +118,16 @@ def read(path: Path, weights: Sequence[Weight], supports: Supports, target: str)
         if weight.name in found:
             _require_supported(weight, found[weight.name], supports, path, target)
     return found
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises ForeignFileError for a file that is there and is no plan, and for what is no file."""
+    if not os.path.lexists(path):
+        return
+    try:
+        parse(read_bytes(path, MAX_BYTES), path)
+    except Dsv3cError as error:
+        raise ForeignFileError(path=path, kind="a plan of formats") from error
 
 
 def parse(data: bytes, path: Path) -> dict[str, str]:
