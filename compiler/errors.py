@@ -322,3 +322,40 @@ class NotTunableError(Dsv3cError):
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"
+
+
+class StatisticsError(Dsv3cError):
+    message = "what {tokens} tokens of calibration say of a matrix is not finite (its {matrix})"
+    hint = "calibrate with another text, or choose --method rtn; if that fails too, the checkpoint's weights overflow"
+
+
+# --- Calibration ------------------------------------------------------------------------------------------------------
+
+
+class CalibrationError(Dsv3cError):
+    """Base of all faults of a text for calibration."""
+
+
+class EmptyCalibrationError(CalibrationError):
+    message = "{path} is empty: there is nothing to calibrate on"
+    hint = "give a text of the kind that the model is to read and write, some pages long"
+
+
+class BinaryCalibrationError(CalibrationError):
+    message = "{path} is no text: byte {at} is not UTF-8, or a zero"
+    hint = 'give a text in UTF-8, or *.jsonl with {{"text": …}} or {{"messages": […]}} in each line'
+
+
+class ShortCalibrationError(CalibrationError):
+    message = "{path} has {found} tokens in sequences of at least two; calibration needs {least} or more"
+    hint = "give a longer text; some ten thousand tokens are good for mixtures of experts"
+
+
+class CalibrationLineError(CalibrationError):
+    message = "{path}, line {number}: {reason}"
+    hint = 'each line of *.jsonl is an object with a "text", or with "messages" for the chat template'
+
+
+class NoTokenizerError(CalibrationError):
+    message = "{path} has no tokenizer.json, without which a text cannot be calibrated on"
+    hint = "put one there, or compile with --method rtn or search, which take no text"

@@ -14,6 +14,8 @@ PAGE_SIZE = 16
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 AUTO = "auto"  # for `quant`: the format of each weight is chosen by what it costs
 _AUTO_REST = "int8"  # what goes with it where a format of its own is not chosen
+CALIBRATION_TOKENS = 1 << 15
+LEAST_CALIBRATION_TOKENS = 1 << 10
 
 
 def debug_level() -> int:
@@ -32,8 +34,9 @@ class CompileOptions:
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`. `quant`
     may be "auto": then target_bpw, bits for each linear weight, or max_size, bytes of the weights file, is the budget.
     quant_plan: a file with the formats of single weights. formats: what came of either, by the names of weights.
-    calibration: text that the model is measured on.
     cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
+    method: how weights become codes (quantisation.choice), None for the default. calibration: a text that weights are
+    rounded for and formats measured on, of which at most calibration_tokens count; None: where one is wanted, ours.
     stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
     existing artifact. restart: discard what an interrupted run with other options left. emit: further forms of the
     artifact to write beside it, by the names that the target gives them.
@@ -47,12 +50,14 @@ class CompileOptions:
     max_tokens: int = 512
     max_rows: int = 64
     max_sequences: int = 8
+    method: str | None = None
+    calibration: Path | None = None
+    calibration_tokens: int = CALIBRATION_TOKENS
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
     restart: bool = False
     emit: tuple[str, ...] = ()
-    calibration: Path | None = None
     quant_plan: Path | None = None
     target_bpw: float | None = None
     max_size: int | None = None
@@ -63,6 +68,9 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
+        if self.calibration_tokens < LEAST_CALIBRATION_TOKENS:
+            expected = f"{LEAST_CALIBRATION_TOKENS} or more"
+            raise BadOptionError(option="calibration_tokens", value=self.calibration_tokens, expected=expected)
         if self.cache_dtype not in (None, "f32", "f16", "bf16"):
             raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
         self._check_budget()
@@ -84,6 +92,10 @@ class CompileOptions:
     def resolved_quant(self) -> str:
         """The format of linear weights that have none of their own in `formats`."""
         return _AUTO_REST if self.quant == AUTO else self.quant
+
+    @property
+    def resolved_method(self) -> str:
+        return self.method or ("rtn" if self.calibration is None else "auto")
 
     @property
     def resolved_head_quant(self) -> str:
@@ -113,4 +125,6 @@ class CompileOptions:
             "formats",
         ):  # formats are a part of the quantisation
             del kept[name]
-        return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
+        for name in ("calibration", "quant_plan"):
+            kept[name] = kept[name] and kept[name].name
+        return kept

@@ -33,6 +33,7 @@ TARGET_LAYERS = (
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
 BOUNDED_FILES = "dsv3c.runtime.artifact.jsonfile"  # nor is a plan that a person gives
 BASE = "dsv3c.runtime.errors"  # of all errors
+TEXT = ("dsv3c.runtime.text.tokenizer",)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
 STORED = tuple(f"dsv3c.runtime.artifact.{name}" for name in ("plan", "plan_reader", "costs", "dispatches", "weights"))
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
@@ -100,9 +101,10 @@ def allowed(module: str) -> tuple[str, ...]:
         "errors": (BASE,),
         "checkpoint": (STRICT_JSON,),
         "core": STORED,
-        "quantisation": (STRICT_JSON, BOUNDED_FILES),
+        "quantisation": (*TEXT, STRICT_JSON, BOUNDED_FILES),
     }
-    below: tuple[str, ...] = from_runtime.get(rest[0], ()) if rest and folder == "compiler" else ()
+    from_runtime = from_runtime if folder == "compiler" else {}
+    below: tuple[str, ...] = from_runtime.get(rest[0], ()) if rest else ()
     for layer in layers:
         below += tuple(f"dsv3c.{folder}.{name}" for name in layer)
         if rest and rest[0] in layer:

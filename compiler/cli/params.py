@@ -10,7 +10,7 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import AUTO, MAX_BOUND
+from dsv3c.compiler.options import AUTO, CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND
 from dsv3c.runtime.cli.params import PATH, Finite
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -24,6 +24,7 @@ FORMAT_HELP = (
 _UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKmMgGtT]?[iI]?[bB]|)")
+METHODS = ("rtn", "search", "gptq", "auto")  # of quantisation.choice
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -111,12 +112,6 @@ def model_options(command: Command) -> Command:
             help="With --quant auto: the most that the weights file takes, head and embedding included, such as 8GB.",
         ),
         click.option(
-            "--calibration",
-            type=PATH,
-            metavar="FILE",
-            help="With --quant auto: a text on which the cost of formats is measured, by what the model makes of it.",
-        ),
-        click.option(
             "--quant-plan",
             type=PATH,
             metavar="FILE",
@@ -135,6 +130,27 @@ def model_options(command: Command) -> Command:
             metavar="FORMAT",
             help="Format of the embedding: float32, float16, bfloat16 or int8.  "
             "[default: bfloat16 with integer weights and fp8, else as the weights]",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            help="How weights become codes: round to nearest, search scales, GPTQ, the best for each.  "
+            "[default: auto with --calibration, else rtn]",
+        ),
+        click.option(
+            "--calibration",
+            type=PATH,
+            metavar="FILE",
+            help="A text, or JSON lines of texts or chats, that weights are rounded for and --quant auto measures on.  "
+            "[default: a short one of ours where the method wants one]",
+        ),
+        click.option(
+            "--calibration-tokens",
+            type=click.IntRange(min=LEAST_CALIBRATION_TOKENS),
+            metavar="N",
+            default=CALIBRATION_TOKENS,
+            show_default=True,
+            help="Most tokens of that text that are used.",
         ),
         click.option(
             "--cache-dtype",

@@ -17,25 +17,23 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, topological_order
 from dsv3c.compiler.core.ops.weight import decoded
-from dsv3c.compiler.driver import weights as weight_file
-from dsv3c.compiler.driver.text_files import TOKENIZER
-from dsv3c.compiler.errors import BadOptionError
+from dsv3c.compiler.core.pieces import is_stacked, part
+from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.formats.elements import Array, as_float32
 from dsv3c.compiler.formats.quant import stored
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.quantisation.calibration import blas
+from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.quant_plan import Weight
 from dsv3c.compiler.quantisation.sensitivity import HIDDEN, Experiment, step_inputs
-from dsv3c.runtime.artifact.jsonfile import read_bytes
 from dsv3c.runtime.progress import Progress
-from dsv3c.runtime.text.tokenizer import Tokenizer
 
 MAIN, DRAFT = "decode", "mtp"  # entries of a model; prefill computes what decode does
 DRAFT_SHARE = 0.1  # a draft that is wrong costs time and no quality
 SEQUENCES, LENGTH = 4, 128
 EVALUABLE = 400_000_000  # numbers of a model whose activations and weights are kept in memory at once
 _REFERENCE_BITS = 4.0
-_TEXT_LIMIT = 64 << 20  # bytes
 _SAMPLED_EXPERTS, _SAMPLED_ROWS = 4, 512
 
 Names = Mapping[str, Sequence[str]]
@@ -96,16 +94,20 @@ def _by_outputs(
     progress: Progress,
 ) -> Costs:
     progress.stage("measuring what formats cost", len(weights))
-    models = experiments(source, graphs, tokens)
-    found: dict[str, dict[str, float]] = {}
-    for weight in weights:
-        entry = next(name for name, model in models.items() if any(map(model.has, weight.recipes)))
-        share = DRAFT_SHARE if entry == DRAFT else 1.0
-        kl = by_error(models[entry], weight, formats[weight.name])
-        found[weight.name] = {name: share * cost for name, cost in kl.items()}
-        progress.advance()
+    with blas.threads(1):  # products are small; and sums in one order make the same choice again
+        models = experiments(source, graphs, tokens)
+        found = {}
+        for weight in weights:
+            found[weight.name] = _cost(models, weight, formats[weight.name])
+            progress.advance()
     measure = f"KL divergence of the logits in nats, on {tokens.size} tokens"
     return Costs(found, f"{measure}; of a draft module {DRAFT_SHARE:g} times" if DRAFT in models else measure)
+
+
+def _cost(models: Mapping[str, Experiment], weight: Weight, formats: Sequence[str]) -> dict[str, float]:
+    entry = next(name for name, model in models.items() if any(map(model.has, weight.recipes)))
+    share = DRAFT_SHARE if entry == DRAFT else 1.0
+    return {name: share * cost for name, cost in by_error(models[entry], weight, formats).items()}
 
 
 def _by_weight_error(
@@ -131,38 +133,33 @@ def _weight_error(rows: Sequence[Array], format: WeightFormat) -> float:
 
 def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
     """Rows of a weight [.., N, K], of a few of its experts or heads."""
-    stacked = any(map(weight_file.is_stacked, topological_order([recipe])))
+    stacked = any(map(is_stacked, topological_order([recipe])))
     count = int(recipe.shape[0])
     picked = range(0, count, -(-count // _SAMPLED_EXPERTS))
-    parts = [weight_file.part(recipe, index) for index in picked] if stacked else [recipe]
+    pieces = [part(recipe, index) for index in picked] if stacked else [recipe]
 
     def given(leaf: Value) -> Any:
         name, expert = str(leaf.attrs["name"]), leaf.attrs.get("expert")
         return source.read(name) if expert is None else source.part(name, int(expert))  # type: ignore[arg-type]
 
     found = []
-    for part in parts:
-        (whole,) = ops.evaluate([part], given)
+    for piece in pieces:
+        (whole,) = ops.evaluate([piece], given)
         rows = as_float32(whole).reshape(-1, whole.shape[-1])
         found.append(rows[:: -(-len(rows) // _SAMPLED_ROWS)])
     return found
 
 
 def _tokens(source: Checkpoint, options: CompileOptions) -> Array | None:
-    """Windows of the calibration's text, i32 [SEQUENCES, LENGTH]; None without one."""
-    return None if options.calibration is None else text_windows(source.path, options.calibration)
+    """Some of the calibration's text, of ours where none is given; None where the checkpoint has no tokenizer."""
+    if options.calibration is None and not (source.path / text_files.TOKENIZER).is_file():
+        return None
+    return text_windows(source.path, options.calibration, options.calibration_tokens)
 
 
-def text_windows(checkpoint: Path, text: Path) -> Array:
-    """Evenly spaced windows of a text, i32 [SEQUENCES, LENGTH]. Raises BadOptionError for one that is no text or too
-    short, and a RuntimeFault for a file or a tokenizer that cannot be read."""
-    try:
-        content = read_bytes(text, _TEXT_LIMIT).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadOptionError(option="calibration", value=str(text), expected="a text in UTF-8") from error
-    ids = np.array(Tokenizer(checkpoint / TOKENIZER, {}).encode(content), np.int32)
-    if len(ids) < SEQUENCES * LENGTH:
-        expected = f"a text of {SEQUENCES * LENGTH} tokens or more; this one has {len(ids)}"
-        raise BadOptionError(option="calibration", value=str(text), expected=expected)
+def text_windows(checkpoint: Path, text: Path | None, limit: int) -> Array:
+    """Windows of a text from all over it, i32 [SEQUENCES, LENGTH]. Raises CalibrationError and CheckpointError."""
+    found = calibration_text.read(text, text_files.tokenizer_of(checkpoint), limit)
+    ids = np.concatenate(found.sequences)
     starts = np.linspace(0, len(ids) - LENGTH, SEQUENCES).astype(int)
     return np.stack([ids[start : start + LENGTH] for start in starts])

@@ -40,8 +40,11 @@ class Journal(Protocol):
 
     def done(self, piece: str) -> bool: ...
 
-    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]]) -> None:
-        """The piece is in the file: (offset, bytes) of all of it."""
+    def note(self, piece: str) -> Any:
+        """What was noted of a piece that is done; None where that is nothing."""
+
+    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]], note: Any = None) -> None:
+        """The piece is in the file: (offset, bytes) of all of it. note: JSON, for a run that goes on."""
 
 
 class NoJournal:
@@ -50,7 +53,10 @@ class NoJournal:
     def done(self, piece: str) -> bool:
         return False
 
-    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]]) -> None: ...
+    def note(self, piece: str) -> Any:
+        return None
+
+    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]], note: Any = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,12 @@ class Run:
 
     @classmethod
     def of(cls, source: Checkpoint, options: CompileOptions, header: bytes) -> Run:
-        """checkpoint: by the name of each file its size and the time of its last change, as JSON has them."""
-        states = {name: os.stat(source.path / name) for name in source.file_names()}
+        """checkpoint: by the name of each file its size and the time of its last change, as JSON has them; that of
+        the calibration too."""
+        paths = {name: source.path / name for name in source.file_names()}
+        if options.calibration is not None:
+            paths["calibration"] = options.calibration
+        states = {name: os.stat(path) for name, path in paths.items()}
         files = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
         given = json.loads(json.dumps({**options.to_dict(), "formats": dict(options.formats)}))
         return cls(given, files, dsv3c.runtime.__version__, hashlib.sha256(header).hexdigest())
@@ -76,7 +86,7 @@ class Run:
         changed = [name for name in names if self.options.get(name) != other.options.get(name)]
         found = [f"{name} {_short(other.options.get(name))}, now {_short(self.options.get(name))}" for name in changed]
         if self.checkpoint != other.checkpoint:
-            found.append("another checkpoint, or files of it that have changed since")
+            found.append("another checkpoint or calibration, or files of them that have changed since")
         if self.version != other.version:
             found.append(f"dsv3c {other.version}, now {self.version}")
         return "; ".join(found) or "other formats or another layout of the weights"
@@ -84,23 +94,23 @@ class Run:
 
 @dataclass
 class FileJournal:
-    """nbytes: of the pieces that were found written."""
+    """nbytes: of the pieces that were found written; their notes are in _done."""
 
     path: Path
     nbytes: int = 0
-    _done: frozenset[str] = frozenset()
+    _done: Mapping[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _descriptor: int = -1
 
     def done(self, piece: str) -> bool:
         return piece in self._done
 
-    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]]) -> None:
-        spans = [
-            (offset, data.nbytes, hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest())
-            for offset, data in parts
-        ]
-        self._add({"piece": piece, "spans": spans})
+    def note(self, piece: str) -> Any:
+        return self._done.get(piece)
+
+    def record(self, piece: str, parts: Sequence[tuple[int, memoryview]], note: Any = None) -> None:
+        spans = [(offset, data.nbytes, _digest(data)) for offset, data in parts]
+        self._add({"piece": piece, "spans": spans, **({} if note is None else {"note": note})})
 
     def _add(self, line: Mapping[str, Any]) -> None:
         with self._lock:  # in one write, so that a line is whole or the last
@@ -115,9 +125,10 @@ def opened(path: Path, run: Run, weights: Path) -> Iterator[FileJournal]:
     if not pieces:
         path.unlink(missing_ok=True)
         weights.unlink(missing_ok=True)
-    nbytes = sum(span[1] for spans in pieces.values() for span in spans)
+    nbytes = sum(span[1] for line in pieces.values() for span in line["spans"])
+    notes = {piece: line.get("note") for piece, line in pieces.items()}
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    journal = FileJournal(path, nbytes, frozenset(pieces), _descriptor=descriptor)
+    journal = FileJournal(path, nbytes, notes, _descriptor=descriptor)
     try:
         if pieces:
             os.write(descriptor, b"\n")  # behind a line that a kill cut off
@@ -173,19 +184,23 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _pieces(path: Path, weights: Path) -> dict[str, list[Span]]:
-    """The pieces of a journal that are in the file as it says; of a piece that was written twice the last counts."""
-    claimed = {str(line["piece"]): line["spans"] for line in _lines(path) if "piece" in line}
+def _pieces(path: Path, weights: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a journal whose pieces are in the file as it says; of a piece written twice the last counts."""
+    claimed = {str(line["piece"]): line for line in _lines(path) if "piece" in line}
     try:
         descriptor = os.open(weights, os.O_RDONLY)
     except OSError:
         return {}
     try:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            right = pool.map(lambda spans: all(_is_there(descriptor, span) for span in spans), claimed.values())
-            return {piece: spans for (piece, spans), found in zip(claimed.items(), right, strict=True) if found}
+            right = pool.map(lambda line: all(_is_there(descriptor, span) for span in line["spans"]), claimed.values())
+            return {piece: line for (piece, line), found in zip(claimed.items(), right, strict=True) if found}
     finally:
         os.close(descriptor)
+
+
+def _digest(data: memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _is_there(descriptor: int, span: Span) -> bool:

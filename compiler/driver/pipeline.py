@@ -16,11 +16,13 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, journal, mixing, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, calibrated, journal, mixing, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
+from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.driver.workplace import JOURNAL
 from dsv3c.compiler.errors import (
@@ -30,10 +32,14 @@ from dsv3c.compiler.errors import (
     UnknownPassError,
 )
 from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
+from dsv3c.compiler.quantisation.calibration import text as calibration_text
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -51,6 +57,8 @@ from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
+
+ROUNDING = "rounding.json"  # of each matrix: by which method, with what error
 
 
 @runtime_checkable
@@ -141,6 +149,7 @@ def compile_checkpoint(
     target: Target = targets.get(target_string.name).configured(target_string.options)
     check_formats(options)
     check_supported(options, target)
+    check_method(options)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
@@ -149,7 +158,8 @@ def compile_checkpoint(
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
-    options, quant_plan = settled(source, options, target, progress)
+    options, quant_plan = mixed(source, options, target, progress)
+    text = read_calibration(checkpoint, options)
     progress.stage("running the passes")
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
@@ -168,14 +178,16 @@ def compile_checkpoint(
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
         read = source.coded if _keeps_fp8(options) else _reader(source)
-        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as written:
-            if written.nbytes:
-                share = f"{size(written.nbytes)} of {size(file.tensor_bytes)}"
+        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
+            if begun_with.nbytes:
+                share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
                 _tell(
                     (f"goes on where an interrupted run stopped: {share} of weights are written and right",), progress
                 )
-            progress.stage("writing weights", file.tensor_bytes - written.nbytes)
-            weights.write(file, folder / journal.WEIGHTS, read, progress.advance, written)
+            doing = "writing weights" if text is None else "calibrating and writing weights"
+            progress.stage(doing, file.tensor_bytes - begun_with.nbytes)
+            with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
+                log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
@@ -184,7 +196,10 @@ def compile_checkpoint(
         if quant_plan is not None:
             (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(beforehand)
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        if log.entries:
+            manifest["quantization"] |= _rounding(log, text)
+            artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -194,6 +209,44 @@ def compile_checkpoint(
         artifact.check_loads(folder, options.target)
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def read_calibration(checkpoint: Path, options: CompileOptions) -> CalibrationText | None:
+    """The text that weights are rounded for; None where none is wanted. Raises CalibrationError and CheckpointError."""
+    if options.calibration is None and not choice.wants_text(options.resolved_method):
+        return None
+    tokenizer = text_files.tokenizer_of(checkpoint)
+    return calibration_text.read(options.calibration, tokenizer, options.calibration_tokens)
+
+
+def _write_weights(
+    writer: weights.Writer,
+    lowered: Lowered,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    config: ModelConfig,
+    folder: Path,
+) -> RoundingLog:
+    """Write all weights. folder: for activations that do not fit into memory."""
+    method = options.resolved_method
+    log = RoundingLog(method)
+    if text is not None:
+        log = calibrated.write(writer, calibrated.plan(lowered.entries), text, method, config, folder)
+    unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
+
+    def round(value: Value, w: Any) -> QTensor:
+        inputs = choice.uniform(w.shape[-1])
+        return choice.round_weight(w, format_of(value.type), unknown, [inputs])[0]
+
+    writer.write_rest(None if unknown == choice.NEAREST else round)
+    return log
+
+
+def _rounding(log: RoundingLog, text: CalibrationText | None) -> dict[str, Any]:
+    """What the manifest says of how weights were rounded."""
+    assert text is not None, "nothing is logged without a text"
+    read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
+    return {"methods": log.summary(), "calibration": read}
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
@@ -226,6 +279,20 @@ def check_supported(options: CompileOptions, target: Target) -> None:
 
 def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
     return all(target.supports(format, op) for op in operations)
+
+
+def check_method(options: CompileOptions) -> None:
+    """Raises BadOptionError for a method that is none, and for one that there is nothing to round by."""
+    known = choice.method_names()
+    if options.method is not None and options.method not in known:
+        raise BadOptionError(option="method", value=options.method, expected=f"one of {', '.join(known)}")
+    formats = (options.resolved_quant, options.resolved_head_quant)
+    if options.quant_plan is not None or any(WeightFormat.parse(name).has_codes for name in formats):
+        return
+    for name in ("method", "calibration"):
+        if getattr(options, name) not in (None, choice.NEAREST):
+            expected = f"none for weights in {options.quant}, which are numbers and no codes"
+            raise BadOptionError(option=name, value=str(getattr(options, name)), expected=expected)
 
 
 def check_formats(options: CompileOptions) -> None:
@@ -300,7 +367,7 @@ def _traced(
     return {name: (Graph(name, graph.results), form, start) for name, (graph, form, start) in traced.items()}
 
 
-def settled(
+def mixed(
     source: Checkpoint, options: CompileOptions, target: Target, progress: Progress
 ) -> tuple[CompileOptions, QuantPlan | None]:
     """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.

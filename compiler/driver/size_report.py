@@ -79,7 +79,7 @@ def plan_checkpoint(
     tokens = longest if context is None else context
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
-    options, quant_plan = pipeline.settled(source, options, target, progress or Silent())
+    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent())
     if quant_plan is None and each_weight:
         quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,9 @@ class Grid(Protocol):
     def values(self, codes: Array, zero: Array | None) -> Array:
         """float32 that codes stand for; zero: the code that stands for 0, of each, where it is not the grid's own."""
 
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        """The nearest codes u8 of float32 numbers that are divided by their scale already; zero as in `values`."""
+
     def largest(self, own_zeros: bool) -> float:
         """The largest magnitude that a code can stand for, with zeros of their own for groups or without."""
 
@@ -42,6 +46,9 @@ class PlainFloats:
         return int(NUMPY_DTYPES[self.element].itemsize) * 8
 
     def values(self, codes: Array, zero: Array | None) -> Array:
+        raise TypeError("plain floats have no codes")
+
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
         raise TypeError("plain floats have no codes")
 
     def largest(self, own_zeros: bool) -> float:
@@ -71,6 +78,12 @@ class Integers:
         found -= np.float32(self.zero) if zero is None else zero
         return found
 
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        found = np.rint(scaled)
+        found += np.float32(self.zero) if zero is None else zero
+        np.clip(found, self.lowest, self.highest, out=found)
+        return found.astype(np.uint8)
+
     def largest(self, own_zeros: bool) -> float:
         return float(self.highest - self.lowest if own_zeros else self.zero - self.lowest)
 
@@ -84,6 +97,10 @@ class E4M3:
 
     def values(self, codes: Array, zero: Array | None) -> Array:
         return fp8.decode(codes)
+
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        within = np.clip(scaled, -fp8.LARGEST, fp8.LARGEST)
+        return within.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
     def largest(self, own_zeros: bool) -> float:
         return fp8.LARGEST

@@ -26,7 +26,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import costs, mixing, pipeline
 from dsv3c.compiler.formats.table import FORMATS
-from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.options import CALIBRATION_TOKENS, CompileOptions
 from dsv3c.compiler.quantisation.allocation import Choice, allocate
 from dsv3c.compiler.quantisation.quant_plan import Weight
 from dsv3c.compiler.quantisation.sensitivity import Experiment
@@ -42,8 +42,12 @@ class Study:
         source = Checkpoint.open(checkpoint)
         graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
         graphs = {costs.MAIN: graphs[costs.MAIN]}
-        self.model = costs.experiments(source, graphs, costs.text_windows(checkpoint, text))[costs.MAIN]
-        self.judge = costs.experiments(source, graphs, costs.text_windows(checkpoint, other))[costs.MAIN]
+        self.model = costs.experiments(source, graphs, costs.text_windows(checkpoint, text, CALIBRATION_TOKENS))[
+            costs.MAIN
+        ]
+        self.judge = costs.experiments(source, graphs, costs.text_windows(checkpoint, other, CALIBRATION_TOKENS))[
+            costs.MAIN
+        ]
         found = mixing.weights_of(graphs.values())
         self.weights = [weight for weight in found if weight.role == "linear"]
         self.layout = targets.get("x86").layout

@@ -334,7 +334,7 @@ def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
     return table
 
 
-def _pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
+def pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
     """Expert of each pair p = t*(k+s)+j, read back from expert_order's vector."""
     if not n_pairs:
         return np.empty(0, np.int64)
@@ -360,7 +360,7 @@ def evaluate_moe_gate_up(x: Any, order: Array, weight: Any) -> Array:
     x, weight = decoded(x), decoded(weight)
     n_experts = weight.shape[0]
     per_token = order.shape[1] - 2 * n_experts - 2
-    experts = _pair_experts(order, n_experts, len(x) * per_token)
+    experts = pair_experts(order, n_experts, len(x) * per_token)
     rows = np.repeat(x, per_token, axis=0)
     result = np.empty((len(rows), weight.shape[2]), np.float32)
     for expert in np.unique(experts):
@@ -388,7 +388,7 @@ def evaluate_moe_down(h: Any, order: Array, weights: Array, weight: Any) -> Arra
     n_experts = weight.shape[0]
     per_token = order.shape[1] - 2 * n_experts - 2
     mix = np.concatenate([weights, np.ones((tokens, per_token - k), np.float32)], axis=-1).reshape(-1)
-    experts = _pair_experts(order, n_experts, tokens * per_token)
+    experts = pair_experts(order, n_experts, tokens * per_token)
     result = np.zeros((tokens, weight.shape[1]), np.float32)
     for expert in np.unique(experts):
         chosen = np.flatnonzero(experts == expert)

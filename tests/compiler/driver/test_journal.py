@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,12 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dsv3c.compiler.driver import journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import FakeTarget
@@ -27,21 +31,25 @@ from pathlib import Path
 from dsv3c.compiler.driver import journal, pipeline
 from dsv3c.compiler.options import CompileOptions
 from tests.compiler.driver.fake_target import FakeTarget
+from tests.compiler.driver.test_journal import some_text
 
 record, left = journal.FileJournal.record, int(sys.argv[3])
 
-def recorded(self, piece, parts):
+def recorded(self, piece, parts, note=None):
     global left
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
-    record(self, piece, parts)
+    record(self, piece, parts, note)
 
 journal.FileJournal.record = recorded
 pipeline.targets.get = lambda name: FakeTarget()
-pipeline.compile_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), CompileOptions(quant="int4-g32"))
+options = CompileOptions(quant="int4-g32", method=sys.argv[4])
+if options.method != "rtn":
+    pipeline.read_calibration = lambda *_: some_text()
+pipeline.compile_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), options)
 """
-INT4 = CompileOptions(quant="int4-g32")
+INT4, INT8 = (CompileOptions(quant=quant, method="rtn") for quant in ("int4-g32", "int8"))
 PIECES = 20
 
 
@@ -79,13 +87,19 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     found: list[object] = []
     evaluate = weights.ops.evaluate
     monkeypatch.setattr(
-        weights.ops, "evaluate", lambda values, given: (found.append(values), evaluate(values, given))[1]
+        weights.ops, "evaluate", lambda values, *rest: (found.append(values), evaluate(values, *rest))[1]
     )
     yield found
 
 
-def kill(checkpoint: Path, out: Path, pieces: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(out), str(pieces)]
+def some_text() -> CalibrationText:
+    """Stands for a calibration: the tiny checkpoint has no tokenizer."""
+    ids = np.random.default_rng(0).integers(0, 96, (2, 24)).astype(np.int32)
+    return CalibrationText(tuple(ids), "some.txt", "")
+
+
+def kill(checkpoint: Path, out: Path, pieces: int, method: str = "rtn") -> None:
+    command = [sys.executable, "-c", KILLED, str(checkpoint), str(out), str(pieces), method]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -174,14 +188,14 @@ def test_a_run_of_which_nothing_is_left_is_cleared_away_by_any_other(
     lose: Callable[[Path], None], tiny: Path, place: Path
 ) -> None:
     lose(workplace(place))
-    pipeline.compile_checkpoint(tiny, place, CompileOptions(quant="int8"))
+    pipeline.compile_checkpoint(tiny, place, INT8)
     assert [path.name for path in place.parent.iterdir()] == ["out"]
 
 
 def test_with_other_options_nothing_is_lost_and_it_is_said(tiny: Path, place: Path, whole: dict[str, bytes]) -> None:
     before = content(workplace(place))
     with pytest.raises(InterruptedRunError, match=r"was of other options: quant int4-g32, now int8\n.*--restart"):
-        pipeline.compile_checkpoint(tiny, place, CompileOptions(quant="int8"))
+        pipeline.compile_checkpoint(tiny, place, INT8)
     assert content(workplace(place)) == before
     pipeline.compile_checkpoint(tiny, place, INT4)
     assert content(place) == whole
@@ -191,12 +205,14 @@ def test_a_checkpoint_that_changed_is_said(tiny: Path, place: Path, tmp_path: Pa
     changed = tmp_path / "changed"
     subprocess.run(["cp", "-r", str(tiny), str(changed)], check=True)
     os.utime(changed / "model.safetensors", ns=(1, 1))
-    with pytest.raises(InterruptedRunError, match="another checkpoint, or files of it that have changed"):
+    with pytest.raises(
+        InterruptedRunError, match="another checkpoint or calibration, or files of them that have changed"
+    ):
         pipeline.compile_checkpoint(changed, place, INT4)
 
 
 def test_a_restart_discards_it(tiny: Path, place: Path) -> None:
-    pipeline.compile_checkpoint(tiny, place, CompileOptions(quant="int8", restart=True))
+    pipeline.compile_checkpoint(tiny, place, dataclasses.replace(INT8, restart=True))
     assert [path.name for path in place.parent.iterdir()] == ["out"]
 
 
@@ -205,12 +221,12 @@ def test_an_old_artifact_stays_until_what_is_gone_on_with_is_whole(
 ) -> None:
     killed = workplace(place)
     aside = killed.rename(killed.with_name("aside"))
-    pipeline.compile_checkpoint(tiny, place, CompileOptions(quant="int8"))
+    pipeline.compile_checkpoint(tiny, place, INT8)
     aside.rename(killed)
     before = content(place)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(pipeline, "_manifest", lambda *_: 1 / 0)
-        pipeline.compile_checkpoint(tiny, place, CompileOptions(quant="int4-g32", overwrite=True))
+        pipeline.compile_checkpoint(tiny, place, dataclasses.replace(INT4, overwrite=True))
     assert content(place) == before
 
 
@@ -219,3 +235,21 @@ def test_a_run_that_fails_leaves_no_journal(tiny: Path, tmp_path: Path, monkeypa
     with pytest.raises(ZeroDivisionError):
         pipeline.compile_checkpoint(tiny, tmp_path / "out", INT4)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["gptq", "qronos"])
+def test_what_a_method_rounded_is_not_rounded_again(
+    method: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qronos needs what is in the file for the layers behind it."""
+    rounded: list[object] = []
+    round_weight = choice.round_weight
+    monkeypatch.setattr(pipeline, "read_calibration", lambda *_: some_text())
+    monkeypatch.setattr(choice, "round_weight", lambda *args: (rounded.append(args), round_weight(*args))[1])
+    options = CompileOptions(quant="int4-g32", method=method)
+    pipeline.compile_checkpoint(tiny, tmp_path / "whole", options)
+    expected = len(rounded)
+    kill(tiny, tmp_path / "out", PIECES, method)
+    pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
+    assert len(rounded) - expected < expected - PIECES // 2
+    assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -49,11 +49,11 @@ def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
 def some_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for a text: the tiny checkpoint has no tokenizer."""
     tokens = np.random.default_rng(0).integers(0, 96, (2, 12)).astype(np.int32)
-    monkeypatch.setattr(costs, "text_windows", lambda checkpoint, text: tokens)
+    monkeypatch.setattr(costs, "text_windows", lambda checkpoint, text, limit: tokens)
 
 
 def settled(source: Checkpoint, **options: Any) -> tuple[CompileOptions, QuantPlan]:
-    options_, plan = pipeline.settled(source, CompileOptions(**options), TARGET, Silent())
+    options_, plan = pipeline.mixed(source, CompileOptions(**options), TARGET, Silent())
     assert plan is not None
     return options_, plan
 

@@ -1,0 +1,139 @@
+"""A weight rounded by a method of the user's choice, or by the best of them, and what it fell back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsv3c.compiler.core.ops.table import Array
+from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.grids import Grid
+from dsv3c.compiler.formats.grouping import Grouping
+from dsv3c.compiler.formats.quant import QTensor, quantize
+from dsv3c.compiler.formats.rounding import Rounded
+from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.quantisation.inputs import MatrixInputs
+from dsv3c.compiler.quantisation.methods import METHODS
+
+NEAREST, SEARCH, AUTO = "rtn", "search", "auto"
+_CORRECTING = ("qronos",)  # methods that take the inputs of the float model beside those of the rounded one
+_SAMPLE = 128  # rows of a matrix that its error is measured on
+
+
+def method_names() -> tuple[str, ...]:
+    return (NEAREST, *METHODS, AUTO)
+
+
+def corrects(method: str) -> bool:
+    """Whether the method wants inputs of the model as it is rounded so far."""
+    return method in _CORRECTING or (method == AUTO and any(name in METHODS for name in _CORRECTING))
+
+
+def wants_text(method: str) -> bool:
+    """Whether there is no such rounding without statistics."""
+    return method not in (NEAREST, SEARCH)
+
+
+def enough_tokens(columns: int) -> int:
+    """How many rows statistics of K inputs want, below which those of the layer say more."""
+    return max(32, columns // 4)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one matrix was rounded. error: mean square error of its outputs; power: their mean square; both summed over
+    the rows that were measured. reason: why it is not by the method that was asked for."""
+
+    method: str
+    error: float
+    power: float
+    reason: str = ""
+
+
+def uniform(columns: int) -> MatrixInputs:
+    """Of inputs of which nothing is known."""
+    return MatrixInputs(0, np.eye(columns, dtype=np.float32))
+
+
+def round_weight(
+    w: Array, format: WeightFormat, method: str, inputs: Sequence[MatrixInputs], few: str = ""
+) -> tuple[QTensor, list[Outcome]]:
+    """w [..., N, K], float or fp8.CODED. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
+
+    Raises OutOfRange where a code with its scale would be infinity.
+    """
+    if format.keeps_fp8:
+        # Codes of the checkpoint stay as they are.
+        return quantize(w, format), [Outcome(NEAREST, 0.0, 0.0)]
+    *leading, rows, columns = w.shape
+    matrices = as_float32(w).reshape(-1, rows, columns)
+    made = [
+        _round_matrix(matrix, format, method, inputs[number if len(inputs) > 1 else 0], few)
+        for number, matrix in enumerate(matrices)
+    ]
+
+    def joined(arrays: Sequence[Array]) -> Array:
+        return np.stack(arrays).reshape(*leading, *arrays[0].shape)
+
+    found = [weight for weight, _ in made]
+    zeros = [weight.zero for weight in found if weight.zero is not None]
+    codes, scale = joined([weight.codes for weight in found]), joined([weight.scale for weight in found])
+    return QTensor(codes, scale, joined(zeros) if zeros else None, format, columns), [outcome for _, outcome in made]
+
+
+def _round_matrix(
+    w: Array, format: WeightFormat, method: str, inputs: MatrixInputs, few: str
+) -> tuple[QTensor, Outcome]:
+    if few and method != NEAREST:
+        return _measured(w, _rounded(w, format, SEARCH, inputs), inputs, SEARCH, few if method != SEARCH else "")
+    if method != AUTO:
+        try:
+            return _measured(w, _rounded(w, format, method, inputs), inputs, method)
+        except np.linalg.LinAlgError as error:
+            return _measured(w, _rounded(w, format, SEARCH, inputs), inputs, SEARCH, str(error))
+    tried, failed = {}, ""
+    for name in METHODS:
+        if name in _CORRECTING and inputs.cross is None:
+            continue
+        try:
+            tried[name] = _rounded(w, format, name, inputs)
+        except np.linalg.LinAlgError as error:
+            failed = f"{name}: {error}"
+    best = min(tried, key=lambda name: _cost(w, tried[name], inputs))
+    return _measured(w, tried[best], inputs, best, failed)
+
+
+def _rounded(w: Array, format: WeightFormat, method: str, inputs: MatrixInputs) -> QTensor:
+    if method == NEAREST:
+        return quantize(w, format)
+
+    def by_method(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
+        return METHODS[method](w, inputs, grid, grouping)
+
+    return quantize(w, format, by_method)
+
+
+def _cost(w: Array, rounded: QTensor, inputs: MatrixInputs) -> float:
+    """Mean square error of the outputs, up to a constant: of Ŵx̂ against Wx where the inputs x of the float model are
+    known, of Ŵx̂ against Wx̂ otherwise."""
+    values = rounded.dequantize()
+    if inputs.cross is None:
+        return inputs.output_error(w - values)
+    return float(np.vdot(values @ inputs.gram, values) - 2 * np.vdot(values @ inputs.cross, w))
+
+
+def _measured(
+    w: Array, rounded: QTensor, inputs: MatrixInputs, method: str, reason: str = ""
+) -> tuple[QTensor, Outcome]:
+    some = slice(None, None, max(1, len(w) // _SAMPLE))
+    part = QTensor(
+        rounded.codes[some],
+        rounded.scale[some],
+        None if rounded.zero is None else rounded.zero[some],
+        rounded.format,
+        rounded.k,
+    )
+    error = inputs.output_error(w[some] - part.dequantize())
+    return rounded, Outcome(method, error, inputs.output_error(w[some]), reason)
