@@ -241,9 +241,44 @@ class FormatRefusedError(Dsv3cError):
     hint = "it has {known}; {format} is there for {others}. A checkpoint in any format is decoded and rounded again"
 
 
+class PlanError(Dsv3cError):
+    """Base of all faults of a quant-plan.json."""
+
+    hint = "dsv3c plan CHECKPOINT --quant auto --target-bpw 4.25 --write-plan FILE writes one that is right"
+
+
+class PlanInvalidError(PlanError):
+    message = "{path} is no plan of formats: {reason}"
+
+
+class PlanNameError(PlanError):
+    message = "{path} names {name}, which is no weight of this model"
+    hint = "the nearest are {nearest}; a pattern such as layers.*.experts.* names several"
+
+
+class PlanFormatError(PlanError):
+    message = "{path} gives {name} the format {format}, which is none"
+    hint = "use {known}"
+
+
+class PlanFormatRefusedError(PlanError):
+    message = "{path} gives {name} the format {format}, for which the target {target} has no kernels"
+    hint = "it has {known}"
+
+
+class BudgetError(Dsv3cError):
+    message = "no choice of formats keeps {what} within {budget}: the least possible is {least}"
+    hint = "raise {option}{otherwise}"
+
+
 class OutputExistsError(Dsv3cError):
     message = "{path} exists already"
     hint = "choose another folder with -o, or pass --overwrite to replace it"
+
+
+class InterruptedRunError(Dsv3cError):
+    message = "an interrupted run into {path} was of other options: {differences}"
+    hint = "compile as then to go on with it, choose another folder with -o, or pass --restart, which discards {folder}"
 
 
 class OutputNameError(Dsv3cError):

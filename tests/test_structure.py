@@ -31,6 +31,7 @@ TARGET_LAYERS = (
     ("cpu", "gpu"),
 )
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
+BOUNDED_FILES = "dsv3c.runtime.artifact.jsonfile"  # nor is a plan that a person gives
 BASE = "dsv3c.runtime.errors"  # of all errors
 TEXT = ("dsv3c.runtime.text.tokenizer", BASE)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
@@ -96,7 +97,12 @@ def allowed(module: str) -> tuple[str, ...]:
         lower = (name for names in TARGET_LAYERS[:layer] for name in names)
         return (*BOTTOM, *STORED, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
-    from_runtime = {"errors": (BASE,), "checkpoint": (STRICT_JSON,), "core": STORED, "quantisation": TEXT}
+    from_runtime = {
+        "errors": (BASE,),
+        "checkpoint": (STRICT_JSON,),
+        "core": STORED,
+        "quantisation": (*TEXT, STRICT_JSON, BOUNDED_FILES),
+    }
     from_runtime = from_runtime if folder == "compiler" else {}
     below: tuple[str, ...] = from_runtime.get(rest[0], ()) if rest else ()
     for layer in layers:

@@ -109,11 +109,14 @@ class Checkpoint:
         parts = [weight.coded() for weight in entry.parts]
         return np.stack(parts if len({part.dtype for part in parts}) == 1 else [as_float32(part) for part in parts])
 
+    def file_names(self) -> tuple[str, ...]:
+        """Every file the model comes from."""
+        return (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
+
     def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
         """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,
         from several threads."""
-        present = [name for name in _SIDE_FILES if exists(self.path / name)]
-        names = (*present, *self._weight_files)
+        names = self.file_names()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(lambda name: _sha256(self.path / name, name, progress), names)
             return dict(zip(names, digests, strict=True))

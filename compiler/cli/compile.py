@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )
 @model_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already there, and nothing else.")
+@click.option("--restart", is_flag=True, help="Discard what an interrupted run with other options left of its weights.")
 @click.option(
     "--emit",
     multiple=True,
@@ -45,7 +46,8 @@ def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options
 
     CHECKPOINT is a folder as Hugging Face has it: config.json, *.safetensors, tokenizer.json. The artifact is a folder
     too; copy it to the device and run it there with `dsv3c generate`. Weights are read, quantised and written one
-    layer at a time, and an interrupted run leaves nothing that looks finished.
+    layer at a time, and an interrupted run leaves nothing that looks finished. The same command goes on where a run was
+    killed.
 
     \b
     Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,8 +10,8 @@ import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND, MAX_SPARSITY_THRESHOLD
-from dsv3c.runtime.cli.params import PATH
+from dsv3c.compiler.options import AUTO, CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND, MAX_SPARSITY_THRESHOLD
+from dsv3c.runtime.cli.params import PATH, Finite
 
 if TYPE_CHECKING:
     from dsv3c.compiler.options import CompileOptions
@@ -25,6 +26,9 @@ FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
     "intB-channel, intB-channel-asym, mxfp4 or nf4-gG with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
+_UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKmMgGtT]?[iI]?[bB]|)")
 METHODS = ("rtn", "search", "gptq", "auto")  # of quantisation.choice
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
 
@@ -48,8 +52,8 @@ def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 def weight_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The full name of a weight format."""
-    if value is None:
-        return None
+    if value is None or (value == AUTO and param.name == "quant"):
+        return value
     from dsv3c.compiler.formats.table import WeightFormat
 
     try:
@@ -66,6 +70,16 @@ def embedding_format(ctx: click.Context, param: click.Parameter, value: str | No
     if name is not None and name not in rows.format_names():
         raise click.BadParameter(f"an embedding cannot be {name}: it is one of {', '.join(rows.format_names())}")
     return name
+
+
+def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes from a size with a unit: 8GB, 700 MB, 7.5GiB, or a plain number."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no size; write 8GB, 700MB or 7.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -95,7 +109,26 @@ def model_options(command: Command) -> Command:
             callback=weight_format,
             metavar="FORMAT",
             help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16, "
-            "nf4 -g64.  [default: int8; weights that the checkpoint has quantised keep their format]",
+            "nf4 -g64. auto chooses one for each weight, within --target-bpw or --max-size.  "
+            "[default: int8; weights that the checkpoint has quantised keep their format]",
+        ),
+        click.option(
+            "--target-bpw",
+            type=Finite(min=0, min_open=True),
+            metavar="BITS",
+            help="With --quant auto: stored bits for each linear weight, on average.",
+        ),
+        click.option(
+            "--max-size",
+            callback=byte_count,
+            metavar="SIZE",
+            help="With --quant auto: the most that the weights file takes, head and embedding included, such as 8GB.",
+        ),
+        click.option(
+            "--quant-plan",
+            type=PATH,
+            metavar="FILE",
+            help="Formats of single weights, as --quant auto writes them into quant-plan.json; --quant has the rest.",
         ),
         click.option(
             "--head-quant",
@@ -121,7 +154,7 @@ def model_options(command: Command) -> Command:
             "--calibration",
             type=PATH,
             metavar="FILE",
-            help="A text, or JSON lines of texts or chats, that weights are rounded for.  "
+            help="A text, or JSON lines of texts or chats, that weights are rounded for and --quant auto measures on.  "
             "[default: a short one of ours where the method wants one]",
         ),
         click.option(

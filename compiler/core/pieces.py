@@ -22,6 +22,10 @@ class Piece:
     index: int
     count: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}#{self.index}"
+
 
 def pieces(recipe: str, value: Value) -> Iterator[Piece]:
     """A recipe whole, or cut along its first axis when it holds stacked experts."""

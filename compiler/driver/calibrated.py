@@ -32,6 +32,7 @@ from dsv3c.compiler.quantisation.calibration.stages import (
     products,
 )
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
+from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 
 
@@ -140,17 +141,39 @@ class _Rounder:
     ) -> Callable[[], Array]:
         """As forward.RoundMatrix."""
         piece = weight if expert is None else part(weight, expert)
+        uses = self._uses.get(weight, ())
+        kept = self._kept(uses, expert, weight, piece)
+        if kept is not None:
+            return kept
         made: dict[WeightFormat, QTensor] = {}
-        for use in self._uses.get(weight, ()):
-            format = format_of(use.quantized.type)
+        for use in uses:
+            format, logged = format_of(use.quantized.type), list[Outcome]()
             if format not in made:
                 with naming_range(piece, self._writer.given):
-                    made[format], outcomes = choice.round_weight(w, format, self._method, inputs, few, self._threshold)
-                self._log.count(outcomes)
-                first = (expert or 0) * len(outcomes)
-                self._log.add(use.recipe, first, self._part(piece), outcomes)
-            self._writer.write(*_stored(use, expert, piece, made[format]))
+                    made[format], logged = choice.round_weight(w, format, self._method, inputs, few, self._threshold)
+                self._add(use, expert, piece, logged)
+            note = [outcome.noted() for outcome in logged]
+            self._writer.write(*_stored(use, expert, piece, made[format]), note)
         return lambda: next((codes.dequantize() for codes in made.values()), as_float32(w))
+
+    def _kept(
+        self, uses: Sequence[_Use], expert: int | None, weight: Value, piece: Value
+    ) -> Callable[[], Array] | None:
+        """What an earlier run made of a weight, if all of it is in the file; the log gets what was noted of it."""
+        places = [_place(use, expert) for use in uses]
+        notes = [self._writer.kept(place.name) for place in places]
+        plain = next((at for at, use in enumerate(uses) if use.quantized.inputs[0] == weight), None)
+        if plain is None or places[plain].value.op != "pack" or any(note is None for note in notes):
+            return None
+        for use, note in zip(uses, notes, strict=True):
+            self._add(use, expert, piece, [Outcome.of(each) for each in note])
+        for place in places:
+            self._writer.write(place, {})
+        return lambda: self._writer.read_back(places[plain])
+
+    def _add(self, use: _Use, expert: int | None, piece: Value, outcomes: Sequence[Outcome]) -> None:
+        self._log.count(outcomes)
+        self._log.add(use.recipe, (expert or 0) * len(outcomes), self._part(piece), outcomes)
 
     def saw(self, experts: Experts, tokens: list[int]) -> None:
         names = [use.recipe for use in self._uses.get(experts.down.inputs[3], ())]
@@ -197,12 +220,15 @@ def _keeps_rows(value: Value) -> bool:
 
 def _stored(use: _Use, expert: int | None, weight: Value, codes: QTensor) -> tuple[Piece, dict[Value, QTensor]]:
     """The piece of a recipe that holds a weight, or the weight of an expert, and what its `quantize` is."""
-    if expert is None:
-        piece = Piece(use.recipe, use.whole, 0, 1)
-    else:
-        piece = Piece(use.recipe, part(use.whole, expert), expert, int(use.whole.shape[0]))
+    piece = _place(use, expert)
     found = next(value for value in quantized_in(piece.value) if weight in _reordered(value))
     return piece, {found: _in_order_of(found.inputs[0], weight, codes)}
+
+
+def _place(use: _Use, expert: int | None) -> Piece:
+    if expert is None:
+        return Piece(use.recipe, use.whole, 0, 1)
+    return Piece(use.recipe, part(use.whole, expert), expert, int(use.whole.shape[0]))
 
 
 def _in_order_of(value: Value, weight: Value, codes: QTensor) -> QTensor:

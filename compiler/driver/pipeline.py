@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,10 +20,11 @@ from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, calibrated, kept, measuring, repeat, text_files, weights
+from dsv3c.compiler.driver import artifact, calibrated, journal, kept, measuring, mixing, repeat, text_files, weights
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
+from dsv3c.compiler.driver.workplace import JOURNAL
 from dsv3c.compiler.errors import (
     BadOptionError,
     FormatRefusedError,
@@ -34,10 +35,12 @@ from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -52,6 +55,7 @@ from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
+from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
 
 ROUNDING = "rounding.json"  # of each matrix: by which method, with what error
@@ -110,6 +114,21 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     if target.layout:
         lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
     return [
+        *float_passes(form),
+        Quantise(
+            options.resolved_quant,
+            options.resolved_head_quant,
+            options.resolved_embed_quant,
+            options.formats,
+            options.kept or {},
+        ),
+        *lay_out,
+    ]
+
+
+def float_passes(form: str) -> list[Pass]:
+    """The passes up to the graph of kernels on weights that have no format yet."""
+    return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
         FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
         FuseRope(),  # likewise a rotation
@@ -119,8 +138,6 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
         FuseSwiglu(),
-        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant, options.kept or {}),
-        *lay_out,
     ]
 
 
@@ -150,6 +167,7 @@ def compile_checkpoint(
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
+    options, quant_plan = mixed(source, options, target, progress)
     text = read_calibration(checkpoint, options)
     progress.stage("running the passes")
     options = settled(options, source, target)
@@ -162,22 +180,32 @@ def compile_checkpoint(
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
     _check_extras(options, emission, checkpoint)
-    left = artifact.sweep(destination)
-    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
+    file = weights.lay_out(planned.recipes)
+    run = journal.Run.of(source, options, file.header)
+    begun = artifact.interrupted(destination, run, options.restart)
+    left = artifact.sweep(destination, begun)
+    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
         plan = whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        file = weights.lay_out(planned.recipes)
-        progress.stage("writing weights" if text is None else "calibrating and writing weights", file.tensor_bytes)
         read = kept.reader(source, planned.recipes)
-        with weights.writing(file, folder / "weights.safetensors", read, progress.advance) as writer:
-            log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
+        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
+            if begun_with.nbytes:
+                share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
+                said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
+                _tell((said,), progress)
+            doing = "writing weights" if text is None else "calibrating and writing weights"
+            progress.stage(doing, file.tensor_bytes - begun_with.nbytes)
+            with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
+                log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
+        if quant_plan is not None:
+            (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, writer.losses)
@@ -267,7 +295,7 @@ def _check_apart(out: Path, dump_to: Path | None) -> None:
 def check_supported(options: CompileOptions, target: Target) -> None:
     """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
     head, embedding = options.resolved_head_quant, options.resolved_embed_quant
-    for name, operations in ((options.quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
+    for name, operations in ((options.resolved_quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
         format = WeightFormat.parse(name)
         if not _supports(target, format, operations):
             known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
@@ -291,8 +319,8 @@ def check_method(options: CompileOptions) -> None:
     known = choice.method_names()
     if options.method is not None and options.method not in known:
         raise BadOptionError(option="method", value=options.method, expected=f"one of {', '.join(known)}")
-    formats = (options.quant, options.resolved_head_quant)
-    if any(WeightFormat.parse(name).has_codes for name in formats):
+    formats = (options.resolved_quant, options.resolved_head_quant)
+    if options.quant_plan is not None or any(WeightFormat.parse(name).has_codes for name in formats):
         return
     if options.sparsity_threshold:
         expected = f"0 for weights in {options.quant}, which are numbers and no codes"
@@ -305,7 +333,7 @@ def check_method(options: CompileOptions) -> None:
 
 def check_formats(options: CompileOptions) -> None:
     """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
-    for name in (options.quant, options.resolved_head_quant):
+    for name in (options.resolved_quant, options.resolved_head_quant):
         WeightFormat.parse(name)
     known = rows.format_names()
     if options.resolved_embed_quant not in known:
@@ -339,7 +367,27 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    cache_dtype = choose_cache_dtype(options, target)
+    traced = _traced(config, shapes, options, choose_cache_dtype(options, target))
+    entries, rewrites = {}, {}
+    for name, (graph, form, min_tokens) in traced.items():
+        planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
+        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
+    return Lowered(entries, rewrites, bounds)
+
+
+def float_graphs(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions
+) -> dict[str, Graph]:
+    """The entries as kernels on weights that have no format yet, with caches in float32."""
+    quiet = replace(options, stop_after=None, dump_to=None)
+    traced = _traced(config, shapes, options, "f32")
+    return {name: run_passes(graph, float_passes(form), quiet)[0] for name, (graph, form, _) in traced.items()}
+
+
+def _traced(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, cache_dtype: str
+) -> dict[str, tuple[Graph, str, int]]:
+    """For each entry its graph, the form of its attention, and the tokens from which on it pays."""
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
@@ -347,11 +395,29 @@ def lower(
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
-    entries, rewrites = {}, {}
-    for name, (graph, form, min_tokens) in traced.items():
-        planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
-        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds)
+    return {name: (Graph(name, graph.results), form, start) for name, (graph, form, start) in traced.items()}
+
+
+def mixed(
+    source: Checkpoint, options: CompileOptions, target: Target, progress: Progress
+) -> tuple[CompileOptions, QuantPlan | None]:
+    """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
+
+    Raises PlanError, BudgetError, and what reading the calibration raises.
+    """
+    if options.quant != AUTO and options.quant_plan is None:
+        return options, None
+    progress.stage("looking at the weights")
+    graphs = float_graphs(source.config, source.shapes, options)
+
+    def file_bytes(chosen: CompileOptions) -> int:
+        lowered = lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
+        return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
+
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes)
+    check_formats(options)
+    check_supported(options, target)
+    return options, plan
 
 
 def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
@@ -442,6 +508,7 @@ def _manifest(
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
             "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
+            **({"formats": dict(options.formats)} if options.formats else {}),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {

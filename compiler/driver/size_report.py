@@ -10,13 +10,15 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import kept, pipeline, text_files, weights
+from dsv3c.compiler.driver import kept, mixing, pipeline, text_files, weights
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.features import MACHINES
 from dsv3c.runtime.measure import machine
+from dsv3c.runtime.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class PlanReport:
     """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
 
     available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
-    elsewhere: on a GPU, or on the CPU of another machine.
+    elsewhere: on a GPU, or on the CPU of another machine. quant_plan: where weights have formats of their own.
     """
 
     parts: Mapping[str, ModelPart]
@@ -34,6 +36,7 @@ class PlanReport:
     context: int
     available_bytes: int
     notes: tuple[str, ...]
+    quant_plan: QuantPlan | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -47,11 +50,21 @@ class PlanReport:
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: asdict(part) for name, part in self.parts.items()}
-        return asdict(self) | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits}
+        plan = self.quant_plan and self.quant_plan.to_json()
+        kept = {name: value for name, value in vars(self).items() if name not in ("parts", "quant_plan")}
+        return kept | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits, "quant_plan": plan}
 
 
-def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | None = None) -> PlanReport:
+def plan_checkpoint(
+    checkpoint: Path,
+    options: CompileOptions,
+    context: int | None = None,
+    progress: Progress | None = None,
+    *,
+    each_weight: bool = False,
+) -> PlanReport:
     """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
+    each_weight: the format of each weight too where all have the same.
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
@@ -66,6 +79,9 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
     tokens = longest if context is None else context
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
+    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent())
+    if quant_plan is None and each_weight:
+        quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
     notes += kept.notes(source, planned.recipes)
@@ -79,6 +95,7 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
         context=tokens,
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=notes,
+        quant_plan=quant_plan,
     )
 
 

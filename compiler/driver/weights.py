@@ -24,12 +24,13 @@ import numpy as np
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.ops.table import Array
-from dsv3c.compiler.core.ops.weight import Packed, format_of
+from dsv3c.compiler.core.ops.weight import Packed, decoded, format_of
 from dsv3c.compiler.core.pieces import Piece, pieces
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
+from dsv3c.compiler.driver.journal import Journal, NoJournal
 from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats import coded, rows
-from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
@@ -107,13 +108,18 @@ def write(
 
 
 @contextmanager
-def writing(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> Iterator[Writer]:
-    """A new file of its final size, to be filled piece by piece."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+def writing(
+    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], journal: Journal | None = None
+) -> Iterator[Writer]:
+    """A new file of its final size, to be filled piece by piece.
+
+    journal: knows the pieces that an earlier run wrote into the file, which may then be there already.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if journal is None else 0), 0o644)
     try:
         os.truncate(descriptor, file.nbytes)
         _write_at(descriptor, file.header, 0)
-        yield Writer(file, descriptor, read, advance)
+        yield Writer(file, descriptor, read, advance, journal or NoJournal())
     finally:
         os.close(descriptor)
 
@@ -127,8 +133,11 @@ class Writer:
     that writes.
     """
 
-    def __init__(self, file: WeightFile, descriptor: int, read: Read, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, file: WeightFile, descriptor: int, read: Read, advance: Callable[[int], None], journal: Journal
+    ) -> None:
         self.file = file
+        self._journal = journal
         self._descriptor = descriptor
         self._read = read
         self._advance = advance
@@ -147,26 +156,49 @@ class Writer:
         """What an expression over the checkpoint's tensors stands for."""
         return ops.evaluate([value], self.given)[0]
 
-    def write(self, piece: Piece, rounded: Mapping[Value, QTensor]) -> None:
-        """Evaluate a piece and write it. rounded: what its `quantize` are, where that is known.
+    def kept(self, piece: str) -> Any:
+        """What an earlier run noted of a piece that is in the file; None where it is not, or nothing was."""
+        return self._journal.note(piece)
 
-        Raises WeightRangeError for a weight that its format cannot hold.
+    def read_back(self, piece: Piece) -> Array:
+        """float32 that a packed piece stands for as it is in the file."""
+        type = piece.value.type
+        arrays = {}
+        for tensor, component in zip(self.file.tensors[piece.recipe], components(type, {}), strict=True):
+            data = _read_at(self._descriptor, component.nbytes, tensor.offset + piece.index * component.nbytes)
+            arrays[component.role] = np.frombuffer(data, NUMPY_DTYPES[component.dtype]).reshape(component.shape)
+        *_, n, k = map(int, type.shape)
+        return decoded(Packed(arrays, format_of(type), n, k, type.layout))
+
+    def write(self, piece: Piece, rounded: Mapping[Value, QTensor], note: Any = None) -> None:
+        """Evaluate a piece and write it. rounded: what its `quantize` are, where that is known. note: for a run that
+        goes on with this one.
+
+        A piece that is there from an earlier run stays. Raises WeightRangeError for a weight that its format cannot
+        hold.
         """
+        self._written.add((piece.recipe, piece.index))
+        if self._journal.done(piece.name):
+            return
         with naming_range(piece.value, self.given):
             result = ops.evaluate([piece.value], self.given, rounded)[0]
             arrays = _stored_arrays(result)
         tensors = self.file.tensors[piece.recipe]
+        parts = []
         for tensor, array in zip(tensors, arrays, strict=True):
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            _write_at(self._descriptor, data, tensor.offset + piece.index * (tensor.component.nbytes // piece.count))
-        self._written.add((piece.recipe, piece.index))
+            parts.append((tensor.offset + piece.index * (tensor.component.nbytes // piece.count), data))
+            _write_at(self._descriptor, data, parts[-1][0])
         self._losses[piece.recipe, piece.index] = getattr(result, "loss", NO_LOSS)
+        self._journal.record(piece.name, parts, note)
         self._advance(sum(tensor.component.nbytes for tensor in tensors) // piece.count)
 
     def write_rest(self, round: Round | None = None) -> None:
         """Write all pieces that are not written yet, codes as `round` makes them."""
 
         def job(piece: Piece) -> None:
+            if self._journal.done(piece.name):
+                return
             wanted = quantized_in(piece.value) if round else ()
             with naming_range(piece.value, self.given):
                 rounded = {value: round(value, self.evaluate(value.inputs[0])) for value in wanted if round}
@@ -219,6 +251,14 @@ def _write_at(descriptor: int, data: Any, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _read_at(descriptor: int, nbytes: int, offset: int) -> bytearray:
+    """`nbytes` at `offset`, which are there; one pread moves at most 2 GiB."""
+    data = bytearray()
+    while len(data) < nbytes:
+        data += os.pread(descriptor, nbytes - len(data), offset + len(data))
+    return data
 
 
 def _stored_arrays(result: Any) -> list[Array]:

@@ -2,6 +2,7 @@
 
 .OUT.k3x9_q2a.partial/lock      locked while the process lives; holds the name of its machine
 .OUT.k3x9_q2a.partial/making    what is being written
+.OUT.k3x9_q2a.partial/journal   what of it is written already (driver.journal)
 .OUT.k3x9_q2a.partial/made      the same when it is finished; what stood at OUT once the two have changed places
 .OUT.k3x9_q2a.partial/aside     what stood at OUT, for a moment, where the system has no such exchange
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from dsv3c.compiler.driver.renames import exchange, rename_new
 from dsv3c.compiler.errors import Dsv3cError, NoRoomError, OutputExistsError, UnwritableOutputError
 
-LOCK, MAKING, MADE, ASIDE = "lock", "making", "made", "aside"
+LOCK, MAKING, MADE, ASIDE, JOURNAL = "lock", "making", "made", "aside", "journal"
 _SUFFIX = ".partial"
 _ATTEMPTS = 10
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,14 +33,16 @@ Remove = Callable[[Path], None]
 
 
 @contextmanager
-def workplace(out: Path) -> Iterator[Path]:
+def workplace(out: Path, begun: Path | None = None) -> Iterator[Path]:
     """A new folder beside `out`, removed in the end but for what `put` may not remove; so are the folders around it
     that were made for it and stay empty. Raises UnwritableOutputError, and NoRoomError also for what the body writes.
+
+    begun: an abandoned one to take over with all that is in it, unless another process was faster.
     """
     missing = [parent for parent in out.parents if not os.path.exists(parent)]  # the deepest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder, lock = _claim(out)
+        folder, lock = (_take_over(begun) if begun else None) or _claim(out)
     except OSError as error:
         _remove_empty(missing)
         if error.errno in _NO_ROOM:
@@ -94,14 +97,52 @@ def write_whole(path: Path, text: str) -> None:
         put(folder, path, True, lambda old: None, os.unlink)
 
 
-def sweep(out: Path, remove: Remove) -> tuple[str, ...]:
-    """Remove the workplaces beside `out` whose processes are gone; returns a note for each that cannot be removed."""
+def sweep(out: Path, remove: Remove, kept: Path | None = None) -> tuple[str, ...]:
+    """Remove the workplaces beside `out` whose processes are gone, but one that is to be kept; returns a note for each
+    that cannot be removed."""
+    found = (path for path in _beside(out) if path != kept)
+    return tuple(note for path in found if path.is_dir() and (note := _sweep_one(path, out, remove)))
+
+
+def abandoned(out: Path) -> list[Path]:
+    """The workplaces beside `out` whose processes are gone, and were on this machine."""
+    found = []
+    for folder in _beside(out):
+        lock = _locked(folder)
+        if lock is not None:
+            os.close(lock)
+            found.append(folder)
+    return found
+
+
+def _beside(out: Path) -> list[Path]:
+    """The workplaces of `out`, as their names say."""
     pattern = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}")
     try:
-        found = sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
+        return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
     except OSError:
-        return ()  # there is no such folder yet, or it cannot be listed
-    return tuple(note for path in found if path.is_dir() and (note := _sweep_one(path, out, remove)))
+        return []  # there is no such folder yet, or it cannot be listed
+
+
+def _locked(folder: Path) -> int | None:
+    """The lock of an abandoned workplace, held now; None when its process lives, or may do so elsewhere."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / LOCK).exists() and os.pread(lock, 1 << 10, 0).decode(errors="replace") == platform.node():
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _take_over(folder: Path) -> tuple[Path, int] | None:
+    lock = _locked(folder)
+    return None if lock is None else (folder, lock)
 
 
 def _sweep_one(folder: Path, out: Path, remove: Remove) -> str:
@@ -199,6 +240,7 @@ def _discard(folder: Path) -> None:
             shutil.rmtree(making, ignore_errors=True)
         else:
             making.unlink(missing_ok=True)
+        (folder / JOURNAL).unlink(missing_ok=True)
         if {path.name for path in folder.iterdir()} <= {LOCK}:
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()

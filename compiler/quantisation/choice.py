@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dsv3c.compiler.core.ops.table import Array
+from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.grids import Grid
 from dsv3c.compiler.formats.grouping import Grouping
@@ -54,6 +56,15 @@ class Outcome:
     reason: str = ""
     zeros: Zeros | None = None
 
+    def noted(self) -> list[Any]:
+        """As JSON holds it; `of` is the inverse."""
+        return list(astuple(self))
+
+    @classmethod
+    def of(cls, noted: Sequence[Any]) -> Outcome:
+        method, error, power, reason, zeros = noted
+        return cls(method, error, power, reason, None if zeros is None else Zeros(*zeros))
+
 
 def uniform(columns: int) -> MatrixInputs:
     """Of inputs of which nothing is known."""
@@ -68,13 +79,13 @@ def round_weight(
     few: str = "",
     threshold: float = 0.0,
 ) -> tuple[QTensor, list[Outcome]]:
-    """w [..., N, K], float or fp8.CODED. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
+    """w [..., N, K], float or coded. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
     threshold: as sparsity.sparse takes it; errors are measured against w as it was.
 
     Raises OutOfRange where a code with its scale would be infinity.
     """
-    if format.keeps_fp8:
-        # Codes of the checkpoint stay as they are.
+    if format.keeps_fp8 or coded.is_coded(w.dtype):
+        # Codes of the checkpoint stay as they are, and blocks of fp8 are no groups of a row.
         kept = sparse(as_float32(w), threshold, format.grouping.size) if threshold else w
         return quantize(kept, format), [Outcome(NEAREST, 0.0, 0.0)]
     *leading, rows, columns = w.shape
