@@ -94,6 +94,14 @@ def test_one_row_that_does_not_fit_is_rounded_and_the_others_stay() -> None:
     np.testing.assert_array_equal(stored.scale[[2, 4]], anew.scale)
 
 
+def test_a_weight_is_held_when_most_of_its_rows_fit() -> None:
+    w, format = integers(8, 64, 32), WeightFormat.parse("int4-g32")
+    w["scale"][:3, 5] *= 2
+    assert keeping.holds(w, format) and keeping.holds(w.reshape(2, 4, 64), format)
+    assert not keeping.holds(np.ascontiguousarray(w.T), format)
+    assert not keeping.holds(w, WeightFormat.parse("fp8"))
+
+
 def test_the_lowest_code_of_eight_bits_is_rounded() -> None:
     """int8 has no -128, so that products of its codes stay below 2^15."""
     w = integers(3, 128, 128, bits=8)
