@@ -140,7 +140,8 @@ def test_the_numbers_of_four_bits_are_those_of_ml_dtypes() -> None:
     w["code"], w["scale"] = np.arange(16), np.arange(256)[:, None]
     numbers = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
     powers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-    np.testing.assert_array_equal(as_float32(w), numbers * powers[:, None])
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(as_float32(w), numbers * powers[:, None])
 
 
 def test_mxfp4_is_kept_where_groups_have_one_exponent() -> None:
