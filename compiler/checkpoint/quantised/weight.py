@@ -91,7 +91,7 @@ class Coded:
         return out
 
     def _spread(self, parts: Array, out: Array) -> None:
-        """What groups [N, KG] have, to each column of out [N, K]: without an index where they lie in order, for speed."""
+        """What groups [N, KG] have, to each column of out [N, K]: without an index where they lie in order."""
         rows, columns = out.shape
         size = columns // parts.shape[1]
         if size * parts.shape[1] == columns and (self.group == np.arange(columns) // size).all():
