@@ -94,6 +94,12 @@ def keep(w: Array, format: WeightFormat) -> Kept | None:
     return None
 
 
+def holds(w: Array, format: WeightFormat) -> bool:
+    """Whether coded w[..., N, K] need not be rounded for `format`: most of its rows fit."""
+    kept = keep(w.reshape(-1, w.shape[-1]), format)
+    return kept is not None and 2 * int(np.count_nonzero(kept.fits)) > kept.fits.size
+
+
 def _integers(w: Array, grid: Integers, grouping: Grouping) -> Kept:
     rows, k = w.shape
     padded, groups = grouping.padded_k(k), grouping.count(k)

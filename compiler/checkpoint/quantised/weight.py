@@ -85,10 +85,19 @@ class Coded:
         codes = self.codes[rows]
         out = np.empty(codes.shape, coded.E2M1 if self.zero is None else coded.INTEGERS)
         out["code"] = codes
-        out["scale"] = self.scale[rows][:, self.group]
+        self._spread(self.scale[rows], out["scale"])
         if self.zero is not None:
-            out["zero"] = self.zero[rows][:, self.group]
+            self._spread(self.zero[rows], out["zero"])
         return out
+
+    def _spread(self, parts: Array, out: Array) -> None:
+        """What groups [N, KG] have, to each column of out [N, K]: without an index where they lie in order."""
+        rows, columns = out.shape
+        size = columns // parts.shape[1]
+        if size * parts.shape[1] == columns and (self.group == np.arange(columns) // size).all():
+            out.reshape(rows, -1, size)[...] = parts[..., None]
+            return
+        out[...] = parts[:, self.group]
 
 
 @dataclass(frozen=True)

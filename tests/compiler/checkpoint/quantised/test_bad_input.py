@@ -229,7 +229,10 @@ KNOWN = [gptq_config(4, 32), awq_config(), packed_config(4, 32), packed_config(4
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, StoredTensor]]:
     """One matrix as each of two formats stores it."""
-    folder, codes = tmp_path_factory.mktemp("stored"), foreign.integers(np.eye(64, dtype=np.float32), 4)
+    folder, codes = (
+        tmp_path_factory.mktemp("stored"),
+        foreign.integers(np.random.default_rng(0).standard_normal((64, 64), np.float32), 4),
+    )
     found = []
     for name, tensors in {
         "gptq": foreign.gptq(O_PROJ, codes, 4), "packed": foreign.pack_quantized(O_PROJ, codes, 4, asymmetric=True)
