@@ -54,7 +54,8 @@ def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scale
     """
     if grouping.per_tensor:
         one = _search(w.reshape(-1, 1), np.repeat(importance, w.shape[1]), grid, grouping)
-        return Scales(*(None if part is None else np.repeat(part, w.shape[1]) for part in one))
+        zero = None if one.zero is None else np.repeat(one.zero, w.shape[1])
+        return Scales(np.repeat(one.scale, w.shape[1]), zero)
     step = max(1, _CHUNK_ELEMENTS // max(1, w.shape[0]))
     parts = [_search(w[:, at : at + step], importance, grid, grouping) for at in range(0, w.shape[1], step)]
     zero = None if grouping.zero is None else np.concatenate([part.zero for part in parts if part.zero is not None])
