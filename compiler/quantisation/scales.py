@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.float_rounding import nearest_float
 from dsv3c.compiler.formats.grids import Grid, Integers
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import nearest
@@ -41,9 +42,9 @@ def rounded(w: Array, scales: Scales, grid: Grid) -> Array:
 
 
 def inverse(scale: Array) -> Array:
-    """1 / scale as f32, 0 for 0."""
+    """1 / scale as f32; 0 for 0 and for what is too small to divide by."""
     exact = scale.astype(np.float32)
-    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=exact != 0)
+    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=np.abs(exact) >= _SMALLEST_POWER)
     return found
 
 
@@ -84,10 +85,9 @@ def _search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scal
 
 def by_extremes(w: Array, grid: Grid, grouping: Grouping) -> Scales:
     """The stored scales of groups w [G, M] as rounding to nearest has them."""
-    if isinstance(grid, Integers):
-        _, scale, zero = nearest(np.ascontiguousarray(w.T), grid, grouping)
-        return Scales(scale[:, 0], None if zero is None else zero[:, 0].astype(np.float32))
-    return stored(Scales(np.abs(w).max(axis=0) / np.float32(grid.largest(False)), None), grouping)
+    rounding = nearest if isinstance(grid, Integers) else nearest_float
+    _, scale, zero = rounding(np.ascontiguousarray(w.T), grid, grouping)
+    return Scales(scale[:, 0], None if zero is None else zero[:, 0].astype(np.float32))
 
 
 def stored(scales: Scales, grouping: Grouping) -> Scales:
