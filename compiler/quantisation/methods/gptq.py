@@ -62,9 +62,10 @@ def _round_block(
 
     def targets(at: int, end: int) -> Array:
         """The weights from `at` to `end` as the errors before `at` correct them."""
-        if end <= stop:
-            return base[at - start : end - start] + factor.carry[at:end, start:at] @ done[start:at]
-        return columns.weights[at:end] + factor.carry[at:end, :at] @ done[:at]  # a group that ends behind the block
+        within = base[at - start : end - start], start
+        known, since = within if end <= stop else (columns.weights[at:end], 0)  # a group may end behind the block
+        corrected: Array = known + factor.carry[at:end, since:at] @ done[since:at]
+        return corrected
 
     for at in range(start, stop):
         column = int(factor.order[at])
