@@ -127,8 +127,6 @@ def writing(
 class Writer:
     """Puts each piece of each recipe at its place in the file. Threads may share it.
 
-    losses: what codes of the checkpoint lost, by recipe, where they lost any.
-
     `read(name, expert)` gives a checkpoint tensor, `advance` is called with the bytes written: both from the thread
     that writes.
     """
@@ -146,6 +144,7 @@ class Writer:
 
     @property
     def losses(self) -> dict[str, Loss]:
+        """What codes of the checkpoint lost, by recipe, where they lost any."""
         found: dict[str, Loss] = {}
         for (recipe, _), loss in self._losses.items():
             if loss != NO_LOSS:

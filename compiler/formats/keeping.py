@@ -43,7 +43,7 @@ class Coding:
 
     def fits(self, format: WeightFormat) -> bool:
         """Whether `format` holds such codes, apart from what single codes and scales may add."""
-        if self.group is None or not format.has_codes:
+        if self.group is None or not format.has_codes or format.grouping.per_tensor:
             return False
         size, grid = format.grouping.size, format.grid
         if (self.group % size if size else self.group) != 0:

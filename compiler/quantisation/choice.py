@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.core.ops.table import Array
-from dsv3c.compiler.formats import coded
+from dsv3c.compiler.formats import coded, keeping
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.grids import Grid
 from dsv3c.compiler.formats.grouping import Grouping
@@ -84,7 +84,7 @@ def round_weight(
 
     Raises OutOfRange where a code with its scale would be infinity.
     """
-    if format.keeps_fp8 or coded.is_coded(w.dtype):
+    if format.keeps_fp8 or (coded.is_coded(w.dtype) and keeping.holds(w, format)):
         # Codes of the checkpoint stay as they are, and blocks of fp8 are no groups of a row.
         kept = sparse(as_float32(w), threshold, format.grouping.size) if threshold else w
         return quantize(kept, format), [Outcome(NEAREST, 0.0, 0.0)]
