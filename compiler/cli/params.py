@@ -22,7 +22,7 @@ FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
     "intB-channel or intB-channel-asym with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
-METHODS = ("rtn", "search", "gptq", "auto")  # of quantisation.choice
+METHODS = ("rtn", "search", "gptq", "qronos", "auto")  # as quantisation.choice has them, which takes numpy
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
