@@ -15,12 +15,12 @@ from dsv3c.runtime.cli.params import PATH
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What people call the formats, beside the full names.
-SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "int2": "int2-g16"}
+SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "nf4": "nf4-g64", "int2": "int2-g16"}
 SHORT_NAMES |= {f"int{bits}": f"int{bits}-g32" for bits in (6, 5, 4, 3)}
 # As the table of formats lists them, which takes numpy; help is to come at once.
 FORMAT_HELP = (
     "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
-    "intB-channel or intB-channel-asym with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
+    "intB-channel, intB-channel-asym, mxfp4 or nf4-gG with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
 METHODS = ("rtn", "search", "gptq", "qronos", "auto")  # as quantisation.choice has them, which takes numpy
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -84,7 +84,8 @@ def model_options(command: Command) -> Command:
             metavar="FORMAT",
             default="int8",
             show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16, "
+            "nf4 -g64.",
         ),
         click.option(
             "--head-quant",

@@ -18,7 +18,8 @@ def padded_k(k: int, group: int) -> int:
 class Grouping:
     """A scale for each output channel (size 0), or for each `size` weights of it along K, the last axis.
 
-    scale: IR dtype of the scales. zero: IR dtype of the codes that stand for 0 in each group; None: the grid says it.
+    scale: element type of the scales; "e8m0" is a power of two, stored as its exponent. zero: IR dtype of the codes
+    that stand for 0 in each group; None: the grid says it.
     per_tensor: the channels of a matrix [N, K] all have the same scale and zero (size 0), stored for each of them.
     """
 
@@ -26,6 +27,11 @@ class Grouping:
     scale: str = "f32"
     zero: str | None = None
     per_tensor: bool = False
+
+    @property
+    def stored_scale(self) -> str:
+        """IR dtype that scales are stored as."""
+        return "u8" if self.scale == "e8m0" else self.scale
 
     @property
     def activations(self) -> int:

@@ -90,6 +90,8 @@ def _require_finite(values: Array, format: WeightFormat) -> None:
     """Raises OutOfRange for an infinity. Types of two bytes are looked at as integers, many times as fast."""
     if values.size == 0:
         return
+    if values.dtype == NUMPY_DTYPES["e8m0"]:
+        values = values.astype(np.float32)
     infinity = _INFINITY.get(values.dtype)
     if infinity is None:
         finite = bool(np.isfinite(values).all())

@@ -106,7 +106,7 @@ def _matrix_extremes(rows: Array, per_matrix: int) -> tuple[Array, Array]:
     return np.repeat(low.min(axis=1), per_matrix)[:, None], np.repeat(high.max(axis=1), per_matrix)[:, None]
 
 
-def _lengthen(exact: Array, scale: Array, divisor: Array) -> None:
+def lengthen(exact: Array, scale: Array, divisor: Array) -> None:
     """Round up the scales [N, KG] of which rounding took so much that the largest code would not reach its weight.
 
     Below the normal numbers of float16 a scale has few bits, and none below 3e-8: its whole group would become zero.
@@ -142,7 +142,7 @@ def _round_groups(
     exact = _exact_scale(grid, low, high, zero is not None)
     scale[...] = exact
     divisor = scale.astype(np.float32)
-    _lengthen(exact, scale, divisor)
+    lengthen(exact, scale, divisor)
     divisor[divisor == 0] = np.inf  # a group of zeros: every code is the zero point
     rounded = values / divisor[..., None]
     np.rint(rounded, out=rounded)

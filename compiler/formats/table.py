@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats import float_rounding, mx
 from dsv3c.compiler.formats import rounding as methods
-from dsv3c.compiler.formats.grids import E4M3, Grid, Integers, PlainFloats
+from dsv3c.compiler.formats.grids import E2M1, E4M3, NF4, Grid, Integers, PlainFloats
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.packings import Dense, Elements, Packing, Planes, Signed
 from dsv3c.compiler.formats.rounding import Rounding
@@ -105,7 +106,7 @@ class WeightFormat:
 
 
 GROUPS = (16, 32, 64, 128)
-_BITS = {"f32": 32, "f16": 16, "u8": 8}
+_BITS = {"f32": 32, "f16": 16, "e8m0": 8, "u8": 8}
 # How integers of so many bits are stored; ONNX Runtime has operators for 8, 4 and 2.
 _INTEGERS: Mapping[int, Mapping[str, Packing]] = {
     8: {"rows16": Planes((8,)), "nbits": Dense(8)},
@@ -140,6 +141,18 @@ def _integers(bits: int) -> Iterator[WeightFormat]:
             )
 
 
+def _nf4(size: int) -> WeightFormat:
+    return WeightFormat(
+        f"nf4-g{size}",
+        NF4(),
+        {"rows16": Planes((4,))},
+        Grouping(size, "f16"),
+        float_rounding.nearest_float,
+        head="int8",
+        embedding="bfloat16",
+    )
+
+
 _ROWS = (
     _plain("float32", "f32"),
     _plain("float16", "f16"),
@@ -155,6 +168,17 @@ _ROWS = (
         embedding="bfloat16",
     ),
     *(row for bits in _INTEGERS for row in _integers(bits)),
+    WeightFormat(
+        "mxfp4",
+        E2M1(),
+        {"rows16": Planes((4,))},
+        Grouping(mx.GROUP, "e8m0"),
+        float_rounding.mx_groups,
+        integer_products=True,
+        head="int8",
+        embedding="bfloat16",
+    ),
+    *map(_nf4, GROUPS),
 )
 
 FORMATS: Mapping[str, WeightFormat] = {row.name: row for row in _ROWS}

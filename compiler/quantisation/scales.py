@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.float_rounding import nearest_float
 from dsv3c.compiler.formats.grids import Grid, Integers
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import nearest
@@ -41,9 +42,9 @@ def rounded(w: Array, scales: Scales, grid: Grid) -> Array:
 
 
 def inverse(scale: Array) -> Array:
-    """1 / scale as f32, 0 for 0."""
+    """1 / scale as f32; 0 for 0 and for what is too small to divide by."""
     exact = scale.astype(np.float32)
-    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=exact != 0)
+    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=np.abs(exact) >= _SMALLEST_POWER)
     return found
 
 
@@ -54,7 +55,8 @@ def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scale
     """
     if grouping.per_tensor:
         one = _search(w.reshape(-1, 1), np.repeat(importance, w.shape[1]), grid, grouping)
-        return Scales(*(None if part is None else np.repeat(part, w.shape[1]) for part in one))
+        zero = None if one.zero is None else np.repeat(one.zero, w.shape[1])
+        return Scales(np.repeat(one.scale, w.shape[1]), zero)
     step = max(1, _CHUNK_ELEMENTS // max(1, w.shape[0]))
     parts = [_search(w[:, at : at + step], importance, grid, grouping) for at in range(0, w.shape[1], step)]
     zero = None if grouping.zero is None else np.concatenate([part.zero for part in parts if part.zero is not None])
@@ -83,10 +85,9 @@ def _search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scal
 
 def by_extremes(w: Array, grid: Grid, grouping: Grouping) -> Scales:
     """The stored scales of groups w [G, M] as rounding to nearest has them."""
-    if isinstance(grid, Integers):
-        _, scale, zero = nearest(np.ascontiguousarray(w.T), grid, grouping)
-        return Scales(scale[:, 0], None if zero is None else zero[:, 0].astype(np.float32))
-    return stored(Scales(np.abs(w).max(axis=0) / np.float32(grid.largest(False)), None), grouping)
+    rounding = nearest if isinstance(grid, Integers) else nearest_float
+    _, scale, zero = rounding(np.ascontiguousarray(w.T), grid, grouping)
+    return Scales(scale[:, 0], None if zero is None else zero[:, 0].astype(np.float32))
 
 
 def stored(scales: Scales, grouping: Grouping) -> Scales:

@@ -209,3 +209,10 @@ def f32_to_bf16_pair(low: Expr, high: Expr, lanes: int) -> Expr:
 def f16_to_f32(x: Expr, lanes: int) -> Expr:
     """float16 -> float32, exact; one instruction on every level we build for."""
     return T.Cast(typed("float32", lanes), x)
+
+
+def e8m0_to_f32(codes: Expr, lanes: int) -> Expr:
+    """Exponents uint8 of powers of two, 127 for one and none of them 255 -> float32, exact."""
+    bits = T.shift_left(T.Cast(typed("int32", lanes), codes), splat(T.int32(23), lanes))
+    least = splat(T.int32(1 << 22), lanes)  # 2^-127, which is subnormal
+    return T.reinterpret(typed("float32", lanes), T.max(bits, least))

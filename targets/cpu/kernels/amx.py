@@ -24,7 +24,7 @@ from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile
 from dsv3c.targets.cpu.kernels.frame import Buffer, local, stack
-from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
+from dsv3c.targets.cpu.kernels.vector import f32, load, store
 from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads
 
 Expr = Any
@@ -163,7 +163,7 @@ def _load_codes(w: Weight, unpacked: Buffer, block: int, start: Expr, column: Ex
         tiles.load_tile(tiles.CODES[block], w.data, at, tiles.BYTES)
         return
     first = block * tiles.ROWS
-    for i, codes in enumerate(columns_quads(w, start, column, depth)):
+    for i, codes in enumerate(w.integers(columns_quads(w, start, column, depth))):
         store(unpacked, first + i, T.reinterpret("uint8x64", codes), 1)
     tiles.load_tile(tiles.CODES[block], unpacked, first, tiles.BYTES)
 
@@ -190,15 +190,15 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: StepRows, m
     grouping = w.format.grouping
     groups = grouping.padded_k(w.k) // grouping.activations
     places = [w.group_start(start, g) for start in scale_starts]
-    scales = [T.bind(load_f32(w.scale, at, LANES, grouping.scale)) for at in places if grouping.size]
+    scales = [T.bind(w.scales(at)) for at in places if grouping.size]
     zeros = [T.bind(T.Cast("int32x16", load(w.zero, at, LANES))) for at in places if w.zero is not None]
     with T.serial(0, rows.count) as row:
         at = T.bind(rows.index[row] * groups + g)
-        x_scale = T.bind(T.broadcast(x.scale[at], LANES))
+        x_scale = T.bind(T.broadcast(w.scaled(x.scale[at]), LANES))
         total = T.bind(0 - x.sum[at])
         for block in range(len(scale_starts)):
             place = block * STEP_ROWS + row
-            zero = w.format.zero_point
+            zero = w.integer_zero
             offset = zeros[block] * T.broadcast(total, LANES) if zeros else T.broadcast(total * zero, LANES)
             exact = T.Cast("float32x16", memory.products[place] + offset)
             factor = scales[block] * x_scale if scales else x_scale

@@ -20,6 +20,7 @@ from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla
+from dsv3c.targets.cpu.kernels.coded import coded_dot
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
 from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns, quads
@@ -83,10 +84,13 @@ def dot_tile(
             store(buffer, part, f32(0, level.lanes), level.lanes)
     starts = [w.start(block) for block in blocks]
     x_starts = [T.bind(x.view.start(row, head)) for row, head in rows]
-    if not w.format.integer_products:
+    if not w.format.has_codes:
         _float_dot(level, w, x, starts, x_starts, tile)
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
+    if not w.format.integer_products:
+        coded_dot(level, w, x.data, starts, scale_starts, x_starts, sums)
+        return tile
     _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
     return tile
 
@@ -203,13 +207,13 @@ def _integer_dot(
         else:
             _dot_words(level, w, x, g, starts, x_starts, sums)
         for row, scale in enumerate(scales):
-            x_scale = T.bind(T.broadcast(x.scale[scale + g], lanes))
+            x_scale = T.bind(T.broadcast(w.scaled(x.scale[scale + g]), lanes))
             for block in range(len(starts)):
                 for part in parts:
                     factor = x_scale
                     if grouping.size:
                         at = w.group_start(scale_starts[block], g) + part
-                        factor = load_f32(w.scale, at, lanes, grouping.scale) * x_scale
+                        factor = w.scales(at, lanes) * x_scale
                     exact = T.Cast(f"float32x{lanes}", load(sums[block][row], part, lanes))
                     _accumulate(tile.sums[block][row], part, exact, factor, lanes)
     if grouping.size:
@@ -234,7 +238,7 @@ def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, t
     """-zero point * total of one part of a block as int32 lanes: what an integer sum of group g starts from."""
     lanes, taken = level.lanes, SIGN if _is_signed(level, w) else 0
     if w.zero is None:
-        return T.broadcast(total * (taken - w.format.zero_point), lanes)
+        return T.broadcast(total * (taken - w.integer_zero), lanes)
     at = w.group_start(scale_start, g) + part
     zero = T.Cast(f"int32x{lanes}", load(w.zero, at, lanes))
     return (zero - taken if taken else zero) * T.broadcast(0 - total, lanes)
@@ -336,6 +340,7 @@ def _is_signed(level: IsaLevel, w: Weight) -> bool:
 
 def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
     """Quads of codes as the level's products want them."""
+    codes = w.integers(codes, level.lanes)
     if _is_signed(level, w):
         sign = T.broadcast(T.uint32(SIGN * EACH), level.lanes)
         return [T.bind(T.bitwise_xor(quad, sign)) for quad in codes]

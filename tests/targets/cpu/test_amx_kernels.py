@@ -38,6 +38,7 @@ FORMATS = (
     "int4-g32-asym",
     "int5-g32",
     "int3-g16",
+    "mxfp4",
 )
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)

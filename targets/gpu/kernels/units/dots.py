@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from dsv3c.compiler.formats.grids import Integers
 from dsv3c.compiler.formats.packings import EACH
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
@@ -57,7 +58,7 @@ class IntegerDots:
     capability: str = INTEGER_DOT
 
     def serves(self, weight: WeightFormat) -> bool:
-        return weight.integer_products and weight.largest < SIGN
+        return isinstance(weight.grid, Integers) and weight.integer_products and weight.largest < SIGN
 
     def space(self) -> _Space:
         weights, rows = (shared(WORDS * STRIDE, "uint32") for _ in range(2))

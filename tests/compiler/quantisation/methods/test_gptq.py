@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.errors import StatisticsError
+from dsv3c.compiler.formats.float_rounding import nearest_float
 from dsv3c.compiler.formats.grids import Integers
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import nearest
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods.gptq import gptq
 from dsv3c.compiler.quantisation.methods.search import search
@@ -118,3 +120,18 @@ def test_a_factor_is_computed_once_for_matrices_with_the_same_inputs():
     _, inputs = problem(4, 2, 16)
     assert inputs.factor() is inputs.factor()
     assert inputs.factor(act_order=True) is not inputs.factor()
+
+
+@pytest.mark.parametrize("name", ["nf4-g64", "mxfp4", "fp8"])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_outputs_in_grids_of_floats_are_nearer_than_with_nearest(name, act_order):
+    format = WeightFormat.parse(name)
+    w, inputs = problem(5, 16, 75)
+    w[1] = 0
+    found = gptq(w, inputs, format.grid, format.grouping, act_order=act_order)
+    plainly = nearest_float(w, format.grid, format.grouping)
+    assert found.scale.dtype == plainly.scale.dtype and found.codes.shape == plainly.codes.shape
+    values = plain.decoded(found, format.grid, found.codes.shape[1])
+    assert not values[:, 75:].any() and not values[1].any()
+    ours, theirs = (plain.error(w, rounded, format.grid, inputs.gram) for rounded in (found, plainly))
+    assert ours < 0.7 * theirs

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from dsv3c.compiler.formats.grids import E4M3, Integers
+from dsv3c.compiler.formats.float_rounding import nearest_float
+from dsv3c.compiler.formats.grids import Integers
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import nearest
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods.search import search
 from tests.compiler.quantisation import plain
@@ -84,11 +86,13 @@ def test_inputs_that_matter_more_are_met_better():
     assert error[:8].mean() < 0.7 * error[8:].mean()
 
 
-def test_grids_of_floats_are_searched_too():
-    w, inputs = problem(3, 8, 64)
-    found = search(w, inputs, E4M3(), Grouping(32, "f16"))
-    first = np.abs(w.reshape(8, 2, 32)).max(axis=2) / np.float32(448)
-    scaled = (w.reshape(8, 2, 32) / first[..., None]).astype(np.float32)
-    plainly = (E4M3().values(E4M3().encode(scaled, None), None) * first[..., None]).reshape(8, 64)
-    ours = costs(w, found, E4M3(), inputs.importance)
-    assert (ours <= 1.001 * np.square(w - plainly) @ inputs.importance).all()
+@pytest.mark.parametrize("name", ["nf4-g64", "mxfp4", "fp8"])
+def test_no_row_of_floats_is_worse_than_with_nearest(name):
+    format = WeightFormat.parse(name)
+    w, inputs = problem(3, 8, 150)
+    w[1] = 0
+    found, plainly = search(w, inputs, format.grid, format.grouping), nearest_float(w, format.grid, format.grouping)
+    ours, theirs = (costs(w, rounded, format.grid, inputs.importance) for rounded in (found, plainly))
+    assert found.scale.dtype == plainly.scale.dtype
+    assert (ours <= theirs * 1.00001).all()
+    assert ours[1] == 0 and ours.sum() < 0.999 * theirs.sum()
