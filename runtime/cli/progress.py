@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 REFRESH_SECONDS = 0.2
+TELL_LEFT_AFTER = 5  # seconds of a stage
 
 
 class TerminalProgress:
@@ -68,12 +69,20 @@ class TerminalProgress:
     def _draw(self) -> None:
         if not self._name:
             return
+        seconds = time.perf_counter() - self._began
         share = f"  {min(self._done / self._total, 1):.0%}" if self._total else ""
-        text = f"{self._name}{share}  {time.perf_counter() - self._began:.0f} s"
+        text = f"{self._name}{share}  {seconds:.0f} s{self._left(seconds)}"
         text = text[: shutil.get_terminal_size().columns - 1]
         self._erase()
         self._write(text)
         self._drawn = len(text)
+
+    def _left(self, seconds: float) -> str:
+        """What is left, once that can be told: by what was done so far in this stage."""
+        if not 0 < self._done < self._total or seconds < TELL_LEFT_AFTER:
+            return ""
+        left = seconds * (self._total - self._done) / self._done
+        return f", {left:.0f} s left" if left < 90 else f", {left / 60:.0f} min left"
 
     def _erase(self) -> None:
         # Blanks, not an escape sequence: they work on every terminal.
