@@ -87,6 +87,15 @@ def plan_command(
             ("arena", size(report.arena_bytes), "what one step works in"),
         ],
     )
+    if report.calibration is not None:
+        section(
+            f"memory to calibrate it: about {size(report.calibration.memory_bytes)}",
+            [
+                ("text", f"{report.calibration.tokens} tokens", f"{report.calibration.sequences} sequences"),
+                ("method", report.calibration.method, "how weights become codes"),
+                ("disk", size(report.calibration.disk_bytes), "activations that memory has no room for"),
+            ],
+        )
     echo(_verdict(report.total_bytes, report.available_bytes))
 
 

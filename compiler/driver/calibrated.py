@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,7 @@ from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation.calibration import blas
 from dsv3c.compiler.quantisation.calibration.forward import Forward, Sequences
 from dsv3c.compiler.quantisation.calibration.stages import (
     Experts,
@@ -149,8 +153,10 @@ class _Rounder:
         for use in uses:
             format, logged = format_of(use.quantized.type), list[Outcome]()
             if format not in made:
-                with naming_range(piece, self._writer.given):
-                    made[format], logged = choice.round_weight(w, format, self._method, inputs, few, self._threshold)
+                with naming_range(piece, self._writer.given), _each(inputs) as each:
+                    made[format], logged = choice.round_weight(
+                        w, format, self._method, inputs, few, self._threshold, each
+                    )
                 self._add(use, expert, piece, logged)
             note = [outcome.noted() for outcome in logged]
             self._writer.write(*_stored(use, expert, piece, made[format]), note)
@@ -182,6 +188,16 @@ class _Rounder:
     def _part(self, piece: Value) -> str:
         leaf = next(leaf for leaf in topological_order([piece]) if leaf.op == "param")
         return part_of(str(leaf.attrs["name"]), self._layers)
+
+
+@contextmanager
+def _each(inputs: Sequence[MatrixInputs]) -> Iterator[choice.Each]:
+    """Goes through the matrices of a weight: side by side where each has inputs of its own."""
+    if len(inputs) < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool, blas.threads(1):
+        yield pool.map
 
 
 def _weights(stage: Stage) -> Iterator[Value]:

@@ -10,7 +10,8 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import kept, mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver import calibrated, kept, mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver.calibration_cost import CalibrationCost, cost
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -25,6 +26,7 @@ from dsv3c.runtime.progress import Progress, Silent
 class PlanReport:
     """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
 
+    calibration: what rounding by a text takes, None where no text is read.
     available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
     elsewhere: on a GPU, or on the CPU of another machine. quant_plan: where weights have formats of their own.
     """
@@ -37,6 +39,7 @@ class PlanReport:
     available_bytes: int
     notes: tuple[str, ...]
     quant_plan: QuantPlan | None = None
+    calibration: CalibrationCost | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -72,6 +75,7 @@ def plan_checkpoint(
     target: Target = targets.get(target_string.name).configured(target_string.options)
     pipeline.check_formats(options)
     pipeline.check_supported(options, target)
+    pipeline.check_method(options)
     source = Checkpoint.open(checkpoint)
     notes = source.notes + text_files.check(checkpoint, source.config)
     config, options = source.config, pipeline.settled(options, source, target)
@@ -86,6 +90,8 @@ def plan_checkpoint(
     planned = target.plan(lowered.entries, lowered.bounds)
     notes += kept.notes(source, planned.recipes)
     file = weights.lay_out(planned.recipes)
+    text = pipeline.read_calibration(checkpoint, options)
+    method = options.resolved_method
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
     return PlanReport(
         parts=model_parts(config, file),
@@ -96,6 +102,7 @@ def plan_checkpoint(
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=notes,
         quant_plan=quant_plan,
+        calibration=None if text is None else cost(calibrated.plan(lowered.entries), text, method, config),
     )
 
 

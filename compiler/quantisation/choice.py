@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -23,6 +23,10 @@ from dsv3c.compiler.quantisation.sparsity import Zeros, count_zeros, sparse
 NEAREST, SEARCH, AUTO = "rtn", "search", "auto"
 _CORRECTING = ("qronos",)  # methods that take the inputs of the float model beside those of the rounded one
 _SAMPLE = 128  # rows of a matrix that its error is measured on
+
+
+# As `map` of one function, or of a pool.
+Each = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 
 
 def method_names() -> tuple[str, ...]:
@@ -78,9 +82,10 @@ def round_weight(
     inputs: Sequence[MatrixInputs],
     few: str = "",
     threshold: float = 0.0,
+    each: Each = map,
 ) -> tuple[QTensor, list[Outcome]]:
     """w [..., N, K], float or coded. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
-    threshold: as sparsity.sparse takes it; errors are measured against w as it was.
+    threshold: as sparsity.sparse takes it; errors are measured against w as it was. each: goes through its matrices.
 
     Raises OutOfRange where a code with its scale would be infinity.
     """
@@ -90,13 +95,15 @@ def round_weight(
         return quantize(kept, format), [Outcome(NEAREST, 0.0, 0.0)]
     *leading, rows, columns = w.shape
     matrices = as_float32(w).reshape(-1, rows, columns)
-    made = []
-    for number, matrix in enumerate(matrices):
+
+    def one(number: int) -> tuple[QTensor, Outcome]:
         own = inputs[number if len(inputs) > 1 else 0]
-        kept = sparse(matrix, threshold, format.grouping.size)
+        kept = sparse(matrices[number], threshold, format.grouping.size)
         rounded, taken, reason = _round_matrix(kept, format, method, own, few)
-        outcome = _measured(matrix, rounded, own, taken, reason)
-        made.append((rounded, replace(outcome, zeros=count_zeros(rounded)) if threshold else outcome))
+        outcome = _measured(matrices[number], rounded, own, taken, reason)
+        return rounded, replace(outcome, zeros=count_zeros(rounded)) if threshold else outcome
+
+    made = list(each(one, range(len(matrices))))
 
     def joined(arrays: Sequence[Array]) -> Array:
         return np.stack(arrays).reshape(*leading, *arrays[0].shape)

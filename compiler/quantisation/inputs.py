@@ -14,6 +14,7 @@ Array = NDArray[Any]
 
 DAMPING = 0.01  # of the mean of the diagonal, as in GPTQ's own programs
 _MOST_DAMPING = 1.0
+_MOST_EXACT = 4096  # inputs of which the Hessian is factored in float64; several of larger ones would fill the memory
 
 
 class Factor(NamedTuple):
@@ -80,7 +81,7 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     without an inverse: the rows of its Cholesky factor of the inverse Hessian are those of R⁻¹.
     """
     size = gram.shape[0]
-    hessian = gram.astype(np.float64)
+    hessian: Array = gram.astype(np.float64 if size <= _MOST_EXACT else np.float32)
     hessian += hessian.T
     hessian *= 0.5
     diagonal = hessian.diagonal().copy()
@@ -102,7 +103,8 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
             damping = min(_MOST_DAMPING, max(damping, 1e-6) * 10)
     # R reversed in both axes is `lower`; carry[j, i] is R_ij / R_jj.
     root = lower.diagonal()[::-1].copy()
-    carry = np.ascontiguousarray(lower[::-1, ::-1].T.astype(np.float32))
+    carry = np.ascontiguousarray(lower[::-1, ::-1].T, np.float32)
+    del lower
     carry /= root[:, None].astype(np.float32)
     np.fill_diagonal(carry, 0)
-    return Factor(order, hessian.astype(np.float32), carry, (root * root).astype(np.float32))
+    return Factor(order, hessian.astype(np.float32, copy=False), carry, (root * root).astype(np.float32))

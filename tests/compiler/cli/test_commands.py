@@ -17,6 +17,7 @@ from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.driver.pipeline import CompileReport
 from dsv3c.compiler.formats.table import listed
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation.choice import method_names
 from dsv3c.runtime.cli.progress import NotesOnly
 
 
@@ -181,3 +182,7 @@ def test_every_need_of_a_target_is_known() -> None:
 
 def test_the_help_names_the_formats_of_the_table() -> None:
     assert listed() == params.FORMAT_HELP
+
+
+def test_the_command_line_has_the_methods_of_the_table() -> None:
+    assert method_names() == params.METHODS

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +19,14 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.pieces import part
-from dsv3c.compiler.driver import calibrated, pipeline, weights
+from dsv3c.compiler.driver import calibrated, calibration_cost, pipeline, weights
 from dsv3c.compiler.driver.rounding_log import RoundingLog
+from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import BadOptionError, NoTokenizerError
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation.calibration import forward, store
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods import METHODS
@@ -303,3 +306,49 @@ def test_a_search_needs_no_text(
         found[method] = (report.out / "weights.safetensors").read_bytes()  # type: ignore[operator]
     assert found["rtn"] != found["search"]
     assert len(found["rtn"]) == len(found["search"])
+
+
+def test_what_it_will_take_is_told_beforehand(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("words and more words, " * 200)
+    options = CompileOptions(quant="int4-g32", method="gptq", calibration=tmp_path / "text.txt")
+    found = plan_checkpoint(checkpoint, options).calibration
+    assert found is not None
+    assert (found.tokens, found.sequences, found.method, found.disk_bytes) == (4400, 9, "gptq", 0)
+    twice = plan_checkpoint(checkpoint, replace(options, method="qronos")).calibration
+    assert twice is not None and twice.memory_bytes > found.memory_bytes
+    monkeypatch.setattr(store, "MEMORY_BYTES", 1 << 20)
+    filed = plan_checkpoint(checkpoint, options).calibration
+    assert filed is not None and filed.disk_bytes > 1 << 20
+    assert plan_checkpoint(checkpoint, CompileOptions(quant="int4-g32")).calibration is None
+
+
+def test_what_is_told_of_activations_is_what_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered = Checkpoint.open(checkpoint)
+    graphs = pipeline.lower(lowered.config, lowered.shapes, CompileOptions(quant="int4-g32"), targets.get("x86"))
+    plan = calibrated.plan(graphs.entries)
+    sequences = [np.arange(n, dtype=np.int32) for n in (70, 33)]
+    least = [store.MEMORY_BYTES]
+
+    class Watched(store.Store):
+        def make(self, *args: Any) -> Any:
+            made = super().make(*args)
+            least[0] = min(least[0], self._left)
+            return made
+
+    monkeypatch.setattr(forward, "Store", Watched)
+    source = Checkpoint.open(checkpoint)
+
+    def evaluate(value: Value) -> Any:
+        def given(leaf: Value) -> Any:
+            name, expert = str(leaf.attrs["name"]), leaf.attrs.get("expert")
+            return source.read(name) if expert is None else source.part(name, int(expert))  # type: ignore[arg-type]
+
+        return ops.evaluate([value], given)[0]
+
+    run = forward.Forward(
+        plan.main.graph, [forward.Sequences(sequences, {})], evaluate, lambda *given: lambda: None, lambda k: 0
+    )
+    run.run(plan.main.stages, lambda *given: None)
+    assert store.MEMORY_BYTES - least[0] == calibration_cost.kept_bytes(plan.main, sequences)[0]
