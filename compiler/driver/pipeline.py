@@ -197,6 +197,8 @@ def compile_checkpoint(
             (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        if quant_plan is not None:
+            manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
         if log.entries:
             manifest["quantization"] |= _rounding(log, text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
@@ -322,7 +324,8 @@ def _keeps_fp8(options: CompileOptions) -> bool:
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
-    return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
+    formats = options.quant if options.quant_plan is None else "mixed"
+    return Path("artifacts") / f"{checkpoint.resolve().name}-{formats}-{options.target.split(':')[0]}"
 
 
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
