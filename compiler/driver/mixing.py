@@ -61,6 +61,12 @@ def settled(
     return options, QuantPlan(_rows(weights, options, target), {"from": path.name})
 
 
+def keeps_fp8(options: CompileOptions) -> bool:
+    """Whether codes of a checkpoint are to be kept for a weight; others are decoded when they are rounded."""
+    names = {options.resolved_quant, *options.formats.values()}
+    return any(WeightFormat.parse(name).keeps_fp8 for name in names)
+
+
 def described(graphs: Mapping[str, Graph], options: CompileOptions, target: Target) -> QuantPlan:
     """The plan of options that are settled."""
     return QuantPlan(_rows(weights_of(graphs.values()), options, target), {})

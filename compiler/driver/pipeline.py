@@ -177,7 +177,7 @@ def compile_checkpoint(
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        read = source.coded if _keeps_fp8(options) else _reader(source)
+        read = source.coded if mixing.keeps_fp8(options) else _reader(source)
         with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
             if begun_with.nbytes:
                 share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
@@ -315,12 +315,6 @@ def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path)
     for name in options.emit:
         if name in emission.checks:
             emission.checks[name](checkpoint)
-
-
-def _keeps_fp8(options: CompileOptions) -> bool:
-    """Whether codes of a checkpoint are to be kept for a weight; others are decoded when they are rounded."""
-    names = {options.resolved_quant, *options.formats.values()}
-    return any(WeightFormat.parse(name).keeps_fp8 for name in names)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
