@@ -179,7 +179,26 @@ class TensorDtypeError(CheckpointError):
 
 
 class MissingScaleError(CheckpointError):
-    message = "{path}: {tensor!r} is stored as F8_E4M3 but {reason}"
+    message = "{path}: {tensor!r} is stored as {found} but {reason}"
+
+
+class UnknownQuantisationError(CheckpointError):
+    message = "{path}: quantization_config has the quant_method {method}, which cannot be read"
+    hint = "known: {known}; or give the checkpoint that it was made from"
+
+
+class LeftOutError(CheckpointError):
+    message = "{path}: {tensor!r} is quantised, but quantization_config leaves out {module}: {entry}"
+    hint = "config.json and the weights are not of the same checkpoint: download both again"
+
+
+class GroupIndexError(CheckpointError):
+    message = "{path}: {tensor!r} puts column {column} into group {found}, expected one from 0 to {highest}"
+
+
+class ZeroPointError(CheckpointError):
+    message = "{path}: {tensor!r} is {found} at {position}, expected a number from 0 to {highest}"
+    hint = "programs disagree on how such a point is read; quantise again, without it (GPTQ: checkpoint_format gptq_v2)"
 
 
 class StrayScaleError(CheckpointError):
@@ -322,6 +341,21 @@ class NotTunableError(Dsv3cError):
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"
+
+
+class NoLocalTargetError(Dsv3cError):
+    message = "nothing can be compiled for this machine's CPU, to compare with: {reason}"
+    hint = "compile elsewhere, and compare artifacts that this machine runs"
+
+
+class SweepFileError(Dsv3cError):
+    message = "{path} is no table of `dsv3c eval --sweep`: {reason}"
+    hint = "name another file with -o; nothing is overwritten that is not such a table"
+
+
+class SweepDiffersError(Dsv3cError):
+    message = "{path} has figures of {what}"
+    hint = "name another file with -o, or remove it"
 
 
 class StatisticsError(Dsv3cError):

@@ -11,11 +11,13 @@ from pathlib import Path
 from dsv3c.compiler.errors import BadOptionError
 
 PAGE_SIZE = 16
+CACHE_DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MAX_BOUND = 1 << 16  # tokens, rows or sequences of one step
 AUTO = "auto"  # for `quant`: the format of each weight is chosen by what it costs
 _AUTO_REST = "int8"  # what goes with it where a format of its own is not chosen
 CALIBRATION_TOKENS = 1 << 15
 LEAST_CALIBRATION_TOKENS = 1 << 10
+MAX_SPARSITY_THRESHOLD = 4.0  # of a group's root mean square: hardly a weight reaches that
 
 
 def debug_level() -> int:
@@ -34,12 +36,18 @@ class CompileOptions:
     the linear weights, the language model head, the embedding; None takes the default that goes with `quant`. `quant`
     may be "auto": then target_bpw, bits for each linear weight, or max_size, bytes of the weights file, is the budget.
     quant_plan: a file with the formats of single weights. formats: what came of either, by the names of weights.
-    cache_dtype: f32, f16 or bf16, as far as the target has it. max_tokens, max_rows, max_sequences: bounds of one step.
-    method: how weights become codes (quantisation.choice), None for the default. calibration: a text that weights are
-    rounded for and formats measured on, of which at most calibration_tokens count; None: where one is wanted, ours.
-    stop_after: name of the pass to stop at; dump_to: folder for the graph after each pass. overwrite: replace an
-    existing artifact. restart: discard what an interrupted run with other options left. emit: further forms of the
-    artifact to write beside it, by the names that the target gives them.
+    kept: formats that keep the codes of a checkpoint that is quantised, by the names of its tensors, before `quant`;
+    None takes all that the target has.
+    cache_dtype: f32, f16, bf16, int8 or fp8, as far as the target has it.
+    max_tokens, max_rows, max_sequences: bounds of one step.
+    method: how weights become codes (quantisation.choice), None for the default.
+    calibration: a text that weights are rounded for and formats measured on, of which at most calibration_tokens count;
+    None: where one is wanted, ours.
+    sparsity_threshold: weights below that part of the root mean square of their group become 0 before they are rounded.
+    stop_after: name of the pass to stop at. dump_to: folder for the graph after each pass.
+    overwrite: replace an existing artifact. restart: discard what an interrupted run with other options left.
+    emit: further forms of the artifact to write beside it, by the names that the target gives them.
+    measure: a text on which the artifact is measured. measure_against: the artifact or checkpoint it is compared with.
     """
 
     target: str = "x86"
@@ -53,11 +61,15 @@ class CompileOptions:
     method: str | None = None
     calibration: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
+    sparsity_threshold: float = 0.0
     stop_after: str | None = None
     dump_to: Path | None = None
     overwrite: bool = False
     restart: bool = False
     emit: tuple[str, ...] = ()
+    measure: Path | None = None
+    measure_against: Path | None = None
+    kept: Mapping[str, str] | None = field(default_factory=dict, hash=False)
     quant_plan: Path | None = None
     target_bpw: float | None = None
     max_size: int | None = None
@@ -68,11 +80,18 @@ class CompileOptions:
             if not 1 <= getattr(self, name) <= MAX_BOUND:
                 expected = f"a number from 1 to {MAX_BOUND}"
                 raise BadOptionError(option=name, value=getattr(self, name), expected=expected)
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            expected = f"{', '.join(CACHE_DTYPES[:-1])} or {CACHE_DTYPES[-1]}"
+            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected=expected)
         if self.calibration_tokens < LEAST_CALIBRATION_TOKENS:
             expected = f"{LEAST_CALIBRATION_TOKENS} or more"
             raise BadOptionError(option="calibration_tokens", value=self.calibration_tokens, expected=expected)
-        if self.cache_dtype not in (None, "f32", "f16", "bf16"):
-            raise BadOptionError(option="cache_dtype", value=self.cache_dtype, expected="f32, f16 or bf16")
+        if not 0 <= self.sparsity_threshold <= MAX_SPARSITY_THRESHOLD:
+            expected = f"a number from 0 to {MAX_SPARSITY_THRESHOLD}"
+            raise BadOptionError(option="sparsity_threshold", value=self.sparsity_threshold, expected=expected)
+        if self.measure_against is not None and self.measure is None:
+            given, expected = str(self.measure_against), "none where there is no text to measure"
+            raise BadOptionError(option="measure_against", value=given, expected=expected)
         self._check_budget()
 
     def _check_budget(self) -> None:
@@ -117,13 +136,8 @@ class CompileOptions:
     def to_dict(self) -> dict[str, object]:
         """What goes into the manifest: every option that changes the artifact."""
         kept = asdict(self)
-        for name in (
-            "stop_after",
-            "dump_to",
-            "overwrite",
-            "restart",
-            "formats",
-        ):  # formats are a part of the quantisation
+        transient = ("stop_after", "dump_to", "overwrite", "restart", "measure", "measure_against")
+        for name in (*transient, "formats"):  # formats are a part of the quantisation
             del kept[name]
         for name in ("calibration", "quant_plan"):
             kept[name] = kept[name] and kept[name].name

@@ -3,8 +3,8 @@
     linear(%x, %w)  ->  linear(%x, quantize(%w) {"format": "int4-g32"})
 
 The language model head (the product that is the result `logits`) and the embedding (a gather from a weight) have their
-own formats, and so has each weight that is named. The router's weight stays float32: one wrong expert costs more than
-all its rounding saves.
+own formats, and so has each weight that is named. What a checkpoint has in codes can have the format that keeps these.
+The router's weight stays float32: one wrong expert costs more than all its rounding saves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import Graph, Value, is_weight
+from dsv3c.compiler.core.ir import Graph, Value, is_weight, topological_order
 from dsv3c.compiler.core.weight_names import EMBEDDING, HEAD, weight_name
+from dsv3c.compiler.formats.table import WeightFormat
 
 # Operation -> positions of its operands that are matrices [..., N, K] multiplied along K.
 MATRIX_OPERANDS: Mapping[str, tuple[int, ...]] = {
@@ -45,12 +46,14 @@ class Operand:
 
 @dataclass(frozen=True)
 class Quantise:
-    """weights, head, embedding: formats by name, see formats.table. named: those of single weights, by their names."""
+    """weights, head, embedding: formats by name, see formats.table. named: those of single weights, by their names.
+    kept: formats that keep the codes of a checkpoint, by the names of its tensors: before `weights` and `head`."""
 
     weights: str
     head: str
     embedding: str
     named: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
     name: ClassVar[str] = "quantise"
     phase: ClassVar[str] = "kernel"
 
@@ -65,8 +68,30 @@ class Quantise:
         return graph.map(visit), len(found)
 
     def _format(self, operand: Operand) -> str:
-        by_role = {HEAD: self.head, EMBEDDING: self.embedding, ROUTER: "float32", LINEAR: self.weights}
-        return by_role[operand.role] if operand.role == ROUTER else self.named.get(operand.name, by_role[operand.role])
+        if operand.role == ROUTER:
+            return "float32"
+        if operand.name in self.named:
+            return self.named[operand.name]
+        if operand.role == EMBEDDING:
+            return self.embedding
+        return keeping_format(operand.weight, self.kept) or (self.head if operand.role == HEAD else self.weights)
+
+
+def keeping_format(weight: Value, kept: Mapping[str, str]) -> str | None:
+    """The format that keeps the codes of all tensors a weight is made of, by the format of each; of stacked experts
+    alone where there are any, as pieces are cut along them. None when there is none."""
+    order = topological_order([weight])
+    names = [str(leaf.attrs["name"]) for leaf in order if leaf.op == "param"]
+    formats = {kept.get(name) for name in [name for name in names if "*" in name] or names}
+    if len(formats) != 1 or (format := formats.pop()) is None:
+        return None
+    return None if turned(weight) and not WeightFormat.parse(format).keeps_fp8 else format  # whose blocks are square
+
+
+def turned(weight: Value) -> bool:
+    """Whether columns of the tensors it is made of are rows of it, so that groups of columns lie across."""
+    turns = (value for value in topological_order([weight]) if value.op == "transpose")
+    return any(value.attrs["axes"][-1] != len(value.shape) - 1 for value in turns)  # type: ignore[index]
 
 
 def operands(graph: Graph) -> Iterator[Operand]:

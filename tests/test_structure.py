@@ -33,7 +33,7 @@ TARGET_LAYERS = (
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
 BOUNDED_FILES = "dsv3c.runtime.artifact.jsonfile"  # nor is a plan that a person gives
 BASE = "dsv3c.runtime.errors"  # of all errors
-TEXT = ("dsv3c.runtime.text.tokenizer",)  # texts for calibration become tokens as prompts do
+TEXT = ("dsv3c.runtime.text.tokenizer", BASE)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
 STORED = tuple(f"dsv3c.runtime.artifact.{name}" for name in ("plan", "plan_reader", "costs", "dispatches", "weights"))
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import model_options
+from dsv3c.compiler.cli.params import compile_options, model_options
 from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
@@ -53,11 +53,10 @@ def plan_command(
     from dsv3c.compiler.cli import plan_chart
     from dsv3c.compiler.driver.size_report import plan_checkpoint
     from dsv3c.compiler.driver.workplace import write_whole
-    from dsv3c.compiler.options import CompileOptions
     from dsv3c.compiler.quantisation import quant_plan
     from dsv3c.runtime.cli.progress import terminal_progress
 
-    chosen = CompileOptions(**options)
+    chosen = compile_options(options)
     if plot is not None:
         plan_chart.check_plot(plot)
     if write_plan is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from dsv3c.compiler.core.pieces import Piece, part
 from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.weights import Writer, naming_range, quantized_in
+from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice
@@ -89,10 +90,11 @@ def write(
     method: str,
     config: ModelConfig,
     folder: Path,
+    threshold: float = 0.0,
 ) -> RoundingLog:
-    """Write all that the plan rounds. folder: for activations that do not fit into memory."""
+    """Write all that the plan rounds. folder: for activations that do not fit into memory. threshold: as in choice."""
     log = RoundingLog(method)
-    rounder = _Rounder(writer, planned, method, log, config.num_hidden_layers)
+    rounder = _Rounder(writer, planned, method, log, config.num_hidden_layers, threshold)
     models = 2 if choice.corrects(method) else 1
     sequences = [Sequences(text.sequences, {})] * models
 
@@ -117,12 +119,19 @@ class _Rounder:
     """Rounds weights, and writes them wherever a recipe stores them."""
 
     def __init__(
-        self, writer: Writer, planned: CalibrationPlan, method: str, log: RoundingLog, num_hidden_layers: int
+        self,
+        writer: Writer,
+        planned: CalibrationPlan,
+        method: str,
+        log: RoundingLog,
+        num_hidden_layers: int,
+        threshold: float,
     ) -> None:
         self._writer = writer
         self._method = method
         self._log = log
         self._layers = num_hidden_layers
+        self._threshold = threshold
         calibrated = [each for each in (planned.main, planned.mtp) if each is not None]
         weights = {weight for each in calibrated for stage in each.stages for weight in _weights(stage)}
         self._uses = _uses(writer.file.recipes, weights)
@@ -141,11 +150,11 @@ class _Rounder:
             format, logged = format_of(use.quantized.type), list[Outcome]()
             if format not in made:
                 with naming_range(piece, self._writer.given):
-                    made[format], logged = choice.round_weight(w, format, self._method, inputs, few)
+                    made[format], logged = choice.round_weight(w, format, self._method, inputs, few, self._threshold)
                 self._add(use, expert, piece, logged)
-            note = [astuple(outcome) for outcome in logged]
+            note = [outcome.noted() for outcome in logged]
             self._writer.write(*_stored(use, expert, piece, made[format]), note)
-        return lambda: next(iter(made.values())).dequantize()
+        return lambda: next((codes.dequantize() for codes in made.values()), as_float32(w))
 
     def _kept(
         self, uses: Sequence[_Use], expert: int | None, weight: Value, piece: Value
@@ -157,12 +166,13 @@ class _Rounder:
         if plain is None or places[plain].value.op != "pack" or any(note is None for note in notes):
             return None
         for use, note in zip(uses, notes, strict=True):
-            self._add(use, expert, piece, [Outcome(*each) for each in note])
+            self._add(use, expert, piece, [Outcome.of(each) for each in note])
         for place in places:
             self._writer.write(place, {})
         return lambda: self._writer.read_back(places[plain])
 
     def _add(self, use: _Use, expert: int | None, piece: Value, outcomes: Sequence[Outcome]) -> None:
+        self._log.count(outcomes)
         self._log.add(use.recipe, (expert or 0) * len(outcomes), self._part(piece), outcomes)
 
     def saw(self, experts: Experts, tokens: list[int]) -> None:

@@ -18,7 +18,7 @@ from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.compiler.quantisation import quant_plan
 from dsv3c.compiler.quantisation.allocation import Choice, allocate
 from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan, Weight
-from dsv3c.passes.quantise import LINEAR, ROUTER, Operand, operands
+from dsv3c.passes.quantise import LINEAR, ROUTER, Operand, keeping_format, operands
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress
 
@@ -59,12 +59,6 @@ def settled(
     return options, QuantPlan(_rows(weights, options, target), {"from": path.name})
 
 
-def keeps_fp8(options: CompileOptions) -> bool:
-    """Whether codes of a checkpoint are to be kept for a weight; others are decoded when they are rounded."""
-    names = {options.resolved_quant, *options.formats.values()}
-    return any(WeightFormat.parse(name).keeps_fp8 for name in names)
-
-
 def described(graphs: Mapping[str, Graph], options: CompileOptions, target: Target) -> QuantPlan:
     """The plan of options that are settled."""
     return QuantPlan(_rows(weights_of(graphs.values()), options, target), {})
@@ -99,7 +93,8 @@ def _rows(
     }
 
     def row(weight: Weight) -> PlannedWeight:
-        format = options.formats.get(weight.name, by_role[weight.role])
+        keeping = None if weight.role == EMBEDDING else keeping_format(weight.recipes[0], options.kept or {})
+        format = options.formats.get(weight.name) or keeping or by_role[weight.role]
         cost = found.by_weight.get(weight.name, {}).get(format) if found else None
         return PlannedWeight(weight, format, weight.nbytes(WeightFormat.parse(format), target.layout), cost)
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from dsv3c.compiler.quantisation.choice import Outcome
+from dsv3c.compiler.quantisation.sparsity import NO_ZEROS, Zeros
 
 SHOWN = 64  # fallbacks that the manifest names; the side file has all
 
@@ -36,12 +37,24 @@ class RoundingLog:
     asked: str
     entries: list[Entry] = field(default_factory=list)
     experts: dict[str, list[int]] = field(default_factory=dict)  # tokens that each expert of a layer saw
+    zeros: Zeros = NO_ZEROS  # where small weights were set to 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, recipe: str, first: int, part: str, outcomes: Sequence[Outcome]) -> None:
         found = [Entry(recipe, first + number, part, outcome) for number, outcome in enumerate(outcomes)]
         with self._lock:
             self.entries += found
+
+    def count(self, outcomes: Sequence[Outcome]) -> None:
+        """What of weights stands for 0."""
+        for outcome in outcomes:
+            with self._lock:
+                self.zeros = self.zeros.plus(outcome.zeros or NO_ZEROS)
+
+    def sparsity(self) -> dict[str, Any]:
+        """For the manifest."""
+        weights, zero_weights, groups, zero_groups = self.zeros
+        return {"zero_weights": _relative(zero_weights, weights), "groups": groups, "zero_groups": zero_groups}
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
@@ -65,6 +78,10 @@ class RoundingLog:
     def notes(self) -> list[str]:
         """Short sentences for the user."""
         found = []
+        if self.zeros.weights:
+            weights, zero_weights, groups, zero_groups = self.zeros
+            share = f"{zero_weights / weights:.1%} of the weights are 0, and {zero_groups} of {groups} groups entirely"
+            found.append(f"{share}: that saves neither memory nor time")
         fallbacks = self._fallbacks()
         if fallbacks:
             first = fallbacks[0]

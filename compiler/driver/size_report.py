@@ -10,7 +10,7 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver import checks, kept, mixing, pipeline, text_files, weights
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -70,11 +70,11 @@ def plan_checkpoint(
     """
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
-    pipeline.check_formats(options)
-    pipeline.check_supported(options, target)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
     source = Checkpoint.open(checkpoint)
     notes = source.notes + text_files.check(checkpoint, source.config)
-    config = source.config
+    config, options = source.config, pipeline.settled(options, source, target)
     longest = config.max_position_embeddings
     tokens = longest if context is None else context
     if not 1 <= tokens <= longest:
@@ -84,6 +84,7 @@ def plan_checkpoint(
         quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
+    notes += kept.notes(source, planned.recipes)
     file = weights.lay_out(planned.recipes)
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
     return PlanReport(

@@ -27,7 +27,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower, settled
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import AUTO, CompileOptions
@@ -277,6 +277,7 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
             if options.quant == AUTO or options.quant_plan is not None:
                 options = options_of(base)  # which has the formats that were settled
             source = Checkpoint.open(model)
+            options = settled(options, source, target)
             lowered = lower(source.config, source.shapes, options, target)
             planned = plan(lowered.entries, lowered.bounds)
         yield _Bench(base, best_level(target), options.quant, planned)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from dsv3c.compiler.core.ops.table import Array
+from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.grids import Grid
 from dsv3c.compiler.formats.grouping import Grouping
@@ -16,6 +18,7 @@ from dsv3c.compiler.formats.rounding import Rounded
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods import METHODS
+from dsv3c.compiler.quantisation.sparsity import Zeros, count_zeros, sparse
 
 NEAREST, SEARCH, AUTO = "rtn", "search", "auto"
 _CORRECTING = ("qronos",)  # methods that take the inputs of the float model beside those of the rounded one
@@ -44,12 +47,23 @@ def enough_tokens(columns: int) -> int:
 @dataclass(frozen=True)
 class Outcome:
     """How one matrix was rounded. error: mean square error of its outputs; power: their mean square; both summed over
-    the rows that were measured. reason: why it is not by the method that was asked for."""
+    the rows that were measured. reason: why it is not by the method that was asked for. zeros: where small weights were
+    set to 0 before."""
 
     method: str
     error: float
     power: float
     reason: str = ""
+    zeros: Zeros | None = None
+
+    def noted(self) -> list[Any]:
+        """As JSON holds it; `of` is the inverse."""
+        return list(astuple(self))
+
+    @classmethod
+    def of(cls, noted: Sequence[Any]) -> Outcome:
+        method, error, power, reason, zeros = noted
+        return cls(method, error, power, reason, None if zeros is None else Zeros(*zeros))
 
 
 def uniform(columns: int) -> MatrixInputs:
@@ -58,21 +72,31 @@ def uniform(columns: int) -> MatrixInputs:
 
 
 def round_weight(
-    w: Array, format: WeightFormat, method: str, inputs: Sequence[MatrixInputs], few: str = ""
+    w: Array,
+    format: WeightFormat,
+    method: str,
+    inputs: Sequence[MatrixInputs],
+    few: str = "",
+    threshold: float = 0.0,
 ) -> tuple[QTensor, list[Outcome]]:
-    """w [..., N, K], float or fp8.CODED. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
+    """w [..., N, K], float or coded. inputs: of each matrix of it, or one for all. few: why inputs are not its own.
+    threshold: as sparsity.sparse takes it; errors are measured against w as it was.
 
     Raises OutOfRange where a code with its scale would be infinity.
     """
-    if format.keeps_fp8:
-        # Codes of the checkpoint stay as they are.
-        return quantize(w, format), [Outcome(NEAREST, 0.0, 0.0)]
+    if format.keeps_fp8 or coded.is_coded(w.dtype):
+        # Codes of the checkpoint stay as they are, and blocks of fp8 are no groups of a row.
+        kept = sparse(as_float32(w), threshold, format.grouping.size) if threshold else w
+        return quantize(kept, format), [Outcome(NEAREST, 0.0, 0.0)]
     *leading, rows, columns = w.shape
     matrices = as_float32(w).reshape(-1, rows, columns)
-    made = [
-        _round_matrix(matrix, format, method, inputs[number if len(inputs) > 1 else 0], few)
-        for number, matrix in enumerate(matrices)
-    ]
+    made = []
+    for number, matrix in enumerate(matrices):
+        own = inputs[number if len(inputs) > 1 else 0]
+        kept = sparse(matrix, threshold, format.grouping.size)
+        rounded, taken, reason = _round_matrix(kept, format, method, own, few)
+        outcome = _measured(matrix, rounded, own, taken, reason)
+        made.append((rounded, replace(outcome, zeros=count_zeros(rounded)) if threshold else outcome))
 
     def joined(arrays: Sequence[Array]) -> Array:
         return np.stack(arrays).reshape(*leading, *arrays[0].shape)
@@ -85,14 +109,15 @@ def round_weight(
 
 def _round_matrix(
     w: Array, format: WeightFormat, method: str, inputs: MatrixInputs, few: str
-) -> tuple[QTensor, Outcome]:
+) -> tuple[QTensor, str, str]:
+    """The weight, the method that it was rounded by, and why it is not the one that was asked for."""
     if few and method != NEAREST:
-        return _measured(w, _rounded(w, format, SEARCH, inputs), inputs, SEARCH, few if method != SEARCH else "")
+        return _rounded(w, format, SEARCH, inputs), SEARCH, few if method != SEARCH else ""
     if method != AUTO:
         try:
-            return _measured(w, _rounded(w, format, method, inputs), inputs, method)
+            return _rounded(w, format, method, inputs), method, ""
         except np.linalg.LinAlgError as error:
-            return _measured(w, _rounded(w, format, SEARCH, inputs), inputs, SEARCH, str(error))
+            return _rounded(w, format, SEARCH, inputs), SEARCH, str(error)
     tried, failed = {}, ""
     for name in METHODS:
         if name in _CORRECTING and inputs.cross is None:
@@ -102,7 +127,7 @@ def _round_matrix(
         except np.linalg.LinAlgError as error:
             failed = f"{name}: {error}"
     best = min(tried, key=lambda name: _cost(w, tried[name], inputs))
-    return _measured(w, tried[best], inputs, best, failed)
+    return tried[best], best, failed
 
 
 def _rounded(w: Array, format: WeightFormat, method: str, inputs: MatrixInputs) -> QTensor:
@@ -124,9 +149,7 @@ def _cost(w: Array, rounded: QTensor, inputs: MatrixInputs) -> float:
     return float(np.vdot(values @ inputs.gram, values) - 2 * np.vdot(values @ inputs.cross, w))
 
 
-def _measured(
-    w: Array, rounded: QTensor, inputs: MatrixInputs, method: str, reason: str = ""
-) -> tuple[QTensor, Outcome]:
+def _measured(w: Array, rounded: QTensor, inputs: MatrixInputs, method: str, reason: str) -> Outcome:
     some = slice(None, None, max(1, len(w) // _SAMPLE))
     part = QTensor(
         rounded.codes[some],
@@ -136,4 +159,4 @@ def _measured(
         rounded.k,
     )
     error = inputs.output_error(w[some] - part.dequantize())
-    return rounded, Outcome(method, error, inputs.output_error(w[some]), reason)
+    return Outcome(method, error, inputs.output_error(w[some]), reason)

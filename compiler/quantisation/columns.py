@@ -16,19 +16,23 @@ from dsv3c.compiler.quantisation.scales import Scales
 class Columns:
     """weights f32 [K, N]: what is to be rounded, transposed. error f32 [K, N]: weights - what their codes stand for.
 
-    A column is rounded with the scales of its group, which are set before.
+    A column is rounded with the scales of its group, which are set before. groups: those that have columns; behind them
+    padding may have more.
     """
 
     def __init__(self, w: Array, grid: Grid, grouping: Grouping) -> None:
         self.grid, self.grouping = grid, grouping
         n, self.k = w.shape
         self.weights = np.ascontiguousarray(w.T, np.float32)
-        self.groups = grouping.count(self.k)
         self.size = grouping.size or self.k
+        self.groups = -(-self.k // self.size)
         self.error = np.zeros_like(self.weights)
+        self._step = np.zeros((self.groups, n), np.float32)  # the scales, and 1 / them or 0
+        self._inverse = np.zeros_like(self._step)
         self.codes = np.full((grouping.padded_k(self.k), n), grid.zero, np.uint8)
-        self.scale = np.zeros((self.groups, n), NUMPY_DTYPES[grouping.scale])
-        self.zero = None if grouping.zero is None else np.zeros((self.groups, n), np.float32)
+        stored = grouping.count(self.k)
+        self.scale = np.zeros((stored, n), NUMPY_DTYPES[grouping.scale])
+        self.zero = None if grouping.zero is None else np.full((stored, n), grid.zero, np.float32)
 
     def span(self, group: int) -> slice:
         """The columns of a group."""
@@ -39,6 +43,7 @@ class Columns:
 
     def set(self, group: int, found: Scales) -> None:
         self.scale[group] = found.scale
+        self._step[group], self._inverse[group] = found.scale, scales.inverse(found.scale)
         if self.zero is not None:
             self.zero[group] = found.zero
 
@@ -48,12 +53,12 @@ class Columns:
 
     def round(self, columns: slice | int, target: Array) -> None:
         """The codes of columns of one group nearest to `target` [..., N], and their errors."""
-        first = columns.start if isinstance(columns, slice) else columns
-        own = self.scales(first // self.size)
-        codes = scales.rounded(target, own, self.grid)
+        group = (columns.start if isinstance(columns, slice) else columns) // self.size
+        zero = None if self.zero is None else self.zero[group]
+        codes = self.grid.encode(target * self._inverse[group], zero)
         self.codes[columns] = codes
-        values = self.grid.values(codes, own.zero)
-        values *= own.scale.astype(np.float32)
+        values = self.grid.values(codes, zero)
+        values *= self._step[group]
         np.subtract(self.weights[columns], values, out=self.error[columns])
 
     def rounded(self) -> Rounded:
@@ -61,5 +66,6 @@ class Columns:
         codes, zero = self.codes, None
         if self.zero is not None:
             zero = np.ascontiguousarray(self.zero.T).astype(NUMPY_DTYPES[str(self.grouping.zero)])
-            codes[self.k :] = zero.T[-1]
+            owners = np.minimum(np.arange(self.k, len(codes)) // self.size, len(self.zero) - 1)
+            codes[self.k :] = zero.T[owners]
         return Rounded(np.ascontiguousarray(codes.T), np.ascontiguousarray(self.scale.T), zero)

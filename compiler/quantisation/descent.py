@@ -37,6 +37,8 @@ def _fit_scales(columns: Columns, hessian: Array, block: slice, slope: Array, gr
     values = columns.grid.values(columns.codes[own], old.zero)
     square = np.einsum("gn,gn->n", hessian[own, own] @ values, values)
     along = np.einsum("gn,gn->n", slope[own.start - block.start : own.stop - block.start], values)
+    if columns.grouping.per_tensor:
+        square, along = (np.full_like(part, part.sum()) for part in (square, along))
     exact = step + np.divide(along, square, out=np.zeros_like(along), where=square > 0)
     found = stored(Scales(exact, old.zero), columns.grouping)
     change = found.scale.astype(np.float32) - step

@@ -19,10 +19,10 @@ _MOST_DAMPING = 1.0
 class Factor(NamedTuple):
     """The Hessian as methods use it that round one column after the other.
 
-    order i64 [K]: columns of the matrix in the order of rounding. hessian f32 [K, K]: the damped gram, in its own order.
-    carry f32 [K, K]: strictly lower triangular; with the errors e of the columns before it rounded, column j is best
-    aimed at w_j + sum over i < j of carry[j, i] e_i. cost f32 [K]: what a square of error at the target of a column
-    costs when all later columns make up for it.
+    order i64 [K]: columns of the matrix as they are rounded. hessian f32 [K, K]: the damped gram. carry f32 [K, K],
+    strictly lower triangular, in the order of rounding: where columns i < j have the errors e_i, column j is best aimed
+    at w_j + sum of carry[j, i] e_i. cost f32 [K], in that order: what the square of a miss of that aim costs when all
+    later columns make up for it.
     """
 
     order: Array

@@ -17,8 +17,9 @@ from dsv3c.compiler.formats.rounding import nearest
 
 Array = NDArray[Any]
 
-_FACTORS = np.linspace(0.5, 1.1, 19, dtype=np.float32)  # of the scale that just reaches the largest weight of a group
+_FACTORS = np.linspace(0.5, 1.1, 10, dtype=np.float32)  # of the scale that just reaches the largest weight of a group
 _FITS = 3
+_SMALLEST_POWER = np.float32(2.0**-126)
 _CHUNK_ELEMENTS = 1 << 16  # 256 kB of float32 stays in the L2 cache
 
 
@@ -30,15 +31,20 @@ class Scales(NamedTuple):
 
     def where(self, chosen: Array, other: Scales) -> Scales:
         """These for the groups that are chosen [M], the others for the rest."""
-        zero = None if self.zero is None else np.where(chosen, self.zero, other.zero)
+        zero = None if self.zero is None or other.zero is None else np.where(chosen, self.zero, other.zero)
         return Scales(np.where(chosen, self.scale, other.scale), zero)
 
 
 def rounded(w: Array, scales: Scales, grid: Grid) -> Array:
     """The codes of w [..., M] with the scales of each column; with a scale of 0 those that stand for 0."""
-    scale = scales.scale.astype(np.float32)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    return grid.encode(w * inverse, scales.zero)
+    return grid.encode(w * inverse(scales.scale), scales.zero)
+
+
+def inverse(scale: Array) -> Array:
+    """1 / scale as f32, 0 for 0."""
+    exact = scale.astype(np.float32)
+    found: Array = np.divide(1, exact, out=np.zeros_like(exact), where=exact != 0)
+    return found
 
 
 def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scales:
@@ -46,6 +52,9 @@ def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scale
 
     Never worse than the scales by the extremes of each group, which are what it starts from.
     """
+    if grouping.per_tensor:
+        one = _search(w.reshape(-1, 1), np.repeat(importance, w.shape[1]), grid, grouping)
+        return Scales(*(None if part is None else np.repeat(part, w.shape[1]) for part in one))
     step = max(1, _CHUNK_ELEMENTS // max(1, w.shape[0]))
     parts = [_search(w[:, at : at + step], importance, grid, grouping) for at in range(0, w.shape[1], step)]
     zero = None if grouping.zero is None else np.concatenate([part.zero for part in parts if part.zero is not None])
@@ -82,8 +91,10 @@ def by_extremes(w: Array, grid: Grid, grouping: Grouping) -> Scales:
 
 def stored(scales: Scales, grouping: Grouping) -> Scales:
     """With scales of the type that the grouping stores, infinite where it has no such number."""
+    # Powers of two have neither a sign nor 0.
+    exact = np.maximum(scales.scale, _SMALLEST_POWER) if grouping.scale == "e8m0" else scales.scale
     with np.errstate(over="ignore"):
-        return Scales(scales.scale.astype(NUMPY_DTYPES[grouping.scale]), scales.zero)
+        return Scales(exact.astype(NUMPY_DTYPES[grouping.scale]), scales.zero)
 
 
 def _is_lopsided(grid: Grid) -> bool:

@@ -123,14 +123,18 @@ class Forward:
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
             for stage in stages:
-                weights = {matrix.weight: self._matrix(matrix, stage) for matrix in stage.matrices}
-                with blas.threads(1):
-                    for experts in stage.experts:
-                        saw(experts, self._experts(experts, experts.down in stage.mixed, pool, workers))
-                    self._values(stage, weights, pool, workers)
-                for value in stage.dropped:
-                    for model in self._models:
-                        model.store.drop(value)
+                self._stage(stage, saw, pool, workers)
+
+    def _stage(self, stage: Stage, saw: Saw, pool: Executor, workers: int) -> None:
+        """No weight outlives its stage. One matrix has all threads, matrices side by side have one each."""
+        weights = {matrix.weight: self._matrix(matrix, stage) for matrix in stage.matrices}
+        with blas.threads(1):
+            for experts in stage.experts:
+                saw(experts, self._experts(experts, experts.down in stage.mixed, pool, workers))
+            self._values(stage, weights, pool, workers)
+        for value in stage.dropped:
+            for model in self._models:
+                model.store.drop(value)
 
     def kept(self, value: Value, model: int) -> list[Array]:
         """What is kept to the end, for each sequence."""

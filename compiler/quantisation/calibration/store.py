@@ -21,20 +21,19 @@ class Store:
     bounds: the sizes of the symbolic dims for each sequence. folder: where files are made, None for the system's place.
     """
 
-    def __init__(self, bounds: Sequence[Mapping[str, int]], folder: Path | None, limit: int = MEMORY_BYTES) -> None:
+    def __init__(self, bounds: Sequence[Mapping[str, int]], folder: Path | None) -> None:
         self._bounds = bounds
         self._folder = folder
-        self._limit = limit
-        self._held = 0
+        self._left = MEMORY_BYTES
         self._arrays: dict[Value, Array] = {}
 
     def make(self, value: Value, width: Sequence[int], dtype: np.dtype[np.generic]) -> Array:
         """Rows [rows, *width] for all sequences, not filled."""
         shape = (self._starts(value)[-1], *width)
         nbytes = prod(shape) * dtype.itemsize
-        if self._held + nbytes <= self._limit or not nbytes:
+        if nbytes <= self._left:
             array = np.empty(shape, dtype)
-            self._held += nbytes
+            self._left -= nbytes
         else:
             with tempfile.TemporaryFile(dir=self._folder) as file:
                 array = np.memmap(file, dtype, "w+", shape=shape)
@@ -57,7 +56,7 @@ class Store:
     def drop(self, value: Value) -> None:
         array = self._arrays.pop(value, None)
         if array is not None and not isinstance(array, np.memmap):
-            self._held -= array.nbytes
+            self._left += array.nbytes
 
     def span(self, value: Value, sequence: int) -> slice:
         starts = self._starts(value)

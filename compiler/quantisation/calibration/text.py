@@ -20,6 +20,7 @@ from dsv3c.compiler.errors import (
     UnreadableFileError,
 )
 from dsv3c.compiler.options import LEAST_CALIBRATION_TOKENS
+from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.text.tokenizer import Tokenizer
 
 DEFAULT = Path(__file__).with_name("default.txt")
@@ -116,5 +117,9 @@ def _document(line: str, number: int, path: Path, tokenizer: Tokenizer) -> list[
     if isinstance(content, dict) and isinstance(content.get("text"), str):
         return tokenizer.encode(content["text"])
     if isinstance(content, dict) and isinstance(content.get("messages"), list):
-        return tokenizer.encode_chat(content["messages"], add_generation_prompt=False)
+        try:
+            return tokenizer.encode_chat(content["messages"], add_generation_prompt=False)
+        except RuntimeFault as error:
+            reason = str(error).partition("\n")[0]
+            raise CalibrationLineError(path=path, number=number, reason=reason) from error
     raise CalibrationLineError(path=path, number=number, reason='it has neither a "text" nor "messages"')

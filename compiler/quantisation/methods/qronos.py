@@ -1,8 +1,8 @@
 """Qronos (arXiv 2505.11695): GPTQ towards the outputs of the float model, on the inputs of the quantised one.
 
-With X the rows in the float model and X̂ those in the quantised one, it looks for codes of least |X w - X̂ q|². The first
-column is rounded to make up for the difference so far while all others stay; these then take what is best for them given
-the first, and the rest is GPTQ. Where rows are the same in both models it is GPTQ from the first column on.
+With X the rows in the float model and X̂ those in the quantised one, it looks for codes of least |X w - X̂ q|². The
+first column is rounded to make up for the difference so far while all others stay; these then take what is best for
+them given the first, and the rest is GPTQ. Where rows are the same in both models it is GPTQ from the first column on.
 """
 
 from __future__ import annotations

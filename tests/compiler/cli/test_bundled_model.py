@@ -41,7 +41,7 @@ def dsv3c(*args: object, code: int = 0, stdin: str = "", **environment: str) -> 
 def compiled(bundled_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An int8 artifact and what compiling it printed."""
     out = tmp_path_factory.mktemp("artifacts") / "fairytale"
-    return out, dsv3c("compile", bundled_model, "-o", out).stdout
+    return out, dsv3c("compile", bundled_model, "--quant", "int8", "-o", out).stdout
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def test_compile_says_what_was_built_and_where(recorded: Recorded, capsys: pytes
         'run it: dsv3c generate OUT -p "Once upon a time"',
     ]
     assert err == "note: config.json has no x\n"
-    assert recorded.options == CompileOptions()
+    assert recorded.options == CompileOptions(kept=None)  # no format was asked for
 
 
 def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +116,23 @@ def test_compile_json(recorded: Recorded, capsys: pytest.CaptureFixture[str]) ->
     report = json.loads(run(capsys, "compile", "MODEL", "--json")[0])
     assert (report["out"], report["peak_rss_bytes"]) == ("OUT", 300_000_000)
     assert report["manifest"]["quantization"]["weights"] == "int8"
+
+
+def test_what_was_measured_is_told(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"text": "a.txt", "tokens": 99, "nll": 3.0, "nll_error": 0.1, "perplexity": 20.1, "perplexity_error": 2.0}
+    quality = {"device": "cpu", "context": 512, "against": None, "texts": [figures]}
+
+    def measuring(*arguments: Any) -> CompileReport:
+        report = recorded(*arguments)
+        return dataclasses.replace(report, manifest={**report.manifest, "quality": quality})
+
+    monkeypatch.setattr(pipeline, "compile_checkpoint", measuring)
+    out, _ = run(capsys, "compile", "MODEL", "--measure", "a.txt", "--measure-against", "MODEL")
+    assert recorded.options is not None
+    assert (recorded.options.measure, recorded.options.measure_against) == (Path("a.txt"), Path("MODEL"))
+    assert "measured on cpu, windows of 512 tokens\na.txt, 99 predictions\n  perplexity               20.1000 ±" in out
 
 
 def test_inspect_a_checkpoint(bundled_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

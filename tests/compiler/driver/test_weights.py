@@ -21,7 +21,18 @@ from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.quant import QTensor
 
-FORMATS = ("float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g32-asym")
+FORMATS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8-g32",
+    "int4-g32",
+    "int4-g64",
+    "int4-g32-asym",
+    "int8-tensor",
+    "int2-g16-asym",
+)
 EXPERTS, WIDTH, HIDDEN = 5, 6, 40
 STACKED = "mlp.experts.*.{}_proj.weight"
 Tensors = dict[str, Any]

@@ -26,9 +26,9 @@ from tests.targets.cases.attention import F32, attend, filled_cache, materialize
 from tests.targets.cases.dense import CASES as DENSE
 from tests.targets.cases.dense import control as control_of
 from tests.targets.cases.dense import dequantized
+from tests.targets.cases.float_codes import CASES as FLOAT_CODES
 from tests.targets.cases.moe import CASES as MOE
 from tests.targets.cases.moe import moe_case, router_case
-from tests.targets.gpu.fp8_cases import CASES as FP8
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
@@ -80,7 +80,8 @@ def more_cases():
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 
-CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FP8).items() if isinstance(case[0], SPECS)}
+ALL = DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES
+CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
 CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
@@ -125,13 +126,20 @@ def chosen(spec, control, capabilities=NOTHING):
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
 
+def codes(spec):
+    """What the codes of its cache are."""
+    paging = getattr(spec, "paging", None)
+    return paging.element if paging and paging.coded else None
+
+
 @cache
 def telling(capabilities):
-    """Names of cases that together run every form of every kernel with every weight format: the first that does."""
+    """Names of cases that together run every form of every kernel with every weight format and every cache of codes:
+    the first that does."""
     seen, names = set(), []
     for name, (spec, inputs, *_) in CASES.items():
         own = {
-            (type(kernel).__name__, str(getattr(spec, "weight", "")), form.most_rows, form.requires)
+            (type(kernel).__name__, str(getattr(spec, "weight", "")), codes(spec), form.most_rows, form.requires)
             for kernel in stages(spec)
             for form in chosen(kernel, inputs["control"], capabilities)
         }

@@ -68,6 +68,7 @@ def case(name, t, n, k, heads=1, view=None, x=None, w=None):
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"halves-{name}": case(name, 66, 33, 176) for name in ("int3-g16", "int2-g16-asym")}  # groups of half a step
 CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
 CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
 CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
