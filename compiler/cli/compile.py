@@ -95,7 +95,7 @@ def _tell(report: CompileReport) -> None:
     section(
         f"built {report.out}",
         [
-            ("weights", f"{size(manifest['memory']['weights_bytes'])} in {quantization['weights']} ({others})"),
+            ("weights", f"{size(manifest['memory']['weights_bytes'])} in {_formats(quantization)} ({others})"),
             _code(manifest["target"]),
             ("took", f"{report.seconds:.1f} s, at most {size(report.peak_rss)} of memory"),
         ],
@@ -104,6 +104,12 @@ def _tell(report: CompileReport) -> None:
         show_figures("measured", manifest["quality"])
     prompt = '-p "Once upon a time"' if report.takes_text else f'--ids "{manifest["model"]["bos_token_id"] or 0}"'
     echo(f"run it: dsv3c generate {report.out} {prompt}")
+
+
+def _formats(quantization: dict[str, Any]) -> str:
+    if "bits_per_weight" not in quantization:
+        return str(quantization["weights"])
+    return f"formats of {quantization['bits_per_weight']:.2f} bits a linear weight"
 
 
 def _code(target: dict[str, Any]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ to the others by the error of its products: both grow with the square of what ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +35,14 @@ DRAFT_SHARE = 0.1  # a draft that is wrong costs time and no quality
 SEQUENCES, LENGTH = 4, 128
 EVALUABLE = 400_000_000  # numbers of a model whose activations and weights are kept in memory at once
 _REFERENCE_BITS = 4.0
-_SAMPLED_EXPERTS, _SAMPLED_ROWS = 4, 512
+_SAMPLED_EXPERTS, _SAMPLED = 4, 1 << 17  # numbers of a weight, that its own error is told from
 
-Names = Mapping[str, Sequence[str]]
+Sizes = Mapping[str, Mapping[str, int]]  # bytes by the names of weight and format
 
 
 @dataclass(frozen=True)
 class Costs:
-    """By the names of weight and format; measure says what they are."""
+    """By the names of weight and format, for formats that are worth their bytes; measure says what they are."""
 
     by_weight: Mapping[str, Mapping[str, float]]
     measure: str
@@ -51,15 +52,16 @@ def measured(
     source: Checkpoint,
     graphs: Mapping[str, Graph],
     weights: Sequence[Weight],
-    formats: Names,
+    sizes: Sizes,
     options: CompileOptions,
     progress: Progress,
 ) -> Costs:
-    """The costs of `weights` in the formats of each. Raises what reading the calibration raises."""
+    """The costs of `weights` in the formats that `sizes` has for each, but for those that lose more than others of no
+    more bytes, by the error of some rows. Raises what reading the calibration raises."""
     tokens = _tokens(source, options)
     if tokens is None or sum(weight.parameters for weight in weights) > EVALUABLE:
-        return _by_weight_error(source, graphs, weights, formats, progress)
-    return _by_outputs(source, graphs, weights, formats, tokens, progress)
+        return _by_weight_error(source, graphs, weights, sizes, progress)
+    return _by_outputs(source, graphs, weights, sizes, tokens, progress)
 
 
 def experiments(source: Checkpoint, graphs: Mapping[str, Graph], tokens: Array) -> dict[str, Experiment]:
@@ -89,7 +91,7 @@ def _by_outputs(
     source: Checkpoint,
     graphs: Mapping[str, Graph],
     weights: Sequence[Weight],
-    formats: Names,
+    sizes: Sizes,
     tokens: Array,
     progress: Progress,
 ) -> Costs:
@@ -98,7 +100,8 @@ def _by_outputs(
         models = experiments(source, graphs, tokens)
         found = {}
         for weight in weights:
-            found[weight.name] = _cost(models, weight, formats[weight.name])
+            worthwhile = _weight_errors(source, weight, sizes[weight.name])
+            found[weight.name] = _cost(models, weight, list(worthwhile))
             progress.advance()
     measure = f"KL divergence of the logits in nats, on {tokens.size} tokens"
     return Costs(found, f"{measure}; of a draft module {DRAFT_SHARE:g} times" if DRAFT in models else measure)
@@ -111,7 +114,7 @@ def _cost(models: Mapping[str, Experiment], weight: Weight, formats: Sequence[st
 
 
 def _by_weight_error(
-    source: Checkpoint, graphs: Mapping[str, Graph], weights: Sequence[Weight], formats: Names, progress: Progress
+    source: Checkpoint, graphs: Mapping[str, Graph], weights: Sequence[Weight], sizes: Sizes, progress: Progress
 ) -> Costs:
     """The relative error of the weights themselves, of a sample of their rows."""
     progress.stage("measuring what formats cost", len(weights))
@@ -119,10 +122,22 @@ def _by_weight_error(
     found: dict[str, dict[str, float]] = {}
     for weight in weights:
         share = 1.0 if main & set(weight.recipes) else DRAFT_SHARE
-        rows = _sample(source, weight.recipes[0])
-        found[weight.name] = {name: share * _weight_error(rows, FORMATS[name]) for name in formats[weight.name]}
+        errors = _weight_errors(source, weight, sizes[weight.name])
+        found[weight.name] = {name: share * error for name, error in errors.items()}
         progress.advance()
     return Costs(found, "relative square error of the weight")
+
+
+def _weight_errors(source: Checkpoint, weight: Weight, sizes: Mapping[str, int]) -> dict[str, float]:
+    """The relative error of some rows in formats from the smallest on, each of which loses less than all before."""
+    rows = _sample(source, weight.recipes[0])
+    errors = {name: _weight_error(rows, FORMATS[name]) for name in sizes}
+    found: dict[str, float] = {}
+    least = math.inf
+    for name in sorted(sizes, key=lambda name: (sizes[name], errors[name])):
+        if errors[name] < least:
+            found[name] = least = errors[name]
+    return found
 
 
 def _weight_error(rows: Sequence[Array], format: WeightFormat) -> float:
@@ -146,7 +161,8 @@ def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
     for piece in pieces:
         (whole,) = ops.evaluate([piece], given)
         rows = as_float32(whole).reshape(-1, whole.shape[-1])
-        found.append(rows[:: -(-len(rows) // _SAMPLED_ROWS)])
+        kept = max(1, _SAMPLED // (len(pieces) * rows.shape[1]))
+        found.append(rows[:: -(-len(rows) // kept)])
     return found
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.ir import Graph, topological_order
 from dsv3c.compiler.core.target import Target
@@ -18,9 +16,9 @@ from dsv3c.compiler.errors import BudgetError
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.compiler.quantisation import quant_plan
-from dsv3c.compiler.quantisation.allocation import Choice, allocate, least
+from dsv3c.compiler.quantisation.allocation import Choice, allocate
 from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan, Weight
-from dsv3c.passes.quantise import LINEAR, ROUTER, Operand, operands
+from dsv3c.passes.quantise import LINEAR, ROUTER, Operand, keeping_format, operands
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress
 
@@ -95,7 +93,8 @@ def _rows(
     }
 
     def row(weight: Weight) -> PlannedWeight:
-        format = options.formats.get(weight.name, by_role[weight.role])
+        keeping = None if weight.role == EMBEDDING else keeping_format(weight.recipes[0], options.kept or {})
+        format = options.formats.get(weight.name) or keeping or by_role[weight.role]
         cost = found.by_weight.get(weight.name, {}).get(format) if found else None
         return PlannedWeight(weight, format, weight.nbytes(WeightFormat.parse(format), target.layout), cost)
 
@@ -122,12 +121,9 @@ def _found(
 ) -> tuple[CompileOptions, QuantPlan]:
     """The plan that costs least within the budget."""
     linear = [weight for weight in weights if weight.role == LINEAR]
-    names = {weight.name: candidates(weight, target) for weight in linear}
-    sizes = [
-        [weight.nbytes(WeightFormat.parse(name), target.layout) for name in names[weight.name]] for weight in linear
-    ]
-    least_bytes = least([[Choice(nbytes, 0.0) for nbytes in row] for row in sizes])
-    smallest = {weight.name: names[weight.name][int(np.argmin(row))] for weight, row in zip(linear, sizes, strict=True)}
+    sizes = {weight.name: _sizes(weight, target) for weight in linear}
+    smallest = {name: min(of, key=of.__getitem__) for name, of in sizes.items()}
+    least_bytes = sum(sizes[name][format] for name, format in smallest.items())
     parameters = sum(weight.parameters for weight in linear)
 
     def rest(formats: Mapping[str, str], nbytes: int) -> int:
@@ -138,13 +134,15 @@ def _found(
     budget = _budget(options, parameters) - beside
     if budget < least_bytes:
         raise _too_little(options, least_bytes + beside, parameters)
-    found = costs.measured(source, graphs, linear, names, options, progress)
+    found = costs.measured(source, graphs, linear, sizes, options, progress)
     progress.stage("choosing formats")
-    cost_rows = [[found.by_weight[weight.name][name] for name in names[weight.name]] for weight in linear]
-    choices = [list(map(Choice, *rows)) for rows in zip(sizes, cost_rows, strict=True)]
+    names = {weight: list(of) for weight, of in found.by_weight.items()}
+    choices = [
+        [Choice(sizes[weight][name], cost) for name, cost in of.items()] for weight, of in found.by_weight.items()
+    ]
     for _ in range(_ROUNDS):
         best = allocate(choices, budget)
-        formats = {weight.name: names[weight.name][at] for weight, at in zip(linear, best.chosen, strict=True)}
+        formats = {weight: names[weight][at] for weight, at in zip(names, best.chosen, strict=True)}
         over = best.nbytes + rest(formats, best.nbytes) - _budget(options, parameters)
         if over <= 0:
             break
@@ -158,6 +156,11 @@ def _found(
         "linear_bits_per_weight": round(8 * best.nbytes / parameters, 4),
     }
     return options, QuantPlan(_rows(weights, options, target, found), facts)
+
+
+def _sizes(weight: Weight, target: Target) -> dict[str, int]:
+    """The bytes of a weight in the formats that are tried for it."""
+    return {name: weight.nbytes(FORMATS[name], target.layout) for name in candidates(weight, target)}
 
 
 def candidates(weight: Weight, target: Target) -> list[str]:

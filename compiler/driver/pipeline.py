@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,26 +20,34 @@ from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, calibrated, journal, kept, measuring, mixing, repeat, text_files, weights
+from dsv3c.compiler.driver import (
+    artifact,
+    calibrated,
+    checks,
+    journal,
+    kept,
+    measuring,
+    mixing,
+    repeat,
+    text_files,
+    weights,
+)
 from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.driver.workplace import JOURNAL
 from dsv3c.compiler.errors import (
     BadOptionError,
-    FormatRefusedError,
-    UnknownFormError,
     UnknownPassError,
 )
-from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.quant import QTensor
-from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
+from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -153,15 +161,15 @@ def compile_checkpoint(
     started, progress = time.monotonic(), progress or Silent()
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
-    check_formats(options)
-    check_supported(options, target)
-    check_method(options)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
+    checks.check_method(options)
     if out is None and options.kept is None:  # its name tells the format
         options = settled(options, Checkpoint.open(checkpoint), target)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
-        _check_apart(destination, options.dump_to)
+        checks.check_apart(destination, options.dump_to)
         measuring.check(checkpoint, options)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
@@ -179,7 +187,7 @@ def compile_checkpoint(
     beforehand, told = beforehand + of_codes, told + _tell(of_codes, progress)
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
-    _check_extras(options, emission, checkpoint)
+    checks.check_extras(options, emission, checkpoint)
     file = weights.lay_out(planned.recipes)
     run = journal.Run.of(source, options, file.header)
     begun = artifact.interrupted(destination, run, options.restart)
@@ -209,6 +217,8 @@ def compile_checkpoint(
         progress.stage("hashing")
         manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, writer.losses)
+        if quant_plan is not None:
+            manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
         if log.entries:
             manifest["quantization"] |= _rounding(log, text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
@@ -258,15 +268,18 @@ def _write_weights(
         log = calibrated.write(writer, planned, text, method, config, folder, options.sparsity_threshold)
     unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
 
-    def round(value: Value, w: Any) -> QTensor:
+    def round(value: Value, w: Any) -> tuple[QTensor, list[Any]]:
         inputs = choice.uniform(w.shape[-1])
         made, outcomes = choice.round_weight(
             w, format_of(value.type), unknown, [inputs], threshold=options.sparsity_threshold
         )
         log.count(outcomes)
-        return made
+        return made, [outcome.noted() for outcome in outcomes]
 
-    writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None)
+    def recall(notes: list[Any]) -> None:
+        log.count([Outcome.of(noted) for noted in notes])
+
+    writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None, recall)
     return log
 
 
@@ -286,73 +299,13 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
     return len(notes)
 
 
-def _check_apart(out: Path, dump_to: Path | None) -> None:
-    """Raises BadOptionError for graphs that would be written into the place of the artifact."""
-    if dump_to is not None and dump_to.resolve().is_relative_to(out.resolve()):
-        raise BadOptionError(option="dump_to", value=str(dump_to), expected=f"a folder outside of the artifact {out}")
-
-
-def check_supported(options: CompileOptions, target: Target) -> None:
-    """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
-    head, embedding = options.resolved_head_quant, options.resolved_embed_quant
-    for name, operations in ((options.resolved_quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
-        format = WeightFormat.parse(name)
-        if not _supports(target, format, operations):
-            known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
-            others = [each for each in targets.available() if _supports(targets.get(each), format, operations)]
-            raise FormatRefusedError(
-                format=name, target=target.name, known=known, others=", ".join(others) or "no target yet"
-            )
-
-
 def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
     """The options with the formats named that keep what the checkpoint has in codes."""
-    return kept.settle(options, source, lambda format: _supports(target, format, MATRIX_OPERANDS))
-
-
-def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
-    return all(target.supports(format, op) for op in operations)
-
-
-def check_method(options: CompileOptions) -> None:
-    """Raises BadOptionError for a method that is none, and for one that there is nothing to round by."""
-    known = choice.method_names()
-    if options.method is not None and options.method not in known:
-        raise BadOptionError(option="method", value=options.method, expected=f"one of {', '.join(known)}")
-    formats = (options.resolved_quant, options.resolved_head_quant)
-    if options.quant_plan is not None or any(WeightFormat.parse(name).has_codes for name in formats):
-        return
-    if options.sparsity_threshold:
-        expected = f"0 for weights in {options.quant}, which are numbers and no codes"
-        raise BadOptionError(option="sparsity_threshold", value=options.sparsity_threshold, expected=expected)
-    for name in ("method", "calibration"):
-        if getattr(options, name) not in (None, choice.NEAREST):
-            expected = f"none for weights in {options.quant}, which are numbers and no codes"
-            raise BadOptionError(option=name, value=str(getattr(options, name)), expected=expected)
-
-
-def check_formats(options: CompileOptions) -> None:
-    """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
-    for name in (options.resolved_quant, options.resolved_head_quant):
-        WeightFormat.parse(name)
-    known = rows.format_names()
-    if options.resolved_embed_quant not in known:
-        expected = "one of " + ", ".join(known)
-        raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
-
-
-def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) -> None:
-    for name in options.emit:
-        if name not in emission.extras:
-            known = ", ".join(emission.extras) or "none"
-            raise UnknownFormError(name=name, target=options.target, known=known)
-    for name in options.emit:
-        if name in emission.checks:
-            emission.checks[name](checkpoint)
+    return kept.settle(options, source, lambda format: checks.supports(target, format, MATRIX_OPERANDS))
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
-    format = kept.formats(options)[0]
+    format = kept.formats(options)[0] if options.quant_plan is None else "mixed"
     return Path("artifacts") / f"{checkpoint.resolve().name}-{format}-{options.target.split(':')[0]}"
 
 
@@ -415,8 +368,8 @@ def mixed(
         return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
 
     options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes)
-    check_formats(options)
-    check_supported(options, target)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
     return options, plan
 
 

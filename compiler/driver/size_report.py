@@ -10,7 +10,7 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import calibrated, kept, mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver import calibrated, checks, kept, mixing, pipeline, text_files, weights
 from dsv3c.compiler.driver.calibration_cost import CalibrationCost, cost
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
@@ -73,9 +73,9 @@ def plan_checkpoint(
     """
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
-    pipeline.check_formats(options)
-    pipeline.check_supported(options, target)
-    pipeline.check_method(options)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
+    checks.check_method(options)
     source = Checkpoint.open(checkpoint)
     notes = source.notes + text_files.check(checkpoint, source.config)
     config, options = source.config, pipeline.settled(options, source, target)

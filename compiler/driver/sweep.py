@@ -15,7 +15,7 @@ import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import measuring, pipeline
+from dsv3c.compiler.driver import checks, measuring, pipeline
 from dsv3c.compiler.driver.workplace import write_whole
 from dsv3c.compiler.errors import Dsv3cError, SweepDiffersError, SweepFileError
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
@@ -137,9 +137,9 @@ class Sweep:
         target = measuring.local_target()
         options = _rows(target, chosen)
         for each in options.values():
-            pipeline.check_formats(each)
-            pipeline.check_supported(each, _target(target))
-            pipeline.check_method(each)
+            checks.check_formats(each)
+            checks.check_supported(each, _target(target))
+            checks.check_method(each)
         source = Checkpoint.open(checkpoint)
         longest = min(DEFAULT_CONTEXT, source.config.max_position_embeddings)
         settings = replace(settings, context=settings.context or longest)
@@ -244,7 +244,7 @@ def _all_formats(target: str) -> tuple[str, ...]:
 
 def _has(target: str, format: str) -> bool:
     try:
-        pipeline.check_supported(CompileOptions(quant=format), _target(target))
+        checks.check_supported(CompileOptions(quant=format), _target(target))
     except Dsv3cError:
         return False
     return True

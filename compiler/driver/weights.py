@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
 # Reads one tensor as float32 or in codes (formats.coded), or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
-# The codes of the operand of a `quantize`. Raises OutOfRange.
-Round = Callable[[Value, Array], QTensor]
+# The codes of the operand of a `quantize`, and what a run that goes on is to know of it, as JSON. Raises OutOfRange.
+Round = Callable[[Value, Array], tuple[QTensor, list[Any]]]
+Recall = Callable[[list[Any]], None]  # told what was noted of a piece that is there from an earlier run
 
 _BFLOAT16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
@@ -157,7 +158,7 @@ class Writer:
 
     def kept(self, piece: str) -> Any:
         """What an earlier run noted of a piece that is in the file; None where it is not, or nothing was."""
-        return self._journal.note(piece)
+        return (self._journal.note(piece) or {}).get("rounding")
 
     def read_back(self, piece: Piece) -> Array:
         """float32 that a packed piece stands for as it is in the file."""
@@ -178,6 +179,8 @@ class Writer:
         """
         self._written.add((piece.recipe, piece.index))
         if self._journal.done(piece.name):
+            lost = (self._journal.note(piece.name) or {}).get("lost", ())
+            self._losses[piece.recipe, piece.index] = Loss(*lost)
             return
         with naming_range(piece.value, self.given):
             result = ops.evaluate([piece.value], self.given, rounded)[0]
@@ -188,20 +191,25 @@ class Writer:
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             parts.append((tensor.offset + piece.index * (tensor.component.nbytes // piece.count), data))
             _write_at(self._descriptor, data, parts[-1][0])
-        self._losses[piece.recipe, piece.index] = getattr(result, "loss", NO_LOSS)
-        self._journal.record(piece.name, parts, note)
+        self._losses[piece.recipe, piece.index] = loss = getattr(result, "loss", NO_LOSS)
+        noted = {} if loss == NO_LOSS else {"lost": astuple(loss)}
+        self._journal.record(piece.name, parts, noted if note is None else noted | {"rounding": note})
         self._advance(sum(tensor.component.nbytes for tensor in tensors) // piece.count)
 
-    def write_rest(self, round: Round | None = None) -> None:
+    def write_rest(self, round: Round | None = None, recall: Recall | None = None) -> None:
         """Write all pieces that are not written yet, codes as `round` makes them."""
 
         def job(piece: Piece) -> None:
-            if self._journal.done(piece.name):
-                return
-            wanted = quantized_in(piece.value) if round else ()
-            with naming_range(piece.value, self.given):
-                rounded = {value: round(value, self.evaluate(value.inputs[0])) for value in wanted if round}
-            self.write(piece, rounded)
+            done = self._journal.done(piece.name)
+            if done and recall is not None:
+                recall(self.kept(piece.name) or [])
+            rounded, notes = {}, list[Any]()
+            for value in [] if done or round is None else quantized_in(piece.value):
+                assert round is not None
+                with naming_range(piece.value, self.given):
+                    rounded[value], noted = round(value, self.evaluate(value.inputs[0]))
+                notes += noted
+            self.write(piece, rounded, notes or None)
 
         every = (piece for recipe, value in self.file.recipes.items() for piece in pieces(recipe, value))
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -38,13 +38,8 @@ class Allocation:
     bound: float
 
 
-def least(weights: Sequence[Sequence[Choice]]) -> int:
-    """The bytes that every allocation takes at least."""
-    return sum(min(choice.nbytes for choice in choices) for choices in weights)
-
-
 def allocate(weights: Sequence[Sequence[Choice]], budget: int, max_steps: int = MAX_STEPS) -> Allocation:
-    """The cheapest allocation of at most `budget` bytes, which must be `least(weights)` or more."""
+    """The cheapest allocation of at most `budget` bytes, which must be enough for the smallest choices."""
     kept = [_undominated(choices) for choices in weights]
     floors = [choices[order[0]].nbytes for choices, order in zip(weights, kept, strict=True)]
     extras = [

@@ -34,7 +34,7 @@ from dsv3c.compiler.errors import (
 )
 from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.layouts import LAYOUTS
-from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
+from dsv3c.compiler.formats.table import FORMATS, UnknownWeightFormat, WeightFormat, listed
 from dsv3c.runtime.artifact import strict_json
 from dsv3c.runtime.artifact.jsonfile import read_bytes
 
@@ -147,9 +147,10 @@ def _format(key: str, row: object, path: Path) -> str:
     if not isinstance(format, str):
         reason = f"{strict_json.quote(key)} is {strict_json.quote(row)}, neither a format nor an object that has one"
         raise PlanInvalidError(path=path, reason=reason)
-    if format not in FORMATS:
-        raise PlanFormatError(path=path, name=key, format=strict_json.quote(format), known=listed())
-    return format
+    try:
+        return WeightFormat.parse(format).name
+    except UnknownWeightFormat as error:
+        raise PlanFormatError(path=path, name=key, format=strict_json.quote(format), known=listed()) from error
 
 
 def _named(key: str, weights: Sequence[Weight], path: Path) -> list[str]:

@@ -137,7 +137,7 @@ def _checked_figures(text: Fields) -> dict[str, Any]:
 
 def _tell_artifact(report: dict[str, Any]) -> None:
     bounds = report["bounds"]
-    section("quantization", report["quantization"].items())
+    section("quantization", _quantization_rows(report["quantization"]))
     if report["quality"] is not None:
         show_figures("measured", report["quality"])
     section(
@@ -165,6 +165,14 @@ def _by_operation(calls: dict[str, int]) -> list[tuple[object, ...]]:
         groups.setdefault(name.rpartition("_")[0], []).append(count)
     rows = sorted(groups.items(), key=lambda row: -sum(row[1]))
     return [(sum(n), name, f"{len(n)} kernels" if len(n) > 1 else "") for name, n in rows]
+
+
+def _quantization_rows(quantization: dict[str, Any]) -> list[tuple[str, object]]:
+    """One value a line; of weights that have formats of their own, how many have which."""
+    formats = quantization.get("formats")
+    counts = Counter(map(str, formats.values())).most_common() if isinstance(formats, dict) else []
+    shown = {**quantization, **({"formats": ", ".join(f"{n} {name}" for name, n in counts)} if counts else {})}
+    return [(name, _one_line(value)) for name, value in shown.items()]
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, object]]:

@@ -19,7 +19,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.pieces import part
-from dsv3c.compiler.driver import calibrated, calibration_cost, pipeline, weights
+from dsv3c.compiler.driver import calibrated, calibration_cost, checks, pipeline, weights
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import BadOptionError, NoTokenizerError
@@ -286,14 +286,14 @@ def test_a_checkpoint_without_a_tokenizer_is_told_so(tmp_path: Path) -> None:
 
 def test_a_method_that_is_none_is_refused_with_those_that_are() -> None:
     with pytest.raises(BadOptionError, match="method is 'best'; expected one of rtn, search, gptq"):
-        pipeline.check_method(CompileOptions(method="best"))
+        checks.check_method(CompileOptions(method="best"))
 
 
 @pytest.mark.parametrize("options", [{"method": "gptq"}, {"calibration": Path("a.txt")}])
 def test_numbers_that_are_not_rounded_to_codes_have_no_method(options: dict[str, Any]) -> None:
     with pytest.raises(BadOptionError, match="expected none for weights in bfloat16"):
-        pipeline.check_method(CompileOptions(quant="bfloat16", **options))
-    pipeline.check_method(CompileOptions(quant="bfloat16", method="rtn"))
+        checks.check_method(CompileOptions(quant="bfloat16", **options))
+    checks.check_method(CompileOptions(quant="bfloat16", method="rtn"))
 
 
 def test_a_search_needs_no_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsv3c import targets
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import checks
 from dsv3c.compiler.errors import FormatRefusedError
 from dsv3c.compiler.formats.layouts import LAYOUTS
 from dsv3c.compiler.formats.table import FORMATS, UnknownWeightFormat, WeightFormat, listed
@@ -102,7 +102,7 @@ def test_every_target_answers_for_every_format_and_operation(target: str) -> Non
 
 def test_a_refusal_lists_what_the_target_has_and_which_have_the_format() -> None:
     with pytest.raises(FormatRefusedError, match="the target onnx has no kernels for weights in fp8") as caught:
-        pipeline.check_supported(CompileOptions(quant="fp8"), targets.get("onnx"))
+        checks.check_supported(CompileOptions(quant="fp8"), targets.get("onnx"))
     had = [name for name in FORMATS if not name.startswith(LACKING["onnx"])]
     assert f"it has {listed(had)}" in str(caught.value)
     assert "fp8 is there for x86, arm, vulkan, cuda, metal" in str(caught.value)

@@ -96,3 +96,18 @@ def test_a_terminal_that_is_gone_does_not_change_how_the_work_ends() -> None:
         display.stage("a stage")
         display.tell("something")
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("took", "done", "says"),
+    [
+        (1.0, 0.5, ""),
+        (10.0, 0.01, ""),
+        (10.0, 1.0, ""),
+        (10.0, 0.25, ", 30 s left"),
+        (100.0, 0.25, ", 5 min left"),
+        (3600.0, 0.25, ", 3 h 0 min left"),
+    ],
+)
+def test_the_time_left_is_told_once_it_can_be(took: float, done: float, says: str) -> None:
+    assert progress.time_left(took, done) == says
