@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import gcd
+from operator import add
 from typing import Any
 
 from dsv3c.compiler.formats.packings import EACH, QUAD
@@ -23,7 +25,7 @@ from dsv3c.targets.cpu.kernels import mmla
 from dsv3c.targets.cpu.kernels.coded import coded_dot
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns, quads
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns
 
 Expr = Any
 
@@ -256,36 +258,10 @@ def _dot_words(
     """Add the products of group g."""
     group = w.format.grouping.activations
     units = group // w.planes.columns
-    if units == 0:
-        _dot_columns(level, w, x, T.bind(g * group), group, starts, x_starts, sums)
-        return
     unroll = gcd(max(1, level.tuning.word_unroll // w.planes.words), units)
-    with T.serial(0, units // unroll) as chunk:
-        for i in range(unroll):
-            _dot_unit(level, w, x, g * units + chunk * unroll + i, starts, x_starts, sums)
-
-
-def _dot_unit(
-    level: IsaLevel,
-    w: Weight,
-    x: Activation,
-    unit: Expr,
-    starts: list[Expr],
-    x_starts: list[Expr],
-    sums: list[list[Buffer]],
-) -> None:
-    """Add the products of one unit per block: of int8 and int4 it is a word, which has 4 or 8 columns."""
-    lanes, count = level.lanes, w.planes.columns // QUAD
-    x_words = _x_words(x, x_starts, unit * w.planes.columns, count)
-    for block, start in enumerate(starts):
-        at = w.unit_at(start, unit)
-        if len(x_starts) == 1:
-            # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
-            for word in range(w.planes.words):
-                prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
-        for part in range(0, LANES, lanes):
-            codes = quads(w.planes, w.words(at, lanes, part), lanes)
-            _add_products(level, _operands(level, w, codes), x_words, sums[block], part)
+    count = min(group, unroll * w.planes.columns)
+    with T.serial(0, group // count) as chunk:
+        _dot_columns(level, w, x, T.bind(g * group + chunk * count), count, starts, x_starts, sums)
 
 
 def _dot_columns(
@@ -298,29 +274,37 @@ def _dot_columns(
     x_starts: list[Expr],
     sums: list[list[Buffer]],
 ) -> None:
-    """Add the products of `count` columns, less than a unit has."""
-    x_words = _x_words(x, x_starts, column, count // QUAD)
+    """Add the products of `count` columns from `column` on: of whole units, or of less than one."""
+    x_words = [
+        [T.bind(T.reinterpret("int32", load(x.data, start + (column + i), QUAD))) for i in range(0, count, QUAD)]
+        for start in x_starts
+    ]
     for block, start in enumerate(starts):
+        if len(x_starts) == 1:
+            # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
+            at = w.unit_at(start, T.floordiv(column, w.planes.columns))
+            for word in range(w.planes.words * -(-count // w.planes.columns)):
+                prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
         for part in range(0, LANES, level.lanes):
             codes = columns_quads(w, start, column, count, level.lanes, part)
-            _add_products(level, _operands(level, w, codes), x_words, sums[block], part)
-
-
-def _x_words(x: Activation, starts: list[Expr], column: Expr, count: int) -> list[list[Expr]]:
-    """`count` words of four activations of each row, from `column` on."""
-    return [
-        [T.bind(T.reinterpret("int32", load(x.data, start + (column + i * QUAD), QUAD))) for i in range(count)]
-        for start in starts
-    ]
+            _add_products(level, w.integer_bits, _operands(level, w, codes), x_words, sums[block], part)
 
 
 def _add_products(
-    level: IsaLevel, operands: list[Expr], x_words: list[list[Expr]], sums: list[Buffer], part: int
+    level: IsaLevel, bits: int, codes: list[Expr], x_words: list[list[Expr]], sums: list[Buffer], part: int
 ) -> None:
-    dot4, lanes = DOT4[level.dot].emit, level.lanes
-    for i, operand in enumerate(operands):
-        for row, row_words in enumerate(x_words):
-            store(sums[row], part, dot4(load(sums[row], part, lanes), operand, row_words[i]), lanes)
+    """Add the products of quads of codes with words of each row."""
+    dot, lanes = DOT4[level.dot], level.lanes
+    most = dot.narrow.most(bits) if dot.narrow else 0
+    for first in range(0, len(codes), max(1, most)):
+        together = slice(first, first + max(1, most))
+        for row, words in enumerate(x_words):
+            total, products = load(sums[row], part, lanes), zip(codes[together], words[together], strict=True)
+            if dot.narrow and most:
+                total += dot.narrow.widen(reduce(add, [dot.narrow.pairs(*pair) for pair in products]))
+            else:
+                total = dot.emit(total, codes[first], words[first])
+            store(sums[row], part, total, lanes)
 
 
 def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCodes:

@@ -1,7 +1,8 @@
 """Tiles on the tensor cores of NVIDIA, summed in float32.
 
 Both sides become bfloat16, which has the range of float32. Codes of integers, fp8 and MXFP4 are exact in it, and so are
-the stored bfloat16; NF4 and float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group along K.
+the stored bfloat16; NF4 and float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group
+along K.
 float32 weights have no such form.
 
 A workgroup has four warps, each with 32 x 32 of the tile in fragments of mma.m16n8k16. Of K_TILE values of K at a time,
