@@ -287,7 +287,7 @@ def _dot_columns(
                 prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
         for part in range(0, LANES, level.lanes):
             codes = columns_quads(w, start, column, count, level.lanes, part)
-            _add_products(level, w.planes.bits, _operands(level, w, codes), x_words, sums[block], part)
+            _add_products(level, w.integer_bits, _operands(level, w, codes), x_words, sums[block], part)
 
 
 def _add_products(

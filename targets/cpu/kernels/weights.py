@@ -91,6 +91,11 @@ class Weight:
         """What stands for 0 among the integers of products, where groups have no zeros of their own."""
         return self.steps.zero if self.steps else self.format.zero_point
 
+    @property
+    def integer_bits(self) -> int:
+        """Bits of the largest of these integers."""
+        return max(self.steps.table).bit_length() if self.steps else self.planes.bits
+
     def integers(self, codes: list[Expr], lanes: int = LANES) -> list[Expr]:
         """Quads of codes as quads of integers."""
         return [T.bind(lookup_bytes(self.steps.table, quad, lanes)) for quad in codes] if self.steps else codes

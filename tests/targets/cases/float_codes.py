@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3c.compiler.formats import rows16
-from dsv3c.compiler.formats.activations import quantize_rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
-from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.quant import QTensor, quantize
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
 from tests.targets.cases.attention import materialized_case
-from tests.targets.cases.dense import control, linear_case, normal
-from tests.targets.cases.moe import moe_case
+from tests.targets.cases.dense import F32, control, linear_case, normal
+from tests.targets.cases.moe import activation, moe_case
 
 K = 129  # whole groups of every size, and a column
 
@@ -37,18 +36,27 @@ def every_code_case(name: str) -> tuple:
     stored = QTensor(own, scale, None, spec, k)
     x = np.zeros((2, k), np.float32)
     x[[0, 1], [3, K - 1]] = 1
-    inputs = {"control": control(2)}
-    if spec.integer_products:
-        parts = zip(("x.data", "x.scale", "x.sum"), quantize_rows(x, spec.grouping.activations), strict=True)
-        inputs |= dict(parts)
-    else:
-        inputs["x"] = x
+    inputs = {"control": control(2), **activation(x, spec)[0]}
     inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, stored.format).items()}
     return Linear(Rows(18), n, k, stored.format), inputs, {"y": x @ stored.dequantize().T}, 2e-7
 
 
+def extremes_case(name: str, t: int) -> tuple:
+    """The largest products that there are, in every column: as integers they are the largest sums, too."""
+    spec = WeightFormat.parse(name)
+    w, x = np.ones((16, K), np.float32), np.ones((t, K), np.float32)
+    w[1::2] *= -1
+    w[:, 1::3] *= -1
+    stored = quantize(w * np.float32(spec.largest), spec)
+    inputs = {"control": control(t), **activation(x, spec)[0]}
+    inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, spec).items()}
+    return Linear(Rows(18), 16, K, spec), inputs, {"y": x @ stored.dequantize().T}, F32
+
+
 def all_cases(name: str):
     yield "every-code", every_code_case(name)
+    if name == "mxfp4":
+        yield "extremes", extremes_case(name, 3)
     for t in (1, 5):
         yield f"linear-t{t}", linear_case(name, t, codes_of(name).size, K)
     yield "head-linear", linear_case(name, 5, 20, 96, heads=3)

@@ -36,7 +36,7 @@ from tests.targets.op_tests import compare
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
-OTHERS = ("float32", "float16", "bfloat16", "fp8")
+OTHERS = ("float32", "float16", "bfloat16", "fp8", "mxfp4", "nf4-g64")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
 # The instruction by its definition, in C++.
