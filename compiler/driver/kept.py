@@ -61,6 +61,9 @@ def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:
     for use in uses:
         what = _KEPT if use.keeps else _AGAIN if use.coding else _FIRST
         said.setdefault((what, use.format.name), []).append(use)
+    if not any(use.keeps for use in uses):  # as was asked for: which they are goes without saying
+        again = {format: found for (what, format), found in said.items() if what == _AGAIN}
+        return tuple(f"{_AGAIN} {format}: {_told(found)}" for format, found in again.items())
     return tuple(
         f"{what} {format}: {_told(found)}{_listed(what, found)}"
         for kind in (_KEPT, _AGAIN, _FIRST)

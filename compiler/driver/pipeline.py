@@ -300,8 +300,17 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
 
 
 def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
-    """The options with the formats named that keep what the checkpoint has in codes."""
-    return kept.settle(options, source, lambda format: checks.supports(target, format, MATRIX_OPERANDS))
+    """The options with the formats named that keep what the checkpoint has in codes.
+
+    Where others meet activations of int8, a format that has float products reads prompts several times more slowly: it
+    is for those who ask for it.
+    """
+
+    def suits(format: WeightFormat) -> bool:
+        fast = format.integer_products or not target.integer_activations
+        return fast and checks.supports(target, format, MATRIX_OPERANDS)
+
+    return kept.settle(options, source, suits)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
