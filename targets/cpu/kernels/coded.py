@@ -27,7 +27,7 @@ from dsv3c.targets.cpu.kernels.weights import Weight
 Expr = Any
 
 QUARTERS = 4
-_REGISTERS = {4: 16, 8: 8, 16: 16}  # that sums may take, by the lanes of one: half of what there is
+_REGISTERS = {4: 16, 8: 4, 16: 16}  # that sums may take, by the lanes of one: the others decode
 
 
 class Decoded(NamedTuple):
