@@ -192,7 +192,7 @@ class _Group:
         else:
             values = [self.x[start + i] if i < inside else T.float32(0) for i in range(count)]
             each = T.bind(T.Shuffle(values, [*range(count)]))
-        found = {}
+        found: dict[tuple[int, ...], Expr] = {}
         for pair in pairs:
             both = T.broadcast(T.reinterpret("uint64", T.Shuffle([each], [*pair])), lanes)
             found[pair] = T.bind(T.reinterpret(f"float32x{2 * lanes}", both))

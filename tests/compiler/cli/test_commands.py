@@ -164,3 +164,9 @@ def test_every_need_of_a_target_is_known() -> None:
 
 def test_the_help_names_the_formats_of_the_table() -> None:
     assert listed() == params.FORMAT_HELP
+
+
+@pytest.mark.parametrize(("short", "full"), [("int2", "int2-g16"), ("int3", "int3-g32"), ("int6", "int6-g32"),
+                                             ("int8", "int8"), ("int8-channel-asym", "int8-asym")])  # fmt: skip
+def test_bits_alone_name_a_format(short, full):
+    assert params.weight_format(None, None, short) == full

@@ -44,6 +44,17 @@ def test_zero_rows_and_padding_decode_to_zero(name):
     np.testing.assert_allclose(decoded[1, 5], -2.5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["int8-tensor", "int4-tensor-asym"])
+def test_a_matrix_has_one_scale_for_all_channels_found_by_its_largest(name):
+    w = np.random.default_rng(2).standard_normal((3, 5, 70000)).astype(np.float32)
+    w[:, 2, 69999] = 40, -30, 20
+    q = quantize(w, WeightFormat.parse(name))
+    assert q.scale.shape == (3, 5, 1) and (q.scale == q.scale[:, :1]).all()
+    assert q.zero is None or (q.zero == q.zero[:, :1]).all()
+    assert len(set(np.abs(q.scale[:, 0, 0]))) == 3
+    assert (np.abs(q.dequantize() - w).max(axis=(1, 2)) <= 0.51 * np.abs(q.scale[:, 0, 0])).all()
+
+
 def test_bfloat16_input_is_widened_exactly():
     w = np.random.default_rng(1).standard_normal((5, 64)).astype(NUMPY_DTYPES["bf16"])
     np.testing.assert_array_equal(as_float32(w), w.astype(np.float32))

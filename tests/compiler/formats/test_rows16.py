@@ -56,6 +56,16 @@ def test_pack_of_codes_then_unpack_is_the_identity(name, leading, n, k):
     np.testing.assert_array_equal(back.dequantize(), q.dequantize())
 
 
+@pytest.mark.parametrize("k", [1408, 10944])
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize("bits", [6, 3])
+def test_widths_of_real_models_fit_every_group(bits, group, k):
+    spec = WeightFormat.parse(f"int{bits}-g{group}")
+    q = quantize(random_weight((), 17, k), spec)
+    assert q.codes.shape[-1] - k < max(group, 32) and q.codes.shape[-1] % group == 0
+    np.testing.assert_array_equal(rows16.unpack(rows16.pack(q, spec), spec, 17, k).dequantize(), q.dequantize())
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(FLOAT_FORMATS), LEADING, SIZES, SIZES)
 def test_float_pack_then_unpack_is_the_identity(name, leading, n, k):
