@@ -27,7 +27,7 @@ from dsv3c.targets.cpu.kernels.weights import Weight
 Expr = Any
 
 QUARTERS = 4
-_REGISTERS = {4: 16, 8: 8, 16: 16}  # that sums may take, by the lanes of one: half of what there is
+_REGISTERS = {4: 16, 8: 4, 16: 16}  # that sums may take, by the lanes of one: the others decode
 
 
 class Decoded(NamedTuple):
@@ -192,7 +192,7 @@ class _Group:
         else:
             values = [self.x[start + i] if i < inside else T.float32(0) for i in range(count)]
             each = T.bind(T.Shuffle(values, [*range(count)]))
-        found = dict[tuple[int, ...], Expr]()
+        found: dict[tuple[int, ...], Expr] = {}
         for pair in pairs:
             both = T.broadcast(T.reinterpret("uint64", T.Shuffle([each], [*pair])), lanes)
             found[pair] = T.bind(T.reinterpret(f"float32x{2 * lanes}", both))
