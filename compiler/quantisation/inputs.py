@@ -31,6 +31,11 @@ class Factor(NamedTuple):
     carry: Array
     cost: Array
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether columns are rounded in their own order."""
+        return bool((np.diff(self.order) == 1).all())
+
 
 @dataclass(frozen=True, eq=False)
 class MatrixInputs:

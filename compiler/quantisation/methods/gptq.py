@@ -43,23 +43,35 @@ def compensate(columns: Columns, factor: Factor, first: Array | None = None) -> 
     The scales of a group are searched when it is reached, for its weights as they are corrected by then; in another
     order than that of the columns, all beforehand.
     """
-    in_turn = bool((np.diff(factor.order) == 1).all())
-    if not in_turn:
+    if not factor.in_turn:
         importance = factor.hessian.diagonal()
         for group in range(columns.groups):
             own = columns.span(group)
             columns.search(group, columns.weights[own], importance[own])
     done = np.zeros_like(columns.weights)  # errors in the order of rounding
     for start in range(0, columns.k, _BLOCK):
-        stop = min(start + _BLOCK, columns.k)
-        block = columns.weights[factor.order[start:stop]]
-        block += factor.carry[start:stop, :start] @ done[:start]
-        for at in range(start, stop):
-            column = int(factor.order[at])
-            if in_turn and column % columns.size == 0:
-                own = columns.span(column // columns.size)
-                target = columns.weights[own] + factor.carry[own, :at] @ done[:at]
-                columns.search(column // columns.size, target, factor.cost[own])
-            target = block[at - start] + factor.carry[at, start:at] @ done[start:at]
-            columns.round(column, first if first is not None and at == 0 else target)
-            done[at] = columns.error[column]
+        _round_block(columns, factor, done, start, min(start + _BLOCK, columns.k), first if start == 0 else None)
+
+
+def _round_block(
+    columns: Columns, factor: Factor, done: Array, start: int, stop: int, first: Array | None = None
+) -> None:
+    """Round the columns from `start` to `stop` in the order of rounding, and put their errors into `done` [K, N]."""
+    base = columns.weights[factor.order[start:stop]]
+    base += factor.carry[start:stop, :start] @ done[:start]
+
+    def targets(at: int, end: int) -> Array:
+        """The weights from `at` to `end` as the errors before `at` correct them."""
+        within = base[at - start : end - start], start
+        known, since = within if end <= stop else (columns.weights[at:end], 0)  # a group may end behind the block
+        corrected: Array = known + factor.carry[at:end, since:at] @ done[since:at]
+        return corrected
+
+    for at in range(start, stop):
+        column = int(factor.order[at])
+        group, place = divmod(column, columns.size)
+        if place == 0 and factor.in_turn:
+            own = columns.span(group)
+            columns.search(group, targets(own.start, own.stop), factor.cost[own])
+        columns.round(column, first if first is not None and at == start else targets(at, at + 1)[0])
+        done[at] = columns.error[column]
