@@ -142,7 +142,7 @@ def test_a_plan_given_back_makes_the_same_weights(tiny: Path, tmp_path: Path, fa
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        ({"target_bpw": 1.0}, r"linear weights within 1 bits each: the least possible is 4\.\d+ bits"),
+        ({"target_bpw": 1.0}, r"linear weights within 1 bits each: the least possible is \d\.\d+ bits"),
         ({"max_size": 1000}, r"weights file within 1\.00 kB \(1000 bytes\): the least possible is .* bytes\)"),
     ],
 )
