@@ -41,6 +41,7 @@ from dsv3c.compiler.errors import (
     UnknownPassError,
 )
 from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
 from dsv3c.compiler.quantisation import choice
