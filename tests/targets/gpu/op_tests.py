@@ -15,6 +15,7 @@ import pytest
 
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.rope import RopeTable
 from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
@@ -132,14 +133,25 @@ def codes(spec):
     return paging.element if paging and paging.coded else None
 
 
+def decoding(spec):
+    """What decides how its weights are taken apart: in products all of it; elsewhere, where the same is done to them,
+    whether they are codes and have zeros of their own."""
+    weight = getattr(spec, "weight", None)
+    if weight is None:
+        return ()
+    if not isinstance(spec, Linear):
+        return weight.element, weight.grouping.zero
+    return type(weight.grid), weight.packings["rows16"], weight.grouping.zero, min(weight.grouping.size, 32)
+
+
 @cache
 def telling(capabilities):
-    """Names of cases that together run every form of every kernel with every weight format and every cache of codes:
-    the first that does."""
+    """Names of cases that together run every form of every kernel with every way to decode weights and every cache of
+    codes: the first that does."""
     seen, names = set(), []
     for name, (spec, inputs, *_) in CASES.items():
         own = {
-            (type(kernel).__name__, str(getattr(spec, "weight", "")), codes(spec), form.most_rows, form.requires)
+            (type(kernel).__name__, decoding(spec), codes(spec), form.most_rows, form.requires)
             for kernel in stages(spec)
             for form in chosen(kernel, inputs["control"], capabilities)
         }
