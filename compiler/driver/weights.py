@@ -152,6 +152,10 @@ class Writer:
                 found[recipe] = found.get(recipe, NO_LOSS) + loss
         return found
 
+    def read_through(self, wrap: Callable[[Read], Read]) -> None:
+        """From now on tensors of the checkpoint are what `wrap` makes of them."""
+        self._read = wrap(self._read)
+
     def evaluate(self, value: Value) -> Any:
         """What an expression over the checkpoint's tensors stands for."""
         return ops.evaluate([value], self.given)[0]

@@ -1,0 +1,99 @@
+"""AWQ's search (arXiv 2306.00978): for each site the scales of its inputs that leave the least error of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.core.ir import Value, topological_order
+from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.quant import OutOfRange
+from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation.folding import Folding, Site, sites
+from dsv3c.compiler.quantisation.inputs import Array, MatrixInputs
+
+ALPHAS = tuple(number / 10 for number in range(11))  # 0: no scales
+_SAMPLE = 64  # rows of a matrix that candidates are compared on
+_LEAST = 1e-4  # of the largest input: smaller ones are scaled as if they were as large
+
+
+def candidates(inputs: MatrixInputs) -> list[Array]:
+    """f32 [K] for each of ALPHAS: the root mean square of an input to that power, around 1."""
+    size = np.sqrt(np.maximum(inputs.importance, 0)).astype(np.float64)
+    size = np.maximum(size, _LEAST * size.max())
+    size /= np.sqrt(size.max() * size.min())
+    return [(size**alpha).astype(np.float32) for alpha in ALPHAS]
+
+
+def errors(w: Array, format: WeightFormat, inputs: MatrixInputs, scales: Sequence[Array]) -> Array:
+    """f64: the mean square error of the outputs of w [..., N, K], on a sample of its rows, when its columns are
+    multiplied by each of `scales` before they are rounded with searched scales."""
+    some = slice(None, None, max(1, w.shape[-2] // _SAMPLE))
+    rows = as_float32(w[..., some, :])
+
+    def error(scale: Array) -> float:
+        try:
+            _, found = choice.round_weight(rows * scale, format, choice.SEARCH, [inputs.divided(scale)])
+        except OutOfRange:
+            return np.inf
+        return sum(outcome.error for outcome in found)
+
+    return np.array([error(scale) for scale in scales])
+
+
+@dataclass
+class _Trial:
+    """Of a site: its candidates, and the error that each leaves in each of its matrices, by index."""
+
+    scales: list[Array]
+    errors: dict[int, Array] = field(default_factory=dict)
+
+    def best(self) -> Array:
+        """Sums are taken in the order of the matrices, whoever was first."""
+        total = sum((self.errors[index] for index in sorted(self.errors)), np.zeros(len(self.scales)))
+        return self.scales[int(np.argmin(total))]
+
+
+class ScaleSearch:
+    """Told what each matrix meets, it fills `folding`. formats: that each weight is stored in."""
+
+    def __init__(
+        self, config: ModelConfig, formats: Mapping[Value, Collection[WeightFormat]], folding: Folding
+    ) -> None:
+        self._formats = formats
+        self._folding = folding
+        self._sites = {(part.name, site.index): site for site in sites(config) for part in site.readers}
+        self._trials: dict[Site, _Trial] = {}
+        self._names: dict[Value, set[str]] = {}
+
+    def look(
+        self, weight: Value, expert: int | None, w: Array, inputs: Sequence[MatrixInputs], few: str
+    ) -> Callable[[], Array]:
+        """As forward.RoundMatrix; nothing is rounded.
+
+        Of several matrices the first to read a site's inputs gives its candidates; experts must not be that.
+        """
+        site = self._site(weight, expert)
+        if site is not None and not (few and site.index is not None):
+            (met,) = inputs
+            trial = self._trials.setdefault(site, _Trial(candidates(met)))
+            tokens = 1 if few else met.tokens  # statistics of a whole layer say little of a matrix
+            found = [tokens * errors(w, format, met, trial.scales) for format in self._formats.get(weight, ())]
+            trial.errors[expert or 0] = sum(found, np.zeros(len(ALPHAS)))
+        return lambda: w
+
+    def fold(self) -> None:
+        """When all is seen."""
+        for site, trial in self._trials.items():
+            self._folding.add(site, trial.best())
+
+    def _site(self, weight: Value, expert: int | None) -> Site | None:
+        if weight not in self._names:
+            leaves = topological_order([weight])
+            self._names[weight] = {str(leaf.attrs["name"]) for leaf in leaves if leaf.op == "param"}
+        places = ((name, index) for name in sorted(self._names[weight]) for index in (expert, None))
+        return next((self._sites[place] for place in places if place in self._sites), None)
