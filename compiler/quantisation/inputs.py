@@ -14,7 +14,8 @@ Array = NDArray[Any]
 
 DAMPING = 0.01  # of the mean of the diagonal, as in GPTQ's own programs
 _MOST_DAMPING = 1.0
-_MOST_EXACT = 4096  # inputs of which the Hessian is factored in float64; several of larger ones would fill the memory
+_MOST_EXACT = 4096  # inputs of which the Hessian is factored in float64; copies of larger ones would fill the memory
+_PANEL = 256
 
 
 class Factor(NamedTuple):
@@ -99,7 +100,8 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     while True:
         np.fill_diagonal(hessian, diagonal + damping * mean)
         try:
-            lower = np.linalg.cholesky(hessian[np.ix_(backwards, backwards)])
+            turned = hessian[np.ix_(backwards, backwards)]
+            lower = np.linalg.cholesky(turned) if size <= _MOST_EXACT else _cholesky_in_place(turned)
             break
         except np.linalg.LinAlgError:
             if damping >= _MOST_DAMPING:
@@ -112,3 +114,19 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     carry /= root[:, None].astype(np.float32)
     np.fill_diagonal(carry, 0)
     return Factor(order, hessian.astype(np.float32, copy=False), carry, (root * root).astype(np.float32))
+
+
+def _cholesky_in_place(matrix: Array) -> Array:
+    """The lower factor, in the memory of the matrix and in its precision: numpy's is computed in float64.
+
+    Column by column of blocks, each less what those before it share with it. Raises LinAlgError.
+    """
+    for start in range(0, len(matrix), _PANEL):
+        stop = min(start + _PANEL, len(matrix))
+        columns = matrix[start:, start:stop]
+        columns -= matrix[start:, :start] @ matrix[start:stop, :start].T
+        corner = np.linalg.cholesky(columns[: stop - start])
+        columns[: stop - start] = corner
+        columns[stop - start :] = columns[stop - start :] @ np.linalg.inv(corner).T.astype(matrix.dtype)
+        matrix[start:stop, stop:] = 0
+    return matrix

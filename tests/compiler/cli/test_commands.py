@@ -106,6 +106,14 @@ def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.Capture
     )
 
 
+@pytest.mark.parametrize(("given", "taken"), [("bf16", "bf16"), ("int8", "int8"), ("fp8", "fp8")])
+def test_the_cache_is_of_what_it_is_asked_to_be(
+    given: str, taken: str, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "compile", "MODEL", "--cache-dtype", given)
+    assert recorded.options == CompileOptions(cache_dtype=taken)
+
+
 def test_compile_to_a_pass_builds_nothing(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     recorded.out = None
     out, _ = run(capsys, "compile", "MODEL", "--to", "fuse-mla", "--dump-to", "graphs")

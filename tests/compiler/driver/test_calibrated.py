@@ -93,8 +93,8 @@ def write_weights(
     file = weights.lay_out(chosen.plan(lowered.entries, lowered.bounds).recipes)
     round_weight = choice.round_weight
 
-    def watched(w: Any, format: Any, method: str, inputs: Any, few: str = "") -> Any:
-        codes, outcomes = round_weight(w, format, method, inputs, few)
+    def watched(w: Any, format: Any, method: str, inputs: Any, few: str = "", *rest: Any) -> Any:
+        codes, outcomes = round_weight(w, format, method, inputs, few, *rest)
         calls.append(Call(w, format, inputs, few, codes))
         return codes, outcomes
 
