@@ -237,7 +237,7 @@ def test_a_run_that_fails_leaves_no_journal(tiny: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["gptq", "qronos"])
+@pytest.mark.parametrize("method", ["gptq", "qronos", "awq"])
 def test_what_a_method_rounded_is_not_rounded_again(
     method: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
