@@ -10,11 +10,14 @@ import numpy as np
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.formats.elements import as_float32
-from dsv3c.compiler.formats.quant import OutOfRange
+from dsv3c.compiler.formats.grids import Grid
+from dsv3c.compiler.formats.grouping import Grouping
+from dsv3c.compiler.formats.quant import OutOfRange, quantize
+from dsv3c.compiler.formats.rounding import Rounded
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation.folding import Folding, Site, sites
 from dsv3c.compiler.quantisation.inputs import Array, MatrixInputs
+from dsv3c.compiler.quantisation.methods.search import weighted
 
 ALPHAS = tuple(number / 10 for number in range(11))  # 0: no scales
 _SAMPLE = 64  # rows of a matrix that candidates are compared on
@@ -32,17 +35,20 @@ def candidates(inputs: MatrixInputs) -> list[Array]:
 def errors(w: Array, format: WeightFormat, inputs: MatrixInputs, scales: Sequence[Array]) -> Array:
     """f64: the mean square error of the outputs of w [..., N, K], on a sample of its rows, when its columns are
     multiplied by each of `scales` before they are rounded with searched scales."""
-    some = slice(None, None, max(1, w.shape[-2] // _SAMPLE))
-    rows = as_float32(w[..., some, :])
+    sample = as_float32(w[..., :: max(1, w.shape[-2] // _SAMPLE), :])
+    matrices = sample.reshape(-1, *sample.shape[-2:])
 
-    def error(scale: Array) -> float:
+    def error(matrix: Array, scale: Array) -> float:
+        def search(scaled: Array, grid: Grid, grouping: Grouping) -> Rounded:
+            return weighted(scaled, inputs.importance / np.square(scale), grid, grouping)
+
         try:
-            _, found = choice.round_weight(rows * scale, format, choice.SEARCH, [inputs.divided(scale)])
+            rounded = quantize(matrix * scale, format, search)
         except OutOfRange:
             return np.inf
-        return sum(outcome.error for outcome in found)
+        return inputs.output_error(matrix - rounded.dequantize() / scale)
 
-    return np.array([error(scale) for scale in scales])
+    return np.array([sum(error(matrix, scale) for matrix in matrices) for scale in scales])
 
 
 @dataclass
@@ -82,7 +88,9 @@ class ScaleSearch:
             (met,) = inputs
             trial = self._trials.setdefault(site, _Trial(candidates(met)))
             tokens = 1 if few else met.tokens  # statistics of a whole layer say little of a matrix
-            found = [tokens * errors(w, format, met, trial.scales) for format in self._formats.get(weight, ())]
+            # Blocks of fp8 are no groups of a row: what they gain is not asked.
+            formats = [format for format in self._formats.get(weight, ()) if not format.keeps_fp8]
+            found = [tokens * errors(w, format, met, trial.scales) for format in formats]
             trial.errors[expert or 0] = sum(found, np.zeros(len(ALPHAS)))
         return lambda: w
 

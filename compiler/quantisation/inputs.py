@@ -66,10 +66,6 @@ class MatrixInputs:
         """Mean square error of a row of outputs, summed over outputs, for an error [N, K] of the weights."""
         return float(np.vdot(error @ self.gram, error))
 
-    def divided(self, scale: Array) -> MatrixInputs:
-        """What the matrix meets when each input is divided by its scale, f32 [K]; without `cross`."""
-        return MatrixInputs(self.tokens, self.gram / scale / scale[:, None])
-
     def factor(self, damping: float = DAMPING, act_order: bool = False) -> Factor:
         """Computed once and kept: matrices that meet the same rows share it. act_order: large inputs first."""
         key = damping, act_order

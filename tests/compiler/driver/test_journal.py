@@ -18,7 +18,7 @@ from dsv3c.compiler.driver import journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import choice, input_scales
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -245,6 +245,7 @@ def test_what_a_method_rounded_is_not_rounded_again(
     rounded: list[object] = []
     round_weight = choice.round_weight
     monkeypatch.setattr(pipeline, "read_calibration", lambda *_: some_text())
+    monkeypatch.setattr(input_scales, "ALPHAS", (0.0, 0.5))  # fewer, for time
     monkeypatch.setattr(choice, "round_weight", lambda *args: (rounded.append(args), round_weight(*args))[1])
     options = CompileOptions(quant="int4-g32", method=method)
     pipeline.compile_checkpoint(tiny, tmp_path / "whole", options)

@@ -49,7 +49,8 @@ def test_errors_are_those_of_the_outputs_with_the_inputs_divided() -> None:
     found = input_scales.errors(w, FORMAT, met, scales)
     for number in (0, 4, 10):
         scale = scales[number]
-        rounded, _ = choice.round_weight(w * scale, FORMAT, "search", [met.divided(scale)])
+        divided = MatrixInputs(len(x), met.gram / scale / scale[:, None])
+        rounded, _ = choice.round_weight(w * scale, FORMAT, "search", [divided])
         difference = (x / scale).astype(np.float64) @ rounded.dequantize().T - x.astype(np.float64) @ w.T
         assert found[number] == pytest.approx(np.square(difference).sum() / len(x), rel=1e-2)
 
