@@ -106,7 +106,7 @@ def write_weights(
         return opened.read(name) if expert is None else opened.part(name, expert)
 
     patch.setattr(choice, "round_weight", watched)
-    patch.setattr(input_scales, "ALPHAS", (0.0, 0.25, 0.5))  # fewer, for time
+    patch.setattr(input_scales, "ALPHAS", (0.0, 0.1, 0.3))  # few, for time, for time
     log = RoundingLog("")
     with weights.writing(file, folder / "weights", given, lambda n: None) as writer:
         if method is not None:
@@ -211,7 +211,7 @@ def test_what_columns_are_multiplied_by_their_norm_is_divided_by(
     written, source, layer = write("awq"), Checkpoint.open(checkpoint), "model.layers.1"
     norm, router = f"{layer}.post_attention_layernorm.weight", f"{layer}.mlp.gate.weight"
     scale = source.read(norm) / floats(written, norm)
-    assert scale.max() > 1.1 * scale.min()
+    assert np.abs(scale - 1).max() > 0.01
     np.testing.assert_allclose(floats(written, router), source.read(router) * scale, rtol=1e-5)
     experts = source.part(f"{layer}.mlp.experts.*.gate_proj.weight", 0) * scale
     assert any(call.w.ndim == 3 and np.allclose(call.w[0], experts, rtol=1e-5) for call in written.calls)
