@@ -147,7 +147,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "--method",
             type=click.Choice(METHODS),
-            help="How weights become codes: round to nearest, search scales, GPTQ, the best for each.  "
+            help="How weights become codes: round to nearest, search scales, GPTQ, Qronos, AWQ, the best for each.  "
             "[default: auto with --calibration, else rtn]",
         ),
         click.option(

@@ -67,7 +67,7 @@ class _Use(NamedTuple):
 
 
 Uses = Mapping[Value, Sequence[_Use]]
-_UNSCALED = "nothing can be divided by scales of its inputs"
+_UNSCALED = "what its inputs come from can not take scales"
 
 
 def plan(entries: Mapping[str, EntryGraph]) -> CalibrationPlan:
