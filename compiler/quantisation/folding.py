@@ -2,7 +2,7 @@
 
 AWQ (arXiv 2306.00978) multiplies the columns of a matrix that meet large inputs before it is rounded, which makes their
 errors smaller, and divides the inputs. What computes the inputs is divided instead: the weight of a norm, or rows of a
-matrix, whose own rounding does not change with that, since a row has scales of its own. Tensors of the checkpoint are
+matrix, whose own rounding hardly changes with that, since a row has scales of its own. Tensors of the checkpoint are
 changed as they are read, so that every recipe of every entry has it; the float model stays what it is.
 """
 

@@ -72,9 +72,13 @@ class ScaleSearch:
     ) -> None:
         self._formats = formats
         self._folding = folding
-        self._sites = {(part.name, site.index): site for site in sites(config) for part in site.readers}
-        self._trials: dict[Site, _Trial] = {}
         self._names: dict[Value, set[str]] = {}
+        self._trials: dict[Site, _Trial] = {}
+        # Rows that share one scale with all others are rounded otherwise when they are divided.
+        shared = {weight for weight, found in formats.items() if any(each.grouping.per_tensor for each in found)}
+        bound = {name for weight in shared for name in self._names_of(weight)}
+        free = [site for site in sites(config) if not any(part.name in bound for part in site.producers)]
+        self._sites = {(part.name, site.index): site for site in free for part in site.readers}
 
     def look(
         self, weight: Value, expert: int | None, w: Array, inputs: Sequence[MatrixInputs], few: str
@@ -100,8 +104,12 @@ class ScaleSearch:
             self._folding.add(site, trial.best())
 
     def _site(self, weight: Value, expert: int | None) -> Site | None:
+        places = ((name, index) for name in sorted(self._names_of(weight)) for index in (expert, None))
+        return next((self._sites[place] for place in places if place in self._sites), None)
+
+    def _names_of(self, weight: Value) -> set[str]:
+        """The tensors of the checkpoint that a weight is made of."""
         if weight not in self._names:
             leaves = topological_order([weight])
             self._names[weight] = {str(leaf.attrs["name"]) for leaf in leaves if leaf.op == "param"}
-        places = ((name, index) for name in sorted(self._names[weight]) for index in (expert, None))
-        return next((self._sites[place] for place in places if place in self._sites), None)
+        return self._names[weight]

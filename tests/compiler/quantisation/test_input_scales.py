@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import TensorType
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice, input_scales
+from dsv3c.compiler.quantisation.folding import Folding
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
+from tests.checkpoints import tiny_config
 from tests.compiler.quantisation.problems import correlated
 
 FORMAT = WeightFormat.parse("int4-g32")
@@ -70,3 +77,36 @@ def test_scales_that_a_format_can_not_hold_are_not_taken() -> None:
     w = matrix() * 6e4
     found = input_scales.errors(w, FORMAT, met, [np.ones(64, np.float32), np.full(64, 1e4, np.float32)])
     assert np.isfinite(found[0]) and found[1] == np.inf
+
+
+def looked_at(format: str) -> Folding:
+    """After a search that saw two matrices of a dense layer: `gate` with `up`, and `down`."""
+    config = ModelConfig.from_dict(tiny_config("youtu", num_hidden_layers=1), Path("config.json"))
+    gate, up, down = (
+        ops.leaf("param", f"model.layers.0.mlp.{name}_proj.weight", TensorType("f32", shape))
+        for name, shape in (("gate", (96, 64)), ("up", (96, 64)), ("down", (64, 96)))
+    )
+    joined, folding = ops.apply("concat", (gate, up), {"axis": 0}), Folding()
+    formats = {weight: [WeightFormat.parse(format)] for weight in (joined, down)}
+    search = input_scales.ScaleSearch(config, formats, folding)
+    for weight in (joined, down):
+        n, k = map(int, weight.shape)
+        search.look(weight, None, matrix(n, k), [inputs(k=k)[1]], "")
+    search.fold()
+    return folding
+
+
+@pytest.mark.parametrize("format", ["int4-g32", "int8"])
+def test_all_that_reads_the_inputs_has_their_scales(format: str) -> None:
+    folding = looked_at(format)
+    ones = {"gate": (96, 64), "up": (96, 64), "down": (64, 96)}
+    read = folding.reading(lambda name, expert: np.ones(ones[name.split(".")[-2].split("_")[0]], np.float32))
+    gate, up, down = (read(f"model.layers.0.mlp.{name}_proj.weight", None) for name in ones)
+    assert (gate[0] != 1).any() and (down[0] != 1).any()
+    np.testing.assert_allclose(up, gate / down[0][:, None], rtol=1e-5)
+
+
+def test_rows_that_share_a_scale_with_all_others_are_not_divided() -> None:
+    folding = looked_at("int8-tensor")
+    assert folding.multiplies("model.layers.0.mlp.gate_proj.weight", None)
+    assert not folding.multiplies("model.layers.0.mlp.down_proj.weight", None)
