@@ -67,6 +67,7 @@ class _Use(NamedTuple):
 
 
 Uses = Mapping[Value, Sequence[_Use]]
+_SCALES = "scales of inputs"
 _UNSCALED = "what its inputs come from can not take scales"
 
 
@@ -127,11 +128,15 @@ def _find_scales(
     """Put the scales of inputs into `folding`: all of them, before anything is written, since what produces the inputs
     of a matrix is written before it."""
     formats = {weight: {format_of(use.quantized.type) for use in found} for weight, found in uses.items()}
-    search = ScaleSearch(config, formats, folding)
+    # A run that goes on must take the same: part of them is in the file, and sums may differ in their last bits.
+    known = writer.kept(_SCALES)
+    search = ScaleSearch(config, formats, folding, known)
     mtp = None if planned.mtp is None else _with_routers(planned.mtp)
     seen = CalibrationPlan(_with_routers(planned.main), mtp)
     _run(seen, text, writer, search.look, lambda *_: None, 1, folder)
-    search.fold()
+    found = search.fold()
+    if known is None:
+        writer.note(_SCALES, found)
 
 
 def _with_routers(calibrated: Calibrated) -> Calibrated:

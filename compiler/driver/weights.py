@@ -161,8 +161,12 @@ class Writer:
         return ops.evaluate([value], self.given)[0]
 
     def kept(self, piece: str) -> Any:
-        """What an earlier run noted of a piece that is in the file; None where it is not, or nothing was."""
+        """What an earlier run noted, of a piece that is in the file; None where it is not, or nothing was."""
         return (self._journal.note(piece) or {}).get("rounding")
+
+    def note(self, name: str, note: Any) -> None:
+        """For a run that goes on with this one: `kept` gives it there under that name, which is no piece's."""
+        self._journal.record(name, (), {"rounding": note})
 
     def read_back(self, piece: Piece) -> Array:
         """float32 that a packed piece stands for as it is in the file."""

@@ -24,12 +24,12 @@ _SAMPLE = 64  # rows of a matrix that candidates are compared on
 _LEAST = 1e-4  # of the largest input: smaller ones are scaled as if they were as large
 
 
-def candidates(inputs: MatrixInputs) -> list[Array]:
-    """f32 [K] for each of ALPHAS: the root mean square of an input to that power, around 1."""
+def candidates(inputs: MatrixInputs, alphas: Sequence[float]) -> list[Array]:
+    """f32 [K] for each of `alphas`: the root mean square of an input to that power, around 1."""
     size = np.sqrt(np.maximum(inputs.importance, 0)).astype(np.float64)
     size = np.maximum(size, _LEAST * size.max())
     size /= np.sqrt(size.max() * size.min())
-    return [(size**alpha).astype(np.float32) for alpha in ALPHAS]
+    return [(size**alpha).astype(np.float32) for alpha in alphas]
 
 
 def errors(w: Array, format: WeightFormat, inputs: MatrixInputs, scales: Sequence[Array]) -> Array:
@@ -55,29 +55,39 @@ def errors(w: Array, format: WeightFormat, inputs: MatrixInputs, scales: Sequenc
 class _Trial:
     """Of a site: its candidates, and the error that each leaves in each of its matrices, by index."""
 
+    alphas: Sequence[float]
     scales: list[Array]
     errors: dict[int, Array] = field(default_factory=dict)
 
-    def best(self) -> Array:
+    def best(self) -> int:
         """Sums are taken in the order of the matrices, whoever was first."""
         total = sum((self.errors[index] for index in sorted(self.errors)), np.zeros(len(self.scales)))
-        return self.scales[int(np.argmin(total))]
+        return int(np.argmin(total))
 
 
 class ScaleSearch:
-    """Told what each matrix meets, it fills `folding`. formats: that each weight is stored in."""
+    """Told what each matrix meets, it fills `folding`. formats: that each weight is stored in.
+
+    known: what `fold` returned in an earlier run, which this one goes on with; nothing is searched then.
+    """
 
     def __init__(
-        self, config: ModelConfig, formats: Mapping[Value, Collection[WeightFormat]], folding: Folding
+        self,
+        config: ModelConfig,
+        formats: Mapping[Value, Collection[WeightFormat]],
+        folding: Folding,
+        known: Sequence[float | None] | None = None,
     ) -> None:
         self._formats = formats
         self._folding = folding
         self._names: dict[Value, set[str]] = {}
         self._trials: dict[Site, _Trial] = {}
+        self._every = list(sites(config))
+        self._known = {} if known is None else dict(zip(self._every, known, strict=True))
         # Rows that share one scale with all others are rounded otherwise when they are divided.
         shared = {weight for weight, found in formats.items() if any(each.grouping.per_tensor for each in found)}
         bound = {name for weight in shared for name in self._names_of(weight)}
-        free = [site for site in sites(config) if not any(part.name in bound for part in site.producers)]
+        free = [site for site in self._every if not any(part.name in bound for part in site.producers)]
         self._sites = {(part.name, site.index): site for site in free for part in site.readers}
 
     def look(
@@ -90,18 +100,23 @@ class ScaleSearch:
         site = self._site(weight, expert)
         if site is not None and not (few and site.index is not None):
             (met,) = inputs
-            trial = self._trials.setdefault(site, _Trial(candidates(met)))
+            alphas = (self._known[site] or 0.0,) if self._known else ALPHAS
+            trial = self._trials.setdefault(site, _Trial(alphas, candidates(met, alphas)))
+            if self._known:
+                return lambda: w
             tokens = 1 if few else met.tokens  # statistics of a whole layer say little of a matrix
             # Blocks of fp8 are no groups of a row: what they gain is not asked.
             formats = [format for format in self._formats.get(weight, ()) if not format.keeps_fp8]
             found = [tokens * errors(w, format, met, trial.scales) for format in formats]
-            trial.errors[expert or 0] = sum(found, np.zeros(len(ALPHAS)))
+            trial.errors[expert or 0] = sum(found, np.zeros(len(alphas)))
         return lambda: w
 
-    def fold(self) -> None:
-        """When all is seen."""
-        for site, trial in self._trials.items():
-            self._folding.add(site, trial.best())
+    def fold(self) -> list[float | None]:
+        """When all is seen. Returns the alpha of each site, None where nothing was seen of it."""
+        best = {site: trial.best() for site, trial in self._trials.items()}
+        for site, chosen in best.items():
+            self._folding.add(site, self._trials[site].scales[chosen])
+        return [self._trials[site].alphas[best[site]] if site in best else None for site in self._every]
 
     def _site(self, weight: Value, expert: int | None) -> Site | None:
         places = ((name, index) for name in sorted(self._names_of(weight)) for index in (expert, None))

@@ -33,7 +33,7 @@ def matrix(n: int = 48, k: int = 64) -> np.ndarray:
 
 def test_candidates_are_the_mean_input_to_each_power_around_one() -> None:
     x, met = inputs()
-    for alpha, found in zip(input_scales.ALPHAS, input_scales.candidates(met), strict=True):
+    for alpha, found in zip(input_scales.ALPHAS, input_scales.candidates(met, input_scales.ALPHAS), strict=True):
         size = [np.sqrt(np.mean([float(row[k]) ** 2 for row in x])) for k in range(x.shape[1])]
         powers = [each**alpha for each in size]
         middle = np.sqrt(max(powers) * min(powers))
@@ -43,16 +43,16 @@ def test_candidates_are_the_mean_input_to_each_power_around_one() -> None:
 def test_an_input_that_is_always_0_has_a_finite_scale() -> None:
     x, _ = inputs()
     x[:, 5] = 0
-    for found in input_scales.candidates(MatrixInputs(len(x), x.T @ x / np.float32(len(x)))):
+    for found in input_scales.candidates(MatrixInputs(len(x), x.T @ x / np.float32(len(x))), input_scales.ALPHAS):
         assert np.isfinite(found).all() and (found > 0).all()
     nothing = MatrixInputs(0, np.zeros((8, 8), np.float32))
-    assert all((found == 1).all() for found in input_scales.candidates(nothing))
+    assert all((found == 1).all() for found in input_scales.candidates(nothing, input_scales.ALPHAS))
 
 
 def test_errors_are_those_of_the_outputs_with_the_inputs_divided() -> None:
     x, met = inputs()
     w = matrix()
-    scales = input_scales.candidates(met)
+    scales = input_scales.candidates(met, input_scales.ALPHAS)
     found = input_scales.errors(w, FORMAT, met, scales)
     for number in (0, 4, 10):
         scale = scales[number]
@@ -66,7 +66,7 @@ def test_errors_are_those_of_the_outputs_with_the_inputs_divided() -> None:
 def test_the_best_scales_are_never_worse_than_none(seed: int) -> None:
     _, met = inputs(seed)
     w = matrix()
-    found = input_scales.errors(w, FORMAT, met, input_scales.candidates(met))
+    found = input_scales.errors(w, FORMAT, met, input_scales.candidates(met, input_scales.ALPHAS))
     _, (plain,) = choice.round_weight(w, FORMAT, "search", [met])
     assert found[0] == pytest.approx(plain.error, rel=1e-4)
     assert found.min() < 0.9 * plain.error  # with inputs that differ so much they gain
