@@ -29,7 +29,7 @@ FORMAT_HELP = (
 _UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKmMgGtT]?[iI]?[bB]|)")
-METHODS = ("rtn", "search", "gptq", "qronos", "auto")  # as quantisation.choice has them, which takes numpy
+METHODS = ("rtn", "search", "gptq", "qronos", "awq", "auto")  # as quantisation.choice has them, which takes numpy
 CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
 
 
@@ -147,7 +147,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "--method",
             type=click.Choice(METHODS),
-            help="How weights become codes: round to nearest, search scales, GPTQ, the best for each.  "
+            help="How weights become codes: round to nearest, search scales, GPTQ, Qronos, AWQ, the best for each.  "
             "[default: auto with --calibration, else rtn]",
         ),
         click.option(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation.calibration import blas
-from dsv3c.compiler.quantisation.calibration.forward import Forward, Sequences
+from dsv3c.compiler.quantisation.calibration.forward import Forward, RoundMatrix, Saw, Sequences
 from dsv3c.compiler.quantisation.calibration.stages import (
     Experts,
     FloatGraph,
@@ -37,6 +37,8 @@ from dsv3c.compiler.quantisation.calibration.stages import (
 )
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.choice import Outcome
+from dsv3c.compiler.quantisation.folding import Folding
+from dsv3c.compiler.quantisation.input_scales import ScaleSearch
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 
 
@@ -62,6 +64,11 @@ class _Use(NamedTuple):
     recipe: str
     whole: Value
     quantized: Value
+
+
+Uses = Mapping[Value, Sequence[_Use]]
+_SCALES = "scales of inputs"
+_UNSCALED = "what its inputs come from can not take scales"
 
 
 def plan(entries: Mapping[str, EntryGraph]) -> CalibrationPlan:
@@ -98,20 +105,73 @@ def write(
 ) -> RoundingLog:
     """Write all that the plan rounds. folder: for activations that do not fit into memory. threshold: as in choice."""
     log = RoundingLog(method)
-    rounder = _Rounder(writer, planned, method, log, config.num_hidden_layers, threshold)
-    models = 2 if choice.corrects(method) else 1
-    sequences = [Sequences(text.sequences, {})] * models
+    uses = _uses(writer.file.recipes, planned)
+    folding = None
+    if choice.folds(method):
+        folding = Folding()
+        writer.read_through(folding.reading)
+        _find_scales(writer, planned, text, config, folder, uses, folding)
+    rounder = _Rounder(writer, uses, method, log, config.num_hidden_layers, threshold, folding)
+    _run(planned, text, writer, rounder.round, rounder.saw, 2 if choice.corrects(method) else 1, folder)
+    return log
+
+
+def _find_scales(
+    writer: Writer,
+    planned: CalibrationPlan,
+    text: CalibrationText,
+    config: ModelConfig,
+    folder: Path,
+    uses: Uses,
+    folding: Folding,
+) -> None:
+    """Put the scales of inputs into `folding`: all of them, before anything is written, since what produces the inputs
+    of a matrix is written before it."""
+    formats = {weight: {format_of(use.quantized.type) for use in found} for weight, found in uses.items()}
+    # A run that goes on must take the same: part of them is in the file, and sums may differ in their last bits.
+    known = writer.kept(_SCALES)
+    search = ScaleSearch(config, formats, folding, known)
+    mtp = None if planned.mtp is None else _with_routers(planned.mtp)
+    seen = CalibrationPlan(_with_routers(planned.main), mtp)
+    _run(seen, text, writer, search.look, lambda *_: None, 1, folder)
+    found = search.fold()
+    if known is None:
+        writer.note(_SCALES, found)
+
+
+def _with_routers(calibrated: Calibrated) -> Calibrated:
+    """With the routers among the matrices: they meet all rows, before each expert meets its own."""
+    read = {experts.rows for stage in calibrated.stages for experts in stage.experts}
+    linears = [value for value in calibrated.graph.graph.values() if value.op == "linear" and value.inputs[0] in read]
+    routers = {value.inputs[0]: Matrix(value.inputs[1], value.inputs[0]) for value in linears}
+
+    def added(stage: Stage) -> Stage:
+        found = tuple(routers[experts.rows] for experts in stage.experts)
+        return replace(stage, matrices=(*found, *stage.matrices))
+
+    return Calibrated(calibrated.graph, [added(stage) for stage in calibrated.stages])
+
+
+def _run(
+    planned: CalibrationPlan,
+    text: CalibrationText,
+    writer: Writer,
+    round: RoundMatrix,
+    saw: Saw,
+    models: int,
+    folder: Path,
+) -> None:
+    """Show every matrix to `round`. models: 2 for the float one and beside it the one that is rounded so far."""
 
     def run(calibrated: Calibrated, sequences: Sequence[Sequences]) -> Forward:
-        forward = Forward(calibrated.graph, sequences, writer.evaluate, rounder.round, choice.enough_tokens, folder)
-        forward.run(calibrated.stages, rounder.saw)
+        forward = Forward(calibrated.graph, sequences, writer.evaluate, round, choice.enough_tokens, folder)
+        forward.run(calibrated.stages, saw)
         return forward
 
-    main = run(planned.main, sequences)
+    main = run(planned.main, [Sequences(text.sequences, {})] * models)
     if planned.mtp is not None:
         hidden = planned.main.graph.graph.result("hidden")
         run(planned.mtp, [_shifted(text, main.kept(hidden, model)) for model in range(models)])
-    return log
 
 
 def _shifted(text: CalibrationText, hidden: Sequence[Array]) -> Sequences:
@@ -125,20 +185,20 @@ class _Rounder:
     def __init__(
         self,
         writer: Writer,
-        planned: CalibrationPlan,
+        uses: Uses,
         method: str,
         log: RoundingLog,
         num_hidden_layers: int,
         threshold: float,
+        folding: Folding | None,
     ) -> None:
         self._writer = writer
         self._method = method
         self._log = log
         self._layers = num_hidden_layers
         self._threshold = threshold
-        calibrated = [each for each in (planned.main, planned.mtp) if each is not None]
-        weights = {weight for each in calibrated for stage in each.stages for weight in _weights(stage)}
-        self._uses = _uses(writer.file.recipes, weights)
+        self._uses = uses
+        self._folding = folding
 
     def round(
         self, weight: Value, expert: int | None, w: Array, inputs: Sequence[MatrixInputs], few: str
@@ -149,6 +209,7 @@ class _Rounder:
         kept = self._kept(uses, expert, weight, piece)
         if kept is not None:
             return kept
+        few = few or self._unscaled(piece)
         made: dict[WeightFormat, QTensor] = {}
         for use in uses:
             format, logged = format_of(use.quantized.type), list[Outcome]()
@@ -161,6 +222,14 @@ class _Rounder:
             note = [outcome.noted() for outcome in logged]
             self._writer.write(*_stored(use, expert, piece, made[format]), note)
         return lambda: next((codes.dequantize() for codes in made.values()), as_float32(w))
+
+    def _unscaled(self, piece: Value) -> str:
+        """Why a method that scales inputs can't do so for this weight."""
+        if self._folding is None:
+            return ""
+        tensors = (leaf.attrs for leaf in topological_order([piece]) if leaf.op == "param")
+        known = any(self._folding.multiplies(str(of["name"]), of.get("expert")) for of in tensors)  # type: ignore[arg-type]
+        return "" if known else _UNSCALED
 
     def _kept(
         self, uses: Sequence[_Use], expert: int | None, weight: Value, piece: Value
@@ -207,8 +276,10 @@ def _weights(stage: Stage) -> Iterator[Value]:
         yield from (experts.gate_up.inputs[2], experts.down.inputs[3])
 
 
-def _uses(recipes: Mapping[str, Value], weights: set[Value]) -> dict[Value, list[_Use]]:
-    """The recipes that store each of the weights as codes."""
+def _uses(recipes: Mapping[str, Value], planned: CalibrationPlan) -> dict[Value, list[_Use]]:
+    """The recipes that store each of the planned weights as codes."""
+    calibrated = [each for each in (planned.main, planned.mtp) if each is not None]
+    weights = {weight for each in calibrated for stage in each.stages for weight in _weights(stage)}
     found: dict[Value, list[_Use]] = {}
     for recipe, whole in recipes.items():
         for quantized in quantized_in(whole):

@@ -152,13 +152,21 @@ class Writer:
                 found[recipe] = found.get(recipe, NO_LOSS) + loss
         return found
 
+    def read_through(self, wrap: Callable[[Read], Read]) -> None:
+        """From now on tensors of the checkpoint are what `wrap` makes of them."""
+        self._read = wrap(self._read)
+
     def evaluate(self, value: Value) -> Any:
         """What an expression over the checkpoint's tensors stands for."""
         return ops.evaluate([value], self.given)[0]
 
     def kept(self, piece: str) -> Any:
-        """What an earlier run noted of a piece that is in the file; None where it is not, or nothing was."""
+        """What an earlier run noted, of a piece that is in the file; None where it is not, or nothing was."""
         return (self._journal.note(piece) or {}).get("rounding")
+
+    def note(self, name: str, note: Any) -> None:
+        """For a run that goes on with this one: `kept` gives it there under that name, which is no piece's."""
+        self._journal.record(name, (), {"rounding": note})
 
     def read_back(self, piece: Piece) -> Array:
         """float32 that a packed piece stands for as it is in the file."""

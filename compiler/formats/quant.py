@@ -77,7 +77,7 @@ def quantize(w: Array, format: WeightFormat, method: Rounding | None = None) -> 
     """
     method = method or format.rounding
     assert method, f"{format} is no format of codes"
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         (codes, scale, zero), loss = _rounded(w, format, method)
         _require_finite(scale, format)
         # Codes that are kept were multiplied with their scales by the reader.

@@ -21,6 +21,7 @@ from dsv3c.compiler.quantisation.methods import METHODS
 from dsv3c.compiler.quantisation.sparsity import Zeros, count_zeros, sparse
 
 NEAREST, SEARCH, AUTO = "rtn", "search", "auto"
+_FOLDING = {"awq": SEARCH}  # methods that put scales of the inputs into weights first, and what they round by then
 _CORRECTING = ("qronos",)  # methods that take the inputs of the float model beside those of the rounded one
 _SAMPLE = 128  # rows of a matrix that its error is measured on
 
@@ -30,12 +31,17 @@ Each = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 
 
 def method_names() -> tuple[str, ...]:
-    return (NEAREST, *METHODS, AUTO)
+    return (NEAREST, *METHODS, *_FOLDING, AUTO)
 
 
 def corrects(method: str) -> bool:
     """Whether the method wants inputs of the model as it is rounded so far."""
     return method in _CORRECTING or (method == AUTO and any(name in METHODS for name in _CORRECTING))
+
+
+def folds(method: str) -> bool:
+    """Whether the method scales the inputs of matrices before it rounds them."""
+    return method in _FOLDING
 
 
 def wants_text(method: str) -> bool:
@@ -142,7 +148,7 @@ def _rounded(w: Array, format: WeightFormat, method: str, inputs: MatrixInputs) 
         return quantize(w, format)
 
     def by_method(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
-        return METHODS[method](w, inputs, grid, grouping)
+        return METHODS[_FOLDING.get(method, method)](w, inputs, grid, grouping)
 
     return quantize(w, format, by_method)
 

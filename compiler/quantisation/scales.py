@@ -51,7 +51,7 @@ def inverse(scale: Array) -> Array:
 def search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scales:
     """The stored scales of groups w [G, M] that leave the least sum of importance (w - value)², importance [G].
 
-    Never worse than the scales by the extremes of each group, which are what it starts from.
+    Never worse than the scales by the extremes of each group, which are what it starts from. Infinite where these are.
     """
     if grouping.per_tensor:
         one = _search(w.reshape(-1, 1), np.repeat(importance, w.shape[1]), grid, grouping)
@@ -73,7 +73,8 @@ def _search(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Scal
         fitted, gain = _fit(w, weighted, importance, grid, Scales(start * factor, first.zero))
         better = gain > most
         found, most = fitted.where(better, found), np.where(better, gain, most)
-    best, least = first, _error(w, importance, grid, first)
+    # A group whose scale is infinite keeps it, and is refused: no finite one stands for its weights.
+    best, least = first, np.where(np.isfinite(start), _error(w, importance, grid, first), -1)
     for _ in range(_FITS):
         kept = stored(found, grouping)
         error = _error(w, importance, grid, kept)

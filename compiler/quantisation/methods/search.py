@@ -15,8 +15,13 @@ from dsv3c.compiler.quantisation.inputs import Array, MatrixInputs
 
 def search(w: Array, inputs: MatrixInputs, grid: Grid, grouping: Grouping) -> Rounded:
     """w f32 [N, K]."""
+    return weighted(w, inputs.importance, grid, grouping)
+
+
+def weighted(w: Array, importance: Array, grid: Grid, grouping: Grouping) -> Rounded:
+    """w f32 [N, K], importance [K]: what the square of an error counts in each column."""
     columns = Columns(w, grid, grouping)
     for group in range(columns.groups):
-        columns.search(group, columns.weights[columns.span(group)], inputs.importance[columns.span(group)])
+        columns.search(group, columns.weights[columns.span(group)], importance[columns.span(group)])
         columns.round(columns.span(group), columns.weights[columns.span(group)])
     return columns.rounded()

@@ -18,6 +18,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
+from dsv3c.compiler.core.ops.weight import Packed, decoded, format_of
 from dsv3c.compiler.core.pieces import part
 from dsv3c.compiler.driver import calibrated, calibration_cost, checks, pipeline, weights
 from dsv3c.compiler.driver.rounding_log import RoundingLog
@@ -25,7 +26,7 @@ from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import BadOptionError, NoTokenizerError
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import choice, input_scales
 from dsv3c.compiler.quantisation.calibration import forward, store
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
@@ -105,6 +106,7 @@ def write_weights(
         return opened.read(name) if expert is None else opened.part(name, expert)
 
     patch.setattr(choice, "round_weight", watched)
+    patch.setattr(input_scales, "ALPHAS", (0.0, 0.1, 0.3))  # few, for time, for time
     log = RoundingLog("")
     with weights.writing(file, folder / "weights", given, lambda n: None) as writer:
         if method is not None:
@@ -164,9 +166,12 @@ def test_to_the_nearest_with_a_text_is_the_same_file_as_without(
     assert len(with_text.calls) > 40
 
 
-def test_codes_of_an_fp8_checkpoint_stay_as_they_are(write: Callable[..., Written], tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "fp8", tiny_config(), dtype="float8_e4m3")
-    with_text, without = (write(method, "fp8", source=tmp_path / "fp8") for method in ("gptq", None))
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_codes_of_an_fp8_checkpoint_stay_as_they_are(
+    method: str, write: Callable[..., Written], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "fp8", tiny_config(num_hidden_layers=2), dtype="float8_e4m3")
+    with_text, without = (write(each, "fp8", source=tmp_path / "fp8") for each in (method, None))
     assert with_text.data == without.data
 
 
@@ -187,6 +192,53 @@ def test_rows_that_a_target_wants_in_another_order_have_the_same_codes(
     rows = np.concatenate([ours.codes[:, row] for row in range(32)])  # gate 0, up 0, gate 1, …
     expected = QTensor(rows, ours.scale.transpose(1, 0, 2).reshape(64, -1), None, ours.format, 64)
     assert stored(onnx, found, 0, 9) == packed(part(onnx.file.recipes[found], 0), expected)
+
+
+def floats(written: Written, name: str) -> Any:
+    """A weight that is stored as float32, in the target's layout if it has one."""
+    type = written.file.recipes[name].type
+    (data,) = stored(written, name)
+    found = np.frombuffer(data, np.float32).reshape(written.file.tensors[name][0].component.shape)
+    if not type.layout:
+        return found
+    *_, n, k = map(int, type.shape)
+    return decoded(Packed({written.file.tensors[name][0].component.role: found}, format_of(type), n, k, type.layout))
+
+
+def test_what_columns_are_multiplied_by_their_norm_is_divided_by(
+    write: Callable[..., Written], checkpoint: Path
+) -> None:
+    written, source, layer = write("awq"), Checkpoint.open(checkpoint), "model.layers.1"
+    norm, router = f"{layer}.post_attention_layernorm.weight", f"{layer}.mlp.gate.weight"
+    scale = source.read(norm) / floats(written, norm)
+    assert np.abs(scale - 1).max() > 0.01
+    np.testing.assert_allclose(floats(written, router), source.read(router) * scale, rtol=1e-5)
+    experts = source.part(f"{layer}.mlp.experts.*.gate_proj.weight", 0) * scale
+    rounded = [call.w[0] for call in written.calls if call.w.shape == (2, *experts.shape)]
+    assert any(np.allclose(w, experts, rtol=1e-5) for w in rounded)
+    for name in ("model.norm.weight", f"{layer}.self_attn.kv_a_layernorm.weight"):
+        np.testing.assert_array_equal(floats(written, name), source.read(name))
+
+
+def test_scaling_inputs_is_never_worse_than_the_search_without(write: Callable[..., Written]) -> None:
+    """Of matrices that alone read their inputs, and whose own rows nothing scales."""
+    awq, search = ({entry.recipe: entry.outcome for entry in write(each).log.entries} for each in ("awq", "search"))
+    alone = ("self_attn.o_proj.weight", "self_attn.q_b_proj.weight", "mlp.down_proj.weight", "eh_proj.weight")
+    found = [name for name in awq if name.endswith(alone) and "shared" not in name]
+    assert len(found) == 8
+    assert all(awq[name].method == "awq" and search[name].method == "search" for name in found)
+    assert all(awq[name].error <= 1.001 * search[name].error for name in found)
+    assert sum(awq[name].error for name in found) < 0.99 * sum(search[name].error for name in found)
+
+
+def test_a_matrix_whose_inputs_nothing_can_scale_says_so(write: Callable[..., Written]) -> None:
+    table = {entry["tensor"]: entry for entry in write("awq").log.table() if "experts" not in entry["tensor"]}
+    assert table["model.layers.0.self_attn.o_proj.weight"]["method"] == "awq"
+    unscaled = {tensor for tensor, found in table.items() if found["method"] == "search"}
+    assert "lm_head.weight" in unscaled
+    assert all("kv_b_proj" in tensor for tensor in unscaled - {"lm_head.weight"})
+    reasons = {table[tensor]["reason"] for tensor in unscaled}
+    assert reasons == {"what its inputs come from can not take scales"}
 
 
 def test_experts_are_read_one_by_one(write: Callable[..., Written]) -> None:
@@ -247,17 +299,21 @@ def fake_target(monkeypatch: pytest.MonkeyPatch) -> FakeTarget:
     return target
 
 
-def test_the_manifest_says_how_weights_were_rounded(checkpoint: Path, tmp_path: Path, fake_target: FakeTarget) -> None:
+@pytest.mark.parametrize("method", ["search", "awq"])
+def test_the_manifest_says_how_weights_were_rounded(
+    method: str, checkpoint: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_scales, "ALPHAS", (0.0, 0.1))
     (tmp_path / "text.txt").write_text("words and more words, " * 60)
-    options = CompileOptions(quant="int4-g32", method="search", calibration=tmp_path / "text.txt")
+    options = CompileOptions(quant="int4-g32", method=method, calibration=tmp_path / "text.txt")
     report = pipeline.compile_checkpoint(checkpoint, tmp_path / "out", options)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["options"]["method"] == "search"
+    assert manifest["options"]["method"] == method
     assert manifest["options"]["calibration"] == "text.txt"
     read = manifest["quantization"]["calibration"]
     assert (read["file"], read["sequences"]) == ("text.txt", 3)
     assert read["tokens"] == 1320
-    assert manifest["quantization"]["methods"]["counts"]["search"] > 0
+    assert manifest["quantization"]["methods"]["counts"][method] > 0
     table = json.loads((tmp_path / "out" / "rounding.json").read_text())["matrices"]
     assert len(table) == sum(manifest["quantization"]["methods"]["counts"].values())
     assert "rounding.json" in manifest["files"]

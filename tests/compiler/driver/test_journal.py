@@ -18,7 +18,7 @@ from dsv3c.compiler.driver import journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import choice, input_scales
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -30,6 +30,7 @@ import os, signal, sys
 from pathlib import Path
 from dsv3c.compiler.driver import journal, pipeline
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation import input_scales
 from tests.compiler.driver.fake_target import FakeTarget
 from tests.compiler.driver.test_journal import some_text
 
@@ -44,6 +45,7 @@ def recorded(self, piece, parts, note=None):
 
 journal.FileJournal.record = recorded
 pipeline.targets.get = lambda name: FakeTarget()
+input_scales.ALPHAS = (0.0, 0.5)
 options = CompileOptions(quant="int4-g32", method=sys.argv[4])
 if options.method != "rtn":
     pipeline.read_calibration = lambda *_: some_text()
@@ -237,19 +239,21 @@ def test_a_run_that_fails_leaves_no_journal(tiny: Path, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["gptq", "qronos"])
+@pytest.mark.parametrize("method", ["gptq", "qronos", "awq"])
 def test_what_a_method_rounded_is_not_rounded_again(
     method: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """qronos needs what is in the file for the layers behind it."""
+    """qronos needs what is in the file for the layers behind it, awq the scales that are in it."""
     rounded: list[object] = []
     round_weight = choice.round_weight
     monkeypatch.setattr(pipeline, "read_calibration", lambda *_: some_text())
+    monkeypatch.setattr(input_scales, "ALPHAS", (0.0, 0.5))  # fewer, for time
     monkeypatch.setattr(choice, "round_weight", lambda *args: (rounded.append(args), round_weight(*args))[1])
     options = CompileOptions(quant="int4-g32", method=method)
     pipeline.compile_checkpoint(tiny, tmp_path / "whole", options)
     expected = len(rounded)
     kill(tiny, tmp_path / "out", PIECES, method)
+    monkeypatch.setattr(input_scales, "errors", None)  # scales of inputs are not searched again
     pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
     assert len(rounded) - expected < expected - PIECES // 2
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -4,8 +4,10 @@ import pytest
 from dsv3c.compiler.formats.float_rounding import nearest_float
 from dsv3c.compiler.formats.grids import Integers
 from dsv3c.compiler.formats.grouping import Grouping
+from dsv3c.compiler.formats.quant import OutOfRange
 from dsv3c.compiler.formats.rounding import nearest
 from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods.search import search
 from tests.compiler.quantisation import plain
@@ -96,3 +98,12 @@ def test_no_row_of_floats_is_worse_than_with_nearest(name):
     assert found.scale.dtype == plainly.scale.dtype
     assert (ours <= theirs * 1.00001).all()
     assert ours[1] == 0 and ours.sum() < 0.999 * theirs.sum()
+
+
+@pytest.mark.parametrize("method", ["search", "gptq"])
+def test_weights_that_are_too_large_for_the_scale_are_refused(method):
+    """Not made zeros."""
+    w = np.ones((4, 64), np.float32)
+    w[2, 40] = 1e9
+    with pytest.raises(OutOfRange):
+        choice.round_weight(w, WeightFormat.parse("int4-g32"), method, [choice.uniform(64)])
