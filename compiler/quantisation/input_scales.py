@@ -53,14 +53,14 @@ def errors(w: Array, format: WeightFormat, inputs: MatrixInputs, scales: Sequenc
 
 @dataclass
 class _Trial:
-    """Of a site: its candidates, and the error that each leaves in each of its matrices, by index."""
+    """Of a site: its candidates, and the error that each leaves in each expert, and at -1 in all that is none."""
 
     alphas: Sequence[float]
     scales: list[Array]
     errors: dict[int, Array] = field(default_factory=dict)
 
     def best(self) -> int:
-        """Sums are taken in the order of the matrices, whoever was first."""
+        """Sums are taken in the order of the experts, whoever was first."""
         total = sum((self.errors[index] for index in sorted(self.errors)), np.zeros(len(self.scales)))
         return int(np.argmin(total))
 
@@ -108,7 +108,8 @@ class ScaleSearch:
             # Blocks of fp8 are no groups of a row: what they gain is not asked.
             formats = [format for format in self._formats.get(weight, ()) if not format.keeps_fp8]
             found = [tokens * errors(w, format, met, trial.scales) for format in formats]
-            trial.errors[expert or 0] = sum(found, np.zeros(len(alphas)))
+            index = -1 if expert is None else expert
+            trial.errors[index] = sum(found, trial.errors.get(index, np.zeros(len(alphas))))
         return lambda: w
 
     def fold(self) -> list[float | None]:
