@@ -111,7 +111,7 @@ def test_the_cache_is_of_what_it_is_asked_to_be(
     given: str, taken: str, recorded: Recorded, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "compile", "MODEL", "--cache-dtype", given)
-    assert recorded.options == CompileOptions(cache_dtype=taken)
+    assert recorded.options == CompileOptions(cache_dtype=taken, kept=None)
 
 
 def test_compile_to_a_pass_builds_nothing(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
