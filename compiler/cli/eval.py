@@ -63,7 +63,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     help="Instead of an ARTIFACT: compile this to each of --formats by each of --methods, and compare with float32.",
 )
 @click.option(
-    "--formats", callback=formats, metavar="F,…", help="Of a sweep.  [default: all that this CPU has kernels for]"
+    "--formats", callback=formats, metavar="F,…", help="Of a sweep.  [default: one of each width, fp8, MXFP4 and NF4]"
 )
 @click.option("--methods", callback=names, metavar="M,…", default="rtn", show_default=True, help="Of a sweep.")
 @click.option(

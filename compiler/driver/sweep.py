@@ -18,7 +18,7 @@ from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import checks, measuring, pipeline
 from dsv3c.compiler.driver.workplace import write_whole
 from dsv3c.compiler.errors import Dsv3cError, SweepDiffersError, SweepFileError
-from dsv3c.compiler.formats.table import FORMATS, WeightFormat
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.quantisation.choice import NEAREST
 from dsv3c.runtime.artifact.artifact import WEIGHTS
@@ -29,6 +29,11 @@ from dsv3c.runtime.measure.quality import evaluate
 from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings
 from dsv3c.runtime.progress import Progress, Silent
 
+# What people choose among, by size: one of each width, and those that checkpoints come in.
+USUAL = (
+    *("bfloat16", "fp8", "int8", "int6-g32", "int5-g32", "int4-g32-asym", "int4-g32", "int4-g64", "int4-g128"),
+    *("nf4-g64", "mxfp4", "int3-g32", "int2-g16"),
+)
 LINEAR_PARTS = ("attention", "dense mlp", "routed experts", "shared experts")
 _LIMIT = 16 << 20
 _MARK = "dsv3c_sweep"  # the key by which a table is known; its value is the version of the format
@@ -37,8 +42,9 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows, and how they are made. formats: None for all that the target has. methods: formats without codes have
-    rounding to nearest alone. calibration: the text for methods that take one, None for the compiler's own."""
+    """The rows, and how they are made. formats: None for USUAL, those that the target has. methods: formats without
+    codes have rounding to nearest alone. calibration: the text for methods that take one, None for the compiler's own.
+    """
 
     formats: tuple[str, ...] | None = None
     methods: tuple[str, ...] = (NEAREST,)
@@ -221,7 +227,7 @@ class Sweep:
 def _rows(target: str, chosen: Chosen) -> dict[tuple[str, str], CompileOptions]:
     """For each format and method what it is compiled with."""
     rows = {}
-    for format in chosen.formats or _all_formats(target):
+    for format in chosen.formats or _usual_formats(target):
         methods = chosen.methods if WeightFormat.parse(format).has_codes else (NEAREST,)
         for method in methods:
             text = None if method == NEAREST else chosen.calibration
@@ -237,9 +243,9 @@ def bits_per_weight(manifest: Mapping[str, Any]) -> float:
     return 8 * nbytes / weights
 
 
-def _all_formats(target: str) -> tuple[str, ...]:
-    """Every format that the target has kernels for, but the reference's."""
-    return tuple(name for name in FORMATS if name != measuring.REFERENCE and _has(target, name))
+def _usual_formats(target: str) -> tuple[str, ...]:
+    """Those that the target has kernels for."""
+    return tuple(name for name in USUAL if _has(target, name))
 
 
 def _has(target: str, format: str) -> bool:

@@ -9,8 +9,6 @@ import pytest
 
 from dsv3c.compiler.formats import coded, fp8, keeping
 from dsv3c.compiler.formats.elements import as_float32
-from dsv3c.compiler.formats.grids import Integers
-from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.keeping import Coding, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, quantize, to_plain
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
@@ -145,7 +143,7 @@ def test_the_numbers_of_four_bits_are_those_of_ml_dtypes() -> None:
 
 
 def test_mxfp4_is_kept_where_groups_have_one_exponent() -> None:
-    row = WeightFormat("mxfp4", Integers(4), {}, Grouping(32, "u8"))  # keeping asks for its name alone
+    row = WeightFormat.parse("mxfp4")
     random = np.random.default_rng(0)
     w = np.empty((4, 48), coded.E2M1)
     w["code"] = random.integers(0, 16, w.shape)
@@ -154,4 +152,4 @@ def test_mxfp4_is_kept_where_groups_have_one_exponent() -> None:
     found = keeping.keep(w, row)
     assert found is not None and found.fits.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(found.rounded.codes[found.fits, :48], w["code"][found.fits])
-    np.testing.assert_array_equal(found.rounded.scale[found.fits], w["scale"][found.fits][:, [0, 32]])
+    np.testing.assert_array_equal(found.rounded.scale.view(np.uint8)[found.fits], w["scale"][found.fits][:, [0, 32]])
