@@ -50,7 +50,7 @@ def test_the_running_stage_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("seconds", "done", "told"),
-    [(4, 25, ""), (10, 0, ""), (10, 25, ", 30 s left"), (100, 25, ", 5 min left"), (100, 100, "")],
+    [(1, 25, ""), (10, 0, ""), (10, 25, ", 30 s left"), (100, 25, ", 5 min left"), (100, 100, "")],
 )
 def test_a_long_stage_says_what_is_left(seconds: float, done: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream, now = io.StringIO(), [0.0]
