@@ -14,8 +14,8 @@ import fcntl
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,23 +40,26 @@ def workplace(out: Path, begun: Path | None = None) -> Iterator[Path]:
     begun: an abandoned one to take over with all that is in it, unless another process was faster.
     """
     missing = [parent for parent in out.parents if not os.path.exists(parent)]  # the deepest first
+    claim = _Claim()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder, lock = (_take_over(begun) if begun else None) or _claim(out)
-    except OSError as error:
-        _remove_empty(missing)
-        if error.errno in _NO_ROOM:
-            raise NoRoomError(path=out, reason=error.strerror) from error
-        raise UnwritableOutputError(path=out, reason=_reason(error, out.parent)) from error
-    try:
-        yield folder
-    except OSError as error:
-        if error.errno in _NO_ROOM and (error.filename is None or folder in Path(error.filename).parents):
-            raise NoRoomError(path=out, reason=error.strerror) from error
-        raise
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if begun is None or not claim.take_over(begun):
+                claim.make(out)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise NoRoomError(path=out, reason=error.strerror) from error
+            raise UnwritableOutputError(path=out, reason=_reason(error, out.parent)) from error
+        folder = claim.folder
+        assert folder is not None
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in _NO_ROOM and (error.filename is None or folder in Path(error.filename).parents):
+                raise NoRoomError(path=out, reason=error.strerror) from error
+            raise
     finally:
-        _discard(folder)
-        os.close(lock)
+        claim.release()
         _remove_empty(missing)
 
 
@@ -140,11 +143,6 @@ def _locked(folder: Path) -> int | None:
     return None
 
 
-def _take_over(folder: Path) -> tuple[Path, int] | None:
-    lock = _locked(folder)
-    return None if lock is None else (folder, lock)
-
-
 def _sweep_one(folder: Path, out: Path, remove: Remove) -> str:
     with suppress(OSError):
         os.rmdir(folder)  # it was never more than an empty folder
@@ -180,32 +178,48 @@ def _remove_abandoned(folder: Path, out: Path, remove: Remove) -> str:
     return ""
 
 
-def _claim(out: Path) -> tuple[Path, int]:
-    """A new workplace and the descriptor of its lock, which is held."""
-    for _ in range(_ATTEMPTS):
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_SUFFIX, dir=out.parent))
-        try:
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileNotFoundError:
-            continue  # another process took it for abandoned, as it was empty
-        except OSError:
-            _discard(folder)
-            raise
-        if _hold(lock) and (folder / LOCK).exists():
-            _sign(lock, folder)
-            return folder, lock
-        os.close(lock)  # likewise, as it was not locked yet
-    raise OSError(0, "its temporary folder is removed again and again")
+class _Claim:
+    """A workplace and its lock, which is held. Each is known before it is there, so that an interrupt at any moment
+    leaves something that can be released."""
 
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._lock: int | None = None
 
-def _sign(lock: int, folder: Path) -> None:
-    """Put the name of this machine into a lock; without room for it the workplace goes."""
-    try:
-        os.write(lock, platform.node().encode())
-    except OSError:
-        _discard(folder)
-        os.close(lock)
-        raise
+    def make(self, out: Path) -> None:
+        """A new one. Raises OSError."""
+        for _ in range(_ATTEMPTS):
+            self.folder = out.parent / f".{out.name}.{secrets.token_hex(4)}{_SUFFIX}"
+            try:
+                os.mkdir(self.folder, 0o700)
+            except FileExistsError:
+                self.folder = None  # another's
+                continue
+            try:
+                self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileNotFoundError:
+                continue  # another process took it for abandoned, as it was empty
+            if _hold(self._lock) and (self.folder / LOCK).exists():
+                os.write(self._lock, platform.node().encode())  # without room for it the workplace goes
+                return
+            self._close()  # likewise, as it was not locked yet
+        raise OSError(0, "its temporary folder is removed again and again")
+
+    def take_over(self, folder: Path) -> bool:
+        """An abandoned one; False where another process was faster."""
+        self._lock = _locked(folder)
+        self.folder = folder if self._lock is not None else None
+        return self._lock is not None
+
+    def release(self) -> None:
+        if self.folder is not None:
+            _discard(self.folder)
+        self._close()
+
+    def _close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _reason(error: OSError, parent: Path) -> str:
