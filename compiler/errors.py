@@ -179,7 +179,26 @@ class TensorDtypeError(CheckpointError):
 
 
 class MissingScaleError(CheckpointError):
-    message = "{path}: {tensor!r} is stored as F8_E4M3 but {reason}"
+    message = "{path}: {tensor!r} is stored as {found} but {reason}"
+
+
+class UnknownQuantisationError(CheckpointError):
+    message = "{path}: quantization_config has the quant_method {method}, which cannot be read"
+    hint = "known: {known}; or give the checkpoint that it was made from"
+
+
+class LeftOutError(CheckpointError):
+    message = "{path}: {tensor!r} is quantised, but quantization_config leaves out {module}: {entry}"
+    hint = "config.json and the weights are not of the same checkpoint: download both again"
+
+
+class GroupIndexError(CheckpointError):
+    message = "{path}: {tensor!r} puts column {column} into group {found}, expected one from 0 to {highest}"
+
+
+class ZeroPointError(CheckpointError):
+    message = "{path}: {tensor!r} is {found} at {position}, expected a number from 0 to {highest}"
+    hint = "programs disagree on how such a point is read; quantise again, without it (GPTQ: checkpoint_format gptq_v2)"
 
 
 class StrayScaleError(CheckpointError):
@@ -222,9 +241,44 @@ class FormatRefusedError(Dsv3cError):
     hint = "it has {known}; {format} is there for {others}. A checkpoint in any format is decoded and rounded again"
 
 
+class PlanError(Dsv3cError):
+    """Base of all faults of a quant-plan.json."""
+
+    hint = "dsv3c plan CHECKPOINT --quant auto --target-bpw 4.25 --write-plan FILE writes one that is right"
+
+
+class PlanInvalidError(PlanError):
+    message = "{path} is no plan of formats: {reason}"
+
+
+class PlanNameError(PlanError):
+    message = "{path} names {name}, which is no weight of this model"
+    hint = "the nearest are {nearest}; a pattern such as layers.*.experts.* names several"
+
+
+class PlanFormatError(PlanError):
+    message = "{path} gives {name} the format {format}, which is none"
+    hint = "use {known}"
+
+
+class PlanFormatRefusedError(PlanError):
+    message = "{path} gives {name} the format {format}, for which the target {target} has no kernels"
+    hint = "it has {known}"
+
+
+class BudgetError(Dsv3cError):
+    message = "no choice of formats keeps {what} within {budget}: the least possible is {least}"
+    hint = "raise {option}{otherwise}"
+
+
 class OutputExistsError(Dsv3cError):
     message = "{path} exists already"
     hint = "choose another folder with -o, or pass --overwrite to replace it"
+
+
+class InterruptedRunError(Dsv3cError):
+    message = "an interrupted run into {path} was of other options: {differences}"
+    hint = "compile as then to go on with it, choose another folder with -o, or pass --restart, which discards {folder}"
 
 
 class OutputNameError(Dsv3cError):
@@ -287,3 +341,55 @@ class NotTunableError(Dsv3cError):
 class TunerMissingError(Dsv3cError):
     message = "the search needs the package optuna, which is not installed"
     hint = "pip install 'dsv3c[tune]'"
+
+
+class NoLocalTargetError(Dsv3cError):
+    message = "nothing can be compiled for this machine's CPU, to compare with: {reason}"
+    hint = "compile elsewhere, and compare artifacts that this machine runs"
+
+
+class SweepFileError(Dsv3cError):
+    message = "{path} is no table of `dsv3c eval --sweep`: {reason}"
+    hint = "name another file with -o; nothing is overwritten that is not such a table"
+
+
+class SweepDiffersError(Dsv3cError):
+    message = "{path} has figures of {what}"
+    hint = "name another file with -o, or remove it"
+
+
+class StatisticsError(Dsv3cError):
+    message = "what {tokens} tokens of calibration say of a matrix is not finite (its {matrix})"
+    hint = "calibrate with another text, or choose --method rtn; if that fails too, the checkpoint's weights overflow"
+
+
+# --- Calibration ------------------------------------------------------------------------------------------------------
+
+
+class CalibrationError(Dsv3cError):
+    """Base of all faults of a text for calibration."""
+
+
+class EmptyCalibrationError(CalibrationError):
+    message = "{path} is empty: there is nothing to calibrate on"
+    hint = "give a text of the kind that the model is to read and write, some pages long"
+
+
+class BinaryCalibrationError(CalibrationError):
+    message = "{path} is no text: byte {at} is not UTF-8, or a zero"
+    hint = 'give a text in UTF-8, or *.jsonl with {{"text": …}} or {{"messages": […]}} in each line'
+
+
+class ShortCalibrationError(CalibrationError):
+    message = "{path} has {found} tokens in sequences of at least two; calibration needs {least} or more"
+    hint = "give a longer text; some ten thousand tokens are good for mixtures of experts"
+
+
+class CalibrationLineError(CalibrationError):
+    message = "{path}, line {number}: {reason}"
+    hint = 'each line of *.jsonl is an object with a "text", or with "messages" for the chat template'
+
+
+class NoTokenizerError(CalibrationError):
+    message = "{path} has no tokenizer.json, without which a text cannot be calibrated on"
+    hint = "put one there, or compile with --method rtn or search, which take no text"

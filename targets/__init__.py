@@ -44,7 +44,10 @@ TABLE: Mapping[str, TargetRow] = {
     "x86": TargetRow(
         module="dsv3c.targets.x86",
         summary="x86-64 CPUs: AVX2, AVX-512, VNNI, bfloat16 and AMX kernels, chosen when the artifact is loaded",
-        options={"cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]"},
+        options={
+            "cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]",
+            "level": "build the kernels of this level alone, such as x86-64-v4  [default: all, for any x86 CPU]",
+        },
         needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
     ),
     "arm": TargetRow(

@@ -22,6 +22,7 @@ COMPILER_LAYERS = (
     ("options", "core"),
     ("checkpoint",),
     ("frontend",),
+    ("quantisation",),
 )
 BOTTOM = tuple(f"dsv3c.compiler.{name}" for layer in COMPILER_LAYERS[:3] for name in layer)  # for passes and targets
 # What targets share: planned calls, linked libraries, TIR; over these two families, which know nothing of each other.
@@ -30,7 +31,9 @@ TARGET_LAYERS = (
     ("cpu", "gpu"),
 )
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
+BOUNDED_FILES = "dsv3c.runtime.artifact.jsonfile"  # nor is a plan that a person gives
 BASE = "dsv3c.runtime.errors"  # of all errors
+TEXT = ("dsv3c.runtime.text.tokenizer", BASE)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
 STORED = tuple(f"dsv3c.runtime.artifact.{name}" for name in ("plan", "plan_reader", "costs", "dispatches", "weights"))
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
@@ -94,7 +97,13 @@ def allowed(module: str) -> tuple[str, ...]:
         lower = (name for names in TARGET_LAYERS[:layer] for name in names)
         return (*BOTTOM, *STORED, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
-    from_runtime = {"errors": (BASE,), "checkpoint": (STRICT_JSON,), "core": STORED} if folder == "compiler" else {}
+    from_runtime = {
+        "errors": (BASE,),
+        "checkpoint": (STRICT_JSON,),
+        "core": STORED,
+        "quantisation": (*TEXT, STRICT_JSON, BOUNDED_FILES),
+    }
+    from_runtime = from_runtime if folder == "compiler" else {}
     below: tuple[str, ...] = from_runtime.get(rest[0], ()) if rest else ()
     for layer in layers:
         below += tuple(f"dsv3c.{folder}.{name}" for name in layer)

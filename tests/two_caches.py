@@ -1,4 +1,5 @@
-"""A model of two layers with two caches each: latent rows of bf16[40], and beside them rows of f32[24].
+"""A model of two layers with two caches each: latent rows of 40 columns, and beside them rows of 24; by default these
+are bf16[40] and f32[24].
 
 Attention goes over both, so that what it computes depends on every row of each cache. `write_artifact` makes an
 artifact of it for a target, `expected_logits` says in numpy what it gives.
@@ -20,12 +21,13 @@ from dsv3c.compiler.core.ir import Graph, parse_graph
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import artifact, weights
-from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.plan import Bounds, Plan
 
 Floats = NDArray[np.float32]
+Types = tuple[str, str]  # of the elements of the caches of a layer
+TYPES = ("bf16", "f32")
 PAGE_SIZE, VOCAB = 16, 48
 BOUNDS = {"T": 8, "R": 4, "S": 3, "P": 2}
 IDS = np.random.default_rng(1).integers(0, VOCAB, 21).astype(np.int32)
@@ -34,19 +36,20 @@ WRITE = '{"eps": 1e-05, "interleave": true, "page_size": 16}'
 READ = '{"page_size": 16, "scale": 0.25}'
 
 
-def layer(i: int) -> str:
-    """Attention over latent rows of bf16[40], and over the layer's second cache, rows of f32[24], side by side."""
+def layer(i: int, types: Types) -> str:
+    """Attention over latent rows of 40 columns, and over the layer's second cache, rows of 24, side by side."""
+    latent, index = types
     return f"""
   %norm.{i}: f32[32] = param()
   %index_norm.{i}: f32[16] = param()
-  %cache.{i}: bf16[N, 40] = input()
-  %cache.{i}.index: f32[N, 24] = input()
+  %cache.{i}: {latent}[N, 40] = input()
+  %cache.{i}.index: {index}[N, 24] = input()
   %row{i}: f32[T, 40] = slice(%x{i}) {{"axis": -1, "start": 0, "stop": 40}}
   %index_row{i}: f32[T, 24] = slice(%x{i}) {{"axis": -1, "start": 24, "stop": 48}}
   %latent{i}: f32[T, 32] = slice(%x{i}) {{"axis": -1, "start": 0, "stop": 32}}
   %index_part{i}: f32[T, 16] = slice(%x{i}) {{"axis": -1, "start": 16, "stop": 32}}
-  %written{i}: bf16[N, 40] = mla_write(%cache.{i}, %row{i}, %norm.{i}, %angles, {PAGING}) {WRITE}
-  %indexed{i}: f32[N, 24] = mla_write(%cache.{i}.index, %index_row{i}, %index_norm.{i}, %angles, {PAGING}) {WRITE}
+  %written{i}: {latent}[N, 40] = mla_write(%cache.{i}, %row{i}, %norm.{i}, %angles, {PAGING}) {WRITE}
+  %indexed{i}: {index}[N, 24] = mla_write(%cache.{i}.index, %index_row{i}, %index_norm.{i}, %angles, {PAGING}) {WRITE}
   %normed{i}: f32[T, 32] = rms_norm(%latent{i}, %norm.{i}) {{"eps": 1e-05}}
   %index_normed{i}: f32[T, 16] = rms_norm(%index_part{i}, %index_norm.{i}) {{"eps": 1e-05}}
   %q{i}: f32[T, 1, 32] = reshape(%normed{i}) {{"shape": ["T", 1, 32]}}
@@ -62,7 +65,7 @@ def layer(i: int) -> str:
   %x{i + 1}: f32[T, 48] = add(%x{i}, %both{i})"""
 
 
-def graph() -> Graph:
+def graph(types: Types = TYPES) -> Graph:
     inputs = "".join(f"  %{name}: i32[T] = input()\n" for name in ("tokens", "positions", "sequence"))
     head = f"""graph decode {{
 {inputs}  %page_table: i32[S, P] = input()
@@ -73,13 +76,13 @@ def graph() -> Graph:
   %x0: f32[T, 48] = take(%embedding, %tokens)"""
     caches = ", ".join(f"cache.{i}=%written{i}, cache.{i}.index=%indexed{i}" for i in range(2))
     tail = f"  %logits: f32[R, {VOCAB}] = take(%x2, %rows)\n  return logits=%logits, {caches}\n}}"
-    return parse_graph("\n".join([head, layer(0), layer(1), tail]))
+    return parse_graph("\n".join([head, layer(0, types), layer(1, types), tail]))
 
 
-def entries(target: Target) -> dict[str, EntryGraph]:
+def entries(target: Target, types: Types = TYPES) -> dict[str, EntryGraph]:
     """The planned graph as the one entry."""
-    verify(graph(), "kernel", "the test's own text")
-    planned, _ = PlanMemory(BOUNDS, partial(target.scratch_bytes, bounds=BOUNDS)).run(graph())
+    verify(graph(types), "kernel", "the test's own text")
+    planned, _ = PlanMemory(BOUNDS, partial(target.scratch_bytes, bounds=BOUNDS)).run(graph(types))
     return {"decode": EntryGraph(planned, 1)}
 
 
@@ -120,7 +123,7 @@ def write_artifact(out: Path, target: str, planned: Planned, emission: Emission)
     return out
 
 
-def expected_logits() -> Floats:
+def expected_logits(types: Types = TYPES) -> Floats:
     """Logits of all of IDS, evaluated in numpy as one step."""
     count = IDS.size
     given: dict[str, Any] = {
@@ -131,7 +134,7 @@ def expected_logits() -> Floats:
         "rows": np.arange(count, dtype=np.int32),
     }
     slots = BOUNDS["P"] * PAGE_SIZE
-    for cache in caches_of([graph()]):
-        given[cache.name] = np.zeros((slots, cache.width), NUMPY_DTYPES[cache.type.dtype])
-    found: Floats = ops.evaluate_graph(graph(), given | params(), params().__getitem__)["logits"]
+    for cache in caches_of([graph(types)]):
+        given[cache.name] = cache.zeros(slots)
+    found: Floats = ops.evaluate_graph(graph(types), given | params(), params().__getitem__)["logits"]
     return found

@@ -7,24 +7,18 @@ Experts may be stored one tensor each (`mlp.experts.3.up_proj.weight`) or fused 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
-from dsv3c.compiler.checkpoint.files import quote, some
-from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, WEIGHT_DTYPES, StoredTensor, StoredWeight
-from dsv3c.compiler.errors import (
-    MissingScaleError,
-    MissingTensorError,
-    StrayScaleError,
-    TensorDtypeError,
-    TensorShapeError,
-    UnexpectedTensorError,
-)
+from dsv3c.compiler.checkpoint.files import some
+from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
+from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Weight, tensor_of
+from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
+from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
-SCALE_SUFFIX = "_scale_inv"
 _IGNORED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry; it follows from the config
 
 
@@ -33,18 +27,29 @@ class LogicalTensor:
     """A logical tensor: its shape and its parts, one part a expert when it is stacked."""
 
     shape: tuple[int, ...]
-    parts: tuple[StoredWeight, ...]
+    parts: tuple[Weight, ...]
     stacked: bool
 
 
-def catalogue(config: ModelConfig, stored: Mapping[str, StoredTensor], folder: Path) -> dict[str, LogicalTensor]:
-    """All logical tensors by name. Raises typed errors unless `stored` is just what `config` asks for."""
-    return _Matcher(config, stored, folder).match()
+def catalogue(
+    config: ModelConfig,
+    stored: Mapping[str, StoredTensor],
+    folder: Path,
+    quantisation: Quantisation | None = None,
+) -> dict[str, LogicalTensor]:
+    """All logical tensors by name. Raises typed errors unless `stored` is just what `config` asks for.
+
+    quantisation: finds those that are stored in codes; without it, DeepSeek's FP8.
+    """
+    return _Matcher(config, stored, folder, quantisation or DeepseekFp8(config.weight_block_size)).match()
 
 
 class _Matcher:
-    def __init__(self, config: ModelConfig, stored: Mapping[str, StoredTensor], folder: Path) -> None:
+    def __init__(
+        self, config: ModelConfig, stored: Mapping[str, StoredTensor], folder: Path, quantisation: Quantisation
+    ) -> None:
         self.config = config
+        self.quantisation = quantisation
         self.stored = stored
         self.folder = folder
         self.used: set[str] = set()
@@ -73,19 +78,17 @@ class _Matcher:
         prefix, projection = name.split(".*.")
         fused_name = f"{prefix}.{'down_proj' if projection.startswith('down') else 'gate_up_proj'}"
         experts, rows, columns = shape
-        if fused_name not in self.stored:
-            return LogicalTensor(shape, self._experts(name, experts, (rows, columns)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
-        fused = self._weight(fused_name, (experts, halves * rows, columns))
+        fused = self._find(fused_name, (experts, halves * rows, columns))
         if fused is None:
-            return LogicalTensor(shape, (), stacked=True)
+            return LogicalTensor(shape, self._experts(name, experts, (rows, columns)), stacked=True)
         first = rows if projection.startswith("up") else 0
-        parts = (replace(fused, expert=expert, rows=(first, first + rows)) for expert in range(experts))
+        parts = (fused.cut(expert, (first, first + rows)) for expert in range(experts))
         return LogicalTensor(shape, tuple(parts), stacked=True)
 
-    def _experts(self, name: str, count: int, shape: tuple[int, ...]) -> tuple[StoredWeight, ...]:
+    def _experts(self, name: str, count: int, shape: tuple[int, ...]) -> tuple[Weight, ...]:
         """One tensor an expert, up to the first missing one: a config may claim millions of them."""
-        weights: list[StoredWeight] = []
+        weights: list[Weight] = []
         for expert in range(count):
             weight = self._weight(name.replace("*", str(expert)), shape)
             if weight is None:
@@ -93,56 +96,25 @@ class _Matcher:
             weights.append(weight)
         return tuple(weights)
 
-    def _weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight | None:
-        """The stored tensor `name` with its scale; None, noted in `missing`, when it is not there."""
-        tensor = self.stored.get(name)
-        if tensor is None:
+    def _weight(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+        """The weight `name`; None, noted in `missing`, when it is not there."""
+        weight = self._find(name, shape)
+        if weight is None:
             self.missing.append(name)
-            return None
-        self.used.add(name)
-        _check_shape(tensor, shape)
-        dtype = tensor.info.dtype
-        if dtype not in WEIGHT_DTYPES:
-            raise _wrong_dtype(tensor, WEIGHT_DTYPES)
-        scale = self.stored.get(name + SCALE_SUFFIX)
-        if dtype == "F8_E4M3":
-            return self._scaled(tensor, scale)
-        if scale is not None:
-            path, scale_name = scale.file.path, scale.info.name
-            raise StrayScaleError(path=path, tensor=scale_name, weight=name, found=dtype)
-        return StoredWeight(tensor)
+        return weight
 
-    def _scaled(self, tensor: StoredTensor, scale: StoredTensor | None) -> StoredWeight:
-        path, name, shape = tensor.file.path, tensor.info.name, tensor.info.shape
-        block = self.config.weight_block_size
-        if scale is None:
-            raise MissingScaleError(path=path, tensor=name, reason=f"there is no {quote(name + SCALE_SUFFIX)}")
-        if block is None:
-            reason = "config.json has no quantization_config with a weight_block_size"
-            raise MissingScaleError(path=path, tensor=name, reason=reason)
-        if len(shape) < 2:
-            raise _wrong_dtype(tensor, FLOAT_DTYPES)
-        self.used.add(scale.info.name)
-        if scale.info.dtype not in FLOAT_DTYPES:
-            raise _wrong_dtype(scale, FLOAT_DTYPES)
-        blocks = (-(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
-        _check_shape(scale, (*shape[:-2], *blocks))
-        return StoredWeight(tensor, scale, block)
+    def _find(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+        """The weight `name` with all tensors that belong to it; None when it is not there."""
+        weight = self.quantisation.find(name, shape, self.stored)
+        if weight is None:
+            tensor = tensor_of(self.stored, name, [shape])
+            weight = None if tensor is None else StoredWeight(tensor)
+        if weight is not None:
+            self.used.update(weight.names)
+        return weight
 
     def _check_rest(self) -> None:
         """Raises UnexpectedTensorError for stored tensors that nothing asked for."""
         rest = [name for name in self.stored if name not in self.used and not name.endswith(_IGNORED)]
         if rest:
             raise UnexpectedTensorError(path=self.folder, count=len(rest), names=some(rest))
-
-
-def _check_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
-    if tensor.info.shape == shape:
-        return
-    found, expected = list(tensor.info.shape), list(shape)
-    raise TensorShapeError(path=tensor.file.path, tensor=tensor.info.name, found=quote(found), expected=expected)
-
-
-def _wrong_dtype(tensor: StoredTensor, expected: Iterable[str]) -> TensorDtypeError:
-    path, name, found = tensor.file.path, tensor.info.name, tensor.info.dtype
-    return TensorDtypeError(path=path, tensor=name, found=found, expected=" or ".join(expected))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
@@ -357,16 +358,5 @@ def _eos_token_ids(config: ConfigFields, vocab_size: int) -> tuple[int, ...]:
 
 
 def _weight_block_size(config: ConfigFields) -> tuple[int, int] | None:
-    quantization = config.object("quantization_config")
-    if not quantization.values:
-        return None
-    if quantization.values.get("quant_method") != "fp8":
-        raise quantization.unsupported("quant_method", "known is fp8")
-    if quantization.values.get("fmt", "e4m3") != "e4m3":
-        raise quantization.unsupported("fmt", "known is e4m3")
-    block = quantization.values.get("weight_block_size")
-    if not isinstance(block, list) or len(block) != 2:
-        raise quantization.wrong("weight_block_size", "a list of two sizes")
-    if not all(type(size) is int and 1 <= size <= MAX_VOCABULARY for size in block):
-        raise quantization.wrong("weight_block_size", "a list of two sizes")
-    return block[0], block[1]
+    found = quantised.quantization_config(config)
+    return quantised.block_size(found) if found.values.get("quant_method") == quantised.FP8 else None

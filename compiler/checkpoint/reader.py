@@ -6,23 +6,28 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
-from dsv3c.compiler.checkpoint.files import exists, file_size
+from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
+from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats.keeping import Coding
 
-_SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+CONFIG = "config.json"
+_SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _HASH_CHUNK = 1 << 23
 
 
@@ -51,7 +56,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
-        """Check names, shapes and dtypes of the whole folder; no data is read.
+        """Check names, shapes and dtypes of the whole folder; no data is read but the order of GPTQ's groups.
 
         Raises a subclass of CheckpointError for every fault.
         """
@@ -59,7 +64,8 @@ class Checkpoint:
         stored, weight_files, warnings = open_tensors(folder)
         config, inferred = load_config(folder, {name: tensor.info.shape for name, tensor in stored.items()})
         config, stored, mtp_notes = _settle_mtp(config, stored)
-        entries = catalogue(config, stored, folder)
+        quantisation = quantised.parse(read_object(folder / CONFIG), folder / CONFIG)
+        entries = catalogue(config, stored, folder, quantisation)
         beyond = check_tokenizer(folder, config.vocab_size)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
@@ -84,18 +90,33 @@ class Checkpoint:
         """
         return self._entry(name).parts[index].decode()
 
+    def coding(self, name: str) -> Coding | None:
+        """How a tensor is stored in codes; None for floats. Experts that are not all stored alike fit no format."""
+        found = {part.coding for part in self._entry(name).parts}
+        codings = [coding for coding in found if coding is not None]
+        return replace(codings[0], group=None) if len(found) > 1 else next(iter(codings), None)
+
     def coded(self, name: str, index: int | None = None) -> NDArray[Any]:
-        """A tensor, or one expert of a stacked one: fp8.CODED where it is stored so, float32 else. Errors as `part`."""
+        """A tensor, or one expert of a stacked one: of coded.KINDS where it is stored so, float32 else.
+
+        Errors as `part`.
+        """
         entry = self._entry(name)
         if index is not None:
             return entry.parts[index].coded()
-        return np.stack([weight.coded() for weight in entry.parts]) if entry.stacked else entry.parts[0].coded()
+        if not entry.stacked:
+            return entry.parts[0].coded()
+        parts = [weight.coded() for weight in entry.parts]
+        return np.stack(parts if len({part.dtype for part in parts}) == 1 else [as_float32(part) for part in parts])
+
+    def file_names(self) -> tuple[str, ...]:
+        """Every file the model comes from."""
+        return (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
 
     def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
         """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,
         from several threads."""
-        present = [name for name in _SIDE_FILES if exists(self.path / name)]
-        names = (*present, *self._weight_files)
+        names = self.file_names()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = pool.map(lambda name: _sha256(self.path / name, name, progress), names)
             return dict(zip(names, digests, strict=True))

@@ -1,13 +1,14 @@
 """One weight as it is stored, and its decoding to float32.
 
 fp8: DeepSeek-V3's format, float8_e4m3 values with one float32 scale a block beside them (`weight_scale_inv`), the last
-block of a dimension being partial (github.com/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md); value = code * scale.
+block of a dimension being partial (github.com/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md); value = code * scale. With
+`scale_fmt: ue8m0` the scales are powers of two, as float32 or as their exponents, float8_e8m0fnu.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -15,10 +16,12 @@ import numpy as np
 
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
-from dsv3c.compiler.formats import fp8
+from dsv3c.compiler.formats import coded, fp8
+from dsv3c.compiler.formats.keeping import Coding
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 FLOAT_DTYPES = ("F32", "F16", "BF16")
+SCALE_DTYPES = (*FLOAT_DTYPES, "F8_E8M0")
 WEIGHT_DTYPES = (*FLOAT_DTYPES, "F8_E4M3")
 _CHUNK = 1 << 22  # elements decoded at a time: what temporary arrays are allowed to take
 _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -46,7 +49,8 @@ class StoredWeight:
     """A vector or matrix, which can be a part of a stored tensor.
 
     `expert` selects along the first of three dimensions, `rows` along the rows of what is left. `scale` is divided into
-    blocks of `block`, which start at the first row of the stored matrix.
+    blocks of `block`, which start at the first row of the stored matrix. aside: names of tensors that belong to it and
+    are not read, such as scales of activations.
     """
 
     tensor: StoredTensor
@@ -54,6 +58,24 @@ class StoredWeight:
     block: tuple[int, int] = (1, 1)
     expert: int | None = None
     rows: tuple[int, int] | None = None
+    aside: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the stored tensors it is made of."""
+        return tuple(tensor.info.name for tensor in (self.tensor, self.scale) if tensor is not None) + self.aside
+
+    @property
+    def coding(self) -> Coding | None:
+        """How it is stored in codes."""
+        if self.scale is None or self.tensor.info.dtype != "F8_E4M3":
+            return None
+        rows, columns = self.block
+        square = rows % fp8.BLOCK == 0 or rows >= self.tensor.info.shape[-2]
+        return Coding(fp8.CODED, 8, 0 if columns >= self.shape[-1] else columns, square=square)
+
+    def cut(self, expert: int, rows: tuple[int, int]) -> StoredWeight:
+        return replace(self, expert=expert, rows=rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,11 +132,10 @@ class StoredWeight:
             return None
         stored = self.scale.array()
         stored = stored if self.expert is None else stored[self.expert]
-        scale = np.empty(stored.shape, np.float32)
-        _decode(stored, self.scale.info.dtype, scale)
+        scale = decoded(stored, self.scale.info.dtype)
         good = np.isfinite(scale) & (scale > 0)
         if good.all():
-            return scale
+            return scale.reshape(-1, scale.shape[-1]) if scale.ndim == 2 else scale.reshape(-1, 1)
         position = tuple(np.argwhere(~good)[0].tolist())
         name, path = self.scale.info.name, self.scale.file.path
         raise ScaleValueError(path=path, tensor=name, found=float(scale[position]), position=list(position))
@@ -130,6 +151,16 @@ class StoredWeight:
             position.insert(0, self.expert)
         name, path = self.tensor.info.name, self.tensor.file.path
         raise NonFiniteWeightError(path=path, tensor=name, found=found, position=position)
+
+
+def decoded(stored: np.ndarray[Any, Any], dtype: str) -> Float32:
+    """The float32 numbers of an array as a file has it, of WEIGHT_DTYPES or SCALE_DTYPES."""
+    if dtype == "F8_E8M0":
+        found: Float32 = coded.power_of_two(stored)
+        return found
+    out = np.empty(stored.shape, np.float32)
+    _decode(stored, dtype, out)
+    return out
 
 
 def _decode(stored: np.ndarray[Any, Any], dtype: str, out: Float32) -> None:

@@ -14,6 +14,7 @@ import click
 
 from dsv3c.compiler.cli.compile import compile_command
 from dsv3c.compiler.cli.doctor import doctor_command
+from dsv3c.compiler.cli.eval import eval_command
 from dsv3c.compiler.cli.inspect import inspect_command
 from dsv3c.compiler.cli.package import package_command
 from dsv3c.compiler.cli.plan import plan_command
@@ -48,6 +49,7 @@ for command in (
     compile_command,
     generate_command,
     bench_command,
+    eval_command,
     tune_command,
     inspect_command,
     verify_command,

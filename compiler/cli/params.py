@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dsv3c import targets
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.options import MAX_BOUND
+from dsv3c.compiler.options import AUTO, CALIBRATION_TOKENS, LEAST_CALIBRATION_TOKENS, MAX_BOUND, MAX_SPARSITY_THRESHOLD
+from dsv3c.runtime.cli.params import PATH, Finite
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.options import CompileOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What people call the formats, beside the full names.
-SHORT_NAMES = {"int4": "int4-g32", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+SHORT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "nf4": "nf4-g64", "int2": "int2-g16"}
+SHORT_NAMES |= {f"int{bits}": f"int{bits}-g32" for bits in (6, 5, 4, 3)}
 # As the table of formats lists them, which takes numpy; help is to come at once.
 FORMAT_HELP = (
-    "float32, float16, bfloat16, fp8, int8, int8-gG, int5-gG, int4-gG or int4-gG-asym with G one of 32, 64, 128"
+    "float32, float16, bfloat16, fp8, int8, int8-asym, intB-tensor, intB-tensor-asym, intB-gG, intB-gG-asym, "
+    "intB-channel, intB-channel-asym, mxfp4 or nf4-gG with B one of 8, 6, 5, 4, 3, 2 and G one of 16, 32, 64, 128"
 )
-CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**power for power, unit in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", start=1)}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKmMgGtT]?[iI]?[bB]|)")
+METHODS = ("rtn", "search", "gptq", "qronos", "awq", "auto")  # as quantisation.choice has them, which takes numpy
+CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
+
+
+def compile_options(given: Mapping[str, Any]) -> CompileOptions:
+    """The options of a command; without a format, codes of the checkpoint are kept."""
+    from dsv3c.compiler.options import CompileOptions
+
+    if given["quant"] is not None:
+        return CompileOptions(**given)
+    return CompileOptions(**{**given, "quant": CompileOptions.quant, "kept": None})
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -32,8 +52,8 @@ def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str
 
 def weight_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The full name of a weight format."""
-    if value is None:
-        return None
+    if value is None or (value == AUTO and param.name == "quant"):
+        return value
     from dsv3c.compiler.formats.table import WeightFormat
 
     try:
@@ -52,8 +72,18 @@ def embedding_format(ctx: click.Context, param: click.Parameter, value: str | No
     return name
 
 
+def byte_count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes from a size with a unit: 8GB, 700 MB, 7.5GiB, or a plain number."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(value.strip())
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no size; write 8GB, 700MB or 7.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
 def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The IR's name of an element type of the cache."""
+    """What CompileOptions calls an element type of the cache."""
     if value is None:
         return None
     name = SHORT_NAMES.get(value, value)
@@ -78,9 +108,27 @@ def model_options(command: Command) -> Command:
             "--quant",
             callback=weight_format,
             metavar="FORMAT",
-            default="int8",
-            show_default=True,
-            help=f"Format of the linear weights: {FORMAT_HELP}. int4 alone means int4-g32.",
+            help=f"Format of the linear weights: {FORMAT_HELP}. int6, int5, int4 and int3 alone mean -g32, int2 -g16, "
+            "nf4 -g64. auto chooses one for each weight, within --target-bpw or --max-size.  "
+            "[default: int8; weights that the checkpoint has quantised keep their format]",
+        ),
+        click.option(
+            "--target-bpw",
+            type=Finite(min=0, min_open=True),
+            metavar="BITS",
+            help="With --quant auto: stored bits for each linear weight, on average.",
+        ),
+        click.option(
+            "--max-size",
+            callback=byte_count,
+            metavar="SIZE",
+            help="With --quant auto: the most that the weights file takes, head and embedding included, such as 8GB.",
+        ),
+        click.option(
+            "--quant-plan",
+            type=PATH,
+            metavar="FILE",
+            help="Formats of single weights, as --quant auto writes them into quant-plan.json; --quant has the rest.",
         ),
         click.option(
             "--head-quant",
@@ -97,10 +145,40 @@ def model_options(command: Command) -> Command:
             "[default: bfloat16 with integer weights and fp8, else as the weights]",
         ),
         click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            help="How weights become codes: round to nearest, search scales, GPTQ, Qronos, AWQ, the best for each.  "
+            "[default: auto with --calibration, else rtn]",
+        ),
+        click.option(
+            "--calibration",
+            type=PATH,
+            metavar="FILE",
+            help="A text, or JSON lines of texts or chats, that weights are rounded for and --quant auto measures on.  "
+            "[default: a short one of ours where the method wants one]",
+        ),
+        click.option(
+            "--calibration-tokens",
+            type=click.IntRange(min=LEAST_CALIBRATION_TOKENS),
+            metavar="N",
+            default=CALIBRATION_TOKENS,
+            show_default=True,
+            help="Most tokens of that text that are used.",
+        ),
+        click.option(
+            "--sparsity-threshold",
+            type=click.FloatRange(0, MAX_SPARSITY_THRESHOLD),
+            metavar="X",
+            default=0.0,
+            help="Set weights below X times the root mean square of their group to 0 before rounding. That costs "
+            "quality and saves nothing: for experiments.",
+        ),
+        click.option(
             "--cache-dtype",
             callback=cache_dtype,
             metavar="DTYPE",
-            help="float32 or bfloat16.  [default: float32 with float32 weights, else bfloat16]",
+            help="float32, bfloat16, or half of its memory: int8, fp8.  "
+            "[default: float32 with float32 weights, else bfloat16]",
         ),
         click.option(
             "--max-tokens",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import model_options
+from dsv3c.compiler.cli.params import compile_options, model_options
 from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.driver.sizes import ModelPart
+    from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan
 
 
 @click.command("plan")
@@ -21,31 +28,57 @@ from dsv3c.runtime.cli.params import PATH, json_option
     metavar="N",
     help="Tokens to hold at once.  [default: the model's own limit]",
 )
+@click.option(
+    "--write-plan",
+    type=PATH,
+    metavar="FILE",
+    help="Write the format of each weight there, to be changed and given back.",
+)
+@click.option("--plot", type=PATH, metavar="FILE.svg", help="Draw the bits of each layer and role there.")
 @json_option
-def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options: Any) -> None:
+def plan_command(
+    checkpoint: Path, context: int | None, write_plan: Path | None, plot: Path | None, as_json: bool, **options: Any
+) -> None:
     """Say what a CHECKPOINT will weigh, and whether it fits.
 
-    Nothing is compiled: the model is traced and laid out, but no weight is read. The sizes are exact: weights on disk
-    and mapped, the cache for --context tokens, and the memory that one step works in.
+    Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is read. The sizes are
+    exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step works in.
 
     \b
-    Example:
+    Examples:
       dsv3c plan ~/models/Moonlight-16B-A3B --quant int4 --context 8192
+      dsv3c plan CHECKPOINT --quant auto --target-bpw 4.25 --calibration FILE --write-plan plan.json --plot plan.svg
+      dsv3c compile CHECKPOINT --quant-plan plan.json
     """
+    from dsv3c.compiler.cli import plan_chart
     from dsv3c.compiler.driver.size_report import plan_checkpoint
-    from dsv3c.compiler.options import CompileOptions
+    from dsv3c.compiler.driver.workplace import write_whole
+    from dsv3c.compiler.quantisation import quant_plan
+    from dsv3c.runtime.cli.progress import terminal_progress
 
-    report = plan_checkpoint(checkpoint, CompileOptions(**options), context)
+    chosen = compile_options(options)
+    if plot is not None:
+        plan_chart.check_plot(plot)
+    if write_plan is not None:
+        quant_plan.check_replaceable(write_plan)
+    with terminal_progress() or nullcontext() as progress:
+        report = plan_checkpoint(checkpoint, chosen, context, progress, each_weight=bool(plot or write_plan))
     for note in report.notes:
         echo(f"note: {note}", err=True)
+    if report.quant_plan is not None and write_plan is not None:
+        write_whole(write_plan, report.quant_plan.text())
+    if report.quant_plan is not None and plot is not None:
+        plan_chart.draw(plot, report.quant_plan, checkpoint.resolve().name)
     if as_json:
         print_json(report.to_dict())
         return
     weights = sum(part.weights for part in report.parts.values())
     section(
         f"weights: {size(report.weight_bytes)}, {8 * report.weight_bytes / weights:.2f} bits each",
-        [(name, size(part.nbytes), part.format) for name, part in report.parts.items()],
+        [_part(name, part) for name, part in report.parts.items()],
     )
+    if report.quant_plan is not None:
+        tell_formats(report.quant_plan)
     section(
         f"memory to run it: {size(report.total_bytes)}",
         [
@@ -54,7 +87,36 @@ def plan_command(checkpoint: Path, context: int | None, as_json: bool, **options
             ("arena", size(report.arena_bytes), "what one step works in"),
         ],
     )
+    if report.calibration is not None:
+        section(
+            f"memory to calibrate it: about {size(report.calibration.memory_bytes)}",
+            [
+                ("text", f"{report.calibration.tokens} tokens", f"{report.calibration.sequences} sequences"),
+                ("method", report.calibration.method, "how weights become codes"),
+                ("disk", size(report.calibration.disk_bytes), "activations that memory has no room for"),
+            ],
+        )
     echo(_verdict(report.total_bytes, report.available_bytes))
+
+
+def tell_formats(plan: QuantPlan) -> None:
+    """The formats of a plan by role, over all layers."""
+    roles: dict[str, list[PlannedWeight]] = {}
+    for row in plan.rows:
+        roles.setdefault(re.sub(r"\.\d+\.", ".*.", row.weight.name), []).append(row)
+    cost = f", cost {plan.facts['cost']:g}: {plan.facts['measure']}" if "cost" in plan.facts else ""
+    section(f"formats: {plan.bits():.2f} bits for each linear weight{cost}", [_role(*item) for item in roles.items()])
+
+
+def _role(name: str, rows: list[PlannedWeight]) -> tuple[str, str, str]:
+    bits = 8 * sum(row.nbytes for row in rows) / sum(row.weight.parameters for row in rows)
+    counts = Counter(row.format for row in rows).most_common()
+    return name, f"{bits:.2f} bits", ", ".join(f"{format} x {n}" if len(rows) > 1 else format for format, n in counts)
+
+
+def _part(name: str, part: ModelPart) -> tuple[str, str, str, str]:
+    bits = f"{8 * part.nbytes / part.weights:.2f} bits" if part.weights else ""
+    return name, size(part.nbytes), bits, part.format
 
 
 def _verdict(total: int, available: int) -> str:

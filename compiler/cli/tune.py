@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import model_options
+from dsv3c.compiler.cli.params import compile_options, model_options
 from dsv3c.runtime.cli.output import echo, print_json, section
 from dsv3c.runtime.cli.params import PATH, json_option
 
@@ -50,14 +50,13 @@ def tune_command(
       dsv3c tune OUT --trials 20      with the format and options of an artifact
     """
     from dsv3c.compiler.driver.tune import tune
-    from dsv3c.compiler.options import CompileOptions
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.targets.cpu.tuning import RECORDS
 
     with terminal_progress() or nullcontext() as progress:
         report = tune(
             model,
-            CompileOptions(**options),
+            compile_options(options),
             budget,
             trials,
             records or RECORDS,

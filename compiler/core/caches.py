@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dsv3c.compiler.core.ir import Graph, TensorType, Value, dim_product, dim_size
+from dsv3c.compiler.core.storage import plain
+from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 
 SLOTS = "N"
@@ -24,6 +30,28 @@ class Cache:
     type: TensorType
 
     @property
+    def stored(self) -> TensorType:
+        """The plain array that it lies in memory as: `type` itself, or the bytes of coded rows."""
+        return plain(self.type)
+
+    @property
+    def format(self) -> str:
+        """What people call it: int8, fp8, or the element type."""
+        coded = CodedRows.of_type(self.type.dtype)
+        return coded.codes if coded else self.dtype
+
+    @property
+    def array_dtype(self) -> np.dtype[Any]:
+        """Of a numpy array that the evaluation is given: an element is a whole row where rows are coded."""
+        coded = CodedRows.of_type(self.type.dtype)
+        return coded.array_dtype(self.width) if coded else np.dtype(NUMPY_DTYPES[self.type.dtype])
+
+    def zeros(self, slots: int) -> NDArray[Any]:
+        """The array of so many slots, all zeros: [slots, …], of coded rows [slots]."""
+        rows = () if CodedRows.of_type(self.type.dtype) else tuple(dim_size(dim, {}) for dim in self.type.shape[1:])
+        return np.zeros((slots, *rows), self.array_dtype)
+
+    @property
     def layer(self) -> int:
         return int(self.name.removeprefix(_PREFIX).partition(".")[0])
 
@@ -34,17 +62,22 @@ class Cache:
 
     @property
     def width(self) -> int:
-        """Elements of a slot."""
+        """Columns of a slot."""
         return dim_size(dim_product(*self.type.shape[1:]), {})
 
     @property
     def dtype(self) -> str:
-        """The name of the element type in plan.json."""
-        return str(NUMPY_DTYPES[self.type.dtype].name)
+        """The name in plan.json of the element type that it is stored in."""
+        return str(NUMPY_DTYPES[self.stored.dtype].name)
+
+    @property
+    def stored_width(self) -> int:
+        """Elements of that type in a slot."""
+        return dim_size(dim_product(*self.stored.shape[1:]), {})
 
     @property
     def slot_bytes(self) -> int:
-        return self.width * int(NUMPY_DTYPES[self.type.dtype].itemsize)
+        return self.stored_width * int(NUMPY_DTYPES[self.stored.dtype].itemsize)
 
 
 def cache_name(layer: int, part: str = "") -> str:

@@ -14,7 +14,8 @@ Grammar of the text (`str(graph)`; `parse_graph` is its inverse):
                                            P pages per sequence, N cache slots
 
 DTYPE is f32, f16, bf16, i32, i8, u8 or bool; a quantised weight carries the name of its format (int4-g32-asym), a
-quantised activation q8-gA. LAYOUT names the order of a packed weight's bytes (rows16). Empty lines and
+quantised activation q8-gA, a cache of codes int8-atR or fp8-atR, where R columns share one scale and those behind them
+another. LAYOUT names the order of a packed weight's bytes (rows16). Empty lines and
 those that start with # are skipped.
 
 Values are compared by structure: two values are equal when they stand for the same computation on the same leaves, so

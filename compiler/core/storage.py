@@ -9,8 +9,9 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Dim, TensorType, Value, dim_size
 from dsv3c.compiler.core.ops.weight import activation_group, format_of
 from dsv3c.compiler.errors import NotAViewError
-from dsv3c.compiler.formats import rows
+from dsv3c.compiler.formats import coded_rows, rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.grouping import padded_k
 from dsv3c.compiler.formats.layouts import LAYOUTS
 
 ALIGNMENT = 64  # bytes: a cache line, and one AVX-512 register
@@ -41,14 +42,16 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
 
     A packed weight is data, scale, zero as its layout says, and an unpacked one of codes (an embedding) as formats.rows
     says; a quantised activation q8-gA [..., K] is data i8 [..., Kp], scale f32 and sum i32 [..., Kp/A]; all else is one
-    array.
+    array, of bytes where it has coded rows.
     """
+    type = plain(type)
     shape = tuple(dim_size(dim, bounds) for dim in type.shape)
     group = activation_group(type)
     if group:
         *leading, k = shape
-        groups = -(-k // group)
-        parts = (("data", "i8", groups * group), ("scale", "f32", groups), ("sum", "i32", groups))
+        padded = padded_k(k, group)
+        groups = padded // group
+        parts = (("data", "i8", padded), ("scale", "f32", groups), ("sum", "i32", groups))
         return tuple(Component(role, dtype, (*leading, width)) for role, dtype, width in parts)
     if type.layout:
         *leading, n, k = shape
@@ -59,6 +62,14 @@ def components(type: TensorType, bounds: Mapping[str, int]) -> tuple[Component, 
     *leading, n, k = shape
     unpacked = rows.component_types(format_of(type), tuple(leading), n, k)
     return tuple(Component(role, dtype, dims) for role, (dtype, dims) in unpacked.items())
+
+
+def plain(type: TensorType) -> TensorType:
+    """The type itself, or of coded rows [N, L] the u8 [N, bytes of a row] that they lie in memory as."""
+    if coded_rows.CodedRows.of_type(type.dtype) is None:
+        return type
+    count, width = type.shape
+    return TensorType("u8", (count, coded_rows.row_bytes(dim_size(width, {}))))
 
 
 def tensor_name(recipe: str, component: Component) -> str:

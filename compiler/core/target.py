@@ -89,7 +89,8 @@ class Target(Protocol):
     """layout: the packed weight layout; integer_activations: int8 activations meet integer weights.
 
     An empty layout says that the target hands the graph on to another compiler: weights are not packed and memory is
-    not planned. cache_dtypes: element types the cache can have, the one for want of a better first.
+    not planned. cache_dtypes: of CACHE_DTYPES of compiler/options.py those the cache can have, the one for want of a
+    better first.
     """
 
     @property

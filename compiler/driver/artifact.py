@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dsv3c.compiler.driver import journal
+from dsv3c.compiler.driver.journal import WEIGHTS, Run
 from dsv3c.compiler.driver.workplace import MAKING, put, workplace
 from dsv3c.compiler.driver.workplace import sweep as workplace_sweep
 from dsv3c.compiler.errors import (
@@ -118,16 +120,18 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(out: Path, overwrite: bool) -> Iterator[Path]:
+def writing(out: Path, overwrite: bool, begun: Path | None = None) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the body ends well and is removed when it does not.
 
-    A link is followed. Errors as for `check_free`, before any work and again in the end, and UnwritableOutputError.
+    A link is followed. begun: what an interrupted run left, to be gone on with: of it the weights are there already.
+    Errors as for `check_free`, before any work and again in the end, and UnwritableOutputError.
     """
     check_free(out, overwrite)
     place = _place(out)
-    with workplace(place) as folder:
+    with workplace(place, begun) as folder:
         making = folder / MAKING
-        making.mkdir()
+        making.mkdir(exist_ok=folder == begun)
+        _clear(making)
         yield making
         making.chmod(0o755)
         put(folder, place, overwrite, check_replaceable, remove)
@@ -143,9 +147,24 @@ def check_loads(folder: Path, target: str) -> None:
         raise WrittenWrongError(target=target, reason=reason) from fault
 
 
-def sweep(out: Path) -> tuple[str, ...]:
-    """Remove what compilations into `out` left behind when they were killed; returns notes of what has to stay."""
-    return workplace_sweep(_place(out), remove)
+def _clear(making: Path) -> None:
+    """Leave of an interrupted run its weights alone."""
+    for path in making.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != WEIGHTS:
+            path.unlink()
+
+
+def interrupted(out: Path, run: Run, restart: bool) -> Path | None:
+    """As `journal.interrupted`; a link is followed."""
+    return journal.interrupted(_place(out), run, restart)
+
+
+def sweep(out: Path, kept: Path | None = None) -> tuple[str, ...]:
+    """Remove what compilations into `out` left behind when they were killed, but for what is gone on with; returns
+    notes of what has to stay."""
+    return workplace_sweep(_place(out), remove, kept)
 
 
 def _place(out: Path) -> Path:

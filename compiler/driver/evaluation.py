@@ -13,6 +13,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS
 from dsv3c.compiler.core.ir import Graph, Value, dim_size
 from dsv3c.compiler.errors import NotEvaluableError
+from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, Array
 from dsv3c.compiler.options import PAGE_SIZE
 
@@ -35,8 +36,9 @@ class MadeUp:
     or dim that has none.
 
     Numbers are normal, those of a matrix of weights small enough for sums of products to stay near 1. What numbers rows
-    is 0 or 1, so that it numbers rows of anything; what a step has is the small step's. Inputs of 16 bits, which caches
-    are, have 32: else results would differ by what is rounded the other way for a difference in the seventh digit.
+    is 0 or 1, so that it numbers rows of anything; what a step has is the small step's. Inputs of 16 or 8 bits, which
+    caches are, have 32: else results would differ by what is rounded the other way for a difference in the seventh
+    digit.
     """
 
     page_size: int = PAGE_SIZE
@@ -51,7 +53,8 @@ class MadeUp:
     def __call__(self, leaf: Value) -> Array:
         try:
             shape = tuple(dim_size(dim, _SIZES | {SLOTS: _PAGES.size * self.page_size}) for dim in leaf.shape)
-            dtype = NUMPY_DTYPES["f32" if leaf.op == "input" and leaf.dtype in _FLOATS else leaf.dtype]
+            rounded = leaf.op == "input" and (leaf.dtype in _FLOATS or CodedRows.of_type(leaf.dtype) is not None)
+            dtype = NUMPY_DTYPES["f32" if rounded else leaf.dtype]
         except KeyError as error:
             raise NotEvaluableError(reason=f"values of type {leaf.type} cannot be made up") from error
         name = str(leaf.attrs["name"])
@@ -59,7 +62,7 @@ class MadeUp:
         if leaf.op == "input" and step is not None and (step.shape, step.dtype) == (shape, dtype):
             return step
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        if leaf.dtype not in _FLOATS:
+        if not rounded and leaf.dtype not in _FLOATS:
             return rng.integers(0, 2, shape).astype(dtype)
         scale = max(1, shape[-1]) ** -0.5 if leaf.op == "param" and len(shape) > 1 else 1.0
         return (rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)

@@ -48,7 +48,14 @@ def _quantise(options: Options, target: Target) -> Pass:
         quant=options["weights"], head_quant=options["head"] or None, embed_quant=options["embedding"] or None
     )
     formats = (chosen.quant, chosen.resolved_head_quant, chosen.resolved_embed_quant)
-    return Quantise(*(WeightFormat.parse(name).name for name in formats))
+    weights, head, embedding = (WeightFormat.parse(name).name for name in formats)
+    named = {name: WeightFormat.parse(format).name for name, format in options.items() if _is_weight(name)}
+    return Quantise(weights, head, embedding, named)
+
+
+def _is_weight(option: str) -> bool:
+    """Whether an option of quantise is the name of a single weight."""
+    return "." in option
 
 
 def _pack(options: Options, target: Target) -> Pass:
@@ -96,7 +103,8 @@ def parse(text: str, target: Target) -> Pass:
     named, given = _TABLE[name], dict[str, str]()
     for item in rest.split(",") if rest else ():
         option, equals, value = item.partition("=")
-        if option not in named.options or not (equals and value):
+        known_option = option in named.options or (name == Quantise.name and _is_weight(option))
+        if not known_option or not (equals and value):
             known = ", ".join(f"{option}=…" for option in named.options) or "none"
             raise BadPassError(text=text, reason=f"{item!r} is none of its options: {known}")
         given[option] = value
@@ -113,7 +121,7 @@ def spelled(item: Pass) -> str:
 
 
 def _parts(name: str, value: Any) -> list[str]:
-    if isinstance(value, Mapping):  # sizes by the name of a dim
+    if isinstance(value, Mapping):  # sizes by the name of a dim, or formats by that of a weight
         return [f"{key}={size}" for key, size in value.items()]
     if isinstance(value, bool):
         return [f"{name}={str(value).lower()}"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,22 +16,40 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
 from dsv3c.compiler.core.verifier import verify
-from dsv3c.compiler.driver import artifact, repeat, text_files, weights
+from dsv3c.compiler.driver import (
+    artifact,
+    calibrated,
+    checks,
+    journal,
+    kept,
+    measuring,
+    mixing,
+    repeat,
+    text_files,
+    weights,
+)
 from dsv3c.compiler.driver.dumps import write_dump
+from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
+from dsv3c.compiler.driver.workplace import JOURNAL
 from dsv3c.compiler.errors import (
     BadOptionError,
-    FormatRefusedError,
-    UnknownFormError,
     UnknownPassError,
 )
-from dsv3c.compiler.formats import rows
-from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
+from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.options import PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
+from dsv3c.compiler.quantisation.calibration import text as calibration_text
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
+from dsv3c.compiler.quantisation.choice import Outcome
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -46,7 +64,10 @@ from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
+from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
+
+ROUNDING = "rounding.json"  # of each matrix: by which method, with what error
 
 
 @runtime_checkable
@@ -102,6 +123,21 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     if target.layout:
         lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
     return [
+        *float_passes(form),
+        Quantise(
+            options.resolved_quant,
+            options.resolved_head_quant,
+            options.resolved_embed_quant,
+            options.formats,
+            options.kept or {},
+        ),
+        *lay_out,
+    ]
+
+
+def float_passes(form: str) -> list[Pass]:
+    """The passes up to the graph of kernels on weights that have no format yet."""
+    return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
         FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
         FuseRope(),  # likewise a rotation
@@ -111,8 +147,6 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
         FuseSwiglu(),
-        Quantise(options.quant, options.resolved_head_quant, options.resolved_embed_quant),
-        *lay_out,
     ]
 
 
@@ -128,50 +162,133 @@ def compile_checkpoint(
     started, progress = time.monotonic(), progress or Silent()
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
-    check_formats(options)
-    check_supported(options, target)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
+    checks.check_method(options)
+    if out is None and options.kept is None:  # its name tells the format
+        options = settled(options, Checkpoint.open(checkpoint), target)
     destination = out or default_output(checkpoint, options)
     if options.stop_after is None:
         artifact.check_free(destination, options.overwrite)
-        _check_apart(destination, options.dump_to)
+        checks.check_apart(destination, options.dump_to)
+        measuring.check(checkpoint, options)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
+    options, quant_plan = mixed(source, options, target, progress)
+    text = read_calibration(checkpoint, options)
     progress.stage("running the passes")
+    options = settled(options, source, target)
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, beforehand, time.monotonic() - started, peak_rss(), told)
     planned = target.plan(lowered.entries, lowered.bounds)
+    of_codes = kept.notes(source, planned.recipes)
+    beforehand, told = beforehand + of_codes, told + _tell(of_codes, progress)
     with repeat.telling_kernel(options.target):
         emission = target.emit(planned)
-    _check_extras(options, emission, checkpoint)
-    left = artifact.sweep(destination)
-    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite) as folder:
+    checks.check_extras(options, emission, checkpoint)
+    file = weights.lay_out(planned.recipes)
+    run = journal.Run.of(source, options, file.header)
+    begun = artifact.interrupted(destination, run, options.restart)
+    left = artifact.sweep(destination, begun)
+    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
         plan = whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        file = weights.lay_out(planned.recipes)
-        progress.stage("writing weights", file.tensor_bytes)
-        read = source.coded if WeightFormat.parse(options.quant).keeps_fp8 else _reader(source)
-        weights.write(file, folder / "weights.safetensors", read, progress.advance)
+        read = kept.reader(source, planned.recipes)
+        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
+            if begun_with.nbytes:
+                share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
+                said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
+                _tell((said,), progress)
+            doing = "writing weights" if text is None else "calibrating and writing weights"
+            progress.stage(doing, file.tensor_bytes - begun_with.nbytes)
+            with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
+                log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
+        if quant_plan is not None:
+            (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest, notes = _manifest(source, options, emission, file, plan, lowered), list(beforehand)
+        manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        notes += kept.loss_notes(planned.recipes, writer.losses)
+        if quant_plan is not None:
+            manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
+        if log.entries:
+            manifest["quantization"] |= _rounding(log, text)
+            artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
+        if options.sparsity_threshold:
+            manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
             notes += emission.extras[name](folder) or ()
         manifest |= {"notes": notes}
-        artifact.write_json(folder / MANIFEST, manifest | {"files": artifact.file_table(folder)})
+        files = artifact.file_table(folder)
+        artifact.write_json(folder / MANIFEST, manifest | {"files": files})
         artifact.check_loads(folder, options.target)
+        if options.measure is not None:
+            manifest |= {"quality": measuring.figures(folder, options, compile_checkpoint, progress)}
+            artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def takes_text(options: CompileOptions) -> bool:
+    """Whether weights are rounded for a text: one that is given, or ours."""
+    return options.calibration is not None or choice.wants_text(options.resolved_method)
+
+
+def read_calibration(checkpoint: Path, options: CompileOptions) -> CalibrationText | None:
+    """The text that weights are rounded for; None where none is wanted. Raises CalibrationError and CheckpointError."""
+    if not takes_text(options):
+        return None
+    tokenizer = text_files.tokenizer_of(checkpoint)
+    return calibration_text.read(options.calibration, tokenizer, options.calibration_tokens)
+
+
+def _write_weights(
+    writer: weights.Writer,
+    lowered: Lowered,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    config: ModelConfig,
+    folder: Path,
+) -> RoundingLog:
+    """Write all weights. folder: for activations that do not fit into memory."""
+    method = options.resolved_method
+    log = RoundingLog(method)
+    if text is not None:
+        planned = calibrated.plan(lowered.entries)
+        log = calibrated.write(writer, planned, text, method, config, folder, options.sparsity_threshold)
+    unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
+
+    def round(value: Value, w: Any) -> tuple[QTensor, list[Any]]:
+        inputs = choice.uniform(w.shape[-1])
+        made, outcomes = choice.round_weight(
+            w, format_of(value.type), unknown, [inputs], threshold=options.sparsity_threshold
+        )
+        log.count(outcomes)
+        return made, [outcome.noted() for outcome in outcomes]
+
+    def recall(notes: list[Any]) -> None:
+        log.count([Outcome.of(noted) for noted in notes])
+
+    writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None, recall)
+    return log
+
+
+def _rounding(log: RoundingLog, text: CalibrationText | None) -> dict[str, Any]:
+    """What the manifest says of how weights were rounded."""
+    assert text is not None, "nothing is logged without a text"
+    read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
+    return {"methods": log.summary(), "calibration": read}
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
@@ -183,51 +300,23 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
     return len(notes)
 
 
-def _check_apart(out: Path, dump_to: Path | None) -> None:
-    """Raises BadOptionError for graphs that would be written into the place of the artifact."""
-    if dump_to is not None and dump_to.resolve().is_relative_to(out.resolve()):
-        raise BadOptionError(option="dump_to", value=str(dump_to), expected=f"a folder outside of the artifact {out}")
+def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
+    """The options with the formats named that keep what the checkpoint has in codes.
 
+    Where others meet activations of int8, a format that has float products reads prompts several times more slowly: it
+    is for those who ask for it.
+    """
 
-def check_supported(options: CompileOptions, target: Target) -> None:
-    """Raises FormatRefusedError for weights in a format that the target has no kernels for."""
-    head, embedding = options.resolved_head_quant, options.resolved_embed_quant
-    for name, operations in ((options.quant, MATRIX_OPERANDS), (head, ("linear",)), (embedding, ("take",))):
-        format = WeightFormat.parse(name)
-        if not _supports(target, format, operations):
-            known = listed([each.name for each in FORMATS.values() if _supports(target, each, operations)])
-            others = [each for each in targets.available() if _supports(targets.get(each), format, operations)]
-            raise FormatRefusedError(
-                format=name, target=target.name, known=known, others=", ".join(others) or "no target yet"
-            )
+    def suits(format: WeightFormat) -> bool:
+        fast = format.integer_products or not target.integer_activations
+        return fast and checks.supports(target, format, MATRIX_OPERANDS)
 
-
-def _supports(target: Target, format: WeightFormat, operations: Iterable[str]) -> bool:
-    return all(target.supports(format, op) for op in operations)
-
-
-def check_formats(options: CompileOptions) -> None:
-    """Raises UnknownWeightFormat for a format name that is none, BadOptionError for one that embeddings cannot have."""
-    for name in (options.quant, options.resolved_head_quant):
-        WeightFormat.parse(name)
-    known = rows.format_names()
-    if options.resolved_embed_quant not in known:
-        expected = "one of " + ", ".join(known)
-        raise BadOptionError(option="embed_quant", value=options.resolved_embed_quant, expected=expected)
-
-
-def _check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) -> None:
-    for name in options.emit:
-        if name not in emission.extras:
-            known = ", ".join(emission.extras) or "none"
-            raise UnknownFormError(name=name, target=options.target, known=known)
-    for name in options.emit:
-        if name in emission.checks:
-            emission.checks[name](checkpoint)
+    return kept.settle(options, source, suits)
 
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
-    return Path("artifacts") / f"{checkpoint.resolve().name}-{options.quant}-{options.target.split(':')[0]}"
+    format = kept.formats(options)[0] if options.quant_plan is None else "mixed"
+    return Path("artifacts") / f"{checkpoint.resolve().name}-{format}-{options.target.split(':')[0]}"
 
 
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
@@ -241,7 +330,27 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    cache_dtype = choose_cache_dtype(options, target)
+    traced = _traced(config, shapes, options, choose_cache_dtype(options, target))
+    entries, rewrites = {}, {}
+    for name, (graph, form, min_tokens) in traced.items():
+        planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
+        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
+    return Lowered(entries, rewrites, bounds)
+
+
+def float_graphs(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions
+) -> dict[str, Graph]:
+    """The entries as kernels on weights that have no format yet, with caches in float32."""
+    quiet = replace(options, stop_after=None, dump_to=None)
+    traced = _traced(config, shapes, options, "f32")
+    return {name: run_passes(graph, float_passes(form), quiet)[0] for name, (graph, form, _) in traced.items()}
+
+
+def _traced(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, cache_dtype: str
+) -> dict[str, tuple[Graph, str, int]]:
+    """For each entry its graph, the form of its attention, and the tokens from which on it pays."""
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
@@ -249,11 +358,29 @@ def lower(
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
-    entries, rewrites = {}, {}
-    for name, (graph, form, min_tokens) in traced.items():
-        planned, counts = run_passes(Graph(name, graph.results), passes(form, options, target, bounds), options)
-        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
-    return Lowered(entries, rewrites, bounds)
+    return {name: (Graph(name, graph.results), form, start) for name, (graph, form, start) in traced.items()}
+
+
+def mixed(
+    source: Checkpoint, options: CompileOptions, target: Target, progress: Progress
+) -> tuple[CompileOptions, QuantPlan | None]:
+    """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
+
+    Raises PlanError, BudgetError, and what reading the calibration raises.
+    """
+    if options.quant != AUTO and options.quant_plan is None:
+        return options, None
+    progress.stage("looking at the weights")
+    graphs = float_graphs(source.config, source.shapes, options)
+
+    def file_bytes(chosen: CompileOptions) -> int:
+        lowered = lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
+        return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
+
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
+    return options, plan
 
 
 def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
@@ -313,13 +440,6 @@ def _show(
         print(graph, file=sys.stderr)
 
 
-def _reader(source: Checkpoint) -> weights.Read:
-    def read(name: str, expert: int | None) -> Any:
-        return source.read(name) if expert is None else source.part(name, expert)
-
-    return read
-
-
 def _places(file: weights.WeightFile) -> dict[str, FileRange]:
     stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
     return {tensor.name: FileRange(tensor.offset, tensor.component.nbytes) for tensor in stored}
@@ -347,10 +467,11 @@ def _manifest(
         "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {
-            "weights": options.quant,
+            "weights": " + ".join(kept.formats(options)),
             "head": options.resolved_head_quant,
             "embedding": options.resolved_embed_quant,
-            "cache": " + ".join(dict.fromkeys(cache.dtype for cache in lowered.caches)),
+            "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
+            **({"formats": dict(options.formats)} if options.formats else {}),
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {

@@ -10,21 +10,25 @@ from typing import Any
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import pipeline, text_files, weights
+from dsv3c.compiler.driver import calibrated, checks, kept, mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver.calibration_cost import CalibrationCost, cost
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.features import MACHINES
 from dsv3c.runtime.measure import machine
+from dsv3c.runtime.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
 class PlanReport:
     """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
 
+    calibration: what rounding by a text takes, None where no text is read.
     available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
-    elsewhere: on a GPU, or on the CPU of another machine.
+    elsewhere: on a GPU, or on the CPU of another machine. quant_plan: where weights have formats of their own.
     """
 
     parts: Mapping[str, ModelPart]
@@ -34,6 +38,8 @@ class PlanReport:
     context: int
     available_bytes: int
     notes: tuple[str, ...]
+    quant_plan: QuantPlan | None = None
+    calibration: CalibrationCost | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -47,28 +53,45 @@ class PlanReport:
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: asdict(part) for name, part in self.parts.items()}
-        return asdict(self) | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits}
+        plan = self.quant_plan and self.quant_plan.to_json()
+        kept = {name: value for name, value in vars(self).items() if name not in ("parts", "quant_plan")}
+        return kept | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits, "quant_plan": plan}
 
 
-def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | None = None) -> PlanReport:
+def plan_checkpoint(
+    checkpoint: Path,
+    options: CompileOptions,
+    context: int | None = None,
+    progress: Progress | None = None,
+    *,
+    each_weight: bool = False,
+) -> PlanReport:
     """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
+    each_weight: the format of each weight too where all have the same.
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
     target_string = targets.parse(options.target)
     target: Target = targets.get(target_string.name).configured(target_string.options)
-    pipeline.check_formats(options)
-    pipeline.check_supported(options, target)
+    checks.check_formats(options)
+    checks.check_supported(options, target)
+    checks.check_method(options)
     source = Checkpoint.open(checkpoint)
     notes = source.notes + text_files.check(checkpoint, source.config)
-    config = source.config
+    config, options = source.config, pipeline.settled(options, source, target)
     longest = config.max_position_embeddings
     tokens = longest if context is None else context
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
+    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent())
+    if quant_plan is None and each_weight:
+        quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
+    notes += kept.notes(source, planned.recipes)
     file = weights.lay_out(planned.recipes)
+    text = pipeline.read_calibration(checkpoint, options)
+    method = options.resolved_method
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
     return PlanReport(
         parts=model_parts(config, file),
@@ -78,6 +101,8 @@ def plan_checkpoint(checkpoint: Path, options: CompileOptions, context: int | No
         context=tokens,
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=notes,
+        quant_plan=quant_plan,
+        calibration=None if text is None else cost(calibrated.plan(lowered.entries), text, method, config),
     )
 
 

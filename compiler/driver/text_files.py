@@ -9,7 +9,7 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
-from dsv3c.compiler.errors import UnreadableFileError
+from dsv3c.compiler.errors import NoTokenizerError, UnreadableFileError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
 
@@ -51,6 +51,14 @@ def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
         return (f"{_ONLY_IDS}; {next(ways, _OTHER_WAY)}", *defaults)
     tokenizer = Tokenizer(folder / TOKENIZER, tokenizer_config)
     return (*_odd_settings(tokenizer, tokenizer_config), *defaults)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, with its chat template. Raises NoTokenizerError, and errors as `check`."""
+    if not exists(folder / TOKENIZER):
+        raise NoTokenizerError(path=folder)
+    template = read_bytes(folder / TEMPLATE, _TEMPLATE_LIMIT) if exists(folder / TEMPLATE) else None
+    return Tokenizer(folder / TOKENIZER, _optional_object(folder, TOKENIZER_CONFIG), template)
 
 
 def settle_defaults(artifact: Path, config: ModelConfig) -> None:

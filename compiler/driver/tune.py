@@ -27,10 +27,10 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower, settled
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
-from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.runtime.progress import Progress, Silent
@@ -274,7 +274,10 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
             shutil.copytree(model, base, copy_function=os.link, ignore=shutil.ignore_patterns("kernels"))
         else:
             compile_checkpoint(model, base, options, progress)
+            if options.quant == AUTO or options.quant_plan is not None:
+                options = options_of(base)  # which has the formats that were settled
             source = Checkpoint.open(model)
+            options = settled(options, source, target)
             lowered = lower(source.config, source.shapes, options, target)
             planned = plan(lowered.entries, lowered.bounds)
         yield _Bench(base, best_level(target), options.quant, planned)
@@ -299,14 +302,20 @@ def is_artifact(folder: Path) -> bool:
 def options_of(folder: Path) -> CompileOptions:
     """The options an artifact was compiled with. Raises RuntimeFault for a broken artifact, NotTunableError for one
     without options that are known, BadOptionError for a value out of range."""
-    stored = Artifact.open(folder).manifest.content.get("options")
+    manifest = Artifact.open(folder).manifest.content
+    stored, quantization = manifest.get("options"), manifest.get("quantization")
     if not isinstance(stored, dict) or not all(_is_option(*item) for item in stored.items()):
         raise NotTunableError(path=folder, reason="its manifest.json has no options that this version of dsv3c knows")
-    return CompileOptions(**{**stored, "emit": ()})
+    formats = quantization.get("formats", {}) if isinstance(quantization, dict) else {}
+    if not isinstance(formats, dict) or not all(isinstance(format, str) for format in formats.values()):
+        raise NotTunableError(path=folder, reason="its manifest.json has formats of weights that are none")
+    return CompileOptions(**{**stored, "emit": (), "formats": formats})
 
 
 def _is_option(name: str, value: object) -> bool:
     default = CompileOptions().to_dict().get(name, ...)
+    if name in ("target_bpw", "max_size"):
+        return value is None or type(value) in (int, float)
     if default is None or isinstance(default, str):
         return isinstance(value, str) or value is default
     return name == "emit" or type(value) is type(default)

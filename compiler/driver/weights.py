@@ -1,8 +1,7 @@
 """Weights are recipes: expressions over the checkpoint's tensors, evaluated one piece at a time into one file.
 
-A recipe is an IR value made of params by reshapes, concatenations, `quantize` and `pack`. A recipe over stacked
-experts (a param with `*` in its name) is cut along its first axis into one recipe per expert, so that memory is
-bounded by the largest single tensor and not by a layer's experts together.
+A recipe is an IR value made of params by reshapes, concatenations, `quantize` and `pack`. Those over stacked experts
+are written expert by expert (core.pieces).
 
 The file is safetensors (https://github.com/huggingface/safetensors, "Format"), every tensor on a 64-byte boundary of
 the file so that it can be mapped and used in place.
@@ -14,7 +13,8 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,23 @@ import ml_dtypes
 import numpy as np
 
 from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import TensorType, Value, topological_order
+from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.ops.table import Array
-from dsv3c.compiler.core.ops.weight import Packed
+from dsv3c.compiler.core.ops.weight import Packed, decoded, format_of
+from dsv3c.compiler.core.pieces import Piece, pieces
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
+from dsv3c.compiler.driver.journal import Journal, NoJournal
 from dsv3c.compiler.errors import WeightRangeError
-from dsv3c.compiler.formats import fp8, rows
-from dsv3c.compiler.formats.elements import as_float32
+from dsv3c.compiler.formats import coded, rows
+from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
+from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
-# Reads one tensor as float32 or fp8.CODED, or one expert of a stacked tensor when an index is given.
+# Reads one tensor as float32 or in codes (formats.coded), or one expert of a stacked tensor when an index is given.
 Read = Callable[[str, int | None], Array]
+# The codes of the operand of a `quantize`, and what a run that goes on is to know of it, as JSON. Raises OutOfRange.
+Round = Callable[[Value, Array], tuple[QTensor, list[Any]]]
+Recall = Callable[[list[Any]], None]  # told what was noted of a piece that is there from an earlier run
 
 _BFLOAT16_LARGEST = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 SAFETENSORS_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i32": "I32", "i8": "I8", "u8": "U8"}
@@ -93,37 +99,149 @@ def lay_out(recipes: Mapping[str, Value]) -> WeightFile:
     return WeightFile(recipes, tensors, len(header).to_bytes(8, "little") + header, start + at)
 
 
-def write(file: WeightFile, path: Path, read: Read, advance: Callable[[int], None]) -> None:
-    """Evaluate every recipe and write it. `advance` is called with the bytes written, from several threads.
+def write(
+    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], round: Round | None = None
+) -> dict[str, Loss]:
+    """Evaluate every recipe and write it, see `Writer`; what codes of the checkpoint lost. Raises WeightRangeError."""
+    with writing(file, path, read, advance) as writer:
+        writer.write_rest(round)
+    return writer.losses
 
-    `read(name)` gives a checkpoint tensor; it is called from several threads. Raises WeightRangeError for a weight that
-    its format cannot hold.
+
+@contextmanager
+def writing(
+    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], journal: Journal | None = None
+) -> Iterator[Writer]:
+    """A new file of its final size, to be filled piece by piece.
+
+    journal: knows the pieces that an earlier run wrote into the file, which may then be there already.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if journal is None else 0), 0o644)
     try:
         os.truncate(descriptor, file.nbytes)
         _write_at(descriptor, file.header, 0)
-
-        def given(leaf: Value) -> Array:
-            index = leaf.attrs.get("expert")
-            return read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
-
-        def job(piece: tuple[str, Value, int, int]) -> None:
-            recipe, value, index, count = piece
-            try:
-                arrays = _stored_arrays(ops.evaluate([value], given)[0])
-            except OutOfRange as error:
-                raise _named(value, given, error.format) from error  # type: ignore[attr-defined]
-            for tensor, array in zip(file.tensors[recipe], arrays, strict=True):
-                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-                _write_at(descriptor, data, tensor.offset + index * (tensor.component.nbytes // count))
-            advance(sum(tensor.component.nbytes for tensor in file.tensors[recipe]) // count)
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for _ in pool.map(job, _pieces(file.recipes)):
-                pass
+        yield Writer(file, descriptor, read, advance, journal or NoJournal())
     finally:
         os.close(descriptor)
+
+
+class Writer:
+    """Puts each piece of each recipe at its place in the file. Threads may share it.
+
+    `read(name, expert)` gives a checkpoint tensor, `advance` is called with the bytes written: both from the thread
+    that writes.
+    """
+
+    def __init__(
+        self, file: WeightFile, descriptor: int, read: Read, advance: Callable[[int], None], journal: Journal
+    ) -> None:
+        self.file = file
+        self._journal = journal
+        self._descriptor = descriptor
+        self._read = read
+        self._advance = advance
+        self._written: set[tuple[str, int]] = set()
+        self._losses: dict[tuple[str, int], Loss] = {}
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """What codes of the checkpoint lost, by recipe, where they lost any."""
+        found: dict[str, Loss] = {}
+        for (recipe, _), loss in self._losses.items():
+            if loss != NO_LOSS:
+                found[recipe] = found.get(recipe, NO_LOSS) + loss
+        return found
+
+    def read_through(self, wrap: Callable[[Read], Read]) -> None:
+        """From now on tensors of the checkpoint are what `wrap` makes of them."""
+        self._read = wrap(self._read)
+
+    def evaluate(self, value: Value) -> Any:
+        """What an expression over the checkpoint's tensors stands for."""
+        return ops.evaluate([value], self.given)[0]
+
+    def kept(self, piece: str) -> Any:
+        """What an earlier run noted, of a piece that is in the file; None where it is not, or nothing was."""
+        return (self._journal.note(piece) or {}).get("rounding")
+
+    def note(self, name: str, note: Any) -> None:
+        """For a run that goes on with this one: `kept` gives it there under that name, which is no piece's."""
+        self._journal.record(name, (), {"rounding": note})
+
+    def read_back(self, piece: Piece) -> Array:
+        """float32 that a packed piece stands for as it is in the file."""
+        type = piece.value.type
+        arrays = {}
+        for tensor, component in zip(self.file.tensors[piece.recipe], components(type, {}), strict=True):
+            data = _read_at(self._descriptor, component.nbytes, tensor.offset + piece.index * component.nbytes)
+            arrays[component.role] = np.frombuffer(data, NUMPY_DTYPES[component.dtype]).reshape(component.shape)
+        *_, n, k = map(int, type.shape)
+        return decoded(Packed(arrays, format_of(type), n, k, type.layout))
+
+    def write(self, piece: Piece, rounded: Mapping[Value, QTensor], note: Any = None) -> None:
+        """Evaluate a piece and write it. rounded: what its `quantize` are, where that is known. note: for a run that
+        goes on with this one.
+
+        A piece that is there from an earlier run stays. Raises WeightRangeError for a weight that its format cannot
+        hold.
+        """
+        self._written.add((piece.recipe, piece.index))
+        if self._journal.done(piece.name):
+            lost = (self._journal.note(piece.name) or {}).get("lost", ())
+            self._losses[piece.recipe, piece.index] = Loss(*lost)
+            return
+        with naming_range(piece.value, self.given):
+            result = ops.evaluate([piece.value], self.given, rounded)[0]
+            arrays = _stored_arrays(result)
+        tensors = self.file.tensors[piece.recipe]
+        parts = []
+        for tensor, array in zip(tensors, arrays, strict=True):
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            parts.append((tensor.offset + piece.index * (tensor.component.nbytes // piece.count), data))
+            _write_at(self._descriptor, data, parts[-1][0])
+        self._losses[piece.recipe, piece.index] = loss = getattr(result, "loss", NO_LOSS)
+        noted = {} if loss == NO_LOSS else {"lost": astuple(loss)}
+        self._journal.record(piece.name, parts, noted if note is None else noted | {"rounding": note})
+        self._advance(sum(tensor.component.nbytes for tensor in tensors) // piece.count)
+
+    def write_rest(self, round: Round | None = None, recall: Recall | None = None) -> None:
+        """Write all pieces that are not written yet, codes as `round` makes them."""
+
+        def job(piece: Piece) -> None:
+            done = self._journal.done(piece.name)
+            if done and recall is not None:
+                recall(self.kept(piece.name) or [])
+            rounded, notes = {}, list[Any]()
+            for value in [] if done or round is None else quantized_in(piece.value):
+                assert round is not None
+                with naming_range(piece.value, self.given):
+                    rounded[value], noted = round(value, self.evaluate(value.inputs[0]))
+                notes += noted
+            self.write(piece, rounded, notes or None)
+
+        every = (piece for recipe, value in self.file.recipes.items() for piece in pieces(recipe, value))
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for _ in pool.map(job, (piece for piece in every if (piece.recipe, piece.index) not in self._written)):
+                pass
+
+    def given(self, leaf: Value) -> Array:
+        index = leaf.attrs.get("expert")
+        return self._read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
+
+
+def quantized_in(recipe: Value) -> list[Value]:
+    """The `quantize` of a recipe that make codes."""
+    found = (value for value in topological_order([recipe]) if value.op == "quantize")
+    return [value for value in found if format_of(value.type).has_codes]
+
+
+@contextmanager
+def naming_range(recipe: Value, given: Callable[[Value], Array]) -> Iterator[None]:
+    """Says which weight of a recipe it is that overflows its format."""
+    try:
+        yield
+    except OutOfRange as error:
+        raise _named(recipe, given, error.format) from error  # type: ignore[attr-defined]
 
 
 def _named(recipe: Value, given: Callable[[Value], Array], format: str) -> WeightRangeError:
@@ -150,87 +268,18 @@ def _write_at(descriptor: int, data: Any, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def _read_at(descriptor: int, nbytes: int, offset: int) -> bytearray:
+    """`nbytes` at `offset`, which are there; one pread moves at most 2 GiB."""
+    data = bytearray()
+    while len(data) < nbytes:
+        data += os.pread(descriptor, nbytes - len(data), offset + len(data))
+    return data
+
+
 def _stored_arrays(result: Any) -> list[Array]:
     """The plain arrays of an evaluated recipe, in the order of storage.components."""
     if isinstance(result, Packed):
         return list(result.components.values())
     if isinstance(result, QTensor):
         return list(rows.pack(result).values())
-    return [as_float32(result) if result.dtype == fp8.CODED else result]
-
-
-def _pieces(recipes: Mapping[str, Value]) -> Iterator[tuple[str, Value, int, int]]:
-    """(recipe, value, index, count): each recipe whole, or cut along its first axis when it holds stacked experts."""
-    for recipe, value in recipes.items():
-        if not any(map(is_stacked, topological_order([value]))):
-            yield recipe, value, 0, 1
-            continue
-        count = int(value.shape[0])
-        for index in range(count):
-            yield recipe, part(value, index), index, count
-
-
-def is_stacked(value: Value) -> bool:
-    """A param that holds all experts, one tensor of the checkpoint each, and has not been cut yet."""
-    return value.op == "param" and "*" in str(value.attrs["name"]) and "expert" not in value.attrs
-
-
-def part(value: Value, index: int) -> Value:
-    """The recipe of value[index], pushed towards the leaves so that only what it needs is read."""
-    rule = _PART_RULES.get(value.op)
-    pushed = rule(value, index) if rule else None
-    return _cut(value, 0, index) if pushed is None else pushed
-
-
-def _cut(value: Value, axis: int, index: int) -> Value:
-    """value with `axis` reduced to `index` and dropped, computed from the whole value."""
-    one = ops.apply("slice", (value,), {"axis": axis, "start": index, "stop": index + 1})
-    return ops.apply("reshape", (one,), {"shape": value.shape[:axis] + value.shape[axis + 1 :]})
-
-
-def _part_param(value: Value, index: int) -> Value | None:
-    if not is_stacked(value):
-        return None
-    return Value("param", (), {**value.attrs, "expert": index}, TensorType(value.dtype, value.shape[1:]))
-
-
-def _part_concat(value: Value, index: int) -> Value | None:
-    axis = int(value.attrs["axis"]) % len(value.shape)  # type: ignore[arg-type]
-    if axis != 0:
-        return ops.apply("concat", tuple(part(source, index) for source in value.inputs), {"axis": axis - 1})
-    for source in value.inputs:
-        size = int(source.shape[0])
-        if index < size:
-            return part(source, index)
-        index -= size
-    return None
-
-
-def _part_reshape(value: Value, index: int) -> Value | None:
-    (source,) = value.inputs
-    if source.shape[0] == value.shape[0]:
-        return ops.apply("reshape", (part(source, index),), {"shape": value.shape[1:]})
-    return None
-
-
-def _part_transpose(value: Value, index: int) -> Value | None:
-    (source,) = value.inputs
-    lead, *rest = map(int, value.attrs["axes"])  # type: ignore[arg-type]
-    inner = part(source, index) if lead == 0 else _cut(source, lead, index)
-    kept = tuple(axis - (axis > lead) for axis in rest)
-    return ops.apply("transpose", (inner,), {"axes": kept})
-
-
-def _part_elementwise(value: Value, index: int) -> Value | None:
-    """quantize and pack look at the last two axes only."""
-    return ops.apply(value.op, (part(value.inputs[0], index),), value.attrs) if len(value.shape) > 2 else None
-
-
-_PART_RULES: Mapping[str, Callable[[Value, int], Value | None]] = {
-    "param": _part_param,
-    "concat": _part_concat,
-    "reshape": _part_reshape,
-    "transpose": _part_transpose,
-    "quantize": _part_elementwise,
-    "pack": _part_elementwise,
-}
+    return [as_float32(result) if coded.is_coded(result.dtype) else result]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler.formats.grouping import padded_k
 from dsv3c.compiler.formats.rounding import padded_columns
 
 Array = NDArray[Any]
@@ -20,7 +21,7 @@ def quantize_rows(x: Array, group: int) -> tuple[Array, Array, Array]:
     exactly.
     """
     *leading, k = x.shape
-    padded = -(-k // group) * group
+    padded = padded_k(k, group)
     values = padded_columns(x.reshape(-1, k).astype(np.float32), padded).reshape(-1, padded // group, group)
     amax = np.abs(values).max(axis=-1)
     inverse = np.float32(127) / np.where(amax > 0, amax, np.float32(1))

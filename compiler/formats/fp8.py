@@ -30,6 +30,13 @@ def decode(codes: Array) -> Array:
     return np.take(_VALUES, codes)
 
 
+def rounded(x: Array) -> Array:
+    """Codes of float32 x, to nearest even; what is beyond the largest number becomes that."""
+    clipped = np.clip(x, -LARGEST, LARGEST)
+    codes: Array = clipped.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return codes
+
+
 def values(coded: Array) -> Array:
     """float32 of an array of CODED."""
     found: Array = decode(coded["code"]) * coded["scale"]
@@ -48,8 +55,7 @@ def encode(w: Array) -> tuple[Array, Array]:
         blocks = w[rows].reshape(-1, k // BLOCK, BLOCK)
         own = (np.abs(blocks).max(axis=(0, 2)) / np.float32(LARGEST)).astype(np.float32)
         divisor = np.where(own > 0, own, np.float32(np.inf))
-        scaled = np.clip(blocks / divisor[:, None], -LARGEST, LARGEST)
-        codes[rows] = scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8).reshape(-1, k)
+        codes[rows] = rounded(blocks / divisor[:, None]).reshape(-1, k)
         scale[rows] = own
     return codes, scale
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +28,9 @@ class Grid(Protocol):
     def values(self, codes: Array, zero: Array | None) -> Array:
         """float32 that codes stand for; zero: the code that stands for 0, of each, where it is not the grid's own."""
 
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        """The nearest codes u8 of float32 numbers that are divided by their scale already; zero as in `values`."""
+
     def largest(self, own_zeros: bool) -> float:
         """The largest magnitude that a code can stand for, with zeros of their own for groups or without."""
 
@@ -42,6 +47,9 @@ class PlainFloats:
         return int(NUMPY_DTYPES[self.element].itemsize) * 8
 
     def values(self, codes: Array, zero: Array | None) -> Array:
+        raise TypeError("plain floats have no codes")
+
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
         raise TypeError("plain floats have no codes")
 
     def largest(self, own_zeros: bool) -> float:
@@ -71,6 +79,12 @@ class Integers:
         found -= np.float32(self.zero) if zero is None else zero
         return found
 
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        found = np.rint(scaled)
+        found += np.float32(self.zero) if zero is None else zero
+        np.clip(found, self.lowest, self.highest, out=found)
+        return found.astype(np.uint8)
+
     def largest(self, own_zeros: bool) -> float:
         return float(self.highest - self.lowest if own_zeros else self.zero - self.lowest)
 
@@ -85,5 +99,87 @@ class E4M3:
     def values(self, codes: Array, zero: Array | None) -> Array:
         return fp8.decode(codes)
 
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        within = np.clip(scaled, -fp8.LARGEST, fp8.LARGEST)
+        return within.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
     def largest(self, own_zeros: bool) -> float:
         return fp8.LARGEST
+
+
+@dataclass(frozen=True)
+class E2M1:
+    """float4_e2m1fn: sign, two bits of exponent, one of fraction. Ties go to the even code."""
+
+    bits: int = 4
+    zero: int = 0
+
+    @property
+    def steps(self) -> Steps:
+        """0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives are whole halves."""
+        halves = (0, 1, 2, 3, 4, 6, 8, 12)
+        return Steps((*(12 + half for half in halves), *(12 - half for half in halves)), 12, 0.5)
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        return np.take(_E2M1_VALUES, codes)
+
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        within = np.clip(scaled, -E2M1_LARGEST, E2M1_LARGEST)
+        return within.astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+
+    def largest(self, own_zeros: bool) -> float:
+        return E2M1_LARGEST
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Numbers of a grid of few bits as integers: code c stands for (table[c] - zero) * size, the table below 128."""
+
+    table: tuple[int, ...]
+    zero: int
+    size: float
+
+
+E2M1_LARGEST = 6.0
+_E2M1_VALUES = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+
+# The quantiles of a normal distribution by QLoRA (Dettmers and others 2023, arXiv 2305.14314, appendix E).
+NF4_VALUES = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+_NF4_VALUES = np.array(NF4_VALUES, np.float32)
+
+
+@dataclass(frozen=True)
+class NF4:
+    """The sixteen numbers of 4-bit NormalFloat, in rising order. A tie takes the lower code."""
+
+    bits: int = 4
+    zero: int = 7
+
+    def values(self, codes: Array, zero: Array | None) -> Array:
+        return np.take(_NF4_VALUES, codes)
+
+    def encode(self, scaled: Array, zero: Array | None) -> Array:
+        codes = np.zeros(scaled.shape, np.uint8)
+        for low, high in pairwise(_NF4_VALUES):
+            codes += scaled > (low + high) / 2
+        return codes
+
+    def largest(self, own_zeros: bool) -> float:
+        return 1.0

@@ -104,7 +104,7 @@ def _each(width: int) -> np.uint32:
 
 @dataclass(frozen=True)
 class Dense:
-    """nbits: codes of `bits` bits (8 or 4) one behind the other, the first in the lowest bits of a byte."""
+    """nbits: codes of `bits` bits (8, 4 or 2) one behind the other, the first in the lowest bits of a byte."""
 
     bits: int
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.compiler.errors import Dsv3cError
-from dsv3c.compiler.formats import fp8
+from dsv3c.compiler.formats import coded, fp8, keeping
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
-from dsv3c.compiler.formats.rounding import Rounding, chunks
+from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
+from dsv3c.compiler.formats.rounding import Rounded, Rounding, chunks
 from dsv3c.compiler.formats.table import WeightFormat
 
 Array = NDArray[Any]
@@ -32,13 +33,17 @@ class OutOfRange(Dsv3cError):
 
 @dataclass(frozen=True)
 class QTensor:
-    """A weight of codes, unpacked: codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None."""
+    """A weight of codes, unpacked: codes u8 [..., N, Kp], scale [..., N, KG], zero u8 [..., N, KG] or None.
+
+    loss: of the codes that a checkpoint had it in.
+    """
 
     codes: Array
     scale: Array
     zero: Array | None
     format: WeightFormat
     k: int  # logical K; codes of the padding k..Kp decode to 0
+    loss: Loss = NO_LOSS
 
     def dequantize(self) -> Array:
         """float32 [..., N, K]."""
@@ -51,7 +56,7 @@ class QTensor:
 
 
 def to_plain(w: Array, format: WeightFormat) -> Array:
-    """w[..., K], numbers or fp8.CODED, in a format of plain floats. Raises OutOfRange where that is infinity."""
+    """w[..., K], numbers or coded, in a format of plain floats. Raises OutOfRange where that is infinity."""
     assert format.element, f"{format} is no format of plain floats"
     if format.element == "f32":
         return as_float32(w)
@@ -65,24 +70,43 @@ def to_plain(w: Array, format: WeightFormat) -> Array:
 
 
 def quantize(w: Array, format: WeightFormat, method: Rounding | None = None) -> QTensor:
-    """Round w[..., N, K], float or fp8.CODED, to a format of codes, by `method` or as its row says.
+    """Round w[..., N, K], float or coded, to a format of codes, by `method` or as its row says.
 
-    Raises OutOfRange where a code with its scale would be infinity.
+    Codes of a checkpoint are kept as far as the format holds them. Raises OutOfRange where a code with its scale would
+    be infinity.
     """
     method = method or format.rounding
     assert method, f"{format} is no format of codes"
-    with np.errstate(over="ignore"):
-        codes, scale, zero = method(w, format.grid, format.grouping)
+    with np.errstate(over="ignore", invalid="ignore"):
+        (codes, scale, zero), loss = _rounded(w, format, method)
         _require_finite(scale, format)
         # Codes that are kept were multiplied with their scales by the reader.
         kept = format.keeps_fp8 and w.dtype == fp8.CODED
         if scale.dtype == np.float32 and not kept:
             _require_finite(scale * np.float32(format.largest), format)
-    return QTensor(codes, scale, zero, format, w.shape[-1])
+    return QTensor(codes, scale, zero, format, w.shape[-1], loss)
+
+
+def _rounded(w: Array, format: WeightFormat, method: Rounding) -> tuple[Rounded, Loss]:
+    if not coded.is_coded(w.dtype) or (w.dtype == fp8.CODED and format.keeps_fp8):
+        return method(w, format.grid, format.grouping), NO_LOSS
+    *leading, n, k = w.shape
+    rows = w.reshape(-1, k)
+    kept = keeping.keep(rows, format)
+    if kept is None:
+        return method(as_float32(w), format.grid, format.grouping), Loss(rows=len(rows))
+    anew = np.flatnonzero(~kept.fits)
+    if anew.size:
+        rounded = method(as_float32(rows[anew]), format.grid, format.grouping)
+        for whole, some in zip(kept.rounded, rounded, strict=True):
+            if whole is not None:
+                whole[anew] = some
+    shaped = (None if part is None else part.reshape(*leading, n, -1) for part in kept.rounded)
+    return Rounded(*shaped), Loss(anew.size, kept.scales)  # type: ignore[arg-type]
 
 
 def stored(w: Array, format: WeightFormat) -> QTensor | Array:
-    """w[..., N, K], float or fp8.CODED, as `format` has it. Raises OutOfRange."""
+    """w[..., N, K], float or coded, as `format` has it. Raises OutOfRange."""
     return quantize(w, format) if format.has_codes else to_plain(w, format)
 
 
@@ -90,6 +114,8 @@ def _require_finite(values: Array, format: WeightFormat) -> None:
     """Raises OutOfRange for an infinity. Types of two bytes are looked at as integers, many times as fast."""
     if values.size == 0:
         return
+    if values.dtype == NUMPY_DTYPES["e8m0"]:
+        values = values.astype(np.float32)
     infinity = _INFINITY.get(values.dtype)
     if infinity is None:
         finite = bool(np.isfinite(values).all())

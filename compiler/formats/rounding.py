@@ -48,10 +48,12 @@ def nearest(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
     codes = np.empty((rows.shape[0], padded), np.uint8)
     scale = np.empty((rows.shape[0], groups), NUMPY_DTYPES[grouping.scale])
     zero = None if grouping.zero is None else np.empty(scale.shape, NUMPY_DTYPES[grouping.zero])
+    shared = _matrix_extremes(rows, w.shape[-2]) if grouping.per_tensor else None
     for chunk in chunks(rows.shape[0], padded):
         values = padded_columns(as_float32(rows[chunk]), padded).reshape(-1, groups, padded // groups)
+        extremes = _extremes(values) if shared is None else (shared[0][chunk], shared[1][chunk])
         chunk_zero = None if zero is None else zero[chunk]
-        _round_groups(values, grid, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
+        _round_groups(values, extremes, grid, codes[chunk].reshape(values.shape), scale[chunk], chunk_zero)
     shaped_zero = None if zero is None else zero.reshape(*leading, groups)
     return Rounded(codes.reshape(*leading, padded), scale.reshape(*leading, groups), shaped_zero)
 
@@ -94,7 +96,17 @@ def _extremes(values: Array) -> tuple[Array, Array]:
     return columns.min(axis=0).reshape(values.shape[:-1]), columns.max(axis=0).reshape(values.shape[:-1])
 
 
-def _lengthen(exact: Array, scale: Array, divisor: Array) -> None:
+def _matrix_extremes(rows: Array, per_matrix: int) -> tuple[Array, Array]:
+    """Smallest and largest of each matrix of `per_matrix` rows [N, K], for each of its rows [N, 1]."""
+    extremes = np.zeros((2, rows.shape[0]), np.float32)
+    for chunk in chunks(*rows.shape):
+        values = as_float32(rows[chunk])
+        extremes[:, chunk] = values.min(axis=1), values.max(axis=1)
+    low, high = extremes.reshape(2, -1, per_matrix)
+    return np.repeat(low.min(axis=1), per_matrix)[:, None], np.repeat(high.max(axis=1), per_matrix)[:, None]
+
+
+def lengthen(exact: Array, scale: Array, divisor: Array) -> None:
     """Round up the scales [N, KG] of which rounding took so much that the largest code would not reach its weight.
 
     Below the normal numbers of float16 a scale has few bits, and none below 3e-8: its whole group would become zero.
@@ -119,16 +131,18 @@ def _exact_scale(grid: Integers, low: Array, high: Array, own_zeros: bool) -> Ar
     return np.where(-low >= high, low, high) / np.float32(-below)
 
 
-def _round_groups(values: Array, grid: Integers, codes: Array, scale: Array, zero: Array | None) -> None:
-    """Fill codes [N, KG, G], scale [N, KG] and zero [N, KG] from values [N, KG, G]."""
-    low, high = _extremes(values)
+def _round_groups(
+    values: Array, extremes: tuple[Array, Array], grid: Integers, codes: Array, scale: Array, zero: Array | None
+) -> None:
+    """Fill codes [N, KG, G], scale [N, KG] and zero [N, KG] from values [N, KG, G], which lie between `extremes`."""
+    low, high = extremes
     if zero is not None:
         np.minimum(low, 0, out=low)
         np.maximum(high, 0, out=high)
     exact = _exact_scale(grid, low, high, zero is not None)
     scale[...] = exact
     divisor = scale.astype(np.float32)
-    _lengthen(exact, scale, divisor)
+    lengthen(exact, scale, divisor)
     divisor[divisor == 0] = np.inf  # a group of zeros: every code is the zero point
     rounded = values / divisor[..., None]
     np.rint(rounded, out=rounded)

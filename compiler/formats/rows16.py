@@ -71,7 +71,7 @@ def component_types(format: WeightFormat, leading: tuple[int, ...], n: int, k: i
     groups = (*blocks, format.scale_groups(k), LANES)
     types: ComponentTypes = {
         "data": ("u8", (*blocks, columns // planes.columns * planes.words, LANES, WORD.itemsize)),
-        "scale": (grouping.scale, groups),
+        "scale": (grouping.stored_scale, groups),
     }
     return types | ({"zero": (grouping.zero, groups)} if grouping.zero else {})
 
@@ -82,7 +82,8 @@ def pack(w: QTensor | Array, format: WeightFormat) -> dict[str, Array]:
         return {"data": _pack_floats(w, format)}
     fill = 0 if w.zero is not None else format.zero_point
     words = planes_of(format).pack(_pad_rows(w.codes, fill))
-    components = {"data": _bytes(_rows_to_lanes(words)), "scale": _rows_to_lanes(_pad_rows(w.scale, 0))}
+    scale = w.scale.view(NUMPY_DTYPES[format.grouping.stored_scale])
+    components = {"data": _bytes(_rows_to_lanes(words)), "scale": _rows_to_lanes(_pad_rows(scale, 0))}
     if w.zero is not None:
         components["zero"] = _rows_to_lanes(_pad_rows(w.zero, 0))
     return components
@@ -96,7 +97,7 @@ def unpack(components: dict[str, Array], format: WeightFormat, n: int, k: int) -
     zero = components.get("zero")
     return QTensor(
         planes_of(format).unpack(_lanes_to_rows(lanes)[..., :n, :]),
-        _lanes_to_rows(components["scale"])[..., :n, :],
+        _lanes_to_rows(components["scale"])[..., :n, :].view(NUMPY_DTYPES[format.grouping.scale]),
         None if zero is None else _lanes_to_rows(zero)[..., :n, :],
         format,
         k,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dsv3c.compiler.errors import Dsv3cError
+from dsv3c.compiler.formats import float_rounding, mx
 from dsv3c.compiler.formats import rounding as methods
-from dsv3c.compiler.formats.grids import E4M3, Grid, Integers, PlainFloats
+from dsv3c.compiler.formats.grids import E2M1, E4M3, NF4, Grid, Integers, PlainFloats
 from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.packings import Dense, Elements, Packing, Planes, Signed
 from dsv3c.compiler.formats.rounding import Rounding
@@ -50,9 +51,10 @@ class WeightFormat:
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """The format named `text`, e.g. "bfloat16", "int8", "int4-g32-asym"."""
-        if text not in FORMATS:
+        name = ALIASES.get(text, text)
+        if name not in FORMATS:
             raise UnknownWeightFormat(text)
-        return FORMATS[text]
+        return FORMATS[name]
 
     @classmethod
     def of_type(cls, dtype: str) -> WeightFormat:
@@ -103,35 +105,52 @@ class WeightFormat:
         return self.grid.bits + beside * self.scale_groups(k) / self.padded_k(k)
 
 
-GROUPS = (32, 64, 128)
-_BITS = {"f32": 32, "f16": 16, "u8": 8}
-
-_INT8 = Integers(8, lowest=1)
-_INT8_PACKINGS: Mapping[str, Packing] = {"rows16": Planes((8,)), "nbits": Dense(8)}
-_INT4 = Integers(4)
-_INT4_PACKINGS: Mapping[str, Packing] = {"rows16": Planes((4,)), "nbits": Dense(4)}
+GROUPS = (16, 32, 64, 128)
+_BITS = {"f32": 32, "f16": 16, "e8m0": 8, "u8": 8}
+# How integers of so many bits are stored; ONNX Runtime has operators for 8, 4 and 2.
+_INTEGERS: Mapping[int, Mapping[str, Packing]] = {
+    8: {"rows16": Planes((8,)), "nbits": Dense(8)},
+    6: {"rows16": Planes((4, 2))},
+    5: {"rows16": Planes((4, 1))},
+    4: {"rows16": Planes((4,)), "nbits": Dense(4)},
+    3: {"rows16": Planes((2, 1))},
+    2: {"rows16": Planes((2,)), "nbits": Dense(2)},
+}
 
 
 def _plain(name: str, element: str, together: int = 1) -> WeightFormat:
     return WeightFormat(name, PlainFloats(element), {"rows16": Elements(together), "rows": Elements()})
 
 
-def _integers(
-    name: str, grid: Integers, packings: Mapping[str, Packing], zero: str | None = None, sizes: tuple[int, ...] = GROUPS
-) -> Iterator[WeightFormat]:
-    """A row for each size of group; `name` has its place in it."""
-    for size in sizes:
-        grouping = Grouping(size, "f16" if size else "f32", zero)
-        yield WeightFormat(
-            name.format(size),
-            grid,
-            packings,
-            grouping,
-            methods.nearest,
-            integer_products=True,
-            head="int8",
-            embedding="bfloat16",
-        )
+def _integers(bits: int) -> Iterator[WeightFormat]:
+    """Each grouping, with the grid's zero and with zeros of their own. A channel of int8 decodes alone."""
+    channel = "int8" if bits == 8 else f"int{bits}-channel"
+    groupings = {channel: Grouping(), f"int{bits}-tensor": Grouping(per_tensor=True)}
+    groupings |= {f"int{bits}-g{size}": Grouping(size, "f16") for size in GROUPS}
+    for name, grouping in groupings.items():
+        for zero, tail in ((None, ""), ("u8", "-asym")):
+            yield WeightFormat(
+                name + tail,
+                Integers(bits, lowest=1 if bits == 8 and not zero else 0),
+                {**_INTEGERS[bits], **({"rows": Signed()} if name + tail == "int8" else {})},
+                replace(grouping, zero=zero),
+                methods.nearest,
+                integer_products=True,
+                head="int8",
+                embedding="bfloat16",
+            )
+
+
+def _nf4(size: int) -> WeightFormat:
+    return WeightFormat(
+        f"nf4-g{size}",
+        NF4(),
+        {"rows16": Planes((4,))},
+        Grouping(size, "f16"),
+        float_rounding.nearest_float,
+        head="int8",
+        embedding="bfloat16",
+    )
 
 
 _ROWS = (
@@ -148,23 +167,50 @@ _ROWS = (
         head="bfloat16",
         embedding="bfloat16",
     ),
-    *_integers("int8", _INT8, {**_INT8_PACKINGS, "rows": Signed()}, sizes=(0,)),
-    *_integers("int8-g{}", _INT8, _INT8_PACKINGS),
-    *_integers("int5-g{}", Integers(5), {"rows16": Planes((4, 1))}),
-    *_integers("int4-g{}", _INT4, _INT4_PACKINGS),
-    *_integers("int4-g{}-asym", _INT4, _INT4_PACKINGS, zero="u8"),
+    *(row for bits in _INTEGERS for row in _integers(bits)),
+    WeightFormat(
+        "mxfp4",
+        E2M1(),
+        {"rows16": Planes((4,))},
+        Grouping(mx.GROUP, "e8m0"),
+        float_rounding.nearest_float,
+        integer_products=True,
+        head="int8",
+        embedding="bfloat16",
+    ),
+    *map(_nf4, GROUPS),
 )
 
 FORMATS: Mapping[str, WeightFormat] = {row.name: row for row in _ROWS}
+ALIASES = {"int8-channel": "int8", "int8-channel-asym": "int8-asym"}
 _BY_TYPE = {row.type_name: row for row in _ROWS}
 
 
+_INTEGER_NAME, _GROUP = re.compile(r"int(\d+)(-.+)"), re.compile(r"-g(\d+)")
+
+
 def listed(names: Iterable[str] | None = None) -> str:
-    """The names of formats, by default of all, in one line; those that differ in the group alone are one."""
-    chosen = FORMATS if names is None else names
-    families: dict[str, None] = dict.fromkeys(re.sub(r"-g\d+", "-gG", name) for name in chosen)
+    """The names of formats, by default of all, in one line; those that differ in the group alone are one.
+
+    So are integers that differ in bits alone, if all kinds of them have the same.
+    """
+    chosen = list(FORMATS if names is None else names)
+    groups = sorted({int(size) for name in chosen for size in _GROUP.findall(name)})
+    families = list(dict.fromkeys(_GROUP.sub("-gG", name) for name in chosen))
+    full_names = {name: alias for alias, name in ALIASES.items()}
+    kinds: dict[str, set[int]] = {}
+    for name in families:
+        if match := _INTEGER_NAME.fullmatch(full_names.get(name, name)):
+            kinds.setdefault(match[2], set()).add(int(match[1]))
+    bits = next(iter(kinds.values()), set())
+    several = len(bits) > 1 and all(each == bits for each in kinds.values())
+    if several:
+        joined = (name if name in full_names else _INTEGER_NAME.sub(r"intB\2", name) for name in families)
+        families = list(dict.fromkeys(joined))
     if not families:
         return "none"
     *first, last = families
     line = f"{', '.join(first)} or {last}" if first else last
-    return f"{line} with G one of {', '.join(map(str, GROUPS))}" if "-gG" in line else line
+    where = [f"B one of {', '.join(map(str, sorted(bits, reverse=True)))}"] if several else []
+    where += [f"G one of {', '.join(map(str, groups))}"] if groups else []
+    return f"{line} with {' and '.join(where)}" if where else line

@@ -9,6 +9,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS, cache_name
 from dsv3c.compiler.core.ir import Dim, Graph, TensorType, Value
 from dsv3c.compiler.core.storage import memory_owner
+from dsv3c.compiler.formats.coded_rows import LARGEST, CodedRows
 from dsv3c.compiler.frontend import model
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,7 +48,8 @@ def _step(page_size: int) -> model.StepInputs:
 
 
 def _cache(config: ModelConfig, layer: int, dtype: str) -> Value:
-    """The latent rows of a layer."""
+    """The latent rows of a layer; those of codes have a scale for the latent and one for the key."""
+    dtype = CodedRows(dtype, config.kv_lora_rank).type_name if dtype in LARGEST else dtype
     return ops.leaf("input", cache_name(layer), TensorType(dtype, (SLOTS, config.latent_dim)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,15 @@ class Fields:
         if not low <= value <= high:
             raise self.fail(key, f"is {_short(value)}, it must be from {low} to {high}")
         return value
+
+    def number(self, key: str) -> float | None:
+        """A finite number; None where the file says null."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self.fail(key, "must be a finite number or null")
+        return float(value)
 
     def string(self, key: str, default: str | None = None) -> str:
         if default is not None and key not in self.value:

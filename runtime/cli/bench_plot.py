@@ -6,16 +6,14 @@ import importlib.util
 import io
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from dsv3c.runtime.cli.svg import COLOURS, above, document, nice_step, stroke, text, ticks
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.measure.bench import Result
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
-COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#6d597a")  # of one test each, in turn
-TICKS = 5
 MARK = "drawn by dsv3c bench"  # in every picture, so that nothing else is overwritten
 _HEAD = 1 << 12
 
@@ -79,7 +77,7 @@ def svg(lines: Sequence[Line], title: str) -> str:
     results = [result for _, line in lines for result in line]
     deepest = max(result.depth for result in results) or 1
     x_step, y_step = nice_step(deepest), nice_step(max(max(result.speeds) for result in results))
-    x_end, y_end = _above(deepest, x_step), _above(max(max(result.speeds) for result in results), y_step)
+    x_end, y_end = above(deepest, x_step), above(max(max(result.speeds) for result in results), y_step)
 
     def x(depth: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * depth / x_end
@@ -87,56 +85,26 @@ def svg(lines: Sequence[Line], title: str) -> str:
     def y(speed: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * speed / y_end
 
-    parts = [_text(LEFT, 28, title, "start", 16)]
-    for tick in _ticks(x_end, x_step):
-        parts.append(_text(x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}", "middle"))
-    for tick in _ticks(y_end, y_step):
-        parts.append(_stroke(LEFT, y(tick), WIDTH - RIGHT, y(tick), "#888" if tick == 0 else "#ddd"))
-        parts.append(_text(LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
-    parts.append(_stroke(LEFT, y(0), LEFT, y(y_end), "#888"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "tokens in the context", "middle"))
+    parts = [text(LEFT, 28, title, "start", 16)]
+    for tick in ticks(x_end, x_step):
+        parts.append(text(x(tick), HEIGHT - BOTTOM + 18, f"{tick:g}", "middle"))
+    for tick in ticks(y_end, y_step):
+        parts.append(stroke(LEFT, y(tick), WIDTH - RIGHT, y(tick), "#888" if tick == 0 else "#ddd"))
+        parts.append(text(LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+    parts.append(stroke(LEFT, y(0), LEFT, y(y_end), "#888"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "tokens in the context", "middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(_text(20, middle, "tokens per second", "middle", turn=f' transform="rotate(-90 20 {middle:.1f})"'))
+    parts.append(text(20, middle, "tokens per second", "middle", turn=f' transform="rotate(-90 20 {middle:.1f})"'))
     for number, (name, line) in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
         points = " ".join(f"{x(result.depth):.1f},{y(result.median):.1f}" for result in line)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for result in line:
             at = x(result.depth)
-            parts.append(_stroke(at, y(min(result.speeds)), at, y(max(result.speeds)), colour))
+            parts.append(stroke(at, y(min(result.speeds)), at, y(max(result.speeds)), colour))
             parts.append(f'<circle cx="{at:.1f}" cy="{y(result.median):.1f}" r="3.5" fill="{colour}"/>')
-        parts.append(_text(WIDTH - RIGHT, 28 + 16 * number, name, "end", colour=colour))
-    body = "\n".join(f"  {part}" for part in parts)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    head += f' font-family="sans-serif">\n  <!-- {MARK} -->'
-    return f'{head}\n  <rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
-
-
-def nice_step(largest: float) -> float:
-    """The distance between ticks, 1, 2 or 5 times a power of ten, that takes at most TICKS to reach `largest`."""
-    step = 1e-6
-    while True:
-        for factor in (1, 2, 5):
-            if step * factor * TICKS >= largest:
-                return step * factor
-        step *= 10
-
-
-def _above(value: float, step: float) -> float:
-    return -(-value // step) * step
-
-
-def _ticks(end: float, step: float) -> list[float]:
-    return [step * i for i in range(round(end / step) + 1)]
-
-
-def _text(x: float, y: float, text: str, anchor: str, points: int = 12, colour: str = "#222", turn: str = "") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{points}" fill="{colour}"'
-    return f"<text {place}{turn}>{escape(text)}</text>"
-
-
-def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+        parts.append(text(WIDTH - RIGHT, 28 + 16 * number, name, "end", colour=colour))
+    return document(WIDTH, HEIGHT, MARK, parts)
 
 
 def _png(lines: Sequence[Line], title: str) -> bytes:

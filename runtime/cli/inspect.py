@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3c.runtime.cli.eval import DIVERGENCE, estimates, show_figures
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, number, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
@@ -75,6 +76,7 @@ def describe_artifact(folder: Path) -> dict[str, Any]:
         "config": dict(artifact.manifest.model),
         "parts": _checked_parts(described.object("weights").object("parts")),
         "quantization": dict(described.object("quantization").value),
+        "quality": _checked_quality(described),
         "target": manifest["target"],
         "source": manifest.get("source", {}),
         "options": manifest.get("options", {}),
@@ -105,9 +107,39 @@ def _checked_parts(parts: Fields) -> dict[str, dict[str, Any]]:
     }
 
 
+def _checked_quality(manifest: Fields) -> dict[str, Any] | None:
+    """What `compile --measure` found, None where nothing was measured. Raises ManifestInvalid."""
+    from dsv3c.runtime.artifact.fields import Fields
+
+    if "quality" not in manifest.value:
+        return None
+    quality = manifest.object("quality")
+    against = None if quality.get("against") is None else quality.string("against")
+    texts = [Fields(text, f"{quality.where}.texts[{i}]", quality.fault) for i, text in enumerate(quality.list("texts"))]
+    return {
+        "device": quality.string("device"),
+        "context": quality.integer("context", 1, 2**31 - 1),
+        "bos": quality.string("bos"),
+        "against": against,
+        "texts": [_checked_figures(text) for text in texts],
+    }
+
+
+def _checked_figures(text: Fields) -> dict[str, Any]:
+    counts = {name: text.integer(name, 1, 2**63 - 1) for name in ("tokens", "windows")}
+    found = {"text": text.string("text"), "sha256": text.string("sha256"), **counts}
+    found |= {name: text.number(name) for name in estimates("nll", "perplexity")}
+    if "against" in text.value:
+        other = text.object("against")
+        found["against"] = {name: other.number(name) for name in DIVERGENCE}
+    return found
+
+
 def _tell_artifact(report: dict[str, Any]) -> None:
     bounds = report["bounds"]
-    section("quantization", report["quantization"].items())
+    section("quantization", _quantization_rows(report["quantization"]))
+    if report["quality"] is not None:
+        show_figures("measured", report["quality"])
     section(
         f"target {report['target']['name']}",
         [(level["name"], "needs " + " ".join(level["requires"])) for level in report["target"]["levels"]],
@@ -133,6 +165,14 @@ def _by_operation(calls: dict[str, int]) -> list[tuple[object, ...]]:
         groups.setdefault(name.rpartition("_")[0], []).append(count)
     rows = sorted(groups.items(), key=lambda row: -sum(row[1]))
     return [(sum(n), name, f"{len(n)} kernels" if len(n) > 1 else "") for name, n in rows]
+
+
+def _quantization_rows(quantization: dict[str, Any]) -> list[tuple[str, object]]:
+    """One value a line; of weights that have formats of their own, how many have which."""
+    formats = quantization.get("formats")
+    counts = Counter(map(str, formats.values())).most_common() if isinstance(formats, dict) else []
+    shown = {**quantization, **({"formats": ", ".join(f"{n} {name}" for name, n in counts)} if counts else {})}
+    return [(name, _one_line(value)) for name, value in shown.items()]
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, object]]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 REFRESH_SECONDS = 0.2
+LEAST_SECONDS, LEAST_SHARE = 2, 0.02  # of a stage, before its speed says anything
 
 
 class TerminalProgress:
@@ -68,8 +69,10 @@ class TerminalProgress:
     def _draw(self) -> None:
         if not self._name:
             return
-        share = f"  {min(self._done / self._total, 1):.0%}" if self._total else ""
-        text = f"{self._name}{share}  {time.perf_counter() - self._began:.0f} s"
+        took = time.perf_counter() - self._began
+        done = min(self._done / self._total, 1) if self._total else 0.0
+        share = f"  {done:.0%}" if self._total else ""
+        text = f"{self._name}{share}  {took:.0f} s{time_left(took, done)}"
         text = text[: shutil.get_terminal_size().columns - 1]
         self._erase()
         self._write(text)
@@ -91,6 +94,17 @@ class TerminalProgress:
         with suppress(OSError):  # a terminal that is gone must not end the work, nor change how it ends
             self._stream.write(text)
             self._stream.flush()
+
+
+def time_left(took: float, done: float) -> str:
+    """How long the rest of a stage takes at the speed so far, once that can be told."""
+    if took < LEAST_SECONDS or not LEAST_SHARE <= done < 1:
+        return ""
+    seconds = round(took * (1 - done) / done)
+    if seconds < 60:
+        return f", {seconds} s left"
+    minutes = round(seconds / 60)
+    return f", {minutes} min left" if minutes < 60 else f", {minutes // 60} h {minutes % 60} min left"
 
 
 class NotesOnly:

@@ -41,7 +41,7 @@ class Arm:
     name: str = "arm"
     layout: str = "rows16"
     integer_activations: bool = True
-    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
 
     def configured(self, options: Mapping[str, str]) -> Arm:
         """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""

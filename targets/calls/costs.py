@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
-from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -39,14 +37,10 @@ def _linear(spec: Linear) -> Cost:
     return Cost(_rows(spec.rows), row_flops=2 * spec.heads * spec.n * spec.k * spec.rows.multiplier)
 
 
-def _cache_row_bytes(paging: Paging) -> int:
-    return int(paging.width * NUMPY_DTYPES[paging.element].itemsize)
-
-
 def _absorbed(spec: MlaAbsorbed) -> Cost:
     # A head compares with the latent row and the rotated key, then sums latent rows.
     pair = 2 * spec.heads * (2 * spec.paging.rank + spec.paging.d)
-    return Cost(pair_flops=pair, cache_row_bytes=_cache_row_bytes(spec.paging))
+    return Cost(pair_flops=pair, cache_row_bytes=spec.paging.row_bytes)
 
 
 def _materialized(spec: MlaMaterialized) -> Cost:
@@ -54,7 +48,7 @@ def _materialized(spec: MlaMaterialized) -> Cost:
     return Cost(
         pair_flops=2 * spec.heads * (spec.nope + paging.d + spec.v),
         position_flops=2 * spec.heads * paging.rank * (spec.nope + spec.v),  # keys and values rebuilt
-        cache_row_bytes=_cache_row_bytes(paging),
+        cache_row_bytes=paging.row_bytes,
     )
 
 

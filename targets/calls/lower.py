@@ -8,6 +8,7 @@ from typing import Any
 from dsv3c.compiler.core.ir import Dim, Value
 from dsv3c.compiler.core.ops.weight import activation_group, format_of
 from dsv3c.compiler.core.storage import dense_strides, strided
+from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
@@ -128,8 +129,9 @@ def _swiglu(value: Value, bounds: Bounds) -> KernelCall:
 
 def _paging(cache: Value, page_table: Value, rope_dim: int, page_size: Any, bounds: Bounds) -> Paging:
     sequences, pages = (bounds[str(dim)] for dim in page_table.shape)
-    rank = _int(cache.shape[-1]) - rope_dim
-    return Paging(sequences, pages, _int(page_size), rank, rope_dim, cache.dtype)
+    rank, coded = _int(cache.shape[-1]) - rope_dim, CodedRows.of_type(cache.dtype)
+    element = coded.codes if coded else cache.dtype
+    return Paging(sequences, pages, _int(page_size), rank, rope_dim, element)
 
 
 def _mla_write(value: Value, bounds: Bounds) -> KernelCall:

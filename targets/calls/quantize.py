@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsv3c.compiler.formats.grouping import padded_k
 from dsv3c.targets.calls.operands import Rows, View
 
 
@@ -19,4 +20,4 @@ class QuantizeRows:
 
     @property
     def groups(self) -> int:
-        return -(-self.k // self.group)
+        return padded_k(self.k, self.group) // self.group

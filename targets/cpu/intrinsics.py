@@ -2,7 +2,7 @@
 
 dot4: for each 32-bit lane r, acc[r] += sum over j < 4 of codes[r, j] * x[j], with 8-bit codes, signed 8-bit x that are
 above -128, and no saturation. Codes are unsigned or, for instructions that want two signed operands, signed: all
-implementations of one kind return the same integers.
+implementations of one kind return the same integers. Codes of fewer bits may be added up in 16 bits first: `Narrow`.
 
 mmla: acc[r, t] += sum over j < 8 of codes[r, j] * x[t, j] for two rows r and two rows t, as dot4 otherwise.
 
@@ -25,9 +25,26 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Narrow:
+    """dot4 in two steps, for codes below 128, which several products share the second of.
+
+    pairs(codes, x): int16, codes[r, 2j] * x[2j] + codes[r, 2j + 1] * x[2j + 1]. widen: int32 lanes, the sums of two of
+    these.
+    """
+
+    pairs: Callable[[Expr, Expr], Expr]
+    widen: Callable[[Expr], Expr]
+
+    @staticmethod
+    def most(bits: int) -> int:
+        """How many pairs of codes of so many bits can be added up in 16 bits."""
+        return 0x7FFF // (((1 << bits) - 1) * 127 * 2)
+
+
+@dataclass(frozen=True)
 class Intrinsic:
     """`emit` builds the expression; `meaning` computes the same on numpy arrays. `llvm`: IR its kernel must import.
-    `signed`: codes are, so 8-bit ones come less 128."""
+    `signed`: codes are, so 8-bit ones come less 128. `narrow`: what is faster for codes of fewer bits."""
 
     name: str
     lanes: int
@@ -35,6 +52,7 @@ class Intrinsic:
     meaning: Callable[..., Array]
     llvm: str = ""
     signed: bool = False
+    narrow: Narrow | None = None
 
 
 def dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
@@ -77,6 +95,22 @@ def _madd(lanes: int, instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
     return emit
 
 
+def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
+    """By instructions that multiply bytes, and add up neighbours."""
+
+    def pairs(codes: Expr, x: Expr) -> Expr:
+        factors = T.reinterpret(f"int8x{4 * lanes}", T.broadcast(x, lanes))
+        return T.call_llvm_pure_intrin(
+            f"int16x{2 * lanes}", by_bytes, T.reinterpret(f"int8x{4 * lanes}", codes), factors
+        )
+
+    def widen(sums: Expr) -> Expr:
+        ones = T.broadcast(T.int16(1), 2 * lanes)
+        return T.call_llvm_pure_intrin(f"int32x{lanes}", by_pairs, sums, ones)
+
+    return Narrow(pairs, widen)
+
+
 def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
     """dot4 in one instruction of AArch64."""
 
@@ -98,11 +132,24 @@ def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
 
 
 _NEON = "llvm.aarch64.neon."
+_PMADDWD512, _PMADDWD256 = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx2.pmadd.wd"
 
 DOT4 = {
     "vnni512": Intrinsic("vnni512", 16, _vnni512, dot4_meaning),
-    "madd512": Intrinsic("madd512", 16, _madd(16, "llvm.x86.avx512.pmaddw.d.512"), dot4_meaning),
-    "madd256": Intrinsic("madd256", 8, _madd(8, "llvm.x86.avx2.pmadd.wd"), dot4_meaning),
+    "madd512": Intrinsic(
+        "madd512",
+        16,
+        _madd(16, _PMADDWD512),
+        dot4_meaning,
+        narrow=_maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _PMADDWD512),
+    ),
+    "madd256": Intrinsic(
+        "madd256",
+        8,
+        _madd(8, _PMADDWD256),
+        dot4_meaning,
+        narrow=_maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _PMADDWD256),
+    ),
     "usdot": Intrinsic("usdot", 4, _arm_dot(f"{_NEON}usdot.v4i32.v16i8"), dot4_meaning),
     "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),
     "smull": Intrinsic("smull", 4, _smull, signed_dot4_meaning, signed=True),
@@ -209,3 +256,10 @@ def f32_to_bf16_pair(low: Expr, high: Expr, lanes: int) -> Expr:
 def f16_to_f32(x: Expr, lanes: int) -> Expr:
     """float16 -> float32, exact; one instruction on every level we build for."""
     return T.Cast(typed("float32", lanes), x)
+
+
+def e8m0_to_f32(codes: Expr, lanes: int) -> Expr:
+    """Exponents uint8 of powers of two, 127 for one and none of them 255 -> float32, exact."""
+    bits = T.shift_left(T.Cast(typed("int32", lanes), codes), splat(T.int32(23), lanes))
+    least = splat(T.int32(1 << 22), lanes)  # 2^-127, which is subnormal
+    return T.reinterpret(typed("float32", lanes), T.max(bits, least))

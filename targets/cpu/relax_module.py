@@ -23,7 +23,7 @@ from tvm import relax, tirx
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
-from dsv3c.compiler.core.storage import components, tensor_name
+from dsv3c.compiler.core.storage import components, plain, tensor_name
 from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.targets.calls.lower import lower
 from dsv3c.targets.calls.operands import CONTROL, Operand
@@ -228,5 +228,6 @@ def _input_order(value: Value) -> tuple[int, int, str]:
 def _results(graph: Graph) -> list[dict[str, Any]]:
     """The tensors of the tuple, with the shape that the flat elements stand for."""
     return [
-        {"name": name, "dtype": TVM_DTYPES[value.dtype], "shape": list(value.shape)} for name, value in graph.results
+        {"name": name, "dtype": TVM_DTYPES[type.dtype], "shape": list(type.shape)}
+        for name, type in ((name, plain(value.type)) for name, value in graph.results)
     ]

@@ -27,7 +27,7 @@ class Cuda:
     name: str = "cuda"
     layout: str = "rows16"
     integer_activations: bool = False
-    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
 
     def configured(self, options: Mapping[str, str]) -> Cuda:
         """Raises UnknownArchitecture for what is not sm_XX, at least sm_75, in a list joined by `+`."""

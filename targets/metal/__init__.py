@@ -26,7 +26,7 @@ class Metal:
     name: str = "metal"
     layout: str = "rows16"
     integer_activations: bool = False
-    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
     materialized_attention: bool = False
 
     def configured(self, options: Mapping[str, str]) -> Metal:

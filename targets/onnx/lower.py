@@ -12,7 +12,7 @@ from typing import Any
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value
-from dsv3c.compiler.formats.nbits import bits_of
+from dsv3c.compiler.formats.nbits import bits_of, blocks_of
 from dsv3c.targets.onnx.builder import CONTRIB, Builder, PackedWeight, packed, requantised, sizes, source
 
 END = 2**63 - 1
@@ -74,7 +74,7 @@ def matmul_nbits(
     """x [..., K] times the `part`th of `parts` packed matrices [N, K] that lie one after the other."""
     b, format, bits = lowering.b, stored.format, bits_of(stored.format)
     block = format.grouping.activations
-    groups = format.padded_k(k) // block
+    groups = blocks_of(format, k)
     inputs = [
         b.initializer(stored, "data", (n, groups, block * bits // 8), part, parts),
         scales(lowering, stored, (n, groups), part, parts),

@@ -33,7 +33,7 @@ class Vulkan:
     name: str = "vulkan"
     layout: str = "rows16"
     integer_activations: bool = False
-    cache_dtypes: tuple[str, ...] = ("bf16", "f32")
+    cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
     max_binding: int = LEAST_RANGE
 
     def configured(self, options: Mapping[str, str]) -> Vulkan:

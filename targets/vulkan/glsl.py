@@ -25,7 +25,10 @@ _BINARY = {
     "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=", "And": "&&", "Or": "||",
     "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "LShift": "<<", "RShift": ">>",
 }  # fmt: skip
-_CALLS = {"Min": "min", "Max": "max", "tirx.sqrt": "sqrt", "tirx.floor": "floor", "tirx.nearbyint": "roundEven"}
+_CALLS = {
+    "Min": "min", "Max": "max", "tirx.fabs": "abs", "tirx.floor": "floor", "tirx.nearbyint": "roundEven",
+    "tirx.sqrt": "sqrt",
+}  # fmt: skip
 _BITCASTS = {
     ("float32", "uint32"): "uintBitsToFloat",
     ("float32", "int32"): "intBitsToFloat",

@@ -117,24 +117,26 @@ def moe(shape: Shape, fmt: WeightFormat, tokens: int) -> list[Bench]:
     ]
 
 
-def attention(shape: Shape, fmt: WeightFormat, tokens: int, context: int) -> list[Bench]:
-    """Absorbed, and materialised where that may pay."""
+def attention(shape: Shape, fmt: WeightFormat, tokens: int, context: int, element: str) -> list[Bench]:
+    """Absorbed, and materialised where that may pay, over a cache of `element`: bf16, int8 or fp8."""
     pages, width = -(-context // PAGE), shape.rank + shape.rope
-    paging = Paging(1, pages, PAGE, shape.rank, shape.rope, "bf16")
+    paging = Paging(1, pages, PAGE, shape.rank, shape.rope, element)
     inputs = {
         "positions": np.arange(context - tokens, context, dtype=np.int32),
         "page_table": np.arange(pages, dtype=np.int32),
-        "cache": np.full(pages * PAGE * width, 0x3C00, np.uint16),
+        "cache": np.full(pages * PAGE * paging.row_bytes // 2, 0x3C00, np.uint16),
     }
-    pairs, read = tokens * (context - (tokens - 1) / 2), tokens * context * width * 2.0
+    pairs, read = tokens * (context - (tokens - 1) / 2), float(tokens * context * paging.row_bytes)
     work = pairs * shape.heads * (shape.rank + width)
-    absorbed = Bench(f"absorbed {context}", MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
+    suffix = "" if element == "bf16" else f" {element}"
+    name = f"absorbed {context}{suffix}"
+    absorbed = Bench(name, MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
     if tokens < 32:
         return [absorbed]
     spec = MlaMaterialized(Rows(tokens), shape.heads, shape.nope, shape.value, paging, 0.1, fmt)
     rebuild = shape.heads * context * shape.rank * (shape.nope + shape.value)
     work = rebuild + pairs * shape.heads * (shape.nope + shape.rope + shape.value)
-    return [absorbed, Bench(f"materialized {context}", spec, inputs, read, work)]
+    return [absorbed, Bench(f"materialized {context}{suffix}", spec, inputs, read, work)]
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
@@ -151,6 +153,8 @@ def arguments(bench: Bench, tokens: int) -> list[list[object]]:
         if isinstance(given, list):
             given = given[0]
         dtype = np.dtype(np.uint16) if operand.dtype == "bf16" else NUMPY_DTYPES[operand.dtype]
+        if operand.size is None:  # the cache, of whatever type
+            given = given.view(dtype)
         array = aligned(given.size if operand.size is None else operand.size, dtype)
         if given is not None:
             array[: given.size] = given
@@ -192,6 +196,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["bfloat16", "int8", "int4-g32"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--contexts", nargs="+", type=int, default=[4096])
+    parser.add_argument("--caches", nargs="+", choices=("bf16", "int8", "fp8"), default=["bf16"])
     parser.add_argument("--threads", type=int, default=0, help="0: one a usable CPU")
     parser.add_argument("--level", choices=[level.name for level in LEVELS], help="default: the best this CPU runs")
     parser.add_argument("--kernels", nargs="+", default=["linear", "moe", "attention"])
@@ -234,7 +239,8 @@ def benches(args: argparse.Namespace, shape: Shape, text: str, tokens: int) -> l
     found += moe(shape, fmt, tokens) if "moe" in args.kernels else []
     if "attention" in args.kernels:
         contexts = [context for context in args.contexts if context >= tokens]
-        found += [bench for context in contexts for bench in attention(shape, fmt, tokens, context)]
+        for context in contexts:
+            found += [bench for cache in args.caches for bench in attention(shape, fmt, tokens, context, cache)]
     return found
 
 

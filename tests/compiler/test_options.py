@@ -40,9 +40,10 @@ def test_bounds_of_a_step_have_bounds(name: str, value: int) -> None:
         CompileOptions(**{name: value})  # type: ignore[arg-type]
 
 
-def test_the_cache_dtype_is_one_of_three() -> None:
-    with pytest.raises(BadOptionError, match="cache_dtype is 'f64'; expected f32, f16 or bf16"):
+def test_the_cache_dtype_is_one_of_five() -> None:
+    with pytest.raises(BadOptionError, match="cache_dtype is 'f64'; expected f32, f16, bf16, int8 or fp8"):
         CompileOptions(cache_dtype="f64")
+    assert CompileOptions(cache_dtype="int8").resolved_cache_dtype == "int8"
 
 
 def test_options_are_equal_and_hash_by_value() -> None:

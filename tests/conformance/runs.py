@@ -15,10 +15,11 @@ import numpy as np
 from dsv3c import runtime
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats import coded_rows
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
@@ -101,16 +102,16 @@ def worst(found: Sequence[Array], expected: Sequence[Array]) -> float:
 # --- numpy evaluation of graphs --------------------------------------------------------------------------------------
 
 
+def stale_rows(cache: Cache, slots: int) -> Array:
+    return coded_rows.stored(np.full((slots, cache.width), STALE, np.float32), cache.array_dtype)
+
+
 class GraphStepper:
     """A graph of the main model, or of an MTP layer when `hidden` gives the further input of a step."""
 
     def __init__(self, graph: Graph, weight: Callable[[str], Array], pages: int = PAGES) -> None:
         self.graph, self._weights = fold(graph, weight)
-        self._caches = {
-            str(value.attrs["name"]): np.full((pages * PAGE_SIZE, value.shape[1]), STALE, NUMPY_DTYPES[value.dtype])
-            for value in graph.values()
-            if value.op == "input" and str(value.attrs["name"]).startswith("cache.")
-        }
+        self._caches = {cache.name: stale_rows(cache, pages * PAGE_SIZE) for cache in caches_of([graph])}
 
     def step(self, batch: Batch, hidden: Array | None = None, rows: Ids | None = None) -> Array:
         return self.results(batch, hidden, rows)["logits"]

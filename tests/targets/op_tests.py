@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats import coded_rows
 from tests.selection import shortlist
 
 UNTOUCHED = {"f": np.nan, "i": -77, "u": 177}
@@ -71,9 +71,10 @@ def filled(operands, inputs, dtype_of):
     for operand in operands:
         dtype = np.dtype(dtype_of(operand.dtype))
         given = inputs.get(operand.role)
-        array = aligned(given.size if operand.size is None else operand.size, dtype)
-        if given is not None:
-            array[: given.size] = np.ascontiguousarray(given).reshape(-1).view(dtype)
+        flat = None if given is None else np.ascontiguousarray(given).reshape(-1).view(dtype)
+        array = aligned(flat.size if operand.size is None else operand.size, dtype)
+        if flat is not None:
+            array[: flat.size] = flat
         arrays[operand.role] = array
     return arrays
 
@@ -81,10 +82,13 @@ def filled(operands, inputs, dtype_of):
 def compare(arrays, inputs, expected, tolerance):
     """Outputs equal `expected` within `tolerance` of its largest magnitude; nothing behind them is written."""
     for role, want in expected.items():
-        got, rest = arrays[role][: want.size], arrays[role][want.size :]
-        if want.dtype == NUMPY_DTYPES["bf16"]:
-            got = got.view(want.dtype)
-        if tolerance == 0 or want.dtype.kind in "iu":
+        bits = arrays[role].dtype.kind == "u"  # of whatever is expected
+        used = want.nbytes // arrays[role].itemsize if bits else want.size
+        got, rest = arrays[role][:used], arrays[role][used:]
+        got = got.view(want.dtype) if bits else got
+        if coded_rows.is_coded(want.dtype):
+            compare_codes(got, want)
+        elif tolerance == 0 or want.dtype.kind in "iu":
             np.testing.assert_array_equal(got, want.reshape(-1), err_msg=role)
         else:
             error = np.abs(got.astype(np.float64) - want.reshape(-1).astype(np.float64)).max(initial=0)
@@ -93,3 +97,14 @@ def compare(arrays, inputs, expected, tolerance):
         if role not in inputs:
             untouched = np.isnan(rest) if rest.dtype.kind == "f" else rest == UNTOUCHED[rest.dtype.kind]
             assert untouched.all(), f"{role}: written past its rows"
+
+
+def compare_codes(got, want):
+    """Scales agree, and codes but for a few that are next to each other, as numbers between two may be rounded."""
+    np.testing.assert_allclose(got["scales"], want["scales"], rtol=2e-6)
+    numbers = [coded_rows.decode(rows) for rows in (got, want)]
+    scales = np.repeat(want["scales"], [want.dtype[part].shape[0] for part in ("first", "rest")], axis=1)
+    step = scales if want["first"].dtype == np.int8 else np.maximum(np.abs(numbers[1]) / 8, scales * 2.0**-9)
+    apart = np.abs(numbers[0] - numbers[1])
+    assert (apart <= 1.01 * step).all(), f"codes differ by {np.nanmax(apart / step)} steps"
+    assert (apart > 0.5 * step).mean() <= 0.01, "too many codes differ"

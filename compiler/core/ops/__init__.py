@@ -40,11 +40,17 @@ def apply(op: str, inputs: tuple[Value, ...], attrs: Mapping[str, Attr]) -> Valu
     return Value(op, inputs, dict(attrs), infer_type(lookup(op), tuple(value.type for value in inputs), attrs))
 
 
-def evaluate(values: list[Value], given: Callable[[Value], Any]) -> list[Any]:
-    """Evaluate in numpy; `given` provides inputs and params. Arrays are freed after their last use."""
-    order = topological_order(values)
+def evaluate(
+    values: list[Value], given: Callable[[Value], Any], results: Mapping[Value, Any] | None = None
+) -> list[Any]:
+    """Evaluate in numpy; `given` provides inputs and params. Arrays are freed after their last use.
+
+    results: of values that are computed already, whose operands are not looked at.
+    """
+    known = dict(results or {})
+    order = topological_order(values, known)
     last_use = {source: index for index, value in enumerate(order) for source in value.inputs}
-    wanted, known = set(values), {}
+    wanted = set(values)
     for index, value in enumerate(order):
         op = lookup(value.op)
         if value.op in ("input", "param"):

@@ -15,6 +15,8 @@ from dsv3c.compiler.core.ir import Dim, TensorType, dim_product
 from dsv3c.compiler.core.ops import primitive
 from dsv3c.compiler.core.ops.table import Array, Op, float32, op_table, require
 from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats.coded_rows import CodedRows
+from dsv3c.compiler.formats.elements import as_float32
 
 F32, I32 = primitive.F32, primitive.I32
 
@@ -92,6 +94,13 @@ def evaluate_head_linear(x: Any, weight: Any) -> Array:
     return float32(np.einsum("thk,hnk->thn", decoded(x), decoded(weight), optimize=True))
 
 
+def _require_parts(cache: TensorType, rank: Dim, rope: Dim) -> None:
+    """A cache's row is `rank` columns of the latent and `rope` of the key, and its scales, if any, are those parts'."""
+    coded = CodedRows.of_type(cache.dtype)
+    fits = cache.shape[1:] == (_sum(rank, rope),) and (coded is None or coded.split == rank)
+    require(fits, f"a latent of {rank} and a key of {rope} do not fit the cache {cache}")
+
+
 def infer_mla_write(
     cache: TensorType,
     kv_a: TensorType,
@@ -108,6 +117,7 @@ def infer_mla_write(
     require(cache.shape[1:] == kv_a.shape[1:], f"a latent row {kv_a.shape} does not fit the cache {cache.shape}")
     parts = _sum(weight.shape[0], table.shape[-1])
     require(kv_a.shape[-1] == parts, f"a latent row {kv_a.shape} is not norm {weight.shape} and rope {table.shape}")
+    _require_parts(cache, weight.shape[0], table.shape[-1])
     return cache
 
 
@@ -128,8 +138,7 @@ def evaluate_mla_write(
     latent = evaluate_rms_norm(kv_a[:, :rank], weight, eps)
     rotated = evaluate_rope(kv_a[:, rank:], table, interleave)
     slots = primitive.evaluate_token_slots(positions, sequence, page_table, page_size)
-    rows = np.concatenate([latent, rotated], axis=-1).astype(cache.dtype)
-    return primitive.evaluate_scatter_rows(cache, slots, rows)
+    return primitive.evaluate_scatter_rows(cache, slots, np.concatenate([latent, rotated], axis=-1))
 
 
 def infer_mla_absorbed(
@@ -145,10 +154,7 @@ def infer_mla_absorbed(
     primitive.require_paging(positions, sequence, page_table)
     primitive.require_dtype(F32, q_latent, q_pe)
     require(q_latent.shape[:-1] == q_pe.shape[:-1], f"queries {q_latent} and {q_pe} differ in tokens or heads")
-    require(
-        cache.shape[-1] == _sum(q_latent.shape[-1], q_pe.shape[-1]),
-        f"queries {q_latent} and {q_pe} do not fit the cache {cache}",
-    )
+    _require_parts(cache, q_latent.shape[-1], q_pe.shape[-1])
     return q_latent
 
 
@@ -176,7 +182,7 @@ def evaluate_mla_absorbed(
     page_size: int,
 ) -> Array:
     """Attention in latent space: the cache is the one key head, its first kv_lora_rank columns the value."""
-    context = float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
+    context = as_float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
     query = np.concatenate([q_latent, q_pe], axis=-1).transpose(1, 0, 2)
     scores = np.matmul(query, context.T) * np.float32(scale)
     return _attend(scores, context[:, : q_latent.shape[-1]], positions, sequence, page_table, page_size)
@@ -200,7 +206,7 @@ def infer_mla_materialized(
     require(q_nope.shape[1] == w_uk.shape[0] == w_uv.shape[0], f"{w_uk} and {w_uv} do not have the heads of {q_nope}")
     require(w_uk.shape[-1] == w_uv.shape[-1], f"{w_uk} and {w_uv} differ in the latent size")
     require(q_nope.shape[-1] == w_uk.shape[1], f"queries {q_nope} do not fit the key weight {w_uk}")
-    require(cache.shape[-1] == _sum(w_uk.shape[-1], q_pe.shape[-1]), f"{w_uk} does not fit the cache {cache}")
+    _require_parts(cache, w_uk.shape[-1], q_pe.shape[-1])
     return TensorType(F32, (q_nope.shape[0], w_uv.shape[0], w_uv.shape[1]))
 
 
@@ -219,7 +225,7 @@ def evaluate_mla_materialized(
     """Attention on rebuilt keys and values: w_uk [H, nope, kv_lora_rank], w_uv [H, v, kv_lora_rank]."""
     w_uk, w_uv = decoded(w_uk), decoded(w_uv)
     rank = w_uk.shape[-1]
-    context = float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
+    context = as_float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
     keys = np.einsum("nl,hdl->hdn", context[:, :rank], w_uk, optimize=True)
     values = np.einsum("nl,hdl->hnd", context[:, :rank], w_uv, optimize=True)
     scores = np.matmul(q_nope.transpose(1, 0, 2), keys) + np.matmul(q_pe.transpose(1, 0, 2), context[:, rank:].T)
@@ -334,7 +340,7 @@ def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
     return table
 
 
-def _pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
+def pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
     """Expert of each pair p = t*(k+s)+j, read back from expert_order's vector."""
     if not n_pairs:
         return np.empty(0, np.int64)
@@ -360,7 +366,7 @@ def evaluate_moe_gate_up(x: Any, order: Array, weight: Any) -> Array:
     x, weight = decoded(x), decoded(weight)
     n_experts = weight.shape[0]
     per_token = order.shape[1] - 2 * n_experts - 2
-    experts = _pair_experts(order, n_experts, len(x) * per_token)
+    experts = pair_experts(order, n_experts, len(x) * per_token)
     rows = np.repeat(x, per_token, axis=0)
     result = np.empty((len(rows), weight.shape[2]), np.float32)
     for expert in np.unique(experts):
@@ -388,7 +394,7 @@ def evaluate_moe_down(h: Any, order: Array, weights: Array, weight: Any) -> Arra
     n_experts = weight.shape[0]
     per_token = order.shape[1] - 2 * n_experts - 2
     mix = np.concatenate([weights, np.ones((tokens, per_token - k), np.float32)], axis=-1).reshape(-1)
-    experts = _pair_experts(order, n_experts, tokens * per_token)
+    experts = pair_experts(order, n_experts, tokens * per_token)
     result = np.zeros((tokens, weight.shape[1]), np.float32)
     for expert in np.unique(experts):
         chosen = np.flatnonzero(experts == expert)

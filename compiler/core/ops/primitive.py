@@ -9,6 +9,7 @@ import numpy as np
 from dsv3c.compiler.core.ir import Attr, Dim, TensorType, dim_product
 from dsv3c.compiler.core.ops.table import Array, Op, broadcast, concrete, element_count, float32, op_table, require
 from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.formats.coded_rows import stored
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 
 F32, I32, BOOL = "f32", "i32", "bool"
@@ -161,7 +162,7 @@ def infer_concat(*types: TensorType, axis: int) -> TensorType:
 
 
 def evaluate_concat(*arrays: Array, axis: int) -> Array:
-    if len({array.dtype for array in arrays}) > 1:  # a checkpoint may have some in fp8
+    if len({array.dtype for array in arrays}) > 1:  # a checkpoint may have some in codes
         arrays = tuple(map(as_float32, arrays))
     return np.concatenate(arrays, axis=axis)
 
@@ -272,9 +273,9 @@ def infer_scatter_rows(cache: TensorType, slots: TensorType, rows: TensorType) -
 
 
 def evaluate_scatter_rows(cache: Array, slots: Array, rows: Array) -> Array:
-    """The cache [N, L] with rows [T, L] written at slots [T]."""
+    """The cache [N, L] with rows f32 [T, L] written at slots [T], as its type has them."""
     result = cache.copy()
-    result[slots] = rows
+    result[slots] = stored(rows, cache.dtype)
     return result
 
 

@@ -11,6 +11,7 @@ from dsv3c.compiler.core.ir import TensorType
 from dsv3c.compiler.core.ops.table import Array, Op, float32, op_table, require
 from dsv3c.compiler.formats.activations import quantize_rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
+from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.layouts import LAYOUTS
 from dsv3c.compiler.formats.quant import QTensor, stored
 from dsv3c.compiler.formats.table import WeightFormat
@@ -20,13 +21,17 @@ ACTIVATION_PREFIX = "q8-g"
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight in a target's layout: the plain arrays that are stored, and what they decode to ([..., n, k])."""
+    """A weight in a target's layout: the plain arrays that are stored, and what they decode to ([..., n, k]).
+
+    loss: as in QTensor.
+    """
 
     components: dict[str, Array]
     format: WeightFormat
     n: int
     k: int
     layout: str
+    loss: Loss = NO_LOSS
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,13 @@ def infer_pack(weight: TensorType, layout: str) -> TensorType:
 
 
 def evaluate_pack(weight: Any, layout: str) -> Packed:
+    loss = NO_LOSS
     if isinstance(weight, QTensor):
-        n, k, format = weight.codes.shape[-2], weight.k, weight.format
+        n, k, format, loss = weight.codes.shape[-2], weight.k, weight.format, weight.loss
     else:
         element = next(name for name, dtype in NUMPY_DTYPES.items() if dtype == weight.dtype)
         n, k, format = weight.shape[-2], weight.shape[-1], WeightFormat.of_type(element)
-    return Packed(LAYOUTS[layout].pack(weight, format), format, n, k, layout)
+    return Packed(LAYOUTS[layout].pack(weight, format), format, n, k, layout, loss)
 
 
 def infer_quantize_rows(x: TensorType, group: int) -> TensorType:

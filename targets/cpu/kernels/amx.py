@@ -17,7 +17,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.compiler.formats.packings import QUAD
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
@@ -25,8 +24,8 @@ from dsv3c.targets.cpu import tiles
 from dsv3c.targets.cpu.intrinsics import prefetch
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile
 from dsv3c.targets.cpu.kernels.frame import Buffer, local, stack
-from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight, quads
+from dsv3c.targets.cpu.kernels.vector import f32, load, store
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads
 
 Expr = Any
 
@@ -159,15 +158,13 @@ def _multiply(
 
 def _load_codes(w: Weight, unpacked: Buffer, block: int, start: Expr, column: Expr, depth: int) -> None:
     planes = w.planes
-    at = start + T.Cast("int64", column) * (LANES * planes.bits // 8)
     if planes.bits == 8:
+        at = start + T.Cast("int64", column) * LANES
         tiles.load_tile(tiles.CODES[block], w.data, at, tiles.BYTES)
         return
-    first, count = block * tiles.ROWS, planes.columns // QUAD
-    for unit in range(depth // planes.columns):
-        words = w.words(at + unit * planes.words * tiles.BYTES)
-        for i, codes in enumerate(quads(planes, words)):
-            store(unpacked, first + unit * count + i, T.reinterpret("uint8x64", codes), 1)
+    first = block * tiles.ROWS
+    for i, codes in enumerate(w.integers(columns_quads(w, start, column, depth))):
+        store(unpacked, first + i, T.reinterpret("uint8x64", codes), 1)
     tiles.load_tile(tiles.CODES[block], unpacked, first, tiles.BYTES)
 
 
@@ -192,16 +189,16 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: StepRows, m
     """sums += (products - zero * sum of the row's codes) * scales, of group g."""
     grouping = w.format.grouping
     groups = grouping.padded_k(w.k) // grouping.activations
-    places = [start + T.Cast("int64", g) * LANES for start in scale_starts]
-    scales = [T.bind(load_f32(w.scale, at, LANES, grouping.scale)) for at in places if grouping.size]
+    places = [w.group_start(start, g) for start in scale_starts]
+    scales = [T.bind(w.scales(at)) for at in places if grouping.size]
     zeros = [T.bind(T.Cast("int32x16", load(w.zero, at, LANES))) for at in places if w.zero is not None]
     with T.serial(0, rows.count) as row:
         at = T.bind(rows.index[row] * groups + g)
-        x_scale = T.bind(T.broadcast(x.scale[at], LANES))
+        x_scale = T.bind(T.broadcast(w.scaled(x.scale[at]), LANES))
         total = T.bind(0 - x.sum[at])
         for block in range(len(scale_starts)):
             place = block * STEP_ROWS + row
-            zero = w.format.zero_point
+            zero = w.integer_zero
             offset = zeros[block] * T.broadcast(total, LANES) if zeros else T.broadcast(total * zero, LANES)
             exact = T.Cast("float32x16", memory.products[place] + offset)
             factor = scales[block] * x_scale if scales else x_scale
@@ -211,7 +208,7 @@ def _scale(w: Weight, x: Activation, scale_starts: list[Expr], rows: StepRows, m
 def _fetch(w: Weight, number: Expr, starts: list[Expr], g: Expr) -> None:
     """The lines of group g of the next blocks, in the first step."""
     size = w.format.grouping.activations * LANES * w.planes.bits // 8
-    with _when(number == 0), T.serial(0, size // LINE) as line:
+    with _when(number == 0), T.serial(0, -(-size // LINE)) as line:
         at = T.bind(T.Cast("int64", g * size + line * LINE) + T.int64(w.block_size))
         for start in starts:
             prefetch(w.data, start + at)

@@ -17,6 +17,7 @@ from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
@@ -35,7 +36,7 @@ def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_latent", "f32", m * spec.heads * paging.rank),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
         Operand("scratch", "f32", parts(spec.heads) * _Part.of(spec, 0).size),
@@ -57,20 +58,22 @@ class _Part:
     """Offsets of one task's slice of the scratch operand, in float32 elements. Rows of sixteen hold heads."""
 
     query: Expr  # [width, 16], or bfloat16 pairs [width/2, 16]
-    scores: Expr  # [BLOCK + 1, 16], then the probabilities: float32, or bfloat16 pairs [BLOCK/2, 16]
+    scores: Expr  # [BLOCK + 1, 16], then the probabilities: float32 (times the factors, if any), or bfloat16 pairs
     largest: Expr  # [16] of the unscaled scores
     total: Expr  # [16]
     factor: Expr  # [16]
     sums: Expr  # [heads of a tile, rank]
+    rows: Expr  # [PAGE, width]: of a coded cache the rows that are scored, as numbers
+    factors: Expr  # [BLOCK]: of their latents, see `coded`
     size: int
 
     @classmethod
     def of(cls, spec: MlaAbsorbed, index: Expr) -> _Part:
         width, rank = spec.paging.width, spec.paging.rank
-        sizes = (width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES)
+        sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
+        sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
         size = sum(sizes)
-        at = [index * size + sum(sizes[:i]) for i in range(len(sizes))]
-        return cls(at[0], at[1], at[2], at[3], at[4], at[5], size)
+        return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def _attend(unit: _Unit, start: Expr, end: Expr) -> None:
             here = T.bind(first + page * PAGE)
             # A page is as many cache lines as a row has pairs: each step of the scores fetches one line of the next.
             following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
-            _score_page(unit, unit.page(here), following, at.scores + page * (PAGE * LANES))
+            _score_page(unit, unit.page(here), following, T.bind(page * PAGE))
         _soften(unit, valid)
         _add_values(unit, first, valid)
 
@@ -228,18 +231,20 @@ def _load_pairs(unit: _Unit, source: Buffer, starts: list[Expr], n: int, out: Ex
                 store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
 
 
-def _score_page(unit: _Unit, base: Expr, following: Expr, out: Expr) -> None:
-    """scratch[out + slot*16 :] = q . row of the PAGE slots whose rows start at `base`; `following` come next.
+def _score_page(unit: _Unit, base: Expr, following: Expr, first: Expr) -> None:
+    """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; `following` come next.
 
     Slots past the context get whatever the page holds there; nothing reads their scores.
     """
-    paging, lanes, query = unit.spec.paging, unit.level.lanes, unit.at.query
-    width = paging.width
+    paging, lanes, query, out = unit.spec.paging, unit.level.lanes, unit.at.query, unit.at.scores + first * LANES
+    width, source = paging.width, unit.scratch if paging.coded else unit.buffers["cache"]
     together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
     pairs = paging.element == "bf16" and width % 2 == 0
 
     with T.serial(0, PAGE // together) as step:
-        rows = T.bind(base + T.Cast("int64", step) * (together * width))
+        rows = T.bind(base + T.Cast("int64", step) * (together * paging.stride))
+        if paging.coded:
+            rows = _decoded(unit, rows, together, T.bind(first + step * together))
         sums = [local("f32", LANES) for _ in range(together)]
         for total in sums:
             for part in range(0, LANES, lanes):
@@ -267,12 +272,25 @@ def _score_page(unit: _Unit, base: Expr, following: Expr, out: Expr) -> None:
                 for half in range(2):
                     accumulate(i * 2 + half, [T.bind(both[half]) for both in halves])
             else:
-                values = [load_f32(unit.buffers["cache"], where, 1, paging.element) for where in at]
+                values = [load_f32(source, where, 1, paging.element) for where in at]
                 accumulate(i, [T.bind(splat(value, lanes)) for value in values])
         for i, total in enumerate(sums):
             for part in range(0, LANES, lanes):
                 where = out + (step * together + i) * LANES + part
                 store(unit.scratch, where, load(total, part, lanes), lanes)
+
+
+def _decoded(unit: _Unit, rows: Expr, count: int, slot: Expr) -> Expr:
+    """Where `count` coded rows, of the block's slots from `slot` on, lie in scratch as numbers: each is scored with all
+    heads, and a scalar of memory goes into all lanes at no cost. Notes the factors of their latents."""
+    paging, at = unit.spec.paging, unit.at
+    cache, scratch = unit.buffers["cache"], unit.scratch
+    with T.serial(0, count) as i:
+        row = T.bind(rows + T.Cast("int64", i) * paging.stride)
+        for part, (_, first) in enumerate(cache_codes.parts(paging)):
+            cache_codes.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
+        store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
+    return at.rows
 
 
 def _dot2(unit: _Unit, acc: Expr, vector: Expr, word: Expr) -> Expr:
@@ -312,7 +330,10 @@ def _soften(unit: _Unit, valid: Expr) -> None:
             unit.put(last, T.reinterpret("float32x16", first))
     else:
         with T.serial(0, valid) as slot:
-            unit.put(at.scores + slot * LANES, probability(slot))
+            value = probability(slot)
+            if unit.spec.paging.coded:  # once a slot, not once a column
+                value = value * splat(unit.scratch[at.factors + slot], LANES)
+            unit.put(at.scores + slot * LANES, value)
     unit.put(at.total, load(total, 0, LANES))
 
 
@@ -351,7 +372,7 @@ def _value_tile(
         here = T.bind(T.min(valid - page * PAGE, PAGE))
         with T.serial(0, T.floordiv(here + (steps - 1), steps)) as i:
             slots = [T.Cast("int64", T.min(i * steps + j, here - 1)) for j in range(steps)]
-            values = _values(unit, [T.bind(rows + slot * paging.width + at) for slot in slots], lanes, vectors)
+            values = _values(unit, [T.bind(rows + slot * paging.stride + at) for slot in slots], lanes, vectors)
             weights = part.scores + (page * (PAGE // steps) + i) * LANES
             for h, of_head in zip(heads, sums, strict=True):
                 weight = unit.scratch[weights + h]
@@ -365,10 +386,11 @@ def _value_tile(
 
 
 def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Expr]:
-    """Vectors of latent columns: float32 of one row, or bfloat16 pairs of two rows."""
-    cache = unit.buffers["cache"]
+    """Vectors of latent columns: float32 of one row, before its factor, or bfloat16 pairs of two rows."""
+    cache, element = unit.buffers["cache"], unit.spec.paging.element
+    if unit.spec.paging.coded:
+        return [T.bind(cache_codes.load_codes(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
     if not unit.paired:
-        element = unit.spec.paging.element
         return [T.bind(load_f32(cache, rows[0] + v * lanes, lanes, element)) for v in range(vectors)]
     both = [T.bind(load(cache, row, 2 * lanes)) for row in rows]
     out = []

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import gcd
+from operator import add
 from typing import Any
 
 from dsv3c.compiler.formats.packings import EACH, QUAD
@@ -20,9 +22,10 @@ from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla
+from dsv3c.targets.cpu.kernels.coded import coded_dot
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight, eight_columns, quads
+from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns
 
 Expr = Any
 
@@ -83,10 +86,13 @@ def dot_tile(
             store(buffer, part, f32(0, level.lanes), level.lanes)
     starts = [w.start(block) for block in blocks]
     x_starts = [T.bind(x.view.start(row, head)) for row, head in rows]
-    if not w.format.integer_products:
+    if not w.format.has_codes:
         _float_dot(level, w, x, starts, x_starts, tile)
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
+    if not w.format.integer_products:
+        coded_dot(level, w, x.data, starts, scale_starts, x_starts, sums)
+        return tile
     _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
     return tile
 
@@ -203,13 +209,13 @@ def _integer_dot(
         else:
             _dot_words(level, w, x, g, starts, x_starts, sums)
         for row, scale in enumerate(scales):
-            x_scale = T.bind(T.broadcast(x.scale[scale + g], lanes))
+            x_scale = T.bind(T.broadcast(w.scaled(x.scale[scale + g]), lanes))
             for block in range(len(starts)):
                 for part in parts:
                     factor = x_scale
                     if grouping.size:
-                        at = scale_starts[block] + T.Cast("int64", g) * LANES + part
-                        factor = load_f32(w.scale, at, lanes, grouping.scale) * x_scale
+                        at = w.group_start(scale_starts[block], g) + part
+                        factor = w.scales(at, lanes) * x_scale
                     exact = T.Cast(f"float32x{lanes}", load(sums[block][row], part, lanes))
                     _accumulate(tile.sums[block][row], part, exact, factor, lanes)
     if grouping.size:
@@ -234,8 +240,8 @@ def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, t
     """-zero point * total of one part of a block as int32 lanes: what an integer sum of group g starts from."""
     lanes, taken = level.lanes, SIGN if _is_signed(level, w) else 0
     if w.zero is None:
-        return T.broadcast(total * (taken - w.format.zero_point), lanes)
-    at = scale_start + T.Cast("int64", g) * LANES + part
+        return T.broadcast(total * (taken - w.integer_zero), lanes)
+    at = w.group_start(scale_start, g) + part
     zero = T.Cast(f"int32x{lanes}", load(w.zero, at, lanes))
     return (zero - taken if taken else zero) * T.broadcast(0 - total, lanes)
 
@@ -250,39 +256,55 @@ def _dot_words(
     sums: list[list[Buffer]],
 ) -> None:
     """Add the products of group g."""
-    units = w.format.grouping.activations // w.planes.columns
+    group = w.format.grouping.activations
+    units = group // w.planes.columns
     unroll = gcd(max(1, level.tuning.word_unroll // w.planes.words), units)
-    with T.serial(0, units // unroll) as chunk:
-        for i in range(unroll):
-            _dot_unit(level, w, x, g * units + chunk * unroll + i, starts, x_starts, sums)
+    count = min(group, unroll * w.planes.columns)
+    with T.serial(0, group // count) as chunk:
+        _dot_columns(level, w, x, T.bind(g * group + chunk * count), count, starts, x_starts, sums)
 
 
-def _dot_unit(
+def _dot_columns(
     level: IsaLevel,
     w: Weight,
     x: Activation,
-    unit: Expr,
+    column: Expr,
+    count: int,
     starts: list[Expr],
     x_starts: list[Expr],
     sums: list[list[Buffer]],
 ) -> None:
-    """Add the products of one unit per block: of int8 and int4 it is a word, which has 4 or 8 columns."""
-    lanes, dot4, count = level.lanes, DOT4[level.dot].emit, w.planes.columns // QUAD
+    """Add the products of `count` columns from `column` on: of whole units, or of less than one."""
     x_words = [
-        [T.bind(T.reinterpret("int32", load(x.data, start + (unit * count + i) * QUAD, QUAD))) for i in range(count)]
+        [T.bind(T.reinterpret("int32", load(x.data, start + (column + i), QUAD))) for i in range(0, count, QUAD)]
         for start in x_starts
     ]
     for block, start in enumerate(starts):
-        at = w.unit_at(start, unit)
         if len(x_starts) == 1:
             # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
-            for word in range(w.planes.words):
+            at = w.unit_at(start, T.floordiv(column, w.planes.columns))
+            for word in range(w.planes.words * -(-count // w.planes.columns)):
                 prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
-        for part in range(0, LANES, lanes):
-            for i, operand in enumerate(_operands(level, w, quads(w.planes, w.words(at, lanes, part), lanes))):
-                for row, row_words in enumerate(x_words):
-                    acc = load(sums[block][row], part, lanes)
-                    store(sums[block][row], part, dot4(acc, operand, row_words[i]), lanes)
+        for part in range(0, LANES, level.lanes):
+            codes = columns_quads(w, start, column, count, level.lanes, part)
+            _add_products(level, w.integer_bits, _operands(level, w, codes), x_words, sums[block], part)
+
+
+def _add_products(
+    level: IsaLevel, bits: int, codes: list[Expr], x_words: list[list[Expr]], sums: list[Buffer], part: int
+) -> None:
+    """Add the products of quads of codes with words of each row."""
+    dot, lanes = DOT4[level.dot], level.lanes
+    most = dot.narrow.most(bits) if dot.narrow else 0
+    for first in range(0, len(codes), max(1, most)):
+        together = slice(first, first + max(1, most))
+        for row, words in enumerate(x_words):
+            total, products = load(sums[row], part, lanes), zip(codes[together], words[together], strict=True)
+            if dot.narrow and most:
+                total += dot.narrow.widen(reduce(add, [dot.narrow.pairs(*pair) for pair in products]))
+            else:
+                total = dot.emit(total, codes[first], words[first])
+            store(sums[row], part, total, lanes)
 
 
 def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCodes:
@@ -302,6 +324,7 @@ def _is_signed(level: IsaLevel, w: Weight) -> bool:
 
 def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
     """Quads of codes as the level's products want them."""
+    codes = w.integers(codes, level.lanes)
     if _is_signed(level, w):
         sign = T.broadcast(T.uint32(SIGN * EACH), level.lanes)
         return [T.bind(T.bitwise_xor(quad, sign)) for quad in codes]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
@@ -25,6 +26,7 @@ from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
@@ -149,7 +151,7 @@ def operands(spec: MlaMaterialized) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_nope", "f32", m * view_of(spec.view, spec.heads, spec.nope).row_stride),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *weight_operands("w_uk", spec.weight, (spec.heads,), spec.nope, paging.rank),
         *weight_operands("w_uv", spec.weight, (spec.heads,), spec.v, paging.rank),
         *paging.operands(m),
@@ -271,8 +273,17 @@ def _stage(head: _Head, run: _Run, first: Expr, groups: Expr) -> None:
     with T.serial(0, groups * GROUP) as slot:
         row = cache_row(paging, head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
         out = T.bind(at.latent + slot * (head.words.latent + head.words.rope))
-        form.copy(cache, row, paging.rank, paging.element, head.scratch, out)
-        form.copy(cache, row + paging.rank, paging.d, paging.element, head.scratch, out + head.words.latent)
+        for part, (count, start) in enumerate(cache_codes.parts(paging)):
+            to = out + part * head.words.latent
+            if paging.coded:
+                cache_codes.decode_row(cache, row, part, paging, head.scratch, to)
+                columns(padded_rows(count), partial(_zeros, head.scratch, to), start=count)
+                continue
+            form.copy(cache, row + start, count, paging.element, head.scratch, to)
+
+
+def _zeros(buffer: Buffer, start: Expr, at: Expr, lanes: int) -> None:
+    store(buffer, start + at, f32(0, lanes), lanes)
 
 
 def _rebuild_keys(head: _Head, groups: Expr) -> None:

@@ -15,6 +15,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx
+from dsv3c.targets.cpu.kernels.coded import has_float_products
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
@@ -37,8 +38,8 @@ class Indexed:
 
 
 def multiplies(format: WeightFormat) -> bool:
-    """Whether there are products with it: of plain floats, or of integers on both sides."""
-    return format.integer_products or not format.has_codes
+    """Whether there are products with it: of plain floats, of integers on both sides, or of floats that codes are."""
+    return format.integer_products or not format.has_codes or has_float_products(format)
 
 
 def imports(level: IsaLevel, weight: WeightFormat) -> str:

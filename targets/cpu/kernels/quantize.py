@@ -27,18 +27,17 @@ def operands(spec: QuantizeRows) -> tuple[Operand, ...]:
 
 
 def build(spec: QuantizeRows, level: IsaLevel) -> PrimFunc:
-    last = spec.k - (spec.groups - 1) * spec.group  # columns of the last group, the rest of it is padding
+    whole = spec.k // spec.group  # groups without padding
 
     def body(buffers: dict[str, Buffer]) -> None:
         def row(m: Expr) -> None:
             with T.serial(0, spec.heads) as head:
                 start = T.bind(view_of(spec.view, spec.heads, spec.k).start(m, head))
                 first = T.bind((m * spec.heads + head) * spec.groups)
-                with T.serial(0, spec.groups - (last < spec.group)) as g:
+                with T.serial(0, whole) as g:
                     _group(buffers, start + g * spec.group, first + g, spec.group, spec.group)
-                if last < spec.group:
-                    g = spec.groups - 1
-                    _group(buffers, start + g * spec.group, first + g, last, spec.group)
+                for g in range(whole, spec.groups):
+                    _group(buffers, start + g * spec.group, first + g, max(0, spec.k - g * spec.group), spec.group)
 
         rows_loop(buffers["control"], spec.rows, spec.heads * spec.k, row)
 

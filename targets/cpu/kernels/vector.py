@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.cpu.intrinsics import bf16_to_f32, f16_to_f32, f32_to_bf16, splat, typed
+from dsv3c.targets.cpu.intrinsics import bf16_to_f32, e8m0_to_f32, f16_to_f32, f32_to_bf16, splat, typed
 
 Expr = Any
 Buffer = Any
@@ -32,6 +32,8 @@ def load_f32(buffer: Buffer, offset: Expr, lanes: int, element: str = "f32") -> 
     value = load(buffer, offset, lanes)
     if element == "f16":
         return f16_to_f32(value, lanes)
+    if element == "e8m0":
+        return e8m0_to_f32(value, lanes)
     return bf16_to_f32(value, lanes) if element == "bf16" else value
 
 

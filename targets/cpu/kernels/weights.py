@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from dsv3c.compiler.formats.grids import E2M1, Steps
 from dsv3c.compiler.formats.packings import EACH, QUAD, WORD_BITS, Planes
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows, planes_of, stored_columns
 from dsv3c.compiler.formats.table import WeightFormat
@@ -17,7 +18,8 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer
-from dsv3c.targets.cpu.kernels.vector import load
+from dsv3c.targets.cpu.kernels.tables import lookup_bytes
+from dsv3c.targets.cpu.kernels.vector import load, load_f32
 
 Expr = Any
 
@@ -71,6 +73,37 @@ class Weight:
     def scale_start(self, block: Expr) -> Expr:
         return T.bind(T.Cast("int64", block) * T.int64(self.format.scale_groups(self.k) * LANES))
 
+    def group_start(self, start: Expr, g: Expr) -> Expr:
+        """Offset of the scales of group g of the activations, in the block whose scales are at `start`."""
+        return start + T.Cast("int64", g) * LANES if self.format.grouping.size else start
+
+    def scales(self, at: Expr, lanes: int = LANES) -> Expr:
+        """float32 scales from the offset `at` on."""
+        return load_f32(self.scale, at, lanes, self.format.grouping.scale)
+
+    @property
+    def steps(self) -> Steps | None:
+        """How the grid's numbers are integers that its codes are not."""
+        return self.format.grid.steps if isinstance(self.format.grid, E2M1) else None
+
+    @property
+    def integer_zero(self) -> int:
+        """What stands for 0 among the integers of products, where groups have no zeros of their own."""
+        return self.steps.zero if self.steps else self.format.zero_point
+
+    @property
+    def integer_bits(self) -> int:
+        """Bits of the largest of these integers."""
+        return max(self.steps.table).bit_length() if self.steps else self.planes.bits
+
+    def integers(self, codes: list[Expr], lanes: int = LANES) -> list[Expr]:
+        """Quads of codes as quads of integers."""
+        return [T.bind(lookup_bytes(self.steps.table, quad, lanes)) for quad in codes] if self.steps else codes
+
+    def scaled(self, x_scale: Expr) -> Expr:
+        """The scale of activations for products with these integers: exact, as it changes by a power of two."""
+        return x_scale * T.float32(self.steps.size) if self.steps else x_scale
+
     def unit_at(self, start: Expr, unit: Expr) -> Expr:
         """Offset of a unit of the block at `start`."""
         return start + T.Cast("int64", unit) * (LINE * self.planes.words)
@@ -112,6 +145,17 @@ def eight_columns(w: Weight, start: Expr, column: Expr, lanes: int, part: int) -
     first = T.floordiv(column * planes.bits, WORD_BITS)
     units = range(2 * QUAD // planes.columns)
     words = [w.words(w.unit_at(start, first + unit), lanes, part) for unit in units]
+    return [quad for unit in words for quad in quads(planes, unit, lanes)]
+
+
+def columns_quads(w: Weight, start: Expr, column: Expr, count: int, lanes: int = LANES, part: int = 0) -> list[Expr]:
+    """The quads of `count` columns of the block at `start`, from `column` on: whole units, or eights of one."""
+    planes = w.planes
+    if count % planes.columns:
+        eights = range(0, count, 2 * QUAD)
+        return [quad for at in eights for quad in eight_columns(w, start, column + at, lanes, part)]
+    first = T.floordiv(column, planes.columns)
+    words = [w.words(w.unit_at(start, first + unit), lanes, part) for unit in range(count // planes.columns)]
     return [quad for unit in words for quad in quads(planes, unit, lanes)]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from dsv3c.compiler.formats import rows, rows16
-from dsv3c.compiler.formats.grids import E4M3, Integers
+from dsv3c.compiler.formats.grids import E2M1, E4M3, NF4, NF4_VALUES, Integers
 from dsv3c.compiler.formats.packings import EACH, QUAD, WORD_BITS, Planes
 from dsv3c.compiler.formats.rows16 import LANES, elements_of, planes_of, stored_columns
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.gpu.kernels.frame import Buffer, Buffers, Expr, f32
-from dsv3c.targets.gpu.kernels.words import bit_field, e4m3, f16, high_bf16, low_bf16, numbers
+from dsv3c.targets.gpu.kernels.words import bit_field, e2m1, e4m3, e8m0, entry, f16, high_bf16, low_bf16, numbers
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Weight:
         assert self.scale is not None
         if self.format.grouping.scale == "f32":
             return T.bind(self.scale[at])
+        if self.format.grouping.scale == "e8m0":
+            word = self.scale[T.shift_right(at, T.int32(2))]
+            return T.bind(e8m0(T.bind(bit_field(word, T.bitwise_and(at, T.int32(3)) * 8, 8))))
         half = bit_field(self.scale[T.shift_right(at, T.int32(1))], T.bitwise_and(at, T.int32(1)) * 16, 16)
         return T.bind(f16(T.bind(half)))
 
@@ -161,15 +164,20 @@ def _bf16(data: Buffer, at: Expr) -> list[Expr]:
     return [low_bf16(word), high_bf16(word)]
 
 
-def _e4m3(word: Expr, starts: Sequence[int], bits: int, zero: Expr) -> list[Expr]:
+def _each(number: Callable[[Expr], Expr], word: Expr, starts: Sequence[int], bits: int, zero: Expr) -> list[Expr]:
     codes = [T.bind(bit_field(word, start, bits)) for start in starts]
-    return [T.bind(e4m3(code)) for code in codes]
+    return [T.bind(number(code)) for code in codes]
 
 
 # Plain floats by element: (data, place of a chunk) -> its values.
 FLOATS: Mapping[str, Callable[[Buffer, Expr], list[Expr]]] = {"f32": _f32, "f16": _f16, "bf16": _bf16}
 # Codes by grid: (word, bit where each code begins, bits of a code, the code that stands for 0) -> their numbers.
-NUMBERS: Mapping[type, Callable[[Expr, Sequence[int], int, Expr], list[Expr]]] = {Integers: numbers, E4M3: _e4m3}
+NUMBERS: Mapping[type, Callable[[Expr, Sequence[int], int, Expr], list[Expr]]] = {
+    Integers: numbers,
+    E4M3: partial(_each, e4m3),
+    E2M1: partial(_each, e2m1),
+    NF4: partial(_each, partial(entry, NF4_VALUES)),
+}
 
 
 def supports(format: WeightFormat, op: str) -> bool:

@@ -50,6 +50,45 @@ def e4m3(code: Expr) -> Expr:
     return T.Select(code > T.uint32(127), f32(0) - size, size)
 
 
+def e4m3_bits(x: Expr) -> Expr:
+    """The code of the float8_e4m3fn nearest to x, the largest one beyond it, in the low byte of a u32."""
+    size = T.bind(T.min(T.fabs(x), f32(448)))
+    bits = T.bind(T.reinterpret("uint32", size))
+    odd = T.bitwise_and(T.shift_right(bits, T.uint32(20)), T.uint32(1))
+    normal = T.shift_right(bits + T.uint32(0x7FFFF) + odd, T.uint32(20)) - T.uint32(120 << 3)
+    # Subnormals are multiples of 2^-9, as are the numbers from 2^14 on.
+    subnormal = T.reinterpret("uint32", T.bind(size + f32(2.0**14))) - T.uint32((127 + 14) << MANTISSA)
+    sign = T.bitwise_and(T.shift_right(T.reinterpret("uint32", x), T.uint32(24)), T.uint32(0x80))
+    return T.bitwise_or(T.Select(size < f32(2.0**-6), subnormal, normal), sign)
+
+
+def e2m1(code: Expr) -> Expr:
+    """float32 of a float4_e2m1fn in the low bits of a u32."""
+    rest = T.bind(T.bitwise_and(code, T.uint32(7)))
+    normal = T.reinterpret("float32", T.bind(T.shift_left(rest, T.uint32(22)) + T.uint32(126 << 23)))
+    subnormal = T.Cast("float32", T.Cast("int32", rest)) * f32(0.5)
+    size = T.bind(T.Select(rest < T.uint32(2), subnormal, normal))
+    return T.Select(code > T.uint32(7), f32(0) - size, size)
+
+
+def e8m0(code: Expr) -> Expr:
+    """float32 of a power of two by its exponent, a byte in a u32 that is not 255; 2^-127 may count as zero."""
+    return T.reinterpret("float32", T.bind(T.max(T.shift_left(code, T.uint32(23)), T.uint32(1 << 22))))
+
+
+def entry(table: Sequence[float], code: Expr) -> Expr:
+    """The entry of a table, of a power of two, whose number is in the low bits of a u32.
+
+    By halves of what is left of it: constants that threads take by numbers of their own are one memory access each.
+    """
+    found = [f32(value) for value in table]
+    for bit in range(len(table).bit_length() - 1):
+        is_set = T.bind(T.bitwise_and(code, T.uint32(1 << bit)) != T.uint32(0))
+        found = [T.Select(is_set, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
+        found = [T.bind(value) for value in found]
+    return found[0]
+
+
 def numbers(word: Expr, starts: Sequence[int], bits: int, zero: Expr) -> list[Expr]:
     """float32 of the fields of a u32 word, each `bits` bits from one of `starts` on, less `zero`, an integer below 2^8.
 

@@ -172,7 +172,6 @@ BAD: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
     "eos a string": ({"eos_token_id": "</s>"}, ConfigValueError, "eos_token_id"),
     "num_nextn_predict_layers -1": ({"num_nextn_predict_layers": -1}, ConfigValueError, "num_nextn"),
     "quantization no object": ({"quantization_config": "fp8"}, ConfigValueError, "an object"),
-    "quantized otherwise": ({"quantization_config": {**FP8, "quant_method": "awq"}}, UnsupportedConfigError, "fp8"),
     "quantized as e5m2": ({"quantization_config": {**FP8, "fmt": "e5m2"}}, UnsupportedConfigError, "e4m3"),
     **{
         f"weight_block_size {block}": (

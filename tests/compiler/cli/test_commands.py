@@ -17,6 +17,7 @@ from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.driver.pipeline import CompileReport
 from dsv3c.compiler.formats.table import listed
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation.choice import method_names
 from dsv3c.runtime.cli.progress import NotesOnly
 
 
@@ -87,7 +88,7 @@ def test_compile_says_what_was_built_and_where(recorded: Recorded, capsys: pytes
         'run it: dsv3c generate OUT -p "Once upon a time"',
     ]
     assert err == "note: config.json has no x\n"
-    assert recorded.options == CompileOptions()
+    assert recorded.options == CompileOptions(kept=None)  # no format was asked for
 
 
 def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +106,14 @@ def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.Capture
     )
 
 
+@pytest.mark.parametrize(("given", "taken"), [("bf16", "bf16"), ("int8", "int8"), ("fp8", "fp8")])
+def test_the_cache_is_of_what_it_is_asked_to_be(
+    given: str, taken: str, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "compile", "MODEL", "--cache-dtype", given)
+    assert recorded.options == CompileOptions(cache_dtype=taken, kept=None)
+
+
 def test_compile_to_a_pass_builds_nothing(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     recorded.out = None
     out, _ = run(capsys, "compile", "MODEL", "--to", "fuse-mla", "--dump-to", "graphs")
@@ -116,6 +125,23 @@ def test_compile_json(recorded: Recorded, capsys: pytest.CaptureFixture[str]) ->
     report = json.loads(run(capsys, "compile", "MODEL", "--json")[0])
     assert (report["out"], report["peak_rss_bytes"]) == ("OUT", 300_000_000)
     assert report["manifest"]["quantization"]["weights"] == "int8"
+
+
+def test_what_was_measured_is_told(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"text": "a.txt", "tokens": 99, "nll": 3.0, "nll_error": 0.1, "perplexity": 20.1, "perplexity_error": 2.0}
+    quality = {"device": "cpu", "context": 512, "against": None, "texts": [figures]}
+
+    def measuring(*arguments: Any) -> CompileReport:
+        report = recorded(*arguments)
+        return dataclasses.replace(report, manifest={**report.manifest, "quality": quality})
+
+    monkeypatch.setattr(pipeline, "compile_checkpoint", measuring)
+    out, _ = run(capsys, "compile", "MODEL", "--measure", "a.txt", "--measure-against", "MODEL")
+    assert recorded.options is not None
+    assert (recorded.options.measure, recorded.options.measure_against) == (Path("a.txt"), Path("MODEL"))
+    assert "measured on cpu, windows of 512 tokens\na.txt, 99 predictions\n  perplexity               20.1000 ±" in out
 
 
 def test_inspect_a_checkpoint(bundled_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,3 +190,13 @@ def test_every_need_of_a_target_is_known() -> None:
 
 def test_the_help_names_the_formats_of_the_table() -> None:
     assert listed() == params.FORMAT_HELP
+
+
+def test_the_command_line_has_the_methods_of_the_table() -> None:
+    assert method_names() == params.METHODS
+
+
+@pytest.mark.parametrize(("short", "full"), [("int2", "int2-g16"), ("int3", "int3-g32"), ("int6", "int6-g32"),
+                                             ("int8", "int8"), ("int8-channel-asym", "int8-asym")])  # fmt: skip
+def test_bits_alone_name_a_format(short, full):
+    assert params.weight_format(None, None, short) == full

@@ -39,3 +39,10 @@ def test_names_tell_layer_and_part() -> None:
     assert (cache_name(4), cache_name(4, "keys")) == ("cache.4", "cache.4.keys")
     (value,) = parse_graph("graph g {\n  %cache.4.keys: f32[N] = input()\n  return a=%cache.4.keys\n}").values()
     assert cache_of(value).type == TensorType("f32", ("N",)) and cache_of(value).width == 1
+
+
+def test_a_cache_of_codes_is_bytes_with_scales_and_has_a_name_of_its_own() -> None:
+    first, second = caches_of([graph("g", "3", "3.codes", "fp8-at512[N, 576]")])
+    assert (first.format, first.stored) == ("bfloat16", first.type)
+    assert (second.format, second.dtype, second.width, second.stored_width) == ("fp8", "uint8", 576, 592)
+    assert second.slot_bytes == 592 and second.zeros(5).shape == (5,) and second.zeros(5).nbytes == 5 * 592

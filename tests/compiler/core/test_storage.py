@@ -15,7 +15,18 @@ from dsv3c.compiler.errors import NotAViewError
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 
 BOUNDS = {"T": 3, "S": 2, "P": 2}
-FORMATS = ("float32", "float16", "bfloat16", "int8", "int8-g64", "int4-g32", "int4-g128", "int4-g32-asym", "int5-g32")
+FORMATS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8-g64",
+    "int4-g32",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int3-g16",
+)
 
 
 def test_plain_values_are_one_array() -> None:

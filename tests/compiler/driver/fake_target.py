@@ -11,6 +11,7 @@ from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Bounds, Buffer
+from dsv3c.targets.calls.recipes import Recipes
 
 
 class FakeTarget:
@@ -32,13 +33,13 @@ class FakeTarget:
         return 0
 
     def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
-        recipes: dict[str, Value] = {}
+        recipes = Recipes()
         for entry in entries.values():
             memo: dict[Value, bool] = {}
             for value in entry.graph.values():
                 for source in value.inputs:
                     if is_weight(source, memo) and not is_weight(value, memo):
-                        recipes.setdefault(first_param(source), source)
+                        recipes.name(source)
         main = entries["decode"].graph
         size = bounds["R"] * int(dict(main.results)["logits"].shape[1])
         caches = caches_of(entry.graph for entry in entries.values())
@@ -46,7 +47,7 @@ class FakeTarget:
         buffers += [Buffer(cache.name, "cache", cache.dtype, 0, width=cache.width) for cache in caches]
         logits = Buffer("logits", "arena", "float32", size)
         calls = stored.Entry("decode", (), {"logits": stored.Output(len(buffers), "R")}, {}, 1, bounds["T"])
-        return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes)
+        return Planned(entries, bounds, logits.bytes, (*buffers, logits), {"decode": calls}, recipes.by_name)
 
     def emit(self, planned: Planned) -> Emission:
         return Emission(({"name": "any", "requires": [], "file": "kernels/any.so"},), self.write_kernels)
@@ -61,11 +62,6 @@ class FakeTarget:
 
 def inputs_of(graph: Graph) -> list[str]:
     return [str(value.attrs["name"]) for value in graph.values() if value.op == "input"]
-
-
-def first_param(recipe: Value) -> str:
-    params = [value for value in Graph("", (("", recipe),)).values() if value.op == "param"]
-    return f"{params[0].attrs['name']}" if params else "constant"
 
 
 TARGET = FakeTarget()

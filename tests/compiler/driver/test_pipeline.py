@@ -12,7 +12,7 @@ import pytest
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, parse_graph
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import checks, pipeline
 from dsv3c.compiler.errors import (
     BadOptionError,
     Dsv3cError,
@@ -230,6 +230,6 @@ def test_formats_are_checked_before_the_work(options: dict[str, str], message: s
 
 def test_an_embedding_may_have_what_a_row_decodes_alone_from() -> None:
     for name in rows.format_names():
-        pipeline.check_formats(CompileOptions(embed_quant=name))
+        checks.check_formats(CompileOptions(embed_quant=name))
     with pytest.raises(BadOptionError):
-        pipeline.check_formats(CompileOptions(embed_quant="int8-g32"))
+        checks.check_formats(CompileOptions(embed_quant="int8-g32"))

@@ -128,6 +128,17 @@ def test_only_options_that_are_known_are_taken_from_an_artifact(monkeypatch: pyt
         tune.options_of(Path("out"))
 
 
+def test_formats_of_single_weights_are_taken_from_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = CompileOptions(quant="auto", max_size=10**9, formats={"layers.0.attention.o_proj": "int8-g32"})
+    content: dict[str, Any] = {"options": options.to_dict(), "quantization": {"formats": dict(options.formats)}}
+    opened = SimpleNamespace(manifest=SimpleNamespace(content=content))
+    monkeypatch.setattr(tune.Artifact, "open", lambda folder: opened)
+    assert tune.options_of(Path("out")) == options
+    content["quantization"]["formats"] = {"layers.0.attention.o_proj": 8}
+    with pytest.raises(NotTunableError, match="formats of weights that are none"):
+        tune.options_of(Path("out"))
+
+
 @pytest.mark.parametrize("suffix", ["json", "journal"])
 @pytest.mark.parametrize("text", ["dear diary", "{}\n", "[" * 100_000], ids=["text", "object", "deep"])
 def test_what_is_no_record_is_not_replaced(

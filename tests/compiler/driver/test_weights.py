@@ -13,15 +13,26 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import TensorType, Value
+from dsv3c.compiler.core import ops, pieces
+from dsv3c.compiler.core.ir import TensorType, Value, topological_order
 from dsv3c.compiler.core.ops.weight import Packed, decoded
 from dsv3c.compiler.driver import weights
 from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.quant import QTensor
 
-FORMATS = ("float32", "float16", "bfloat16", "int8", "int8-g32", "int4-g32", "int4-g64", "int4-g32-asym")
+FORMATS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8-g32",
+    "int4-g32",
+    "int4-g64",
+    "int4-g32-asym",
+    "int8-tensor",
+    "int2-g16-asym",
+)
 EXPERTS, WIDTH, HIDDEN = 5, 6, 40
 STACKED = "mlp.experts.*.{}_proj.weight"
 Tensors = dict[str, Any]
@@ -67,7 +78,7 @@ def leaves(recipes: Mapping[str, Value]) -> Tensors:
     rng = np.random.default_rng(0)
     found: Tensors = {}
     for value in recipes.values():
-        for leaf in weights.topological_order([value]):
+        for leaf in topological_order([value]):
             if leaf.op == "param":
                 shape = [int(dim) for dim in leaf.shape]
                 found.setdefault(str(leaf.attrs["name"]), rng.standard_normal(shape).astype(np.float32))
@@ -257,7 +268,7 @@ def test_a_part_of_a_recipe_is_the_part_of_its_value(value: Value) -> None:
     read = Reader(tensors)
     (whole,) = ops.evaluate([value], lambda leaf: tensors[str(leaf.attrs["name"])])
     for index in range(int(value.shape[0])):
-        piece = weights.part(value, index)
+        piece = pieces.part(value, index)
         assert piece.type == TensorType(value.dtype, value.shape[1:], value.type.layout)
         (result,) = ops.evaluate([piece], lambda leaf: read(str(leaf.attrs["name"]), leaf.attrs.get("expert")))  # type: ignore[arg-type]
         assert np.array_equal(decoded(result), decoded(whole)[index])
@@ -278,7 +289,7 @@ def test_a_part_of_a_recipe_is_the_part_of_its_value(value: Value) -> None:
 )
 def test_each_rule_pushes_the_part_down_to_one_expert(value: Value) -> None:
     for index in range(int(value.shape[0])):
-        stacked = [leaf for leaf in weights.topological_order([weights.part(value, index)]) if weights.is_stacked(leaf)]
+        stacked = [leaf for leaf in topological_order([pieces.part(value, index)]) if pieces.is_stacked(leaf)]
         assert stacked == []
 
 

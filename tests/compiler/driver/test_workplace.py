@@ -130,19 +130,35 @@ def test_something_foreign_that_was_replaced_is_named_and_kept(tmp_path: Path) -
 def test_a_workplace_taken_for_abandoned_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, swept = workplace.tempfile.mkdtemp, []
+    make, swept = os.mkdir, list[Path]()
 
-    def unlucky(**options: object) -> str:
-        folder = str(make(**options))
-        if not swept:
+    def unlucky(folder: Path, *mode: int) -> None:
+        make(folder, *mode)
+        if not swept and folder.name.endswith(".partial"):
             swept.append(folder)
             os.rmdir(folder)
-        return folder
 
-    monkeypatch.setattr(workplace.tempfile, "mkdtemp", unlucky)
+    monkeypatch.setattr(workplace.os, "mkdir", unlucky)
     with artifact.writing(tmp_path / "out", overwrite=False) as folder:
         (folder / "file").write_text("x")
     assert (tmp_path / "out" / "file").exists()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open", "write"])
+def test_an_interrupt_right_behind_a_step_of_making_a_workplace_leaves_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = getattr(os, call)
+
+    def interrupted(*arguments: object) -> None:
+        step(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workplace.os, call, interrupted)
+        with pytest.raises(KeyboardInterrupt), artifact.writing(tmp_path / "out", overwrite=False):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_locks_all_else_works_and_nothing_is_taken_for_abandoned(

@@ -48,6 +48,21 @@ def test_the_running_stage_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> N
     assert "writing  25%" in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "done", "told"),
+    [(1, 25, ""), (10, 0, ""), (10, 25, ", 30 s left"), (100, 25, ", 5 min left"), (100, 100, "")],
+)
+def test_a_long_stage_says_what_is_left(seconds: float, done: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    display = TerminalProgress(stream)
+    display.stage("writing weights", 100)
+    now[0] = seconds
+    display.advance(done)
+    display.tell("")
+    assert stream.getvalue().endswith(f"writing weights  {done}%  {seconds} s{told}")
+
+
 def test_a_failing_command_leaves_no_half_line() -> None:
     stream = io.StringIO()
     with pytest.raises(ValueError), TerminalProgress(stream) as display:
@@ -81,3 +96,18 @@ def test_a_terminal_that_is_gone_does_not_change_how_the_work_ends() -> None:
         display.stage("a stage")
         display.tell("something")
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("took", "done", "says"),
+    [
+        (1.0, 0.5, ""),
+        (10.0, 0.01, ""),
+        (10.0, 1.0, ""),
+        (10.0, 0.25, ", 30 s left"),
+        (100.0, 0.25, ", 5 min left"),
+        (3600.0, 0.25, ", 3 h 0 min left"),
+    ],
+)
+def test_the_time_left_is_told_once_it_can_be(took: float, done: float, says: str) -> None:
+    assert progress.time_left(took, done) == says

@@ -12,7 +12,7 @@ import pytest
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
 from tests.targets.arm import emulator
-from tests.targets.cases import attention, dense, moe
+from tests.targets.cases import attention, dense, float_codes, moe
 from tests.targets.cpu.harness import arguments, tolerance_at
 from tests.targets.libraries import build_library
 from tests.targets.op_tests import Case, OpTests
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.needs("arm", "arm_linker")
 LEFT_OUT = re.compile(
     r"linear-(float|bfloat|int8-g|int4-g\d+-).*-n272|absorbed-.*-h(1|4|17)$|materialized-(float32-c|int8-g64|f32-h)"
 )
-CASES = {name: case for name, case in (dense.CASES | moe.CASES | attention.CASES).items() if not LEFT_OUT.match(name)}
+ALL = dense.CASES | moe.CASES | attention.CASES | float_codes.CASES
+CASES = {name: case for name, case in ALL.items() if not LEFT_OUT.match(name)}
 
 
 @pytest.fixture(scope="module")

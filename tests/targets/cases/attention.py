@@ -4,7 +4,9 @@ import ml_dtypes
 import numpy as np
 
 from dsv3c.compiler.core.ops.weight import decoded
-from dsv3c.compiler.formats import quant, rows16
+from dsv3c.compiler.formats import coded_rows, quant, rows16
+from dsv3c.compiler.formats.coded_rows import CodedRows
+from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
@@ -13,6 +15,7 @@ from dsv3c.targets.calls.operands import Rows, View
 BOUND, LONG_BOUND = 18, 33
 F32 = 3e-6
 ELEMENTS = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}
+CODED = ("int8", "fp8")
 
 
 def normal(*shape, seed=0):
@@ -48,7 +51,21 @@ def filled_cache(positions, sequence, table, slots, paging):
     for s in np.unique(sequence):
         used = slots_of(table, s, positions[sequence == s].max() + 1, paging.page_size)
         cache[used] = normal(len(used), paging.width, seed=int(s))
-    return cache.astype(ELEMENTS[paging.element])
+    return as_stored(cache, paging)
+
+
+def as_stored(rows, paging):
+    """Rows f32 [N, width] as the cache has them. Each ninth coded row is zeros, of each seventh the latent is larger;
+    codes of NaN are any, their scales NaN."""
+    if not paging.coded:
+        return rows.astype(ELEMENTS[paging.element])
+    there = ~np.isnan(rows).any(-1)
+    rows = np.where(there[:, None], rows, 0)
+    rows[::9] = 0
+    rows[3::7, : paging.rank] *= 8
+    stored = coded_rows.encode(rows, CodedRows(paging.element, paging.rank).array_dtype(paging.width))
+    stored["scales"][~there] = np.nan
+    return stored
 
 
 def softmax(scores):
@@ -60,7 +77,7 @@ def attend(query, cache, positions, sequence, table, page_size, scale, rank):
     """Naive absorbed attention, one token at a time, in float64."""
     out = []
     for t, position in enumerate(positions):
-        context = cache[slots_of(table, sequence[t], position + 1, page_size)].astype(np.float64)
+        context = as_float32(cache[slots_of(table, sequence[t], position + 1, page_size)]).astype(np.float64)
         out.append(softmax(query[t] @ context.T * scale) @ context[:, :rank])
     return np.array(out)
 
@@ -135,22 +152,25 @@ def materialized_case(context, heads, nope, v, rank, d, element, name, view=None
     return MlaMaterialized(Rows(bound), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
 
 
-def write_case(context, rank, d, element, interleave, view=None):
+def write_case(context, rank, d, element, interleave, view=None, uneven=False):
+    """uneven: the key of the first token and the latent of the second are zeros, the key of the third is large."""
     paging, positions, sequence, table, cache, inputs = layout(context, 1, rank, d, element)
     tokens = len(positions)
     view_ = view or View(paging.width)
     kv_a, weight, angles = normal(tokens, view_.row_stride), normal(rank), normal(tokens, d, seed=1)
+    if uneven:
+        kv_a[0, rank:] = kv_a[1, :rank] = 0
+        kv_a[2, rank:] *= 1e6
     rows = kv_a[:, view_.offset :][:, : paging.width].astype(np.float64)
     latent = rows[:, :rank] / np.sqrt((rows[:, :rank] ** 2).mean(-1, keepdims=True) + 1e-6) * weight
     key = rows[:, rank:]
     first, second = (key[:, 0::2], key[:, 1::2]) if interleave else np.split(key, 2, -1)
     cos, sin = np.split(angles, 2, -1)
     rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    cache = np.nan_to_num(cache.astype(np.float32)).astype(cache.dtype)
+    cache = coded_rows.stored(np.nan_to_num(as_float32(cache)), cache.dtype)
     after = cache.copy()
-    for t, position in enumerate(positions):
-        slot = slots_of(table, sequence[t], position + 1, 16)[-1]
-        after[slot] = np.concatenate([latent[t], rotated[t]]).astype(np.float32).astype(cache.dtype)
+    written = [slots_of(table, sequence[t], position + 1, 16)[-1] for t, position in enumerate(positions)]
+    after[written] = coded_rows.stored(np.concatenate([latent, rotated], -1).astype(np.float32), cache.dtype)
     inputs |= {"cache": cache, "kv_a": kv_a, "weight": weight, "table": angles}
     # Values on the edge between two bfloat16 numbers may round either way: one unit in the last place of the largest.
     tolerance = 2.0**-8 if element == "bf16" else F32
@@ -169,10 +189,26 @@ def all_cases():
             yield f"write-{element}-{interleave}", write_case("two", 512, 64, element, interleave)
         yield f"write-{element}-view", write_case("c17", 33, 10, element, False, View(100, offset=5))
 
+    # The first of each kind are those that GPUs always run: int8 where latent and key meet in a word, fp8 where not.
+    for element in CODED:
+        evenly = {
+            f"absorbed-{element}": absorbed_case("two", 5, 128, 16, element),
+            f"write-{element}": write_case("two", 128, 16, element, True, uneven=True),
+            f"materialized-over-{element}": materialized_case("two", 3, 40, 33, 128, 16, element, "int4-g32"),
+        }
+        oddly = {
+            f"absorbed-{element}-odd": absorbed_case("c17", 4, 51, 10, element),
+            f"write-{element}-odd": write_case("c17", 33, 10, element, False, View(100, offset=5)),
+            f"materialized-over-{element}-odd": materialized_case("c17", 2, 31, 16, 51, 10, element, "float32"),
+        }
+        yield from {**oddly, **evenly}.items() if element == "int8" else {**evenly, **oddly}.items()
+    yield "absorbed-int8-h17", absorbed_case("one", 17, 64, 34, "int8")
+    yield "materialized-over-int8-ragged", materialized_case("ragged", 3, 40, 33, 64, 16, "int8", "float32")
+
     for context in CONTEXTS:
         for name in ("float32", "int4-g32"):
             yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
-    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32"):
+    for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32", "int3-g16-asym"):
         yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
     for context in BLOCKS:
         yield f"materialized-{context}", materialized_case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")

@@ -28,6 +28,8 @@ FORMATS = [
     "int5-g32",
     "int5-g64",
 ]
+# With those above every plane, group and kind of zero is there: groups of half a unit, and one zero for all of K, too.
+FURTHER = ["int8-asym", "int6-g32", "int5-g16", "int4-tensor", "int3-g128", "int3-g16-asym", "int2-g16"]
 ONE_OF_EACH = ["float32", "int8", "int4-g32-asym"]
 BOUND = 18
 F32 = 3e-6
@@ -141,6 +143,9 @@ def all_cases():
         for n, k, tokens in [(17, 129, (0, 1, 3, 4, 5)), (272, 160, (1, 17, 18))]:
             for t in tokens:
                 yield f"linear-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k)
+    for name in FURTHER:
+        for t, n, k in [(1, 17, 129), (5, 33, 176)]:
+            yield f"linear-{name}-t{t}-n{n}-k{k}", linear_case(name, t, n, k)
     for name in ONE_OF_EACH:
         for t in (1, 5):
             yield f"linear-{name}-t{t}-n15-k31", linear_case(name, t, 15, 31)
@@ -152,7 +157,7 @@ def all_cases():
     for t, d in [(1, 2048), (3, 15), (18, 17), (0, 16)]:
         yield f"rms-t{t}-d{d}", rms_case(t, d)
     yield "rms-view", rms_case(4, 512, View(576, offset=3))
-    for t, k, group in [(1, 128, 128), (5, 31, 32), (18, 2049, 32), (3, 129, 128), (2, 320, 64)]:
+    for t, k, group in [(1, 128, 128), (5, 31, 32), (18, 2049, 32), (3, 129, 128), (2, 320, 64), (3, 65, 16)]:
         yield f"quantize-t{t}-k{k}-g{group}", quantize_case(t, k, group)
     yield "quantize-view", quantize_case(3, 64, 32, heads=5, view=view)
     for interleave in (False, True):

@@ -11,7 +11,7 @@ from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 
 BOUND = 18
-FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym", "int5-g32"]
+FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym", "int5-g32", "int2-g16"]
 F32 = 3e-6
 
 

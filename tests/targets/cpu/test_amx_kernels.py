@@ -28,7 +28,18 @@ from tests.targets.cpu.harness import Kernels
 from tests.targets.libraries import build_library
 from tests.targets.op_tests import compare
 
-FORMATS = ("int8", "int8-g32", "int8-g64", "int4-g32", "int4-g64-asym", "int4-g128", "int4-g32-asym", "int5-g32")
+FORMATS = (
+    "int8",
+    "int8-g32",
+    "int8-g64",
+    "int4-g32",
+    "int4-g64-asym",
+    "int4-g128",
+    "int4-g32-asym",
+    "int5-g32",
+    "int3-g16",
+    "mxfp4",
+)
 TOKENS = (1, 15, 16, 17, 31, 32, 33, 100)
 BOUND = max(TOKENS)
 

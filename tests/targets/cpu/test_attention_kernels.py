@@ -17,6 +17,7 @@ SHORT = {
         *("absorbed-f32-one-h5", "absorbed-f32-h17", "absorbed-bf16-one-h4", "absorbed-bf16-h1", "absorbed-bf16-h16"),
         *("write-f32-False", "write-bf16-view", "materialized-int4-g32-one", "materialized-bfloat16"),
         *("materialized-ragged", "materialized-bf16-h16", "materialized-odd"),
+        *(name for name, case in CASES.items() if case[0].paging.coded and not name.endswith("ragged")),
     )
 }
 

@@ -15,7 +15,9 @@ class TestDenseKernels(OpTests):
         return kernels
 
 
-@pytest.mark.parametrize("name", ["int8", "int4-g32", "int4-g32-asym", "int5-g32"])
+@pytest.mark.parametrize(
+    "name", ["int8", "int4-g32", "int4-g32-asym", "int5-g32", "int3-g16-asym", "int2-g16", "mxfp4"]
+)
 def test_integer_formats_agree_bit_for_bit_between_levels_and_tiles(kernels_of_all_levels, name):
     one, many = linear_case(name, 1, 33, 160), linear_case(name, 17, 33, 160)
     for role in ("x.data", "x.scale", "x.sum"):

@@ -1,5 +1,8 @@
 """Each named instruction computes its numpy meaning, and exp keeps its promised accuracy."""
 
+from functools import reduce
+from operator import add
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import tvm_ffi
 from tvm.script.ir_builder import tirx as T
 
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
-from dsv3c.targets.cpu.intrinsics import DOT2, DOT4, bf16_pair_to_f32, bf16_to_f32, f16_to_f32, f32_to_bf16
+from dsv3c.targets.cpu.intrinsics import DOT2, DOT4, Narrow, bf16_pair_to_f32, bf16_to_f32, f16_to_f32, f32_to_bf16
 from dsv3c.targets.cpu.kernels.frame import Operand, prim_func
 from dsv3c.targets.cpu.kernels.vector import columns, exp, load, store
 from dsv3c.targets.x86.levels import LEVELS
@@ -45,6 +48,22 @@ def dot4(level):
     return prim_func((Operand("acc", "i32", lanes), Operand("codes", "u8", 4 * lanes), Operand("x", "i8", 4)), body)
 
 
+def narrow(level, bits):
+    """acc i32 [lanes] of as many codes u8 [lanes * 4] and x i8 [4] as are added up in 16 bits."""
+    intrinsic, count = DOT4[level.dot], Narrow.most(bits)
+    lanes = intrinsic.lanes
+
+    def body(buffers):
+        sums = []
+        for i in range(count):
+            codes = T.reinterpret(f"uint32x{lanes}", load(buffers["codes"], i * 4 * lanes, 4 * lanes))
+            sums.append(intrinsic.narrow.pairs(codes, T.reinterpret("int32", load(buffers["x"], i * 4, 4))))
+        store(buffers["acc"], 0, intrinsic.narrow.widen(reduce(add, sums)), lanes)
+
+    operands = (Operand("acc", "i32", lanes), Operand("codes", "u8", 4 * lanes * count), Operand("x", "i8", 4 * count))
+    return prim_func(operands, body)
+
+
 def dot2(level):
     """acc f32 [lanes], a and b bfloat16 [lanes * 2]."""
     intrinsic = DOT2[level.dot2]
@@ -60,7 +79,10 @@ def dot2(level):
 
 @pytest.fixture(scope="module")
 def library(level, tmp_path_factory):
-    functions = ({"dot2": dot2(level)} if level.dot2 else {}) | {
+    functions = {"dot2": dot2(level)} if level.dot2 else {}
+    if DOT4[level.dot].narrow:
+        functions |= {f"narrow{bits}": narrow(level, bits) for bits in range(2, 8)}
+    functions |= {
         "dot4": dot4(level),
         "exp": unary("f32", "f32", exp),
         "bf16_to_f32": unary("bf16", "f32", bf16_to_f32),
@@ -114,6 +136,21 @@ def test_dot4_is_its_meaning(library, level, extreme):
     got = aligned(acc)
     library["dot4"](got, aligned(codes.reshape(-1)), aligned(x))
     np.testing.assert_array_equal(got, intrinsic.meaning(acc, codes, x))
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_products_in_two_steps_do_not_saturate(library, level, bits, sign):
+    intrinsic, count = DOT4[level.dot], Narrow.most(bits)
+    if intrinsic.narrow is None:
+        pytest.skip("one instruction does it at this level")
+    codes = np.full((count, intrinsic.lanes, 4), (1 << bits) - 1, np.uint8)
+    codes[:, 1] = np.random.default_rng(bits).integers(0, 1 << bits, (count, 4))
+    x = np.full((count, 4), sign * 127, np.int8)
+    got = aligned(np.zeros(intrinsic.lanes, np.int32))
+    library[f"narrow{bits}"](got, aligned(codes.reshape(-1)), aligned(x.reshape(-1)))
+    expected = sum(intrinsic.meaning(np.int32(0), *pair) for pair in zip(codes, x, strict=True))
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_exp(library):

@@ -6,7 +6,9 @@ Expected arrays have the factors rounded as the kernel rounds them, so that only
 import numpy as np
 import pytest
 
+from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
+from dsv3c.compiler.formats.grids import NF4
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -24,7 +26,19 @@ from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.op_tests import compare
 
-FORMATS = ("bfloat16", "float16", "fp8", "int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
+FORMATS = (
+    "bfloat16",
+    "float16",
+    "fp8",
+    "int8",
+    "int8-g64",
+    "int4-g32",
+    "int4-g32-asym",
+    "int4-g128",
+    "int5-g32",
+    "mxfp4",
+    "nf4-g64",
+)
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 
@@ -33,15 +47,28 @@ def rounded(x):
     return x.astype(NUMPY_DTYPES["bf16"]).astype(np.float64)
 
 
+def rounded_weight(spec, inputs, weight):
+    """Numbers of NF4 and float16 are rounded, the first before their scales."""
+    if spec.weight.element == "f16":
+        return rounded(weight)
+    if not isinstance(spec.weight.grid, NF4):
+        return weight
+    parts = {part: inputs[f"w.{part}"] for part in ("data", "scale")}
+    stored = rows16.unpack(parts, spec.weight, spec.n, spec.k)
+    scale = np.repeat(stored.scale, spec.weight.grouping.size, axis=-1).astype(np.float64)
+    return (rounded(spec.weight.grid.values(stored.codes, None)) * scale)[..., : spec.k]
+
+
 def case(name, t, n, k, heads=1, view=None):
     """(spec, inputs, expected, (exact, |x| times |w|))."""
     spec, inputs, x, weight = linear_case(name, t, n, k, heads, view)
-    factors = rounded(weight) if spec.weight.element == "f16" else weight
+    factors = rounded_weight(spec, inputs, weight)
     sides = product(x, weight), product(abs(x), abs(weight))
     return spec, inputs, {"y": product(rounded(x), factors)}, sides
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"halves-{name}": case(name, 66, 33, 176) for name in ("int3-g16", "int2-g16-asym")}  # groups of half a step
 CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
 CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
 CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))

@@ -15,6 +15,7 @@ import pytest
 
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
+from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.rope import RopeTable
 from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
@@ -26,9 +27,9 @@ from tests.targets.cases.attention import F32, attend, filled_cache, materialize
 from tests.targets.cases.dense import CASES as DENSE
 from tests.targets.cases.dense import control as control_of
 from tests.targets.cases.dense import dequantized
+from tests.targets.cases.float_codes import CASES as FLOAT_CODES
 from tests.targets.cases.moe import CASES as MOE
 from tests.targets.cases.moe import moe_case, router_case
-from tests.targets.gpu.fp8_cases import CASES as FP8
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
@@ -80,7 +81,8 @@ def more_cases():
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 
-CASES = {name: case for name, case in (DENSE | MOE | ATTENTION | SAMPLING | FP8).items() if isinstance(case[0], SPECS)}
+ALL = DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES
+CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
 CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
@@ -125,13 +127,31 @@ def chosen(spec, control, capabilities=NOTHING):
     return [form for form in forms if form.most_rows is None or count <= form.most_rows]
 
 
+def codes(spec):
+    """What the codes of its cache are."""
+    paging = getattr(spec, "paging", None)
+    return paging.element if paging and paging.coded else None
+
+
+def decoding(spec):
+    """What decides how its weights are taken apart: in products all of it; elsewhere, where the same is done to them,
+    whether they are codes and have zeros of their own."""
+    weight = getattr(spec, "weight", None)
+    if weight is None:
+        return ()
+    if not isinstance(spec, Linear):
+        return weight.element, weight.grouping.zero
+    return type(weight.grid), weight.packings["rows16"], weight.grouping.zero, min(weight.grouping.size, 32)
+
+
 @cache
 def telling(capabilities):
-    """Names of cases that together run every form of every kernel with every weight format: the first that does."""
+    """Names of cases that together run every form of every kernel with every way to decode weights and every cache of
+    codes: the first that does."""
     seen, names = set(), []
     for name, (spec, inputs, *_) in CASES.items():
         own = {
-            (type(kernel).__name__, str(getattr(spec, "weight", "")), form.most_rows, form.requires)
+            (type(kernel).__name__, decoding(spec), codes(spec), form.most_rows, form.requires)
             for kernel in stages(spec)
             for form in chosen(kernel, inputs["control"], capabilities)
         }

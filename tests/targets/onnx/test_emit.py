@@ -162,6 +162,7 @@ def test_cache_has_the_type_of_the_activations(provider: str, quant: str, asked:
     assert choose_cache_dtype(CompileOptions(target="onnx", quant=quant, cache_dtype=asked), target) == expected
 
 
-def test_cache_type_that_a_provider_lacks_is_refused() -> None:
-    with pytest.raises(BadOptionError, match="cache_dtype is 'bf16'; expected f32 for the target onnx"):
-        choose_cache_dtype(CompileOptions(target="onnx", cache_dtype="bf16"), targets.get("onnx"))
+@pytest.mark.parametrize("asked", ["bf16", "int8", "fp8"])
+def test_cache_type_that_a_provider_lacks_is_refused(asked: str) -> None:
+    with pytest.raises(BadOptionError, match=f"cache_dtype is '{asked}'; expected f32 for the target onnx"):
+        choose_cache_dtype(CompileOptions(target="onnx", cache_dtype=asked), targets.get("onnx"))

@@ -9,7 +9,7 @@ from tests.conformance.runs import relative_error
 from tests.selection import shortlist
 from tests.targets.onnx.conftest import Export
 
-QUANTS = ("float32", "float16", "bfloat16", "int8", "int4-g32", "int4-g32-asym", "int4-g64")
+QUANTS = ("float32", "float16", "bfloat16", "int8", "int8-asym", "int4-g32", "int4-g32-asym", "int2-g16")
 # Groups that fit the experts' widths, which QMoE takes, and widths that they do not divide, with plain nodes.
 CASES = ("v3-grouped-yarn", "v3-odd-widths-3-shared", "v2-greedy")
 EXACT = "onnx:accuracy_level=0"

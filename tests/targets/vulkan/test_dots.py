@@ -36,7 +36,7 @@ from tests.targets.op_tests import compare
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 FORMATS = ("int8", "int8-g64", "int4-g32", "int4-g32-asym", "int4-g128", "int5-g32")
-OTHERS = ("float32", "float16", "bfloat16", "fp8")
+OTHERS = ("float32", "float16", "bfloat16", "fp8", "mxfp4", "nf4-g64")
 SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 HALF_STEP = (0.5 + 2.0**-12) / 127  # of the largest magnitude of K_TILE values; more than a half, as division may err
 # The instruction by its definition, in C++.
@@ -83,6 +83,7 @@ def case(name, t, n, k, heads=1, view=None, x=None):
 
 
 CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+CASES |= {f"halves-{name}": case(name, 66, 33, 176) for name in ("int3-g16", "int2-g16-asym")}  # groups of half a step
 CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("int8", "int4-g32")}
 CASES["view"] = case("int4-g32", 66, 20, 63, view=View(100, offset=9))
 CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))

@@ -21,7 +21,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import CONTROL, Operand
-from dsv3c.targets.gpu.kernels.attention import tensor_cores
+from dsv3c.targets.gpu.kernels.attention import coded, tensor_cores
 from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
 from dsv3c.targets.gpu.kernels.frame import (
     LOWEST,
@@ -88,27 +88,50 @@ class Merge:
 
 @dataclass(frozen=True)
 class _Units:
-    """How rows of the cache are read: by words of two bfloat16 where every row begins with one, else by element."""
+    """How rows of the cache are read: by words of two bfloat16 where every row begins with one, by words of four codes,
+    else by element."""
 
     paging: Paging
 
     @property
     def columns(self) -> int:
         """Of a unit."""
+        if self.paging.coded:
+            return coded.CODES
         return 2 if self.paging.element == "bf16" and self.paging.width % 2 == 0 else 1
 
     @property
     def count(self) -> int:
-        """Of a row."""
-        return self.paging.width // self.columns
+        """Of a row's columns; the last one of codes has what fills it, too."""
+        return -(-self.paging.width // self.columns)
+
+    @property
+    def stride(self) -> int:
+        """From row to row."""
+        return coded.row_words(self.paging) if self.paging.coded else self.count
 
     @property
     def latent(self) -> int:
         """Those with columns of the latent."""
         return -(-self.paging.rank // self.columns)
 
+    def numbers(self, cache: Buffer, row: Expr, unit: Expr) -> list[Expr]:
+        """The columns of a unit of the row whose first unit is `row`."""
+        values = self.load(cache, row + unit)
+        if not self.paging.coded:
+            return values
+        both = [coded.scale(cache, row, part, self.paging) for part in range(2)]
+        if self.paging.rank % self.columns == 0:
+            own = T.bind(T.Select(unit < self.latent, *both))
+            return [T.bind(value * own) for value in values]
+        parts = (T.Select(unit * self.columns + i < self.paging.rank, *both) for i in range(self.columns))
+        return [T.bind(value * own) for value, own in zip(values, parts, strict=True)]
+
     def load(self, cache: Buffer, index: Expr) -> list[Expr]:
-        """The columns of a unit as float32."""
+        """The columns of a unit as float32, codes before their scale."""
+        if self.paging.coded:
+            word = T.bind(cache[index])
+            return [T.bind(coded.number(word, i, self.paging.element)) for i in range(self.columns)]
         if self.columns == 1:
             return [T.bind(load(cache, T.bind(index), self.paging.element))]
         word = T.bind(cache[index])
@@ -127,7 +150,7 @@ def partial_operands(partial: Partial) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_latent", "f32", m * spec.heads * paging.rank),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
         _scratch(spec),
@@ -317,7 +340,7 @@ class _Attention:
             sequence = self._buffers["sequence"][self._place.token]
             position = T.bind(T.min(base + self._thread, self._place.end - 1))
             row = slot(self._spec.paging, self._buffers["page_table"], sequence, position)
-            store(self._slots, self._thread, row * self._units.count)
+            store(self._slots, self._thread, row * self._units.stride)
 
     def _score(self, used: Expr) -> None:
         """The scores of a block, [SLOTS, HEADS]."""
@@ -331,7 +354,7 @@ class _Attention:
             with T.serial(0, self._steps) as step:
                 unit = T.bind(step * RUN + runs.lane)
                 held = unit if self._units.count % RUN == 0 else T.bind(T.min(unit, last))
-                keys = [self._units.load(self._buffers["cache"], start + held) for start in starts]
+                keys = [self._units.numbers(self._buffers["cache"], start, held) for start in starts]
                 for h in range(HEADS):
                     for column in range(self._units.columns):
                         row = (h * self._units.columns + column) * self._steps * RUN
@@ -346,7 +369,8 @@ class _Attention:
                 store(self._scores, at, score * f32(self._spec.scale))
 
     def _softmax(self, used: Expr) -> None:
-        """Probabilities in the place of scores, 0 behind the last slot, and the factors of what was before."""
+        """Probabilities in the place of scores, 0 behind the last slot, and the factors of what was before. Those of
+        latents that are codes are times their scales."""
         runs, state = self._runs, self._state
         at, inside = T.bind(runs.lane * HEADS + runs.run), T.bind(runs.lane < used)
         score = T.bind(T.Select(inside, self._scores[at], f32(LOWEST)))
@@ -356,6 +380,9 @@ class _Attention:
         probability = T.bind(T.Select(inside, exp(score - largest), f32(0)))
         store(state, 0, largest)
         store(state, 1, state[1] * factor + probability)
+        if self._spec.paging.coded:  # once a slot, not once a column
+            row = T.bind(self._slots[runs.lane])
+            probability = probability * coded.scale(self._buffers["cache"], row, 0, self._spec.paging)
         store(self._scores, at, probability)
         with T.If(runs.lane == 0), T.Then():
             store(self._factors, runs.run, factor)

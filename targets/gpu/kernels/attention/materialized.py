@@ -17,6 +17,7 @@ from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, Operand, view_of, weight_operands
+from dsv3c.targets.gpu.kernels.attention import coded
 from dsv3c.targets.gpu.kernels.attention.paged import slot
 from dsv3c.targets.gpu.kernels.frame import (
     LOWEST,
@@ -85,7 +86,7 @@ def see_operands(see: SeeBlocks) -> tuple[Operand, ...]:
         CONTROL,
         Operand("q_nope", "f32", m * view.row_stride),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
-        Operand("cache", paging.element, None),
+        paging.cache,
         *weight_operands("w_uk", spec.weight, (spec.heads,), spec.nope, paging.rank),
         *weight_operands("w_uv", spec.weight, (spec.heads,), spec.v, paging.rank),
         *paging.operands(m),
@@ -200,7 +201,7 @@ class _Group:
             with T.If(self.thread < SLOTS), T.Then():
                 position = T.bind(T.min(first + self.thread, last))
                 row = slot(paging, self.buffers["page_table"], self.buffers["sequence"][start], position)
-                store(self.slots, self.thread, row * paging.width)
+                store(self.slots, self.thread, row * paging.stride)
             barrier()
             keys, values = self._rebuilt("w_uk", spec.nope), self._rebuilt("w_uv", spec.v)
             with T.serial(0, T.floordiv(end - start + (TOKENS - 1), TOKENS)) as turn:
@@ -219,8 +220,13 @@ class _Group:
         return [tile(weight, run, self._latent, self.thread, space) for run in runs]
 
     def _latent(self, row: Expr, column: Expr) -> Expr:
-        at = T.bind(self.slots[row] + column)
-        return load(self.buffers["cache"], at, self.see.spec.paging.element)
+        cache, paging = self.buffers["cache"], self.see.spec.paging
+        if not paging.coded:
+            return load(cache, T.bind(self.slots[row] + column), paging.element)
+        start, column = T.bind(T.shift_right(self.slots[row], T.int32(2))), T.bind(column)
+        word = T.bind(cache[start + T.shift_right(column, T.int32(2))])
+        value = T.bind(coded.number(word, T.bitwise_and(column, T.int32(3)), paging.element))
+        return value * coded.scale_of(cache, start, column, paging)
 
     def _furthest(self, tokens: _Tokens) -> Expr:
         """The largest position among them."""

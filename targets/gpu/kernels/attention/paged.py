@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.operands import Operand, view_of
+from dsv3c.targets.gpu.kernels.attention import coded
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -15,6 +16,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     Expr,
     Extent,
     Variant,
+    f32,
     local,
     row_count,
     spread,
@@ -68,7 +70,7 @@ def _write_token(
     paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
     start, half = T.bind(start), paging.d // 2
     row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
-    out = T.bind(row * paging.width)
+    out = T.bind(row * paging.width)  # of rows that are no codes
     scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
     value = local(1)
 
@@ -85,6 +87,9 @@ def _write_token(
                 store(value, 0, T.Select(at < half, pair[0], pair[1]))
         return T.bind(value[0])
 
+    if paging.coded:
+        _write_codes(paging, cache, T.bind(row * coded.row_words(paging)), column, thread, runs)
+        return
     if paging.element == "f32":
         spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
         return
@@ -113,3 +118,35 @@ def _write_token(
                     store(cache, own, T.bitwise_or(kept, bits if part == 0 else T.shift_left(bits, T.uint32(16))))
 
     halves(thread)
+
+
+def _write_codes(
+    paging: Paging, cache: Buffer, row: Expr, column: Callable[[Expr], Expr], thread: Expr, runs: Runs
+) -> None:
+    """The row whose first word is `row`: a thread has every THREADS-th word of codes, the first one both scales."""
+    inverses, most = [], local(1)
+    for part, (count, first) in enumerate(((paging.rank, 0), (paging.d, paging.rank))):
+        store(most, 0, f32(0))
+
+        def grow(j: Expr, first: int = first) -> None:
+            store(most, 0, T.max(most[0], T.fabs(column(j + first))))
+
+        spread(count, thread, grow)
+        runs.renew_all()
+        scale, inverse = coded.scale_and_inverse(T.bind(runs.reduced(most[0], T.max)), paging.element)
+        with T.If(thread == 0), T.Then():
+            store(cache, row + (coded.code_words(paging) + part), T.reinterpret("uint32", scale))
+        inverses.append(inverse)
+    word = local(1, "uint32")
+
+    def four(w: Expr) -> None:
+        store(word, 0, T.uint32(0))
+        for byte in range(coded.CODES):
+            j = T.bind(w * coded.CODES + byte)
+            with T.If(j < paging.width), T.Then():
+                scaled = T.bind(column(j) * T.Select(j < paging.rank, *inverses))
+                code = T.bind(coded.rounded(scaled, paging.element))
+                store(word, 0, T.bitwise_or(word[0], T.shift_left(code, T.uint32(8 * byte))))
+        store(cache, row + w, word[0])
+
+    spread(coded.code_words(paging), thread, four)

@@ -7,7 +7,8 @@ float16 ends at 65504 and is exact to 2^-11 only down to 2^-14, below which a de
 either side is multiplied by a power of two that puts its largest magnitude just below 2^15, and every sum by the powers
 of its two rows. What is lost of a factor is then at most 2^-11 of it, or 2^-28 of the largest in its row; of codes, of
 the largest that the factors of the row could give. Activations are rounded to nearest, and weights with a factor for
-each group along K; codes with one factor a row, float16 and bfloat16 are exact. float32 weights have no such form.
+each group along K; codes with one factor a row but NF4, float16 and bfloat16 are
+exact. float32 weights have no such form.
 
 To find the largest, activations and float weights are read once more, of codes only the factors.
 
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
+from dsv3c.compiler.formats.grids import NF4
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
@@ -218,6 +220,8 @@ def _scaled(weight: Weight, block: Expr, chunk: Expr, lane: Expr, power: Expr) -
     elif weight.groups > 1:
         scale = T.bind(factor * _inverse(power))
         values = [_rounded(value * scale) for value in values]
+    elif isinstance(weight.format.grid, NF4):
+        values = [_rounded(value) for value in values]
     return values if whole else [T.Select(chunk < weight.chunks, value, f32(0)) for value in values]
 
 

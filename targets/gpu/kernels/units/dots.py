@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from dsv3c.compiler.formats.grids import Integers
 from dsv3c.compiler.formats.packings import EACH
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
@@ -40,7 +41,8 @@ SIGNS = SIGN * EACH  # the highest bit of every byte
 @dataclass(frozen=True)
 class _Space:
     """Shared memory: int8 by four in words [WORDS, STRIDE] of either side; bits of largest magnitudes
-    [TILE, QUARTERS]; what a step of the activations of a row is worth f32 [TILE]; factors of weight rows f32 [TILE]."""
+    [TILE, QUARTERS]; what a step of the activations of a row is worth f32 [TILE]; factors of weight rows f32
+    [2 * TILE], the second TILE for the second half of K_TILE where that is a group of its own."""
 
     weights: Buffer
     rows: Buffer
@@ -56,23 +58,23 @@ class IntegerDots:
     capability: str = INTEGER_DOT
 
     def serves(self, weight: WeightFormat) -> bool:
-        return weight.integer_products and weight.largest < SIGN
+        return isinstance(weight.grid, Integers) and weight.integer_products and weight.largest < SIGN
 
     def space(self) -> _Space:
         weights, rows = (shared(WORDS * STRIDE, "uint32") for _ in range(2))
-        return _Space(weights, rows, shared(TILE * QUARTERS, "uint32"), shared(TILE), shared(TILE))
+        return _Space(weights, rows, shared(TILE * QUARTERS, "uint32"), shared(TILE), shared(2 * TILE))
 
     def product(self, factors: Factors, thread: Expr, space: _Space, keep: Keep) -> None:
         weight, rows = factors.weight, _Rows(factors, thread)
         lane, part = T.bind(T.bitwise_and(thread, T.int32(LANES - 1))), T.bind(T.shift_right(thread, T.int32(4)))
-        first, grouped = T.bind(part * ROWS), weight.groups > 1
+        first, grouped, parts = T.bind(part * ROWS), weight.groups > 1, factors.parts
         sums, products = local(SUMS), local(SUMS, "int32")
         for at in range(SUMS):
             store(sums, at, f32(0))
 
-        def stage_factors(group: Expr) -> None:
+        def stage_factors(group: Expr, at: int = 0) -> None:
             with T.If(thread < TILE), T.Then():
-                store(space.factors, thread, weight.factor(factors.block(part), group, lane))
+                store(space.factors, at + thread, weight.factor(factors.block(part), group, lane))
 
         if not grouped:
             stage_factors(T.int32(0))
@@ -84,16 +86,19 @@ class IntegerDots:
             for chunk in chunks:
                 chunk.stage(space)
             rows.stage(values, space)
-            if grouped:
-                stage_factors(T.bind(T.floordiv(step * K_TILE, weight.format.grouping.size)))
+            for number in range(parts if grouped else 0):
+                group = T.floordiv(step * K_TILE, weight.format.grouping.size) if parts == 1 else step * parts + number
+                stage_factors(T.bind(group), number * TILE)
             barrier()
-            _multiply(products, first, lane, space)
             steps = [T.bind(space.steps[first + j]) for j in range(ROWS)]
-            scales = [T.bind(space.factors[i * LANES + lane]) if grouped else None for i in range(BLOCKS)]
-            for i, scale in enumerate(scales):
-                for j, one in enumerate(steps):
-                    value = T.Cast("float32", products[i * ROWS + j])
-                    store(sums, i * ROWS + j, sums[i * ROWS + j] + value * (one if scale is None else one * scale))
+            for number in range(parts):
+                _multiply(products, first, lane, space, range(number * WORDS // parts, (number + 1) * WORDS // parts))
+                places = [number * TILE + i * LANES + lane for i in range(BLOCKS)]
+                scales = [T.bind(space.factors[place]) if grouped else None for place in places]
+                for i, scale in enumerate(scales):
+                    for j, one in enumerate(steps):
+                        value = T.Cast("float32", products[i * ROWS + j])
+                        store(sums, i * ROWS + j, sums[i * ROWS + j] + value * (one if scale is None else one * scale))
         found = [sums[at] for at in range(SUMS)]
         if not grouped:
             scales = [T.bind(space.factors[i * LANES + lane]) for i in range(BLOCKS)]
@@ -105,11 +110,11 @@ class IntegerDots:
                 keep(row, T.int32(pair), lane, (found[at], found[at + ROWS]))
 
 
-def _multiply(products: Buffer, first: Expr, lane: Expr, space: _Space) -> None:
-    """products[i * ROWS + j] = what is staged of row `lane` of block i times that of activation row first + j."""
+def _multiply(products: Buffer, first: Expr, lane: Expr, space: _Space, words: range) -> None:
+    """products[i * ROWS + j] = `words` of what is staged of row `lane` of block i times those of row first + j."""
     for at in range(SUMS):
         store(products, at, T.int32(0))
-    with T.serial(0, WORDS) as k:
+    with T.serial(words.start, words.stop) as k:
         start = T.bind(k * STRIDE)
         weights = [T.bind(space.weights[start + i * LANES + lane]) for i in range(BLOCKS)]
         rows = [T.bind(space.rows[start + first + j]) for j in range(ROWS)]

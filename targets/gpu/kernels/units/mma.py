@@ -1,15 +1,17 @@
 """Tiles on the tensor cores of NVIDIA, summed in float32.
 
-Both sides become bfloat16, which has the range of float32. Codes of int4, int8 and fp8 are exact in it, and so are the
-stored bfloat16; float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group along K.
+Both sides become bfloat16, which has the range of float32. Codes of integers, fp8 and MXFP4 are exact in it, and so are
+the stored bfloat16; NF4 and float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group
+along K.
 float32 weights have no such form.
 
 A workgroup has four warps, each with 32 x 32 of the tile in fragments of mma.m16n8k16. Of K_TILE values of K at a time,
-both sides are staged in shared memory, as pairs of values in words.
+both sides are staged in shared memory, as pairs of values in words. Sixteen values are a product, and may be a group.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv3c.compiler.formats.rows16 import LANES
@@ -29,7 +31,7 @@ SUMS = 4 * ROW_FRAGMENTS * COLUMN_FRAGMENTS  # of a thread
 
 @dataclass(frozen=True)
 class _Space:
-    """Shared memory: pairs of bfloat16 in words [TILE, STRIDE] of either side, factors f32 [2 * TILE]."""
+    """Shared memory: pairs of bfloat16 in words [TILE, STRIDE] of either side, factors f32 [4 * TILE]."""
 
     weights: Buffer
     rows: Buffer
@@ -46,7 +48,7 @@ class TensorCores:
         return weight.element != "f32"
 
     def space(self) -> _Space:
-        return _Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(2 * TILE))
+        return _Space(shared(TILE * STRIDE, "uint32"), shared(TILE * STRIDE, "uint32"), shared(4 * TILE))
 
     def product(self, factors: Factors, thread: Expr, space: _Space, keep: Keep) -> None:
         place = Thread.of(thread)
@@ -84,16 +86,18 @@ def _product(factors: Factors, place: Thread, space: _Space) -> Buffer:
     (row, column), group, member = _corner(place), place.group, place.member
     row_words, column_words = T.bind((row + group) * STRIDE + member), T.bind((column + group) * STRIDE + member)
 
-    def add(step: Expr) -> None:
-        """The products of K_TILE values of K from step * K_TILE on."""
+    def add(step: Expr, after: Callable[[int], None] | None = None) -> None:
+        """The products of K_TILE values of K from step * K_TILE on; after(half) when those of a half were added."""
         _stage_weights(factors, step, (lane, part), space.weights)
         for turn, first in enumerate(starts):
             low = T.bind(step * K_TILE + lane * 2)
             values = [T.bind(factors.x[first + T.min(low + i, weight.k - 1)]) for i in range(2)]
             store(space.rows, (turn * SLICES + part) * STRIDE + lane, pair(*values))
         barrier()
-        for at in range(0, PAIRS, 8):
+        for half, at in enumerate(range(0, PAIRS, 8)):
             _multiply(sums, (space.rows, T.bind(row_words + at)), (space.weights, T.bind(column_words + at)))
+            if after:
+                after(half)
         barrier()
 
     def stage_scales(number: Expr, at: Expr) -> None:
@@ -111,17 +115,24 @@ def _product(factors: Factors, place: Thread, space: _Space) -> Buffer:
             for at, factor in enumerate(_scales(space.factors, column + member * 2)):
                 store(sums, at, sums[at] * factor)
         return sums
-    scaled, each = local(SUMS), steps // weight.groups
+    scaled, parts = local(SUMS), factors.parts
+    runs = weight.groups // parts
     _clear(scaled)
-    with T.serial(0, weight.groups) as number:
+    with T.serial(0, runs) as number:
         # Two places by turns: a thread may still read the factors of the group before.
-        own = T.bind(T.bitwise_and(number, T.int32(1)) * TILE)
-        stage_scales(number, own)
-        with T.serial(0, each) as step:
-            add(T.bind(number * each + step))
-        for at, factor in enumerate(_scales(space.factors, own + column + member * 2)):
-            store(scaled, at, scaled[at] + sums[at] * factor)
-        _clear(sums)
+        own = T.bind(T.bitwise_and(number, T.int32(1)) * (parts * TILE))
+        for i in range(parts):
+            stage_scales(number if parts == 1 else number * parts + i, own + i * TILE)
+
+        def scale(half: int, own: Expr = own) -> None:
+            for at, factor in enumerate(_scales(space.factors, own + half * TILE + column + member * 2)):
+                store(scaled, at, scaled[at] + sums[at] * factor)
+            _clear(sums)
+
+        with T.serial(0, steps // runs) as step:
+            add(T.bind(number * (steps // runs) + step), None if parts == 1 else scale)
+        if parts == 1:
+            scale(0)
     return scaled
 
 

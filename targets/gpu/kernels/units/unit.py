@@ -13,7 +13,7 @@ from dsv3c.targets.gpu.kernels.weights import Weight
 
 TILE = 64  # activation rows, and output rows
 BLOCKS = TILE // LANES  # of the weight
-K_TILE = 32  # every group along K is a multiple of it
+K_TILE = 32  # a group along K is a multiple of it, or half of it
 SLICES = THREADS // LANES
 SIDE = 32  # of the square that each of four subgroups computes
 
@@ -34,6 +34,11 @@ class Factors:
     def steps(self) -> int:
         """Turns of K_TILE values of K."""
         return -(-self.weight.chunks * self.weight.chunk // K_TILE)
+
+    @property
+    def parts(self) -> int:
+        """Groups in K_TILE values of K: 1, or 2 of half of it."""
+        return max(1, K_TILE // (self.weight.format.grouping.size or K_TILE))
 
 
 class Unit(Protocol):

@@ -254,6 +254,8 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
         ("mla_write", ("f32[N, 12]", "f32[T, 11]", "f32[8]", "f32[T, 4]", *P3), WRITE, "does not fit the cache"),
         ("mla_write", ("f32[N, 12]", "f32[T, 12]", "f32[8]", "f32[T, 8]", *P3), WRITE, "is not norm"),
         ("mla_absorbed", ("f32[T, 2, 8]", "f32[T, 2, 4]", "f32[N, 13]", *P3), ATTEND, "do not fit the cache"),
+        ("mla_absorbed", ("f32[T, 2, 8]", "f32[T, 2, 4]", "int8-at4[N, 12]", *P3), ATTEND, "do not fit the cache"),
+        ("mla_write", ("fp8-at4[N, 12]", "f32[T, 12]", "f32[8]", "f32[T, 4]", *P3), WRITE, "do not fit the cache"),
         ("mla_absorbed", ("f32[T, 2, 8]", "f32[T, 3, 4]", "f32[N, 12]", *P3), ATTEND, "differ in tokens or heads"),
         ("mla_absorbed", ("f32[T, 2, 8]", "f32[T, 2, 4]", "f32[N, 12]", *P3[:2]), ATTEND, "missing 1 required"),
         (

@@ -13,7 +13,7 @@ from dsv3c.compiler.errors import Dsv3cError, TypeRuleError
 from dsv3c.compiler.formats.quant import QTensor
 
 RNG = np.random.default_rng(0)
-INTEGER_FORMATS = ("int8", "int8-g32", "int4-g32", "int4-g64", "int4-g32-asym")
+INTEGER_FORMATS = ("int8", "int8-g32", "int4-g32", "int4-g64", "int4-g32-asym", "int2-g16")
 FLOAT_FORMATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -34,7 +34,7 @@ def test_a_quantised_weight_decodes_as_code_minus_zero_times_scale(format: str) 
     stored = quantize(normal(2, 3, 70), format)
     assert isinstance(stored, QTensor)
     group = stored.codes.shape[-1] // stored.scale.shape[-1]
-    zero = 128 if format.startswith("int8") else 8
+    zero = {"int8": 128, "int4": 8, "int2": 2}[format[:4]]
     values = decoded(stored)
     assert values.dtype == np.float32
     assert values.shape == (2, 3, 70)

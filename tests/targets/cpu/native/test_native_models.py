@@ -53,6 +53,18 @@ def test_small_steps_and_float32(model_type: str, tmp_path: Path, monkeypatch: p
     native.close()
 
 
+@pytest.mark.parametrize("quant", shortlist(["fp8", "mxfp4", "nf4-g64"], ["mxfp4"]))
+def test_codes_that_stand_for_floats(quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x86, "LEVELS", x86.LEVELS[:1])
+    write_checkpoint(tmp_path / "model", tiny_config())
+    out, ids = tmp_path / "out", np.arange(3, 12, dtype=np.int32)
+    compile_checkpoint(tmp_path / "model", out, CompileOptions(quant=quant, emit=("native",), max_tokens=16))
+    native = Model(out, threads=1)
+    with runtime.load(out, threads=1) as model:
+        np.testing.assert_array_equal(native.logits(list(ids)), model.logits(ids))
+    native.close()
+
+
 def test_another_kind_of_tokenizer_leaves_token_ids(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("native")))
     content = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))

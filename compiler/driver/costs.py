@@ -1,0 +1,181 @@
+"""What each weight costs in each format: measured on the model's outputs where that can be done, else on the weight.
+
+The model is evaluated in numpy on some text. Of a weight the KL divergence is measured in one format, and carried over
+to the others by the error of its products: both grow with the square of what rounding changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import Graph, Value, topological_order
+from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.core.pieces import is_stacked, part
+from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.formats.elements import Array, as_float32
+from dsv3c.compiler.formats.quant import stored
+from dsv3c.compiler.formats.table import FORMATS, WeightFormat
+from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
+from dsv3c.compiler.quantisation.calibration import blas
+from dsv3c.compiler.quantisation.calibration import text as calibration_text
+from dsv3c.compiler.quantisation.quant_plan import Weight
+from dsv3c.compiler.quantisation.sensitivity import HIDDEN, Experiment, step_inputs
+from dsv3c.runtime.progress import Progress
+
+MAIN, DRAFT = "decode", "mtp"  # entries of a model; prefill computes what decode does
+DRAFT_SHARE = 0.1  # a draft that is wrong costs time and no quality
+SEQUENCES, LENGTH = 4, 128
+EVALUABLE = 400_000_000  # numbers of a model whose activations and weights are kept in memory at once
+_REFERENCE_BITS = 4.0
+_SAMPLED_EXPERTS, _SAMPLED = 4, 1 << 17  # numbers of a weight, that its own error is told from
+
+Sizes = Mapping[str, Mapping[str, int]]  # bytes by the names of weight and format
+
+
+@dataclass(frozen=True)
+class Costs:
+    """By the names of weight and format, for formats that are worth their bytes; measure says what they are."""
+
+    by_weight: Mapping[str, Mapping[str, float]]
+    measure: str
+
+
+def measured(
+    source: Checkpoint,
+    graphs: Mapping[str, Graph],
+    weights: Sequence[Weight],
+    sizes: Sizes,
+    options: CompileOptions,
+    progress: Progress,
+) -> Costs:
+    """The costs of `weights` in the formats that `sizes` has for each, but for those that lose more than others of no
+    more bytes, by the error of some rows. Raises what reading the calibration raises."""
+    tokens = _tokens(source, options)
+    if tokens is None or sum(weight.parameters for weight in weights) > EVALUABLE:
+        return _by_weight_error(source, graphs, weights, sizes, progress)
+    return _by_outputs(source, graphs, weights, sizes, tokens, progress)
+
+
+def experiments(source: Checkpoint, graphs: Mapping[str, Graph], tokens: Array) -> dict[str, Experiment]:
+    """The main model, and its draft module where it has one, on tokens i32 [S, L]."""
+    inputs = step_inputs(tokens, PAGE_SIZE)
+    main = Experiment(graphs[MAIN], inputs, source.read, PAGE_SIZE)
+    found = {MAIN: main}
+    if DRAFT in graphs:
+        # It is given the next token and what the model made of this one.
+        following = np.roll(tokens, -1, axis=1)
+        drafting = {**step_inputs(following, PAGE_SIZE), HIDDEN: main.result(HIDDEN)}
+        found[DRAFT] = Experiment(graphs[DRAFT], drafting, source.read, PAGE_SIZE)
+    return found
+
+
+def by_error(experiment: Experiment, weight: Weight, formats: Sequence[str]) -> dict[str, float]:
+    """The KL divergence that a weight costs in each format: measured in one, the others by the error of products."""
+    reference = min(formats, key=lambda name: abs(FORMATS[name].bits_per_weight() - _REFERENCE_BITS))
+    errors = {name: experiment.error(experiment.rounded(weight, FORMATS[name])) for name in formats}
+    if not errors[reference]:
+        return errors
+    scale = experiment.kl(experiment.rounded(weight, FORMATS[reference])) / errors[reference]
+    return {name: scale * error for name, error in errors.items()}
+
+
+def _by_outputs(
+    source: Checkpoint,
+    graphs: Mapping[str, Graph],
+    weights: Sequence[Weight],
+    sizes: Sizes,
+    tokens: Array,
+    progress: Progress,
+) -> Costs:
+    progress.stage("measuring what formats cost", len(weights))
+    with blas.threads(1):  # products are small; and sums in one order make the same choice again
+        models = experiments(source, graphs, tokens)
+        found = {}
+        for weight in weights:
+            worthwhile = _weight_errors(source, weight, sizes[weight.name])
+            found[weight.name] = _cost(models, weight, list(worthwhile))
+            progress.advance()
+    measure = f"KL divergence of the logits in nats, on {tokens.size} tokens"
+    return Costs(found, f"{measure}; of a draft module {DRAFT_SHARE:g} times" if DRAFT in models else measure)
+
+
+def _cost(models: Mapping[str, Experiment], weight: Weight, formats: Sequence[str]) -> dict[str, float]:
+    entry = next(name for name, model in models.items() if any(map(model.has, weight.recipes)))
+    share = DRAFT_SHARE if entry == DRAFT else 1.0
+    return {name: share * cost for name, cost in by_error(models[entry], weight, formats).items()}
+
+
+def _by_weight_error(
+    source: Checkpoint, graphs: Mapping[str, Graph], weights: Sequence[Weight], sizes: Sizes, progress: Progress
+) -> Costs:
+    """The relative error of the weights themselves, of a sample of their rows."""
+    progress.stage("measuring what formats cost", len(weights))
+    main = set(graphs[MAIN].values())
+    found: dict[str, dict[str, float]] = {}
+    for weight in weights:
+        share = 1.0 if main & set(weight.recipes) else DRAFT_SHARE
+        errors = _weight_errors(source, weight, sizes[weight.name])
+        found[weight.name] = {name: share * error for name, error in errors.items()}
+        progress.advance()
+    return Costs(found, "relative square error of the weight")
+
+
+def _weight_errors(source: Checkpoint, weight: Weight, sizes: Mapping[str, int]) -> dict[str, float]:
+    """The relative error of some rows in formats from the smallest on, each of which loses less than all before."""
+    rows = _sample(source, weight.recipes[0])
+    errors = {name: _weight_error(rows, FORMATS[name]) for name in sizes}
+    found: dict[str, float] = {}
+    least = math.inf
+    for name in sorted(sizes, key=lambda name: (sizes[name], errors[name])):
+        if errors[name] < least:
+            found[name] = least = errors[name]
+    return found
+
+
+def _weight_error(rows: Sequence[Array], format: WeightFormat) -> float:
+    apart = sum(float(np.square(decoded(stored(part, format)) - part).sum(dtype=np.float64)) for part in rows)
+    power = sum(float(np.square(part).sum(dtype=np.float64)) for part in rows)
+    return apart / power if power else 0.0
+
+
+def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
+    """Rows of a weight [.., N, K], of a few of its experts or heads."""
+    stacked = any(map(is_stacked, topological_order([recipe])))
+    count = int(recipe.shape[0])
+    picked = range(0, count, -(-count // _SAMPLED_EXPERTS))
+    pieces = [part(recipe, index) for index in picked] if stacked else [recipe]
+
+    def given(leaf: Value) -> Any:
+        name, expert = str(leaf.attrs["name"]), leaf.attrs.get("expert")
+        return source.read(name) if expert is None else source.part(name, int(expert))  # type: ignore[arg-type]
+
+    found = []
+    for piece in pieces:
+        (whole,) = ops.evaluate([piece], given)
+        rows = as_float32(whole).reshape(-1, whole.shape[-1])
+        kept = max(1, _SAMPLED // (len(pieces) * rows.shape[1]))
+        found.append(rows[:: -(-len(rows) // kept)])
+    return found
+
+
+def _tokens(source: Checkpoint, options: CompileOptions) -> Array | None:
+    """Some of the calibration's text, of ours where none is given; None where the checkpoint has no tokenizer."""
+    if options.calibration is None and not (source.path / text_files.TOKENIZER).is_file():
+        return None
+    return text_windows(source.path, options.calibration, options.calibration_tokens)
+
+
+def text_windows(checkpoint: Path, text: Path | None, limit: int) -> Array:
+    """Windows of a text from all over it, i32 [SEQUENCES, LENGTH]. Raises CalibrationError and CheckpointError."""
+    found = calibration_text.read(text, text_files.tokenizer_of(checkpoint), limit)
+    ids = np.concatenate(found.sequences)
+    starts = np.linspace(0, len(ids) - LENGTH, SEQUENCES).astype(int)
+    return np.stack([ids[start : start + LENGTH] for start in starts])

@@ -1,0 +1,106 @@
+"""Artifacts measured where they are compiled: in which kernels, against which reference.
+
+What compiles is handed in, since compiling measures, and measuring compiles references.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv3c import targets
+from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.errors import NoLocalTargetError
+from dsv3c.compiler.options import CompileOptions
+from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact, ArtifactTarget
+from dsv3c.runtime.devices.cpu.features import ISA_VARIABLE, MACHINES, cpu_flags, machine, permitted, require_machine
+from dsv3c.runtime.devices.device import Placement
+from dsv3c.runtime.errors import TokenizerMissing
+from dsv3c.runtime.measure.quality import evaluate
+from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, Text, beginning, cut, read_text
+from dsv3c.runtime.progress import Progress
+
+REFERENCE = "float32"  # the format that others are compared with
+CONFIG = "config.json"
+
+Compile = Callable[[Path, Path | None, CompileOptions, Progress | None], Any]
+
+
+def local_target() -> str:
+    """The target string for this machine's CPU, with the one level of its kernels that would run here where a target
+    has that choice. Raises NoLocalTargetError."""
+    family = next((name for name, known in MACHINES.items() if known == machine()), None)
+    if family is None:
+        raise NoLocalTargetError(reason=f"no target is for {machine()}")
+    if family != "x86":
+        return family
+    flags = cpu_flags()
+    levels = [level for level in targets.get(family).levels() if not level.missing(flags) and permitted(level.requires)]
+    if not levels:
+        raise NoLocalTargetError(reason="this CPU runs none of the kernel levels")
+    wanted = os.environ.get(ISA_VARIABLE)
+    chosen = wanted if wanted in {level.name for level in levels} else levels[-1].name
+    return f"{family}:level={chosen}"
+
+
+@contextmanager
+def reference(path: Path, compile: Compile, progress: Progress | None = None) -> Iterator[Path]:
+    """An artifact itself, or a checkpoint compiled to float32 for this machine's CPU in a temporary folder."""
+    if not _is_checkpoint(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dsv3c-reference-") as folder:
+        out = Path(folder) / f"{path.resolve().name}-{REFERENCE}"
+        compile(path, out, CompileOptions(target=local_target(), quant=REFERENCE), progress)
+        yield out
+
+
+def reference_name(path: Path) -> str:
+    """What a reference is called, of either kind."""
+    name = path.resolve().name
+    return f"{name} in {REFERENCE}" if _is_checkpoint(path) else name
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / CONFIG).is_file() and not (path / MANIFEST).exists()
+
+
+def check(checkpoint: Path, options: CompileOptions) -> None:
+    """Before the long work: raises as `check_texts`, and for a target whose artifacts another machine runs, and a
+    reference that is no model."""
+    if options.measure is None:
+        return
+    check_texts(checkpoint, [options.measure], Settings())
+    require_machine(ArtifactTarget(options.target, ()))
+    if options.measure_against is not None and not _is_checkpoint(options.measure_against):
+        Artifact.open(options.measure_against)
+
+
+def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:
+    """The texts. Raises TextFileInvalid, TextTooShort, and TokenizerMissing for a checkpoint without one."""
+    texts = [read_text(path) for path in paths]
+    if not (checkpoint / text_files.TOKENIZER).is_file():
+        raise TokenizerMissing(what="measuring")
+    tokenizer = text_files.tokenizer_of(checkpoint)
+    for text in texts:
+        tokens = np.array(tokenizer.encode_plain(text.content), np.int32)
+        cut(text, beginning(tokenizer), tokens, settings.context or DEFAULT_CONTEXT, settings)
+    return texts
+
+
+def figures(folder: Path, options: CompileOptions, compile: Compile, progress: Progress) -> dict[str, Any]:
+    """What goes into the manifest of the artifact in `folder`, which is loaded as it is: figures of `options.measure`,
+    and against `options.measure_against` if there is one."""
+    assert options.measure is not None
+    texts, against = [options.measure], options.measure_against
+    if against is None:
+        return evaluate(folder, texts, Settings(), Placement(), progress=progress).to_dict()
+    with reference(against, compile, progress) as other:
+        name = reference_name(against)
+        return evaluate(folder, texts, Settings(), Placement(), other, progress, name).to_dict()

@@ -1,0 +1,27 @@
+"""Products with codes that stand for floats, on every level."""
+
+import numpy as np
+import pytest
+
+from tests.targets.cases.dense import linear_case
+from tests.targets.cases.float_codes import CASES
+from tests.targets.op_tests import OpTests
+
+
+class TestFloatCodeKernels(OpTests):
+    cases = CASES
+
+    @pytest.fixture
+    def backend(self, kernels):
+        return kernels
+
+
+def test_a_row_has_the_same_sums_alone_and_among_others(kernels_of_all_levels):
+    """By level: the order of additions within it does not depend on the tile."""
+    cases = {(name, t): linear_case(name, t, 33, 417) for name in ("fp8", "nf4-g64") for t in (1, 17)}
+    for kernels in kernels_of_all_levels(cases):
+        for name in ("fp8", "nf4-g64"):
+            one, many = cases[name, 1], cases[name, 17]
+            one[1]["x"] = many[1]["x"][:1]
+            first, among = (kernels.run(*case[:2])["y"][:33] for case in (one, many))
+            np.testing.assert_array_equal(first, among)
