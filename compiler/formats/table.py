@@ -148,6 +148,7 @@ def _nf4(size: int) -> WeightFormat:
         {"rows16": Planes((4,))},
         Grouping(size, "f16"),
         float_rounding.nearest_float,
+        integer_products=True,
         head="int8",
         embedding="bfloat16",
     )

@@ -14,7 +14,7 @@ from dsv3c.compiler.quantisation.columns import Columns
 from dsv3c.compiler.quantisation.descent import descend
 from dsv3c.compiler.quantisation.inputs import DAMPING, Array, Factor, MatrixInputs
 
-SWEEPS = 2
+SWEEPS = 1
 _BLOCK = 128  # columns that are corrected by one product for the errors of all columns before them
 
 

@@ -12,15 +12,13 @@ from functools import reduce
 from itertools import product
 from typing import Any, NamedTuple
 
-from dsv3c.compiler.formats.grids import E4M3, NF4, NF4_VALUES
-from dsv3c.compiler.formats.packings import QUAD
+from dsv3c.compiler.formats.grids import E4M3
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import prefetch
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
-from dsv3c.targets.cpu.kernels.tables import lookup_floats
 from dsv3c.targets.cpu.kernels.vector import add, f32, load, store
 from dsv3c.targets.cpu.kernels.weights import Weight
 
@@ -60,14 +58,8 @@ def _e4m3(word: Expr, lanes: int) -> Iterator[Decoded]:
         yield Decoded(columns, T.bind(T.Cast(float_pairs, T.reinterpret(f"float16x{2 * lanes}", bits))))
 
 
-def _nf4(word: Expr, lanes: int) -> Iterator[Decoded]:
-    for column in range(2 * QUAD):
-        start = column % QUAD * 8 + column // QUAD * 4
-        yield Decoded((column,), T.bind(lookup_floats(NF4_VALUES, word, start, lanes)))
-
-
 # By grid.
-DECODERS: Mapping[type, Decoder] = {E4M3: Decoder(2, 2.0**8, _e4m3), NF4: Decoder(1, 1.0, _nf4)}
+DECODERS: Mapping[type, Decoder] = {E4M3: Decoder(2, 2.0**8, _e4m3)}
 
 
 def has_float_products(format: WeightFormat) -> bool:

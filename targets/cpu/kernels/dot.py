@@ -14,7 +14,7 @@ from math import gcd
 from operator import add
 from typing import Any
 
-from dsv3c.compiler.formats.packings import EACH, QUAD
+from dsv3c.compiler.formats.packings import QUAD
 from dsv3c.compiler.formats.rows16 import LANES, elements_of
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
@@ -318,14 +318,11 @@ def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCode
 
 
 def _is_signed(level: IsaLevel, w: Weight) -> bool:
-    """Whether the level's products want codes less SIGN. Those of fewer bits are the same either way."""
-    return w.planes.bits == 8 and DOT4[level.dot].signed
+    """Whether the level's products want integers less SIGN. Those of fewer bits are the same either way."""
+    return w.integer_bits == 8 and DOT4[level.dot].signed
 
 
 def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
     """Quads of codes as the level's products want them."""
-    codes = w.integers(codes, level.lanes)
-    if _is_signed(level, w):
-        sign = T.broadcast(T.uint32(SIGN * EACH), level.lanes)
-        return [T.bind(T.bitwise_xor(quad, sign)) for quad in codes]
-    return codes if w.planes.bits == 8 else [T.bind(quad) for quad in codes]
+    found = w.integers(codes, level.lanes, flipped=SIGN if _is_signed(level, w) else 0)
+    return found if w.planes.bits == 8 else [T.bind(quad) for quad in found]
