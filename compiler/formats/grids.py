@@ -80,10 +80,20 @@ class Integers:
         return found
 
     def encode(self, scaled: Array, zero: Array | None) -> Array:
+        return self.codes(self.nearest(scaled, zero), zero)
+
+    def nearest(self, scaled: Array, zero: Array | None) -> Array:
+        """What the codes of `encode` stand for, without the way by them."""
         found = np.rint(scaled)
-        found += np.float32(self.zero) if zero is None else zero
-        np.clip(found, self.lowest, self.highest, out=found)
-        return found.astype(np.uint8)
+        middle = np.float32(self.zero) if zero is None else zero
+        # np.clip does the same, but for a column of a matrix its call takes longer than the work.
+        np.maximum(found, self.lowest - middle, out=found)
+        np.minimum(found, self.highest - middle, out=found)
+        return found
+
+    def codes(self, values: Array, zero: Array | None) -> Array:
+        """u8 of numbers that codes stand for."""
+        return (values + (np.float32(self.zero) if zero is None else zero)).astype(np.uint8)
 
     def largest(self, own_zeros: bool) -> float:
         return float(self.highest - self.lowest if own_zeros else self.zero - self.lowest)

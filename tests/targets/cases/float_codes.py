@@ -39,7 +39,8 @@ def every_code_case(name: str) -> tuple:
     inputs = {"control": control(2), **activation(x, spec)[0]}
     inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, stored.format).items()}
     # As integers they are scaled by more than one factor that is rounded.
-    return Linear(Rows(18), n, k, spec), inputs, {"y": x @ stored.dequantize().T}, 5e-7 if spec.integer_products else 2e-7
+    tolerance = 5e-7 if spec.integer_products else 2e-7
+    return Linear(Rows(18), n, k, spec), inputs, {"y": x @ stored.dequantize().T}, tolerance
 
 
 def extremes_case(name: str, t: int) -> tuple:
