@@ -75,7 +75,7 @@ conformance: $(STAMP)  ## compare with transformers (installs torch, a large dow
 	$(PYTEST) tests/conformance $(TEST_ARGS)
 
 bench: $(STAMP)  ## measure speed on this machine
-	@set -e; for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for name in $(basename $(notdir $(wildcard tests/bench/bench_*.py))); do echo "$$name"; $(BIN)/python -m tests.bench.$$name; done
 
 clean:  ## remove what was built, but neither .venv nor artifacts
 	rm -rf build runtime/build *.egg-info runtime/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Which measure of single weights predicts what whole mixes of formats cost? On a checkpoint with a text.
 
-    python tests/bench/measure_sensitivity.py CHECKPOINT --text FILE [--other FILE] [--mixes 60] [--seed 0] [--json]
+    python -m tests.bench.measure_sensitivity CHECKPOINT --text FILE [--other FILE] [--mixes 60] [--seed 0] [--json]
 
 Three predictions for a mix, each a sum over its weights, against the KL divergence of the mix itself:
 
