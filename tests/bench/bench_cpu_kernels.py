@@ -162,6 +162,8 @@ def arguments(bench: Bench, tokens: int) -> list[list[object]]:
             array[0] = tokens
         elif dtype.kind == "f":
             array[:] = 0.01
+        elif operand.dtype == "e8m0":  # 0 would be 2^-127, and multiply slowly
+            array[:] = 2.0**-7
         elif operand.role.endswith("data"):
             array[:] = rng.integers(0, 100, array.size, np.uint8).astype(dtype)
         fixed[operand.role] = array
