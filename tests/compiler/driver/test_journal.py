@@ -54,6 +54,8 @@ pipeline.compile_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), options)
 INT4, INT8 = (CompileOptions(quant=quant, method="rtn") for quant in ("int4-g32", "int8"))
 PIECES = 20
 
+pytestmark = pytest.mark.usefixtures("fake_target")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,12 +77,6 @@ def place(killed_run: Path, tmp_path: Path) -> Path:
     """A copy of it: where `out` is to be."""
     subprocess.run(["cp", "-a", f"{killed_run}/.", str(tmp_path)], check=True)
     return tmp_path / "out"
-
-
-@pytest.fixture(autouse=True)
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
 
 
 @pytest.fixture

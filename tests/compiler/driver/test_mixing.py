@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def source(tiny: Path) -> Checkpoint:
     return Checkpoint.open(tiny)
-
-
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
 
 
 @pytest.fixture
