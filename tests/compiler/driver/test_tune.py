@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.targets.cpu.unbuilt import unbuilt
 
-pytest.importorskip("optuna", reason="optuna is not installed")
+pytestmark = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
 
 class Machine:
