@@ -9,7 +9,8 @@ MODEL       := artifacts/models/fairytale-10m
 DEMO        := artifacts/fairytale-10m-demo
 PROMPT      ?= Once upon a time
 # A process a core, which takes whole files, in the order of tests/selection.py: what a file's tests share is made once.
-PYTEST      := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# Threads of BLAS beside them would wait for each other, spinning.
+PYTEST      := OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 TEST_ARGS   ?=
 # Lavapipe, where it is installed, and the compilers that pip brings.
 VULKAN      := PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json 2>/dev/null)"

@@ -412,7 +412,8 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
         raise UnknownPassError(name=options.stop_after, known=", ".join(names))
     last = max((i for i, item in enumerate(sequence) if item.name == options.stop_after), default=len(sequence) - 1)
     counts: dict[str, int] = dict.fromkeys(names, 0)
-    verify(graph, "trace", "trace")
+    typed: set[Value] = set()
+    verify(graph, "trace", "trace", typed)
     _show(graph, "trace", 0, 0.0, options)
     for number, item in enumerate(sequence[: last + 1], start=1):
         with repeat.telling_pass(item, graph, options.target):
@@ -420,7 +421,7 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
             graph, count = item.run(graph)
             counts[item.name] += count
             _show(graph, item.name, number, time.perf_counter() - started, options, count)
-            verify(graph, item.phase, item.name)
+            verify(graph, item.phase, item.name, typed)
     return graph, counts
 
 

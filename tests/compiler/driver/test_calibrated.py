@@ -292,13 +292,6 @@ def test_what_was_done_is_in_the_log(write: Callable[..., Written]) -> None:
     assert layer.keys() == {"min", "median", "unseen"}
 
 
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> FakeTarget:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    return target
-
-
 @pytest.mark.parametrize("method", ["search", "awq"])
 def test_the_manifest_says_how_weights_were_rounded(
     method: str, checkpoint: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     write_checkpoint(folder, tiny_config(num_nextn_predict_layers=1))
     return folder
-
-
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
 
 
 def test_an_existing_output_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,29 @@ def source(tiny: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
-
-
-@pytest.fixture
 def some_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for a text: the tiny checkpoint has no tokenizer."""
     tokens = np.random.default_rng(0).integers(0, 96, (2, 12)).astype(np.int32)
     monkeypatch.setattr(costs, "text_windows", lambda checkpoint, text, limit: tokens)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured_once() -> Iterator[None]:
+    """Budgets differ from test to test; what formats cost is the same, and takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_by_outputs", "_by_weight_error"):
+            patch.setattr(costs, name, remembered(getattr(costs, name)))
+        yield
+
+
+def remembered(measure: Callable[..., costs.Costs]) -> Callable[..., costs.Costs]:
+    found: list[costs.Costs] = []
+
+    def once(*given: Any) -> costs.Costs:
+        found[:] = found or [measure(*given)]
+        return found[0]
+
+    return once
 
 
 def settled(source: Checkpoint, **options: Any) -> tuple[CompileOptions, QuantPlan]:

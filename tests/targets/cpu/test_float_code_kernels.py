@@ -7,9 +7,16 @@ from tests.targets.cases.dense import linear_case
 from tests.targets.cases.float_codes import CASES
 from tests.targets.op_tests import OpTests
 
+# Every kernel with the codes that have no scale in the grid; of the others what takes codes apart in another way.
+SHORT = ("mxfp4-every-code", "mxfp4-extremes", "mxfp4-MoeDown")
+SHORT += ("nf4-g64-every-code", "nf4-g64-linear-t1", "nf4-g64-linear-t5", "nf4-g64-MoeGateUp")
+
 
 class TestFloatCodeKernels(OpTests):
     cases = CASES
+
+    def always(self):
+        return (name for name in CASES if name.startswith("fp8") or name in SHORT)
 
     @pytest.fixture
     def backend(self, kernels):
