@@ -185,6 +185,13 @@ def test_a_format_that_is_asked_for_and_holds_the_codes_keeps_them(tmp_path: Pat
         np.testing.assert_array_equal(found.dequantize(), values, err_msg=name)
 
 
+def test_many_formats_that_round_again_are_one_note(tmp_path: Path) -> None:
+    chosen = {"layers.0.attention.o_proj": "int2-g16", "layers.1.attention.o_proj": "nf4-g32"}
+    options = replace(DECODE, kept={}, quant="int8", formats={**chosen, "layers.0.mlp.down_proj": "int3-g32"})
+    (note,) = Made(tmp_path, lossy(), options).notes
+    assert note.startswith("rounded a second time, to 4 formats: ")
+
+
 def lossy() -> Foreign:
     """A symmetric checkpoint of which one group has another zero, and one scale that float16 rounds."""
 
