@@ -166,14 +166,14 @@ def compile_checkpoint(
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)
+    if out is not None:
+        _check_before(checkpoint, out, options)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
     options = settled(options, source, target)
     destination = out or default_output(checkpoint, options)
-    if options.stop_after is None:
-        artifact.check_free(destination, options.overwrite)
-        checks.check_apart(destination, options.dump_to)
-        measuring.check(checkpoint, options)
+    if out is None:  # the name of the output tells the format, and that may be the checkpoint's
+        _check_before(checkpoint, destination, options)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
     text = read_calibration(checkpoint, options)
@@ -218,7 +218,8 @@ def compile_checkpoint(
         if quant_plan is not None:
             manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
         if log.entries:
-            manifest["quantization"] |= _rounding(log, text)
+            assert text is not None, "nothing is logged without a text"
+            manifest["quantization"] |= log.manifest(text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
         if options.sparsity_threshold:
             manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
@@ -235,6 +236,14 @@ def compile_checkpoint(
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def _check_before(checkpoint: Path, out: Path, options: CompileOptions) -> None:
+    """Raises what is found wrong before any work."""
+    if options.stop_after is None:
+        artifact.check_free(out, options.overwrite)
+        checks.check_apart(out, options.dump_to)
+        measuring.check(checkpoint, options)
 
 
 def takes_text(options: CompileOptions) -> bool:
@@ -282,13 +291,6 @@ def _write_weights(
 
     writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None, recall)
     return log
-
-
-def _rounding(log: RoundingLog, text: CalibrationText | None) -> dict[str, Any]:
-    """What the manifest says of how weights were rounded."""
-    assert text is not None, "nothing is logged without a text"
-    read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
-    return {"methods": log.summary(), "calibration": read}
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
