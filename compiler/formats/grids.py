@@ -40,20 +40,10 @@ class PlainFloats:
     """Not codes but the numbers themselves, of IR dtype `element`."""
 
     element: str
-    zero: int = 0
 
     @property
     def bits(self) -> int:
         return int(NUMPY_DTYPES[self.element].itemsize) * 8
-
-    def values(self, codes: Array, zero: Array | None) -> Array:
-        raise TypeError("plain floats have no codes")
-
-    def encode(self, scaled: Array, zero: Array | None) -> Array:
-        raise TypeError("plain floats have no codes")
-
-    def largest(self, own_zeros: bool) -> float:
-        raise TypeError("plain floats have no codes")
 
 
 @dataclass(frozen=True)

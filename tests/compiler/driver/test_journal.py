@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
@@ -202,9 +203,27 @@ def test_a_checkpoint_that_changed_is_said(tiny: Path, place: Path, tmp_path: Pa
     subprocess.run(["cp", "-r", str(tiny), str(changed)], check=True)
     os.utime(changed / "model.safetensors", ns=(1, 1))
     with pytest.raises(
-        InterruptedRunError, match="another checkpoint or calibration, or files of them that have changed"
+        InterruptedRunError, match=r"files of the checkpoint .* now: 'config\.json', 'model\.safetensors'"
     ):
         pipeline.compile_checkpoint(changed, place, INT4)
+
+
+def run_of(tiny: Path, **options: Any) -> journal.Run:
+    return journal.Run.of(Checkpoint.open(tiny), CompileOptions(**options), b"")
+
+
+def test_what_differs_is_said_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "other" / "text.txt"
+    other.parent.mkdir()
+    text.write_text("words")
+    other.write_text("more words")
+    with_text, without = run_of(tiny, calibration=text), run_of(tiny)
+    assert without.differences(with_text) == "calibration text.txt, now none"
+    assert with_text.differences(without) == "calibration none, now text.txt"
+    assert with_text.differences(run_of(tiny, calibration=other)) == "a calibration text that is another now"
+    mixed = run_of(tiny, formats={"head": "int8", "layers.0.mlp.down_proj": "int4-g32"})
+    assert without.differences(mixed) == "other formats of 'head', 'layers.0.mlp.down_proj'"
+    assert without.differences(dataclasses.replace(without, layout="")) == "another layout of the weights"
 
 
 def test_a_restart_discards_it(tiny: Path, place: Path) -> None:

@@ -54,6 +54,8 @@ def test_operations_of_a_token(plan: Plan) -> None:
         assert work is not None
         assert work.flops == flops(QKV_A + Q_B + absorbed + OUT, 1, 1) + LAYERS * pair * (start + 1)
         assert work.cache_bytes == LAYERS * (start + 1) * (128 + 16) * 2
+        router, attention = 2 * MOE_LAYERS * 16 * 256, LAYERS * pair * (start + 1)
+        assert work.int8_flops == work.flops - router - attention
 
 
 def test_weight_bytes_of_a_token(plan: Plan) -> None:

@@ -40,7 +40,7 @@ def rounded_weight(spec, inputs, weight):
     parts = {part: inputs[f"w.{part}"] for part in ("data", "scale")}
     stored = rows16.unpack(parts, spec.weight, spec.n, spec.k)
     scale = np.repeat(stored.scale, spec.weight.grouping.size, axis=-1).astype(np.float64)
-    return (rounded(spec.weight.grid.values(stored.codes, None)) * scale)[..., : spec.k]
+    return (rounded(spec.weight.codes.values(stored.codes, None)) * scale)[..., : spec.k]
 
 
 def case(name, t, n, k, heads=1, view=None):
