@@ -219,11 +219,13 @@ def step(model: Model, tokens: Ids, start: int, entry: str) -> NDArray[np.float3
 
 def test_mtp_layer_of_the_artifact_guesses_the_next_choice(compiled: Callable[[str], Model], eval_ids: Ids) -> None:
     model, agreed = compiled("float32"), []
-    for start in range(0, eval_ids.size, WINDOW):
+    for start in range(0, eval_ids.size, 4 * WINDOW):
         tokens = eval_ids[start : start + WINDOW]
         guessed = model.mtp_logits(model.hidden(tokens[:-1]), tokens[1:])
         agreed.append(guessed.argmax(-1) == model.logits(tokens)[1:].argmax(-1))
-    assert abs(np.mean(np.concatenate(agreed)) - MTP_AGREEMENT) <= 0.01
+    found = float(np.mean(np.concatenate(agreed)))
+    print(f"{found:.4f} of {sum(map(len, agreed))}")
+    assert abs(found - MTP_AGREEMENT) <= 0.02  # nearly three standard deviations of that many positions
 
 
 @pytest.mark.needs("qemu_x86")
