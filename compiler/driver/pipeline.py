@@ -305,8 +305,8 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
 def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
     """The options with the formats named that keep what the checkpoint has in codes.
 
-    Where others meet activations of int8, a format that has float products reads prompts several times more slowly: it
-    is for those who ask for it.
+    Where others meet activations of int8, a format that has float products reads prompts more slowly, from VNNI on
+    several times: it is for those who ask for it.
     """
 
     def suits(format: WeightFormat) -> bool:

@@ -76,7 +76,7 @@ def dot_tile(
     """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0).
 
     number: which tile of these blocks it is; if given, the tiles fetch the next of each block line by line meanwhile,
-    integer formats only. The kernel must import PREFETCH_IR.
+    integer formats only. Codes that stand for floats take one row. The kernel must import PREFETCH_IR.
     """
     sums = [[local("f32", LANES) for _ in rows] for _ in blocks]
     tile = Tile(sums, level.lanes)
@@ -91,7 +91,8 @@ def dot_tile(
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
     if not w.format.integer_products:
-        coded_dot(level, w, x.data, starts, scale_starts, x_starts, sums)
+        (x_start,) = x_starts
+        coded_dot(level, w, x.data, starts, scale_starts, x_start, [row for (row,) in sums])
         return tile
     _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
     return tile

@@ -1,7 +1,8 @@
 """Products of any number of activation rows with weight blocks: which tiles they are cut into at a level.
 
 Rows go through registers, a few at a time (`dot`). At a level with tile registers, rows of integers go through these 32
-at a time (`amx`), and a rest only if it is large enough. Both give the same bits.
+at a time (`amx`), and a rest only if it is large enough; so do rows of floats by codes that stand for floats, which are
+decoded once for 64 (`decoded`). All give the same bits.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import amx
-from dsv3c.targets.cpu.kernels.coded import has_float_products
+from dsv3c.targets.cpu.kernels import amx, decoded
+from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
@@ -64,12 +65,41 @@ def dot_rows(
         places = [rows.place(index) for index in indices]
         use(dot_tile(level, w, x, blocks, places, tile_number(indices)), indices)
 
+    if has_float_products(w.format):
+        done = _decoded_rows(level, w, x, blocks, rows, use)
+        with T.If(done < rows.count), T.Then():
+            tile([done])
+        return
     if level.matrix is None or not w.format.integer_products:
         tiles(rows.count, level.tuning.token_tile, tile)
         return
     done = _matrix_rows(level, w, x, blocks, rows, use)
     rest = T.bind(rows.count - done)
     tiles(rest, level.tuning.token_tile, lambda indices: tile([T.bind(done + index) for index in indices]))
+
+
+def _decoded_rows(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    blocks: list[Expr],
+    rows: Indexed,
+    use: Callable[[Tile, list[Expr]], None],
+) -> Expr:
+    """The same in steps that decode weights once, for all rows but one left alone; returns how many these are."""
+    spare = decoded.STEP_ROWS - decoded.LEAST_ROWS
+    steps = T.bind(T.floordiv(rows.count + spare, decoded.STEP_ROWS))
+    memory = decoded.TaskMemory.of(level, w, len(blocks))
+    with T.serial(0, steps) as number:
+        first = T.bind(number * decoded.STEP_ROWS)
+        count = T.bind(T.min(rows.count - first, decoded.STEP_ROWS))
+        with T.serial(0, count) as i:
+            store(memory.starts, i, x.view.start(*rows.place(first + i)), 1)
+        step = decoded.Step(Coded(level, w), x.data, blocks, count, memory)
+        step.compute()
+        with T.serial(0, count) as i:
+            use(step.row(i), [T.bind(first + i)])
+    return T.bind(T.min(steps * decoded.STEP_ROWS, rows.count))
 
 
 def _matrix_rows(

@@ -61,9 +61,11 @@ def all_cases(name: str):
         yield "extremes", extremes_case(name, 3)
     for t in (1, 5):
         yield f"linear-t{t}", linear_case(name, t, codes_of(name).size, K)
+    yield "linear-t67", linear_case(name, 67, 33, 417, bound=67)  # more than is computed in one go
     yield "head-linear", linear_case(name, 5, 20, 96, heads=3)
     for op in (MoeGateUp, MoeDown):
         yield op.__name__, moe_case(op, name, 17, 129, 40, 6, 2, 1)
+        yield f"{op.__name__}-t67", moe_case(op, name, 67, 129, 33, 2, 1, 1, bound=67)
     yield "materialized", materialized_case("ragged", 2, 24, 40, 130, 16, "bf16", name)
 
 
