@@ -87,19 +87,17 @@ def _decoded_rows(
     use: Callable[[Tile, list[Expr]], None],
 ) -> Expr:
     """The same in steps that decode weights once, for all rows but one left alone; returns how many these are."""
-    spare = decoded.STEP_ROWS - decoded.LEAST_ROWS
-    steps = T.bind(T.floordiv(rows.count + spare, decoded.STEP_ROWS))
     memory = decoded.TaskMemory.of(level, w, len(blocks))
-    with T.serial(0, steps) as number:
-        first = T.bind(number * decoded.STEP_ROWS)
-        count = T.bind(T.min(rows.count - first, decoded.STEP_ROWS))
+
+    def step(_: Expr, first: Expr, count: Expr) -> None:
         with T.serial(0, count) as i:
             store(memory.starts, i, x.view.start(*rows.place(first + i)), 1)
-        step = decoded.Step(Coded(level, w), x.data, blocks, count, memory)
-        step.compute()
+        products = decoded.Step(Coded(level, w), x.data, blocks, count, memory)
+        products.compute()
         with T.serial(0, count) as i:
-            use(step.row(i), [T.bind(first + i)])
-    return T.bind(T.min(steps * decoded.STEP_ROWS, rows.count))
+            use(products.row(i), [T.bind(first + i)])
+
+    return _in_steps(rows.count, decoded.STEP_ROWS, decoded.LEAST_ROWS, step)
 
 
 def _matrix_rows(
@@ -111,22 +109,26 @@ def _matrix_rows(
     use: Callable[[Tile, list[Expr]], None],
 ) -> Expr:
     """The same for the first rows, in steps of the tile registers; returns how many these are."""
-    spare = amx.STEP_ROWS - level.tuning.matrix_min_tokens
-    steps = T.bind(T.floordiv(rows.count + spare, amx.STEP_ROWS))
     memory, index = amx.TaskMemory.of(w.format, len(blocks)), local("i32", amx.STEP_ROWS)
 
-    def step(number: Expr) -> None:
-        first = T.bind(number * amx.STEP_ROWS)
-        count = T.bind(T.min(rows.count - first, amx.STEP_ROWS))
+    def step(number: Expr, first: Expr, count: Expr) -> None:
         with T.serial(0, count) as i:
             store(index, i, rows.place(first + i)[0], 1)
         amx.dot_step(w, x, blocks, amx.StepRows(index, count, rows.stride), memory, number)
         with T.serial(0, count) as i:
             use(amx.row_tile(w, memory, blocks, i), [T.bind(first + i)])
 
-    with T.serial(0, steps) as number:
-        step(number)
-    with T.If(steps > 0):
+    done = _in_steps(rows.count, amx.STEP_ROWS, level.tuning.matrix_min_tokens, step)
+    with T.If(done > 0):
         with T.Then():
             release()
-    return T.bind(T.min(steps * amx.STEP_ROWS, rows.count))
+    return done
+
+
+def _in_steps(rows: Expr, size: int, least: int, step: Callable[[Expr, Expr, Expr], None]) -> Expr:
+    """step(number, first, count) for `size` rows at a time, and for a rest of `least` or more; returns for how many."""
+    steps = T.bind(T.floordiv(rows + (size - least), size))
+    with T.serial(0, steps) as number:
+        first = T.bind(number * size)
+        step(number, first, T.bind(T.min(rows - first, size)))
+    return T.bind(T.min(steps * size, rows))
