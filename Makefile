@@ -9,7 +9,8 @@ MODEL       := artifacts/models/fairytale-10m
 DEMO        := artifacts/fairytale-10m-demo
 PROMPT      ?= Once upon a time
 # A process a core, which takes whole files, in the order of tests/selection.py: what a file's tests share is made once.
-PYTEST      := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# Threads of BLAS beside them would wait for each other, spinning.
+PYTEST      := OPENBLAS_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 TEST_ARGS   ?=
 # Lavapipe, where it is installed, and the compilers that pip brings.
 VULKAN      := PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json 2>/dev/null)"
@@ -75,7 +76,7 @@ conformance: $(STAMP)  ## compare with transformers (installs torch, a large dow
 	$(PYTEST) tests/conformance $(TEST_ARGS)
 
 bench: $(STAMP)  ## measure speed on this machine
-	@set -e; for script in tests/bench/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for name in $(basename $(notdir $(wildcard tests/bench/bench_*.py))); do echo "$$name"; $(BIN)/python -m tests.bench.$$name; done
 
 clean:  ## remove what was built, but neither .venv nor artifacts
 	rm -rf build runtime/build *.egg-info runtime/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -166,7 +166,6 @@ LONG = (
     "runtime/devices/cuda/test_device.py",
     "runtime/test_installed.py",
     "compiler/cli/test_bundled_model.py",
-    "compiler/test_tune.py",
     "tests/test_bundled_model.py",
     "tests/test_goldens_conformance.py",
 )

@@ -35,7 +35,7 @@ PERPLEXITY = 19.0675  # of eval.txt, in windows of 512 tokens
 WINDOW = 512
 CONTEXTS = (1, 15, 16, 17, 300)
 # What rounding costs, at most, as a share of the perplexity.
-BOUNDS = {"float32": 0.001, "int8": 0.005, "int5-g32": 0.02, "int4-g32": 0.07}
+BOUNDS = {"float32": 0.001, "int8": 0.003, "int5-g32": 0.02, "int4-g32": 0.07}
 BOUNDS |= {"fp8": 0.005, "nf4-g64": 0.08, "mxfp4": 0.12}
 # How often the MTP layer's first choice is the main model's next choice. Its README says 54 % on a held-out book; it
 # was 56.0 % on eval.txt, measured with this artifact in float32.
@@ -219,11 +219,13 @@ def step(model: Model, tokens: Ids, start: int, entry: str) -> NDArray[np.float3
 
 def test_mtp_layer_of_the_artifact_guesses_the_next_choice(compiled: Callable[[str], Model], eval_ids: Ids) -> None:
     model, agreed = compiled("float32"), []
-    for start in range(0, eval_ids.size, WINDOW):
+    for start in range(0, eval_ids.size, 4 * WINDOW):
         tokens = eval_ids[start : start + WINDOW]
         guessed = model.mtp_logits(model.hidden(tokens[:-1]), tokens[1:])
         agreed.append(guessed.argmax(-1) == model.logits(tokens)[1:].argmax(-1))
-    assert abs(np.mean(np.concatenate(agreed)) - MTP_AGREEMENT) <= 0.01
+    found = float(np.mean(np.concatenate(agreed)))
+    print(f"{found:.4f} of {sum(map(len, agreed))}")
+    assert abs(found - MTP_AGREEMENT) <= 0.02  # nearly three standard deviations of that many positions
 
 
 @pytest.mark.needs("qemu_x86")

@@ -28,8 +28,10 @@ NO_COMMANDS = {"or", "reads", "to"}  # words that follow the name of the program
 
 def texts() -> Iterator[str]:
     """What is assigned to `message` or `hint` anywhere, without the fields of formatted strings."""
-    for path in sources(*FOLDERS):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for code in (path.read_text(encoding="utf-8") for path in sources(*FOLDERS)):
+        if not re.search(r"\b(message|hint) = ", code):
+            continue  # reading it as a tree takes time
+        for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("message", "hint"):
                 parts = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
                 yield "".join(part for part in parts if isinstance(part, str))

@@ -8,13 +8,19 @@ from itertools import pairwise
 
 import pytest
 
-from tests.selection import parse_part, part_of
+from tests.conftest import TESTS
+from tests.selection import LONG, parse_part, part_of
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4", "1/4/4", ""])
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not K/N"):
         parse_part(text)
+
+
+def test_files_that_begin_first_are_there() -> None:
+    files = [path.as_posix() for path in TESTS.rglob("test_*.py")]
+    assert [name for name in LONG if not any(file.endswith(f"/{name}") for file in files)] == []
 
 
 def test_each_test_is_in_one_part_of_about_the_same_size() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dsv3c.compiler.cli.params import weight_format
-from dsv3c.runtime.cli.eval import counting_options, measure, show_report, threads_option
+from dsv3c.runtime.cli.eval import HELP, counting_options, measure, show_report, threads_option
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, device_options, json_option
@@ -47,7 +47,19 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
-@click.command("eval", cls=Command)
+_SWEEP_AND_EXAMPLES = """
+--sweep makes a table of formats and methods: bits per weight of the linear weights, size, change of perplexity and
+KL against float32, equal first choices, seconds to compile.
+
+\b
+Examples:
+  dsv3c eval OUT --text book.txt
+  dsv3c eval OUT --against CHECKPOINT --text book.txt --json
+  dsv3c eval --sweep CHECKPOINT --formats int8,int4 --text book.txt -o table.json --plot size-kl.svg
+"""
+
+
+@click.command("eval", cls=Command, help=HELP + _SWEEP_AND_EXAMPLES)
 @click.argument("artifact", type=PATH, required=False)
 @counting_options
 @click.option(
@@ -91,25 +103,6 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 def eval_command(
     artifact: Path | None, against: Path | None, sweep: Path | None, as_json: bool, texts: Any, **options: Any
 ) -> None:
-    """Measure how well an ARTIFACT predicts a text, and how far it is from another one.
-
-    Perplexity is the exponential of the mean negative log-likelihood of the text's tokens. The text is cut into windows
-    of --context tokens, each of which the model reads without those before; all of a window's predictions count, those
-    of its first tokens too, and so does a last, shorter window.
-
-    With --against, how far the predictions are from those of that model: KL divergence of its next-token distributions
-    from this one's, in nats; how often both have the same first choice; the largest difference of two logits; the ratio
-    of perplexities. Errors are standard errors, that of the ratio from the paired differences.
-
-    --sweep makes a table of formats and methods: bits per weight of the linear weights, size, change of perplexity and
-    KL against float32, equal first choices, seconds to compile.
-
-    \b
-    Examples:
-      dsv3c eval OUT --text book.txt
-      dsv3c eval OUT --against CHECKPOINT --text book.txt --json
-      dsv3c eval --sweep CHECKPOINT --formats int8,int4 --text book.txt -o table.json --plot size-kl.svg
-    """
     of_sweep = {name: options.pop(name) for name in ("formats", "methods", "calibration", "outputs", "plot", "keep")}
     if (artifact is None) == (sweep is None):
         raise click.UsageError("give an ARTIFACT, or a checkpoint with --sweep")

@@ -35,10 +35,15 @@ class Cache:
         return plain(self.type)
 
     @property
+    def codes(self) -> str:
+        """What its rows are coded in, int8 or fp8; empty where they are numbers."""
+        coded = CodedRows.of_type(self.type.dtype)
+        return coded.codes if coded else ""
+
+    @property
     def format(self) -> str:
         """What people call it: int8, fp8, or the element type."""
-        coded = CodedRows.of_type(self.type.dtype)
-        return coded.codes if coded else self.dtype
+        return self.codes or self.dtype
 
     @property
     def array_dtype(self) -> np.dtype[Any]:

@@ -29,6 +29,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dsv3c.compiler.errors import IrLineError, IrSyntaxError
@@ -134,7 +135,11 @@ class Graph:
 
     def values(self) -> list[Value]:
         """All values, inputs before users, in a fixed order (depth first from the first result)."""
-        return topological_order(value for _, value in self.results)
+        return list(self._order)
+
+    @cached_property
+    def _order(self) -> tuple[Value, ...]:
+        return tuple(topological_order(value for _, value in self.results))
 
     def result(self, name: str) -> Value:
         return dict(self.results)[name]

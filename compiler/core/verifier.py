@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, is_weight, value_names, value_text
+from dsv3c.compiler.core.ops.table import infer_type
 from dsv3c.compiler.errors import Dsv3cError, VerifyError
 
 # Roles (see ops.table.Op) that are legal outside of weight expressions. Weights may use every operation in all phases.
@@ -18,13 +19,19 @@ PHASES: Mapping[str, tuple[str, ...]] = {
 KERNEL_PRIMITIVES = ("take", "linear", "add", "concat")
 
 
-def verify(graph: Graph, phase: str, after: str) -> None:
-    """Raise VerifyError, with the lines around the wrong one, unless `graph` is valid in `phase`."""
+def verify(graph: Graph, phase: str, after: str, typed: set[Value] | None = None) -> None:
+    """Raise VerifyError, with the lines around the wrong one, unless `graph` is valid in `phase`.
+
+    typed: values whose types are known to be right, to which those of this graph are added: give one set to the calls
+    for what a graph becomes, of which a pass changes a part.
+    """
     memo: dict[Value, bool] = {}
+    typed = set() if typed is None else typed
     for value in graph.values():
-        reason = _type_fault(value) or _phase_fault(value, phase, memo)
+        reason = (None if value in typed else _type_fault(value)) or _phase_fault(value, phase, memo)
         if reason:
             raise VerifyError(where=f"after {after}", reason=reason, context=_context(graph, value))
+        typed.add(value)
     names, users = value_names(graph), graph.users()
     for value in users:
         shared = _overwritten(value, users, graph) if ops.lookup(value.op).in_place else None
@@ -41,7 +48,7 @@ def _type_fault(value: Value) -> str | None:
     if value.op in ("input", "param"):
         return None
     try:
-        expected = ops.apply(value.op, value.inputs, value.semantics).type
+        expected = infer_type(ops.lookup(value.op), tuple(source.type for source in value.inputs), value.semantics)
     except Dsv3cError as error:
         return str(error)
     return None if expected == value.type else f"the type should be {expected}"

@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.parts import part_of
-from dsv3c.compiler.core.ir import Value, topological_order
+from dsv3c.compiler.core.ir import Graph, Value, topological_order
 from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.pieces import Piece, part
-from dsv3c.compiler.core.target import EntryGraph
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.weights import Writer, naming_range, quantized_in
 from dsv3c.compiler.formats.elements import as_float32
@@ -40,6 +39,7 @@ from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.folding import Folding
 from dsv3c.compiler.quantisation.input_scales import ScaleSearch
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
+from dsv3c.runtime.progress import Progress
 
 
 class Calibrated(NamedTuple):
@@ -67,13 +67,14 @@ class _Use(NamedTuple):
 
 
 Uses = Mapping[Value, Sequence[_Use]]
+Evaluate = Callable[[Value], Any]  # what an expression over the checkpoint's tensors stands for
 _SCALES = "scales of inputs"
 _UNSCALED = "what its inputs come from can not take scales"
 
 
-def plan(entries: Mapping[str, EntryGraph]) -> CalibrationPlan:
+def plan(entries: Mapping[str, Graph]) -> CalibrationPlan:
     """What is evaluated for the entries; a weight of several is rounded for the first of them."""
-    graphs = {name: float_graph(entry.graph) for name, entry in entries.items()}
+    graphs = {name: float_graph(graph) for name, graph in entries.items()}
     main = graphs["decode"]
     wanted: list[Matrix | Experts] = [*products(main)]
     for name, graph in graphs.items():
@@ -101,6 +102,7 @@ def write(
     method: str,
     config: ModelConfig,
     folder: Path,
+    progress: Progress,
     threshold: float = 0.0,
 ) -> RoundingLog:
     """Write all that the plan rounds. folder: for activations that do not fit into memory. threshold: as in choice."""
@@ -110,10 +112,44 @@ def write(
     if choice.folds(method):
         folding = Folding()
         writer.read_through(folding.reading)
-        _find_scales(writer, planned, text, config, folder, uses, folding)
+        _find_scales(writer, planned, text, config, folder, uses, folding, progress)
     rounder = _Rounder(writer, uses, method, log, config.num_hidden_layers, threshold, folding)
-    _run(planned, text, writer, rounder.round, rounder.saw, 2 if choice.corrects(method) else 1, folder)
+    models = 2 if choice.corrects(method) else 1
+    progress.stage("calibrating and writing weights", writer.bytes_left)
+    _run(planned, text, writer.evaluate, rounder.round, rounder.saw, models, folder)
     return log
+
+
+def look(
+    planned: CalibrationPlan,
+    text: CalibrationText,
+    evaluate: Evaluate,
+    see: RoundMatrix,
+    folder: Path | None,
+    progress: Progress,
+) -> None:
+    """Show every matrix to `see`, with what it meets in the float model; each is a step of the progress."""
+
+    def seen(
+        weight: Value, expert: int | None, w: Array, inputs: Sequence[MatrixInputs], few: str
+    ) -> Callable[[], Array]:
+        found = see(weight, expert, w, inputs, few)
+        progress.advance()
+        return found
+
+    _run(planned, text, evaluate, seen, lambda *_: None, 1, folder)
+
+
+def matrix_count(planned: CalibrationPlan) -> int:
+    """How many matrices `look` shows; those of an expert's two products are one each."""
+    entries = [entry for entry in (planned.main, planned.mtp) if entry is not None]
+    return sum(_count(entry.graph, stage) for entry in entries for stage in entry.stages)
+
+
+def _count(graph: FloatGraph, stage: Stage) -> int:
+    products = [(value, at) for experts in stage.experts for value, at in ((experts.gate_up, 2), (experts.down, 3))]
+    coded = (value.inputs[at] for value, at in products if graph.has_codes(value, at))
+    return len(stage.matrices) + sum(int(weight.shape[0]) for weight in coded)
 
 
 def _find_scales(
@@ -124,6 +160,7 @@ def _find_scales(
     folder: Path,
     uses: Uses,
     folding: Folding,
+    progress: Progress,
 ) -> None:
     """Put the scales of inputs into `folding`: all of them, before anything is written, since what produces the inputs
     of a matrix is written before it."""
@@ -133,7 +170,8 @@ def _find_scales(
     search = ScaleSearch(config, formats, folding, known)
     mtp = None if planned.mtp is None else _with_routers(planned.mtp)
     seen = CalibrationPlan(_with_routers(planned.main), mtp)
-    _run(seen, text, writer, search.look, lambda *_: None, 1, folder)
+    progress.stage("looking for scales of inputs", matrix_count(seen))
+    look(seen, text, writer.evaluate, search.look, folder, progress)
     found = search.fold()
     if known is None:
         writer.note(_SCALES, found)
@@ -155,16 +193,16 @@ def _with_routers(calibrated: Calibrated) -> Calibrated:
 def _run(
     planned: CalibrationPlan,
     text: CalibrationText,
-    writer: Writer,
+    evaluate: Evaluate,
     round: RoundMatrix,
     saw: Saw,
     models: int,
-    folder: Path,
+    folder: Path | None,
 ) -> None:
     """Show every matrix to `round`. models: 2 for the float one and beside it the one that is rounded so far."""
 
     def run(calibrated: Calibrated, sequences: Sequence[Sequences]) -> Forward:
-        forward = Forward(calibrated.graph, sequences, writer.evaluate, round, choice.enough_tokens, folder)
+        forward = Forward(calibrated.graph, sequences, evaluate, round, choice.enough_tokens, folder)
         forward.run(calibrated.stages, saw)
         return forward
 

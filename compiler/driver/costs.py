@@ -1,7 +1,8 @@
-"""What each weight costs in each format: measured on the model's outputs where that can be done, else on the weight.
+"""What each weight costs in each format: measured on the model's outputs, on those of its matrices, or on the weight.
 
-The model is evaluated in numpy on some text. Of a weight the KL divergence is measured in one format, and carried over
-to the others by the error of its products: both grow with the square of what rounding changes.
+A model that fits into memory is evaluated in numpy on some text. Of a weight the KL divergence is measured in one
+format, and carried over to the others by the error of its products: both grow with the square of what rounding changes.
+A larger one is calibrated for that: of each matrix the error of its outputs is told when it is met.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, topological_order
 from dsv3c.compiler.core.ops.weight import decoded
 from dsv3c.compiler.core.pieces import is_stacked, part
-from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.driver import calibrated, text_files
 from dsv3c.compiler.formats.elements import Array, as_float32
 from dsv3c.compiler.formats.quant import stored
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.quantisation.calibration import blas
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
+from dsv3c.compiler.quantisation.output_errors import OutputErrors
 from dsv3c.compiler.quantisation.quant_plan import Weight
 from dsv3c.compiler.quantisation.sensitivity import HIDDEN, Experiment, step_inputs
+from dsv3c.passes.quantise import Quantise
 from dsv3c.runtime.progress import Progress
 
 MAIN, DRAFT = "decode", "mtp"  # entries of a model; prefill computes what decode does
@@ -36,8 +41,10 @@ SEQUENCES, LENGTH = 4, 128
 EVALUABLE = 400_000_000  # numbers of a model whose activations and weights are kept in memory at once
 _REFERENCE_BITS = 4.0
 _SAMPLED_EXPERTS, _SAMPLED = 4, 1 << 17  # numbers of a weight, that its own error is told from
+_MARK = Quantise("int8", head="float32", embedding="float32")  # what has codes is looked at: linear weights
 
 Sizes = Mapping[str, Mapping[str, int]]  # bytes by the names of weight and format
+_Errors = Mapping[str, Mapping[str, float]]  # of weights, likewise
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,28 @@ def measured(
     weights: Sequence[Weight],
     sizes: Sizes,
     options: CompileOptions,
+    text: CalibrationText | None,
     progress: Progress,
+    folder: Path | None,
 ) -> Costs:
     """The costs of `weights` in the formats that `sizes` has for each, but for those that lose more than others of no
-    more bytes, by the error of some rows. Raises what reading the calibration raises."""
-    tokens = _tokens(source, options)
-    if tokens is None or sum(weight.parameters for weight in weights) > EVALUABLE:
-        return _by_weight_error(source, graphs, weights, sizes, progress)
-    return _by_outputs(source, graphs, weights, sizes, tokens, progress)
+    more bytes, by the error of some rows.
+
+    text: what weights will be rounded for, if for any. folder: for activations that do not fit into memory. Raises what
+    reading the calibration raises.
+    """
+    progress.stage("measuring what weights lose", len(weights))
+    errors = {}
+    for weight in weights:
+        errors[weight.name] = _weight_errors(source, weight, sizes[weight.name])
+        progress.advance()
+    large = sum(weight.parameters for weight in weights) > EVALUABLE
+    if large and text is not None:
+        return _by_matrix_outputs(source, graphs, weights, errors, text, progress, folder)
+    tokens = None if large else _tokens(source, options)
+    if tokens is None:
+        return _by_weight_error(graphs, weights, errors)
+    return _by_outputs(source, graphs, weights, errors, tokens, progress)
 
 
 def experiments(source: Checkpoint, graphs: Mapping[str, Graph], tokens: Array) -> dict[str, Experiment]:
@@ -91,7 +112,7 @@ def _by_outputs(
     source: Checkpoint,
     graphs: Mapping[str, Graph],
     weights: Sequence[Weight],
-    sizes: Sizes,
+    errors: _Errors,
     tokens: Array,
     progress: Progress,
 ) -> Costs:
@@ -100,8 +121,7 @@ def _by_outputs(
         models = experiments(source, graphs, tokens)
         found = {}
         for weight in weights:
-            worthwhile = _weight_errors(source, weight, sizes[weight.name])
-            found[weight.name] = _cost(models, weight, list(worthwhile))
+            found[weight.name] = _cost(models, weight, list(errors[weight.name]))
             progress.advance()
     measure = f"KL divergence of the logits in nats, on {tokens.size} tokens"
     return Costs(found, f"{measure}; of a draft module {DRAFT_SHARE:g} times" if DRAFT in models else measure)
@@ -113,19 +133,52 @@ def _cost(models: Mapping[str, Experiment], weight: Weight, formats: Sequence[st
     return {name: share * cost for name, cost in by_error(models[entry], weight, formats).items()}
 
 
-def _by_weight_error(
-    source: Checkpoint, graphs: Mapping[str, Graph], weights: Sequence[Weight], sizes: Sizes, progress: Progress
+def _by_matrix_outputs(
+    source: Checkpoint,
+    graphs: Mapping[str, Graph],
+    weights: Sequence[Weight],
+    errors: _Errors,
+    text: CalibrationText,
+    progress: Progress,
+    folder: Path | None,
 ) -> Costs:
-    """The relative error of the weights themselves, of a sample of their rows."""
-    progress.stage("measuring what formats cost", len(weights))
-    main = set(graphs[MAIN].values())
-    found: dict[str, dict[str, float]] = {}
+    """The relative error of the outputs, by what the matrices of a weight meet when the model reads the text."""
+    evaluated = calibrated.plan({name: _MARK.run(graphs[name])[0] for name in (MAIN, DRAFT) if name in graphs})
+    seen = OutputErrors({recipe: list(errors[weight.name]) for weight in weights for recipe in weight.recipes})
+    progress.stage("measuring what formats cost", calibrated.matrix_count(evaluated))
+    calibrated.look(evaluated, text, partial(_evaluated, source), seen.look, folder, progress)
+    shares = _shares(graphs, weights)
+    found = {}
     for weight in weights:
-        share = 1.0 if main & set(weight.recipes) else DRAFT_SHARE
-        errors = _weight_errors(source, weight, sizes[weight.name])
-        found[weight.name] = {name: share * error for name, error in errors.items()}
-        progress.advance()
+        costs = seen.relative(weight.recipes) or errors[weight.name]
+        found[weight.name] = {name: shares[weight.name] * cost for name, cost in costs.items() if math.isfinite(cost)}
+    return Costs(found, f"relative square error of the outputs, on {text.tokens} tokens")
+
+
+def _by_weight_error(graphs: Mapping[str, Graph], weights: Sequence[Weight], errors: _Errors) -> Costs:
+    """The relative error of the weights themselves, of a sample of their rows."""
+    shares = _shares(graphs, weights)
+    found = {
+        weight.name: {name: shares[weight.name] * error for name, error in errors[weight.name].items()}
+        for weight in weights
+    }
     return Costs(found, "relative square error of the weight")
+
+
+def _shares(graphs: Mapping[str, Graph], weights: Sequence[Weight]) -> dict[str, float]:
+    """What the errors of each weight count."""
+    main = set(graphs[MAIN].values())
+    return {weight.name: 1.0 if main & set(weight.recipes) else DRAFT_SHARE for weight in weights}
+
+
+def _evaluated(source: Checkpoint, value: Value) -> Any:
+    """What an expression over the checkpoint's tensors stands for."""
+
+    def given(leaf: Value) -> Any:
+        name, expert = str(leaf.attrs["name"]), leaf.attrs.get("expert")
+        return source.read(name) if expert is None else source.part(name, int(expert))  # type: ignore[arg-type]
+
+    return ops.evaluate([value], given)[0]
 
 
 def _weight_errors(source: Checkpoint, weight: Weight, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -153,13 +206,9 @@ def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
     picked = range(0, count, -(-count // _SAMPLED_EXPERTS))
     pieces = [part(recipe, index) for index in picked] if stacked else [recipe]
 
-    def given(leaf: Value) -> Any:
-        name, expert = str(leaf.attrs["name"]), leaf.attrs.get("expert")
-        return source.read(name) if expert is None else source.part(name, int(expert))  # type: ignore[arg-type]
-
     found = []
     for piece in pieces:
-        (whole,) = ops.evaluate([piece], given)
+        whole = _evaluated(source, piece)
         rows = as_float32(whole).reshape(-1, whole.shape[-1])
         kept = max(1, _SAMPLED // (len(pieces) * rows.shape[1]))
         found.append(rows[:: -(-len(rows) // kept)])
@@ -173,9 +222,11 @@ def _tokens(source: Checkpoint, options: CompileOptions) -> Array | None:
     return text_windows(source.path, options.calibration, options.calibration_tokens)
 
 
-def text_windows(checkpoint: Path, text: Path | None, limit: int) -> Array:
-    """Windows of a text from all over it, i32 [SEQUENCES, LENGTH]. Raises CalibrationError and CheckpointError."""
+def text_windows(
+    checkpoint: Path, text: Path | None, limit: int, sequences: int = SEQUENCES, length: int = LENGTH
+) -> Array:
+    """Windows of a text from all over it, i32 [sequences, length]. Raises CalibrationError and CheckpointError."""
     found = calibration_text.read(text, text_files.tokenizer_of(checkpoint), limit)
     ids = np.concatenate(found.sequences)
-    starts = np.linspace(0, len(ids) - LENGTH, SEQUENCES).astype(int)
-    return np.stack([ids[start : start + LENGTH] for start in starts])
+    starts = np.linspace(0, len(ids) - length, sequences).astype(int)
+    return np.stack([ids[start : start + length] for start in starts])

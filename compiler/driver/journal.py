@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import dsv3c.runtime
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.driver.workplace import ASIDE, JOURNAL, MADE, MAKING, abandoned
 from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
@@ -31,12 +32,16 @@ WEIGHTS = "weights.safetensors"
 _DIGEST_BYTES = 16
 _CHUNK = 1 << 22
 _LONGEST = 60  # of a value in a message
+_TEXT = "calibration"  # among the files of a checkpoint
 
 Span = tuple[int, int, str]  # offset, bytes, digest
 
 
 class Journal(Protocol):
-    """Asked and told by whoever writes pieces of a file, from several threads."""
+    """Asked and told by whoever writes pieces of a file, from several threads. nbytes: of the pieces that are done."""
+
+    @property
+    def nbytes(self) -> int: ...
 
     def done(self, piece: str) -> bool: ...
 
@@ -49,6 +54,8 @@ class Journal(Protocol):
 
 class NoJournal:
     """Of a file that is written in one go."""
+
+    nbytes = 0
 
     def done(self, piece: str) -> bool:
         return False
@@ -74,7 +81,7 @@ class Run:
         the calibration too."""
         paths = {name: source.path / name for name in source.file_names()}
         if options.calibration is not None:
-            paths["calibration"] = options.calibration
+            paths[_TEXT] = options.calibration
         states = {name: os.stat(path) for name, path in paths.items()}
         files = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
         given = json.loads(json.dumps({**options.to_dict(), "formats": dict(options.formats)}))
@@ -85,11 +92,24 @@ class Run:
         names = [name for name in {**self.options, **other.options} if name != "formats"]
         changed = [name for name in names if self.options.get(name) != other.options.get(name)]
         found = [f"{name} {_short(other.options.get(name))}, now {_short(self.options.get(name))}" for name in changed]
-        if self.checkpoint != other.checkpoint:
-            found.append("another checkpoint or calibration, or files of them that have changed since")
+        found += self._other_files(other)
         if self.version != other.version:
             found.append(f"dsv3c {other.version}, now {self.version}")
-        return "; ".join(found) or "other formats or another layout of the weights"
+        formats, before = (run.options.get("formats") or {} for run in (self, other))
+        differing = [name for name in {**before, **formats} if formats.get(name) != before.get(name)]
+        if differing:
+            found.append(f"other formats of {some(differing)}")
+        return "; ".join(found) or "another layout of the weights"
+
+    def _other_files(self, other: Run) -> list[str]:
+        """What is said of files that were read; a text that only one of the runs has is an option that differs."""
+        names = [name for name in {**other.checkpoint, **self.checkpoint} if name != _TEXT]
+        changed = [name for name in names if self.checkpoint.get(name) != other.checkpoint.get(name)]
+        found = [f"files of the checkpoint that are others now: {some(changed)}"] if changed else []
+        texts = self.checkpoint.get(_TEXT), other.checkpoint.get(_TEXT)
+        if None not in texts and texts[0] != texts[1]:
+            found.append("a calibration text that is another now")
+        return found
 
 
 @dataclass
@@ -216,5 +236,5 @@ def _is_there(descriptor: int, span: Span) -> bool:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = "none" if value is None else str(value)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"

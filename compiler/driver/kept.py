@@ -19,6 +19,7 @@ from dsv3c.passes.quantise import turned
 
 Recipes = Mapping[str, Value]
 _KEPT, _AGAIN, _FIRST = "codes are kept, in", "rounded a second time, to", "rounded to"
+_MANY = 3  # formats, as in a plan of mixed precision, which says itself what has which
 
 
 def settle(options: CompileOptions, source: Checkpoint, supported: Callable[[WeightFormat], bool]) -> CompileOptions:
@@ -63,6 +64,9 @@ def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:
         said.setdefault((what, use.format.name), []).append(use)
     if not any(use.keeps for use in uses):  # as was asked for: which they are goes without saying
         again = {format: found for (what, format), found in said.items() if what == _AGAIN}
+        if len(again) > _MANY:
+            every = [use for found in again.values() for use in found]
+            return (f"{_AGAIN} {len(again)} formats: {_told(every)}",)
         return tuple(f"{_AGAIN} {format}: {_told(found)}" for format, found in again.items())
     return tuple(
         f"{what} {format}: {_told(found)}{_listed(what, found)}"

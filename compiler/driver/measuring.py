@@ -6,7 +6,6 @@ What compiles is handed in, since compiling measures, and measuring compiles ref
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from dsv3c import targets
 from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.driver.workplace import scratch
 from dsv3c.compiler.errors import NoLocalTargetError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact, ArtifactTarget
@@ -55,8 +55,8 @@ def reference(path: Path, compile: Compile, progress: Progress | None = None) ->
     if not _is_checkpoint(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dsv3c-reference-") as folder:
-        out = Path(folder) / f"{path.resolve().name}-{REFERENCE}"
+    with scratch("dsv3c-reference") as folder:
+        out = folder / f"{path.resolve().name}-{REFERENCE}"
         compile(path, out, CompileOptions(target=local_target(), quant=REFERENCE), progress)
         yield out
 

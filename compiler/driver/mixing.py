@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from dsv3c.compiler.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.compiler.quantisation import quant_plan
 from dsv3c.compiler.quantisation.allocation import Choice, allocate
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan, Weight
 from dsv3c.passes.quantise import LINEAR, ROUTER, Operand, keeping_format, operands
 from dsv3c.runtime.cli.output import size
@@ -43,15 +45,21 @@ def settled(
     target: Target,
     progress: Progress,
     file_bytes: FileBytes,
+    text: CalibrationText | None = None,
+    folder: Path | None = None,
 ) -> tuple[CompileOptions, QuantPlan]:
     """The options with a format for each weight, and the plan of it. file_bytes: the size of the weights file.
 
-    graphs: the entries before any weight has a format. Raises PlanError, BudgetError, and what reading a plan or the
-    calibration raises.
+    graphs: the entries before any weight has a format. text, folder: as in costs.measured. Raises PlanError,
+    BudgetError, and what reading a plan or the calibration raises.
     """
     weights = weights_of(graphs.values())
     if options.quant == AUTO:
-        return _found(source, graphs, weights, options, target, progress, file_bytes)
+
+        def measure(linear: Sequence[Weight], sizes: costs.Sizes) -> costs.Costs:
+            return costs.measured(source, graphs, linear, sizes, options, text, progress, folder)
+
+        return _found(weights, options, target, progress, file_bytes, measure)
     path = options.quant_plan
     assert path is not None
     chosen = quant_plan.read(path, weights, target.supports, target.name)
@@ -111,13 +119,12 @@ class _Budget(NamedTuple):
 
 
 def _found(
-    source: Checkpoint,
-    graphs: Mapping[str, Graph],
     weights: Sequence[Weight],
     options: CompileOptions,
     target: Target,
     progress: Progress,
     file_bytes: FileBytes,
+    measure: Callable[[Sequence[Weight], costs.Sizes], costs.Costs],
 ) -> tuple[CompileOptions, QuantPlan]:
     """The plan that costs least within the budget."""
     linear = [weight for weight in weights if weight.role == LINEAR]
@@ -134,7 +141,7 @@ def _found(
     budget = _budget(options, parameters) - beside
     if budget < least_bytes:
         raise _too_little(options, least_bytes + beside, parameters)
-    found = costs.measured(source, graphs, linear, sizes, options, progress)
+    found = measure(linear, sizes)
     progress.stage("choosing formats")
     names = {weight: list(of) for weight, of in found.by_weight.items()}
     choices = [

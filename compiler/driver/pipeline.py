@@ -36,10 +36,7 @@ from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.driver.workplace import JOURNAL
-from dsv3c.compiler.errors import (
-    BadOptionError,
-    UnknownPassError,
-)
+from dsv3c.compiler.errors import BadOptionError, UnknownPassError
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
@@ -103,8 +100,12 @@ class Lowered:
     bounds: Mapping[str, int]
 
     @property
+    def graphs(self) -> dict[str, Graph]:
+        return {name: entry.graph for name, entry in self.entries.items()}
+
+    @property
     def caches(self) -> tuple[Cache, ...]:
-        return caches_of(entry.graph for entry in self.entries.values())
+        return caches_of(self.graphs.values())
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -165,21 +166,19 @@ def compile_checkpoint(
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)
-    if out is None and options.kept is None:  # its name tells the format
-        options = settled(options, Checkpoint.open(checkpoint), target)
-    destination = out or default_output(checkpoint, options)
-    if options.stop_after is None:
-        artifact.check_free(destination, options.overwrite)
-        checks.check_apart(destination, options.dump_to)
-        measuring.check(checkpoint, options)
+    if out is not None:
+        _check_before(checkpoint, out, options)
     progress.stage("reading the checkpoint's headers")
     source = Checkpoint.open(checkpoint)
+    options = settled(options, source, target)
+    destination = out or default_output(checkpoint, options)
+    if out is None:  # the name of the output tells the format, and that may be the checkpoint's
+        _check_before(checkpoint, destination, options)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
-    options, quant_plan = mixed(source, options, target, progress)
     text = read_calibration(checkpoint, options)
+    options, quant_plan = mixed(source, options, target, progress, text, destination.parent)
     progress.stage("running the passes")
-    options = settled(options, source, target)
     lowered = lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, beforehand, time.monotonic() - started, peak_rss(), told)
@@ -204,10 +203,8 @@ def compile_checkpoint(
                 share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
                 said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
                 _tell((said,), progress)
-            doing = "writing weights" if text is None else "calibrating and writing weights"
-            progress.stage(doing, file.tensor_bytes - begun_with.nbytes)
             with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
-                log = _write_weights(writer, lowered, text, options, source.config, destination.parent)
+                log = _write_weights(writer, lowered, text, options, source.config, destination.parent, progress)
         artifact.copy_side_files(checkpoint, folder)
         text_files.settle_defaults(folder, source.config)
         if emission.write_graphs is not None:
@@ -221,7 +218,8 @@ def compile_checkpoint(
         if quant_plan is not None:
             manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
         if log.entries:
-            manifest["quantization"] |= _rounding(log, text)
+            assert text is not None, "nothing is logged without a text"
+            manifest["quantization"] |= log.manifest(text)
             artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
         if options.sparsity_threshold:
             manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
@@ -238,6 +236,14 @@ def compile_checkpoint(
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def _check_before(checkpoint: Path, out: Path, options: CompileOptions) -> None:
+    """Raises what is found wrong before any work."""
+    if options.stop_after is None:
+        artifact.check_free(out, options.overwrite)
+        checks.check_apart(out, options.dump_to)
+        measuring.check(checkpoint, options)
 
 
 def takes_text(options: CompileOptions) -> bool:
@@ -260,13 +266,16 @@ def _write_weights(
     options: CompileOptions,
     config: ModelConfig,
     folder: Path,
+    progress: Progress,
 ) -> RoundingLog:
     """Write all weights. folder: for activations that do not fit into memory."""
     method = options.resolved_method
-    log = RoundingLog(method)
-    if text is not None:
-        planned = calibrated.plan(lowered.entries)
-        log = calibrated.write(writer, planned, text, method, config, folder, options.sparsity_threshold)
+    if text is None:
+        log = RoundingLog(method)
+        progress.stage("writing weights", writer.bytes_left)
+    else:
+        planned = calibrated.plan(lowered.graphs)
+        log = calibrated.write(writer, planned, text, method, config, folder, progress, options.sparsity_threshold)
     unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
 
     def round(value: Value, w: Any) -> tuple[QTensor, list[Any]]:
@@ -284,13 +293,6 @@ def _write_weights(
     return log
 
 
-def _rounding(log: RoundingLog, text: CalibrationText | None) -> dict[str, Any]:
-    """What the manifest says of how weights were rounded."""
-    assert text is not None, "nothing is logged without a text"
-    read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
-    return {"methods": log.summary(), "calibration": read}
-
-
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
     """How many of the notes were told."""
     if not isinstance(progress, Teller):
@@ -303,8 +305,8 @@ def _tell(notes: tuple[str, ...], progress: Progress) -> int:
 def settled(options: CompileOptions, source: Checkpoint, target: Target) -> CompileOptions:
     """The options with the formats named that keep what the checkpoint has in codes.
 
-    Where others meet activations of int8, a format that has float products reads prompts several times more slowly: it
-    is for those who ask for it.
+    Where others meet activations of int8, a format that has float products reads prompts more slowly, from VNNI on
+    several times: it is for those who ask for it.
     """
 
     def suits(format: WeightFormat) -> bool:
@@ -362,11 +364,17 @@ def _traced(
 
 
 def mixed(
-    source: Checkpoint, options: CompileOptions, target: Target, progress: Progress
+    source: Checkpoint,
+    options: CompileOptions,
+    target: Target,
+    progress: Progress,
+    text: CalibrationText | None,
+    folder: Path | None = None,
 ) -> tuple[CompileOptions, QuantPlan | None]:
     """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
 
-    Raises PlanError, BudgetError, and what reading the calibration raises.
+    text: what weights are rounded for. folder: for activations that do not fit into memory, where it is there. Raises
+    PlanError, BudgetError, and what reading the calibration raises.
     """
     if options.quant != AUTO and options.quant_plan is None:
         return options, None
@@ -377,7 +385,8 @@ def mixed(
         lowered = lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
         return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
 
-    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes)
+    place = folder if folder is not None and folder.is_dir() else None
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes, text, place)
     checks.check_formats(options)
     checks.check_supported(options, target)
     return options, plan
@@ -412,7 +421,8 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
         raise UnknownPassError(name=options.stop_after, known=", ".join(names))
     last = max((i for i, item in enumerate(sequence) if item.name == options.stop_after), default=len(sequence) - 1)
     counts: dict[str, int] = dict.fromkeys(names, 0)
-    verify(graph, "trace", "trace")
+    typed: set[Value] = set()
+    verify(graph, "trace", "trace", typed)
     _show(graph, "trace", 0, 0.0, options)
     for number, item in enumerate(sequence[: last + 1], start=1):
         with repeat.telling_pass(item, graph, options.target):
@@ -420,7 +430,7 @@ def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> t
             graph, count = item.run(graph)
             counts[item.name] += count
             _show(graph, item.name, number, time.perf_counter() - started, options, count)
-            verify(graph, item.phase, item.name)
+            verify(graph, item.phase, item.name, typed)
     return graph, counts
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.sparsity import NO_ZEROS, Zeros
 
@@ -55,6 +56,11 @@ class RoundingLog:
         """For the manifest."""
         weights, zero_weights, groups, zero_groups = self.zeros
         return {"zero_weights": _relative(zero_weights, weights), "groups": groups, "zero_groups": zero_groups}
+
+    def manifest(self, text: CalibrationText) -> dict[str, Any]:
+        """What it says of how weights were rounded, and for what text."""
+        read = {"file": text.name, "sequences": len(text.sequences), "tokens": text.tokens, "sha256": text.sha256}
+        return {"methods": self.summary(), "calibration": read}
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""

@@ -83,14 +83,14 @@ def plan_checkpoint(
     tokens = longest if context is None else context
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
-    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent())
+    text = pipeline.read_calibration(checkpoint, options)
+    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent(), text)
     if quant_plan is None and each_weight:
         quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
     notes += kept.notes(source, planned.recipes)
     file = weights.lay_out(planned.recipes)
-    text = pipeline.read_calibration(checkpoint, options)
     method = options.resolved_method
     slots = -(-tokens // PAGE_SIZE) * PAGE_SIZE
     return PlanReport(
@@ -102,7 +102,7 @@ def plan_checkpoint(
         available_bytes=machine.memory().available if _runs_in_host_memory(target.name) else 0,
         notes=notes,
         quant_plan=quant_plan,
-        calibration=None if text is None else cost(calibrated.plan(lowered.entries), text, method, config),
+        calibration=None if text is None else cost(calibrated.plan(lowered.graphs), text, method, config),
     )
 
 

@@ -16,7 +16,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import checks, measuring, pipeline
-from dsv3c.compiler.driver.workplace import write_whole
+from dsv3c.compiler.driver.workplace import scratch, write_whole
 from dsv3c.compiler.errors import Dsv3cError, SweepDiffersError, SweepFileError
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
@@ -211,8 +211,8 @@ class Sweep:
         if self.chosen.keep is not None:
             yield self.chosen.keep
             return
-        with tempfile.TemporaryDirectory(prefix="dsv3c-sweep-") as folder:
-            yield Path(folder)
+        with scratch("dsv3c-sweep") as folder:
+            yield folder
 
     @contextmanager
     def _artifact(self, out: Path) -> Iterator[Path]:

@@ -152,6 +152,11 @@ class Writer:
                 found[recipe] = found.get(recipe, NO_LOSS) + loss
         return found
 
+    @property
+    def bytes_left(self) -> int:
+        """What `advance` will be told of, when all is written."""
+        return self.file.tensor_bytes - self._journal.nbytes
+
     def read_through(self, wrap: Callable[[Read], Read]) -> None:
         """From now on tensors of the checkpoint are what `wrap` makes of them."""
         self._read = wrap(self._read)

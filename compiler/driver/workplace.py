@@ -16,6 +16,7 @@ import platform
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,17 @@ def workplace(out: Path, begun: Path | None = None) -> Iterator[Path]:
     finally:
         claim.release()
         _remove_empty(missing)
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A new folder where the system has such, removed in the end; what a killed process left of that name goes too."""
+    place = Path(tempfile.gettempdir()) / name
+    sweep(place, shutil.rmtree)
+    with workplace(place) as folder:
+        made = folder / MAKING
+        made.mkdir()
+        yield made
 
 
 def put(folder: Path, out: Path, overwrite: bool, check: Callable[[Path], None], remove: Remove) -> None:

@@ -40,20 +40,10 @@ class PlainFloats:
     """Not codes but the numbers themselves, of IR dtype `element`."""
 
     element: str
-    zero: int = 0
 
     @property
     def bits(self) -> int:
         return int(NUMPY_DTYPES[self.element].itemsize) * 8
-
-    def values(self, codes: Array, zero: Array | None) -> Array:
-        raise TypeError("plain floats have no codes")
-
-    def encode(self, scaled: Array, zero: Array | None) -> Array:
-        raise TypeError("plain floats have no codes")
-
-    def largest(self, own_zeros: bool) -> float:
-        raise TypeError("plain floats have no codes")
 
 
 @dataclass(frozen=True)
@@ -80,10 +70,20 @@ class Integers:
         return found
 
     def encode(self, scaled: Array, zero: Array | None) -> Array:
+        return self.codes(self.nearest(scaled, zero), zero)
+
+    def nearest(self, scaled: Array, zero: Array | None) -> Array:
+        """What the codes of `encode` stand for, without the way by them."""
         found = np.rint(scaled)
-        found += np.float32(self.zero) if zero is None else zero
-        np.clip(found, self.lowest, self.highest, out=found)
-        return found.astype(np.uint8)
+        middle = np.float32(self.zero) if zero is None else zero
+        # np.clip does the same, but for a column of a matrix its call takes longer than the work.
+        np.maximum(found, self.lowest - middle, out=found)
+        np.minimum(found, self.highest - middle, out=found)
+        return found
+
+    def codes(self, values: Array, zero: Array | None) -> Array:
+        """u8 of numbers that codes stand for."""
+        return (values + (np.float32(self.zero) if zero is None else zero)).astype(np.uint8)
 
     def largest(self, own_zeros: bool) -> float:
         return float(self.highest - self.lowest if own_zeros else self.zero - self.lowest)
@@ -133,44 +133,37 @@ class E2M1:
 
 @dataclass(frozen=True)
 class Steps:
-    """Numbers of a grid of few bits as integers: code c stands for (table[c] - zero) * size, the table below 128."""
+    """Numbers of a grid of few bits as integers: code c stands for (table[c] - zero) * size, the table below 256."""
 
     table: tuple[int, ...]
     zero: int
     size: float
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Of each code."""
+        return tuple((entry - self.zero) * self.size for entry in self.table)
+
 
 E2M1_LARGEST = 6.0
 _E2M1_VALUES = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
 
-# The quantiles of a normal distribution by QLoRA (Dettmers and others 2023, arXiv 2305.14314, appendix E).
-NF4_VALUES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+# The quantiles of a normal distribution by QLoRA (Dettmers and others 2023, arXiv 2305.14314, appendix E), in 127ths.
+_NF4 = Steps((0, 39, 60, 77, 91, 104, 115, 127, 137, 147, 158, 170, 183, 198, 219, 254), 127, 1 / 127)
+NF4_VALUES = _NF4.values
 _NF4_VALUES = np.array(NF4_VALUES, np.float32)
 
 
 @dataclass(frozen=True)
 class NF4:
-    """The sixteen numbers of 4-bit NormalFloat, in rising order. A tie takes the lower code."""
+    """The sixteen numbers of 4-bit NormalFloat to the nearest 127th, in rising order. A tie takes the lower code."""
 
     bits: int = 4
     zero: int = 7
+
+    @property
+    def steps(self) -> Steps:
+        return _NF4
 
     def values(self, codes: Array, zero: Array | None) -> Array:
         return np.take(_NF4_VALUES, codes)

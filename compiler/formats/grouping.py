@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ACTIVATIONS = 128  # columns of activations with a scale in common, where weights have one scale for all of K
+ACTIVATIONS = 64  # columns of activations with a scale in common, where weights have one scale for all of K
 UNIT = 32  # columns that K is padded to at least: no packing stores more of them as one
 
 

@@ -50,7 +50,7 @@ class QTensor:
         *leading, rows, padded = self.codes.shape
         groups = self.scale.shape[-1]
         codes = self.codes.reshape(*leading, rows, groups, padded // groups)
-        values = self.format.grid.values(codes, None if self.zero is None else self.zero[..., None])
+        values = self.format.codes.values(codes, None if self.zero is None else self.zero[..., None])
         values *= self.scale[..., None].astype(np.float32)
         return values.reshape(*leading, rows, padded)[..., : self.k]
 
@@ -89,15 +89,15 @@ def quantize(w: Array, format: WeightFormat, method: Rounding | None = None) -> 
 
 def _rounded(w: Array, format: WeightFormat, method: Rounding) -> tuple[Rounded, Loss]:
     if not coded.is_coded(w.dtype) or (w.dtype == fp8.CODED and format.keeps_fp8):
-        return method(w, format.grid, format.grouping), NO_LOSS
+        return method(w, format.codes, format.grouping), NO_LOSS
     *leading, n, k = w.shape
     rows = w.reshape(-1, k)
     kept = keeping.keep(rows, format)
     if kept is None:
-        return method(as_float32(w), format.grid, format.grouping), Loss(rows=len(rows))
+        return method(as_float32(w), format.codes, format.grouping), Loss(rows=len(rows))
     anew = np.flatnonzero(~kept.fits)
     if anew.size:
-        rounded = method(as_float32(rows[anew]), format.grid, format.grouping)
+        rounded = method(as_float32(rows[anew]), format.codes, format.grouping)
         for whole, some in zip(kept.rounded, rounded, strict=True):
             if whole is not None:
                 whole[anew] = some

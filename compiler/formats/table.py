@@ -39,7 +39,7 @@ class WeightFormat:
     """
 
     name: str
-    grid: Grid = field(compare=False, repr=False)
+    grid: Grid | PlainFloats = field(compare=False, repr=False)
     packings: Mapping[str, Packing] = field(compare=False, repr=False)
     grouping: Grouping = field(default=Grouping(), compare=False, repr=False)
     rounding: Rounding | None = field(default=None, compare=False, repr=False)
@@ -75,6 +75,12 @@ class WeightFormat:
         return self.element is None
 
     @property
+    def codes(self) -> Grid:
+        """The grid, of a format that has codes."""
+        assert not isinstance(self.grid, PlainFloats), f"{self} is no format of codes"
+        return self.grid
+
+    @property
     def type_name(self) -> str:
         """What the IR calls the element type of such a weight."""
         return self.element or self.name
@@ -82,12 +88,12 @@ class WeightFormat:
     @property
     def zero_point(self) -> int:
         """The code that stands for 0 where groups have none of their own."""
-        return self.grid.zero
+        return self.codes.zero
 
     @property
     def largest(self) -> float:
         """The largest magnitude that a code stands for, before its scale."""
-        return self.grid.largest(self.grouping.zero is not None)
+        return self.codes.largest(self.grouping.zero is not None)
 
     def padded_k(self, k: int) -> int:
         """K of the codes, rounded up to whole groups."""
@@ -148,6 +154,7 @@ def _nf4(size: int) -> WeightFormat:
         {"rows16": Planes((4,))},
         Grouping(size, "f16"),
         float_rounding.nearest_float,
+        integer_products=True,
         head="int8",
         embedding="bfloat16",
     )

@@ -132,7 +132,7 @@ def _round_matrix(
         except np.linalg.LinAlgError as error:
             return _rounded(w, format, SEARCH, inputs), SEARCH, str(error)
     tried, failed = {}, ""
-    for name in METHODS:
+    for name in (NEAREST, *METHODS):
         if name in _CORRECTING and inputs.cross is None:
             continue
         try:
@@ -156,10 +156,12 @@ def _rounded(w: Array, format: WeightFormat, method: str, inputs: MatrixInputs) 
 def _cost(w: Array, rounded: QTensor, inputs: MatrixInputs) -> float:
     """Mean square error of the outputs, up to a constant: of Ŵx̂ against Wx where the inputs x of the float model are
     known, of Ŵx̂ against Wx̂ otherwise."""
-    values = rounded.dequantize()
+    error = w - rounded.dequantize()
+    found = inputs.output_error(error)
     if inputs.cross is None:
-        return inputs.output_error(w - values)
-    return float(np.vdot(values @ inputs.gram, values) - 2 * np.vdot(values @ inputs.cross, w))
+        return found
+    # By errors, as these are small: of values the differences between methods would be lost in float32.
+    return found + 2 * float(np.vdot(error @ (inputs.cross - inputs.gram), w))
 
 
 def _measured(w: Array, rounded: QTensor, inputs: MatrixInputs, method: str, reason: str) -> Outcome:

@@ -55,9 +55,7 @@ class Columns:
         """The codes of columns of one group nearest to `target` [..., N], and their errors."""
         group = (columns.start if isinstance(columns, slice) else columns) // self.size
         zero = None if self.zero is None else self.zero[group]
-        codes = self.grid.encode(target * self._inverse[group], zero)
-        self.codes[columns] = codes
-        values = self.grid.values(codes, zero)
+        values, self.codes[columns] = scales.rounded(target * self._inverse[group], zero, self.grid)
         values *= self._step[group]
         np.subtract(self.weights[columns], values, out=self.error[columns])
 

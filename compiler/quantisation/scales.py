@@ -36,9 +36,19 @@ class Scales(NamedTuple):
         return Scales(np.where(chosen, self.scale, other.scale), zero)
 
 
-def rounded(w: Array, scales: Scales, grid: Grid) -> Array:
-    """The codes of w [..., M] with the scales of each column; with a scale of 0 those that stand for 0."""
-    return grid.encode(w * inverse(scales.scale), scales.zero)
+def rounded(scaled: Array, zero: Array | None, grid: Grid) -> tuple[Array, Array]:
+    """The numbers of a grid nearest to those that are divided by their scale already, and their codes u8."""
+    if isinstance(grid, Integers):
+        values = grid.nearest(scaled, zero)
+        return values, grid.codes(values, zero)
+    codes = grid.encode(scaled, zero)
+    return grid.values(codes, zero), codes
+
+
+def _nearest(w: Array, scales: Scales, grid: Grid) -> Array:
+    """The numbers nearest to w [..., M] over the scales of each column; with a scale of 0 all are 0."""
+    scaled = w * inverse(scales.scale)
+    return grid.nearest(scaled, scales.zero) if isinstance(grid, Integers) else rounded(scaled, scales.zero, grid)[0]
 
 
 def inverse(scale: Array) -> Array:
@@ -106,7 +116,7 @@ def _is_lopsided(grid: Grid) -> bool:
 
 def _error(w: Array, importance: Array, grid: Grid, scales: Scales) -> Array:
     """f32 [M], infinite where the scale is."""
-    values = grid.values(rounded(w, scales, grid), scales.zero)
+    values = _nearest(w, scales, grid)
     with np.errstate(invalid="ignore"):
         values *= scales.scale.astype(np.float32)
     values -= w
@@ -118,7 +128,7 @@ def _error(w: Array, importance: Array, grid: Grid, scales: Scales) -> Array:
 
 def _fit(w: Array, weighted: Array, importance: Array, grid: Grid, scales: Scales) -> tuple[Scales, Array]:
     """The exact scales (and zero points) that fit the codes of `scales` best, and what they take off the error [M]."""
-    values = grid.values(rounded(w, scales, grid), scales.zero)
+    values = _nearest(w, scales, grid)
     along = np.einsum("gm,gm->m", weighted, values)
     zero = scales.zero
     if zero is not None:

@@ -14,23 +14,27 @@ behind d tokens that are in the cache already:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from dsv3c.runtime.artifact.fields import Fields
+
+FLOAT32, INT8 = "float32", "int8"
 
 
 @dataclass(frozen=True)
 class Cost:
     """One kernel's cost, each part 0 unless the plan says otherwise.
 
-    rows: "T" or "R", the number of rows of a call. row_flops: operations a row. pair_flops: operations for each pair of
+    rows: "T" or "R", the number of rows of a call. row_flops: operations a row. factors: what these multiply, "float32"
+    or "int8", all others multiply float32. pair_flops: operations for each pair of
     a token and a position it sees. position_flops: operations a position of the context, once a call. cache_row_bytes:
     bytes of a position of the cache. table_rows: rows of the weight of which a call reads one for each of its rows.
     experts, top_k, shared: experts stacked in the weight are the first two's choice, and always the shared.
     """
 
     rows: str = "T"
+    factors: str = FLOAT32
     row_flops: int = 0
     pair_flops: int = 0
     position_flops: int = 0
@@ -67,24 +71,23 @@ class StepShape:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes of weights and cache read, and operations done."""
+    """Bytes of weights and cache read, and operations done; of these, those of int8."""
 
     weight_bytes: float = 0
     cache_bytes: float = 0
     flops: float = 0
+    int8_flops: float = 0
 
     @property
     def bytes(self) -> float:
         return self.weight_bytes + self.cache_bytes
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.weight_bytes + other.weight_bytes, self.cache_bytes + other.cache_bytes, self.flops + other.flops
-        )
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def over(self, count: int) -> Work:
         """The mean of `count` pieces of work whose sum this is."""
-        return Work(self.weight_bytes / count, self.cache_bytes / count, self.flops / count)
+        return Work(*(part / count for part in astuple(self)))
 
 
 def total(parts: Iterable[Work]) -> Work:
@@ -97,6 +100,7 @@ def call_work(cost: Cost, weight_bytes: int, step: StepShape) -> Work:
     return Work(
         weight_bytes=weight_bytes * _share_read(cost, rows),
         cache_bytes=cost.cache_row_bytes * step.positions,
+        int8_flops=cost.row_flops * rows if cost.factors == INT8 else 0,
         flops=cost.row_flops * rows + cost.pair_flops * step.pairs + cost.position_flops * step.positions,
     )
 
@@ -112,8 +116,11 @@ def parse_cost(content: Fields) -> Cost:
     rows = content.string("rows", default="T")
     if rows not in ("T", "R"):
         raise content.fail("rows", f"{rows!r} is neither T nor R")
-    names = [field.name for field in fields(Cost) if field.name != "rows"]
-    cost = Cost(rows, **{name: content.integer(name, 0, 2**53, default=0) for name in names})
+    factors = content.string("factors", default=FLOAT32)
+    if factors not in (FLOAT32, INT8):
+        raise content.fail("factors", f"{factors!r} is neither {FLOAT32} nor {INT8}")
+    names = [field.name for field in fields(Cost) if field.name not in ("rows", "factors")]
+    cost = Cost(rows, factors, **{name: content.integer(name, 0, 2**53, default=0) for name in names})
     if cost.experts and not 1 <= cost.top_k <= cost.experts:
         raise content.fail("top_k", f"is {cost.top_k}, it must be from 1 to {cost.experts}")
     return cost

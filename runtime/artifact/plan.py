@@ -52,7 +52,8 @@ class Buffer:
 
     offset: bytes from the start of the arena, or of the tensor of which a weight is a part. parted: whether a weight is
     but a part of its tensor. width: of a cache, elements of a slot, in which one token has its row; each cache has its
-    own. A cache is called cache.LAYER or, if it is a further one of its layer, cache.LAYER.PART.
+    own. codes: what a row of bytes is in, int8 or fp8; empty where its elements are numbers. A cache is called
+    cache.LAYER or, if it is a further one of its layer, cache.LAYER.PART.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Buffer:
     tensor: str = ""
     parted: bool = False
     width: int = 0
+    codes: str = ""
 
     @property
     def bytes(self) -> int:
@@ -71,7 +73,7 @@ class Buffer:
     def to_json(self) -> dict[str, Any]:
         stated: dict[str, Any] = {"name": self.name, "kind": self.kind, "dtype": self.dtype}
         if self.kind == "cache":
-            return stated | {"width": self.width}
+            return stated | {"width": self.width} | ({"codes": self.codes} if self.codes else {})
         stated["size"] = self.size
         if self.kind == "weight":
             stated["tensor"] = self.tensor

@@ -116,7 +116,8 @@ def _buffer(fields: Fields, arena_bytes: int, tensors: Mapping[str, Tensor]) -> 
     if kind == "cache":
         if not _CACHE_NAME.fullmatch(name):
             raise fields.fail("name", f"{name!r} is not cache.LAYER or cache.LAYER.PART")
-        return Buffer(name, kind, dtype, 0, width=fields.integer("width", 1, _MOST_WIDTH))
+        width, codes = fields.integer("width", 1, _MOST_WIDTH), fields.string("codes", default="")
+        return Buffer(name, kind, dtype, 0, width=width, codes=codes)
     size = fields.integer("size", 1, 2**44)
     if kind == "input":
         return Buffer(name, kind, dtype, size)

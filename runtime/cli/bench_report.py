@@ -47,24 +47,27 @@ class Report:
 
     @property
     def integer(self) -> bool:
-        return self.quant.startswith("int")
-
-    @property
-    def matrix_rate(self) -> float | None:
-        """The limit of the products: of int8 where weights are integers, else of float32."""
-        return self.limits.int8_rate if self.integer else self.limits.float_rate
+        """Whether any products are of int8."""
+        return any(result.work and result.work.int8_flops for result in self.results)
 
     def rates(self, work: Work | None, seconds: float) -> Row:
         """Bytes, operations, and what share of the limits they are when they took `seconds`."""
         if work is None or seconds <= 0:
             return dict.fromkeys(("gb_per_s", "read_share", "gflops", "matrix_share"))
-        read, done = work.bytes / seconds, work.flops / seconds
+        read, least = work.bytes / seconds, _least_seconds(work, self.limits)
         return {
             "gb_per_s": read / 1e9,
             "read_share": _ratio(read, self.limits.read_bandwidth),
-            "gflops": done / 1e9,
-            "matrix_share": _ratio(done, self.matrix_rate),
+            "gflops": work.flops / seconds / 1e9,
+            "matrix_share": None if least is None else least / seconds,
         }
+
+
+def _least_seconds(work: Work, limits: Limits) -> float | None:
+    """How long the products take at the rates of their factors; None where one is not known."""
+    parts = ((work.flops - work.int8_flops, limits.float_rate), (work.int8_flops, limits.int8_rate))
+    needed = [(flops, rate) for flops, rate in parts if flops]
+    return sum(flops / rate for flops, rate in needed if rate) if all(rate for _, rate in needed) else None
 
 
 def render(report: Report, form: str) -> str:
@@ -211,10 +214,10 @@ def _limits_text(report: Report) -> str:
         return f"{note} Compile it again with this version of dsv3c.\n"
     integers = f", {_number(limits.int8_rate / 1e9)} GOP/s in int8" if limits.int8_rate else ""
     floats = _number(limits.float_rate and limits.float_rate / 1e9)
-    used = "int8" if report.integer else "float32"
+    used = "of int8 in products with integer weights, of float32 in others" if report.integer else "of float32"
     return (
         f"Limits measured in this run: memory is read at {_number(limits.read_bandwidth / 1e9)} GB/s; products run at "
-        f"{floats} GFLOP/s in float32{integers}. `of matrix` is the share of {used}.\n"
+        f"{floats} GFLOP/s in float32{integers}. `of matrix` is the share {used}.\n"
     )
 
 

@@ -73,7 +73,25 @@ def counting_options(command: Decorated) -> Decorated:
     return command
 
 
-@click.command("eval", cls=Command)
+HELP = """Measure how well an ARTIFACT predicts a text, and how far it is from another one.
+
+Perplexity is the exponential of the mean negative log-likelihood of the text's tokens. The text is cut into windows
+of --context tokens, each of which the model reads without those before; all of a window's predictions count, those
+of its first tokens too, and so does a last, shorter window.
+
+With --against, how far the predictions are from those of that model: KL divergence of its next-token distributions
+from this one's, in nats; how often both have the same first choice; the largest difference of two logits; the ratio
+of perplexities. Errors are standard errors, that of the ratio from the paired differences.
+"""
+_EXAMPLES = """
+\b
+Examples:
+  PROGRAM eval OUT --text book.txt
+  PROGRAM eval OUT-int4 --against OUT-float32 --text book.txt --json
+"""
+
+
+@click.command("eval", cls=Command, help=HELP + _EXAMPLES)
 @click.argument("artifact", type=PATH)
 @counting_options
 @click.option("--against", type=PATH, metavar="OTHER", help="The model to compare with: an artifact.")
@@ -81,21 +99,6 @@ def counting_options(command: Decorated) -> Decorated:
 @device_options
 @json_option
 def eval_command(artifact: Path, against: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure how well an ARTIFACT predicts a text, and how far it is from another one.
-
-    Perplexity is the exponential of the mean negative log-likelihood of the text's tokens. The text is cut into windows
-    of --context tokens, each of which the model reads without those before; all of a window's predictions count, those
-    of its first tokens too, and so does a last, shorter window.
-
-    With --against, how far the predictions are from those of that model: KL divergence of its next-token distributions
-    from this one's, in nats; how often both have the same first choice; the largest difference of two logits; the ratio
-    of perplexities. Errors are standard errors, that of the ratio from the paired differences.
-
-    \b
-    Examples:
-      PROGRAM eval OUT --text book.txt
-      PROGRAM eval OUT-int4 --against OUT-float32 --text book.txt --json
-    """
     from dsv3c.runtime.cli.progress import terminal_progress
     from dsv3c.runtime.progress import Silent
 

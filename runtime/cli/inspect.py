@@ -84,7 +84,13 @@ def describe_artifact(folder: Path) -> dict[str, Any]:
         "bounds": {"tokens": plan.bounds.T, "rows": plan.bounds.R, "sequences": plan.bounds.S, "context": plan.context},
         "buffers": kinds,
         "caches": [
-            {"name": cache.name, "dtype": cache.dtype, "width": cache.width, "bytes_per_token": cache.slot_bytes}
+            {
+                "name": cache.name,
+                "dtype": cache.dtype,
+                "width": cache.width,
+                "codes": cache.codes,
+                "bytes_per_token": cache.slot_bytes,
+            }
             for cache in plan.caches
         ],
         "cache_bytes_per_token": plan.slot_bytes,
@@ -151,11 +157,18 @@ def _tell_artifact(report: dict[str, Any]) -> None:
     buffers = report["buffers"].items()
     sizes = {kind: size(of["bytes"]) for kind, of in report["buffers"].items()}
     sizes["cache"] = f"{size(report['cache_bytes_per_token'])} a token, {bounds['context']} tokens a sequence at most"
-    rows = Counter(f"{cache['width']} x {cache['dtype']}" for cache in report["caches"])
+    rows = Counter(_row_of(cache) for cache in report["caches"])
     sizes["cache"] += ": " + ", ".join(f"{count} of {row}" for row, count in rows.items())
     section("buffers", [(kind, f"{of['buffers']} buffers", sizes[kind]) for kind, of in buffers])
     for entry, calls in report["kernel_calls"].items():
         section(f"kernel calls of {entry}: {sum(calls.values())}", _by_operation(calls))
+
+
+def _row_of(cache: dict[str, Any]) -> str:
+    """A token's row in a cache."""
+    if cache["codes"]:
+        return f"{cache['bytes_per_token']} B in {cache['codes']}"
+    return f"{cache['width']} x {cache['dtype']}"
 
 
 def _by_operation(calls: dict[str, int]) -> list[tuple[object, ...]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsv3c.runtime.artifact.costs import Cost
+from dsv3c.compiler.formats.table import WeightFormat
+from dsv3c.runtime.artifact.costs import FLOAT32, INT8, Cost
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
-from dsv3c.targets.calls.router import ExpertOrder
 
 
 def cost(spec: object) -> Cost | None:
@@ -34,7 +34,8 @@ def _take(spec: Take) -> Cost:
 
 
 def _linear(spec: Linear) -> Cost:
-    return Cost(_rows(spec.rows), row_flops=2 * spec.heads * spec.n * spec.k * spec.rows.multiplier)
+    flops = 2 * spec.heads * spec.n * spec.k * spec.rows.multiplier
+    return Cost(_rows(spec.rows), _factors(spec.weight), row_flops=flops)
 
 
 def _absorbed(spec: MlaAbsorbed) -> Cost:
@@ -52,17 +53,27 @@ def _materialized(spec: MlaMaterialized) -> Cost:
     )
 
 
-def _experts(order: ExpertOrder, products: int, width: int, hidden: int) -> Cost:
-    flops = 2 * order.per_token * products * width * hidden * order.rows.multiplier
-    return Cost(row_flops=flops, experts=order.experts, top_k=order.top_k, shared=order.shared)
+def _experts(spec: MoeGateUp | MoeDown, products: int) -> Cost:
+    order = spec.order
+    return Cost(
+        factors=_factors(spec.weight),
+        row_flops=2 * order.per_token * products * spec.i * spec.d * order.rows.multiplier,
+        experts=order.experts,
+        top_k=order.top_k,
+        shared=order.shared,
+    )
 
 
 def _moe_gate_up(spec: MoeGateUp) -> Cost:
-    return _experts(spec.order, 2, spec.i, spec.d)
+    return _experts(spec, 2)
 
 
 def _moe_down(spec: MoeDown) -> Cost:
-    return _experts(spec.order, 1, spec.i, spec.d)
+    return _experts(spec, 1)
+
+
+def _factors(weight: WeightFormat) -> str:
+    return INT8 if weight.integer_products else FLOAT32
 
 
 _RULES: Mapping[type, Callable[[Any], Cost]] = {

@@ -181,7 +181,7 @@ class PlanBuilder:
         name = str(owner.attrs["name"])
         if is_cache(owner):
             cache = cache_of(owner)
-            buffer = Buffer(name, "cache", cache.dtype, 0, width=cache.stored_width)
+            buffer = Buffer(name, "cache", cache.dtype, 0, width=cache.stored_width, codes=cache.codes)
             index = self._add(buffer)
             assert self.buffers[index] == buffer, f"{name} is another cache in another entry"
             return index

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import EntryGraph, Planned
-from dsv3c.runtime.artifact.costs import Cost
+from dsv3c.runtime.artifact.costs import FLOAT32, Cost
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.plan import Calls, PlanBuilder
 from dsv3c.targets.gpu.kernels import operands, stages
@@ -49,4 +49,5 @@ def _cost(spec: Any) -> Cost | None:
         shared = ("row_flops", "table_rows")
         return stated and replace(stated, **{key: getattr(stated, key) * spec.count // total for key in shared})
     operation = getattr(spec, "spec", spec)
-    return cost(operation) if stages(operation)[0] == spec else None
+    stated = cost(operation) if stages(operation)[0] == spec else None
+    return stated and replace(stated, factors=FLOAT32)  # activations stay floats

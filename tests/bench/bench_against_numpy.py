@@ -1,6 +1,6 @@
 """Decode speed of the bundled model, compiled, beside the same model in plain numpy.
 
-    python tests/bench/bench_against_numpy.py [--formats float32 int8 int4-g32] [--tokens 100]
+    python -m tests.bench.bench_against_numpy [--formats float32 int8 int4-g32] [--tokens 100]
 
 Plain numpy is compiler/frontend/model.py called with arrays, one token at a time over its cache. Both read the same
 prompt and must choose the reference's tokens (numpy, and float32 compiled). Medians, both in one run.

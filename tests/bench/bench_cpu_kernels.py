@@ -1,6 +1,6 @@
 """Speed of CPU kernels at the sizes of real models, beside the memory bandwidth of the machine.
 
-    python tests/bench/bench_cpu_kernels.py [--shapes v3 …] [--formats int4-g32 …] [--tokens 1 4 512] [--kernels moe]
+    python -m tests.bench.bench_cpu_kernels [--shapes v3 …] [--formats int4-g32 …] [--tokens 1 4 512] [--kernels moe]
 
 Weights are spread over enough copies that no cache holds them, as in a real step. Each line gives the best and the
 median time, the bytes of weights (or cache) read per second, and operations per second. Kernels that two models share
@@ -162,6 +162,8 @@ def arguments(bench: Bench, tokens: int) -> list[list[object]]:
             array[0] = tokens
         elif dtype.kind == "f":
             array[:] = 0.01
+        elif operand.dtype == "e8m0":  # 0 would be 2^-127, and multiply slowly
+            array[:] = 2.0**-7
         elif operand.role.endswith("data"):
             array[:] = rng.integers(0, 100, array.size, np.uint8).astype(dtype)
         fixed[operand.role] = array

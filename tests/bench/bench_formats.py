@@ -1,6 +1,6 @@
 """Decode and prefill by weight format, as shares of what the machine gives.
 
-    python tests/bench/bench_formats.py [--shape moonlight] [--formats int4-g32 …] [--tokens 512]
+    python -m tests.bench.bench_formats [--shape moonlight] [--formats int4-g32 …] [--tokens 512]
 
 decode: one row of activations; bytes of weights read a second, beside the measured read bandwidth. prefill: `--tokens`
 rows; operations a second, beside the measured rate of int8 products, or of float32 for formats that are multiplied as

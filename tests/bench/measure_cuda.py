@@ -1,4 +1,4 @@
-"""What a CUDA artifact reaches on this machine's card: `python tests/bench/measure_cuda.py ARTIFACT [--device N]`.
+"""What a CUDA artifact reaches on this machine's card: `python -m tests.bench.measure_cuda ARTIFACT [--device N]`.
 
 Prints tokens a second for decode and prefill, and for each kind of kernel of a decode step its time, the bytes it
 reads, GB/s and the share of the card's bandwidth, which is measured by copies within its memory just before. Times by

@@ -1,6 +1,6 @@
 """Seconds of one core that each method takes for a matrix of Moonlight's shape, and the error of outputs it leaves.
 
-    OPENBLAS_NUM_THREADS=1 python tests/bench/measure_rounding.py [int4-g32] [--rows 1408] [--columns 2048]
+    OPENBLAS_NUM_THREADS=1 python -m tests.bench.measure_rounding [int4-g32] [--rows 1408] [--columns 2048]
 
 Random weights and correlated inputs. Time of the thread, so that a busy machine does not count.
 """

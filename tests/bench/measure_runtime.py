@@ -1,4 +1,4 @@
-"""How large the runtime is when installed, and how long it takes to import: `python tests/bench/measure_runtime.py`.
+"""How large the runtime is when installed, and how long it takes to import: `python -m tests.bench.measure_runtime`.
 
 Builds the wheel and installs it twice into new folders: with all that pip thinks it needs, and with what the archives
 of `dsv3c package` hold. Needs the network. Sizes are what files take on disk, before any module is compiled to

@@ -1,12 +1,14 @@
 """Which measure of single weights predicts what whole mixes of formats cost? On a checkpoint with a text.
 
-    python tests/bench/measure_sensitivity.py CHECKPOINT --text FILE [--other FILE] [--mixes 60] [--seed 0] [--json]
+    python -m tests.bench.measure_sensitivity CHECKPOINT --text FILE [--other FILE] [--mixes 60] [--seed 0] [--json]
+        [--measures kl,scaled,error,weight] [--sequences 4] [--length 128]
 
-Three predictions for a mix, each a sum over its weights, against the KL divergence of the mix itself:
+Predictions for a mix, each a sum over its weights, against the KL divergence of the mix itself:
 
     kl      KL divergence with that weight alone in its format, measured for each format
     scaled  the same measured in one format, and carried over by the error of the products
     error   the relative square error of the products of the weight
+    weight  that of the weight itself
 
 Random mixes differ in size; those of one size have all weights in random order take 8, 5 or 4 bits until it is used up.
 Also whether the allocation holds: mixes of the allocator at a few sizes beside uniform formats. --other: another text,
@@ -38,20 +40,22 @@ Mix = Mapping[str, str]
 class Study:
     """The linear weights of the main model, and what they cost alone."""
 
-    def __init__(self, checkpoint: Path, text: Path, other: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, text: Path, other: Path, measures: list[str], windows: tuple[int, int]
+    ) -> None:
         source = Checkpoint.open(checkpoint)
         graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
         graphs = {costs.MAIN: graphs[costs.MAIN]}
-        self.model = costs.experiments(source, graphs, costs.text_windows(checkpoint, text, CALIBRATION_TOKENS))[
-            costs.MAIN
-        ]
-        self.judge = costs.experiments(source, graphs, costs.text_windows(checkpoint, other, CALIBRATION_TOKENS))[
-            costs.MAIN
-        ]
+        self.model, self.judge = (
+            costs.experiments(source, graphs, costs.text_windows(checkpoint, each, CALIBRATION_TOKENS, *windows))[
+                costs.MAIN
+            ]
+            for each in (text, other)
+        )
         found = mixing.weights_of(graphs.values())
         self.weights = [weight for weight in found if weight.role == "linear"]
         self.layout = targets.get("x86").layout
-        self.costs = {name: self._costs(measure) for name, measure in self._measures().items()}
+        self.costs = {name: self._costs(self._measures()[name]) for name in measures}
 
     def _measures(self) -> dict[str, Callable[[Weight], dict[str, float]]]:
         model = self.model
@@ -59,7 +63,13 @@ class Study:
             "kl": lambda weight: {name: model.kl(model.rounded(weight, FORMATS[name])) for name in MIXED},
             "scaled": lambda weight: costs.by_error(model, weight, MIXED),
             "error": lambda weight: {name: model.error(model.rounded(weight, FORMATS[name])) for name in MIXED},
+            "weight": lambda weight: {name: self._weight_error(weight, name) for name in MIXED},
         }
+
+    def _weight_error(self, weight: Weight, format: str) -> float:
+        plain, rounded = (self.model.rounded(weight, FORMATS[name]) for name in ("float32", format))
+        apart = sum(float(np.square(rounded[recipe] - w).sum()) for recipe, w in plain.items())
+        return apart / sum(float(np.square(w).sum()) for w in plain.values())
 
     def _costs(self, measure: Callable[[Weight], dict[str, float]]) -> dict[str, dict[str, float]]:
         return {weight.name: measure(weight) for weight in self.weights}
@@ -127,8 +137,13 @@ def main() -> None:
     parser.add_argument("--mixes", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measures", type=lambda text: text.split(","), default=["kl", "scaled", "error", "weight"])
+    parser.add_argument("--sequences", type=int, default=costs.SEQUENCES)
+    parser.add_argument("--length", type=int, default=costs.LENGTH)
     args = parser.parse_args()
-    study, rng = Study(args.checkpoint, args.text, args.other or args.text), np.random.default_rng(args.seed)
+    windows = args.sequences, args.length
+    study = Study(args.checkpoint, args.text, args.other or args.text, args.measures, windows)
+    rng = np.random.default_rng(args.seed)
     budget = int(1.08 * study.nbytes(study.uniform("int4-g128")))
     kinds = {
         "random": [study.random(rng) for _ in range(args.mixes)],

@@ -58,5 +58,9 @@ def measure(artifact: Artifact, chosen: str | None) -> None:
     device.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
     measure(Artifact.open(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,7 @@ def test_rounding_activations_changes_the_result_little() -> None:
     assert_same_meaning(graph(SHARED_INPUT), packed(SHARED_INPUT), rtol=0, atol=0.3)
 
 
-@pytest.mark.parametrize(("format", "group"), [("int8", 128), ("int8-g64", 64), ("int4-g32-asym", 32)])
+@pytest.mark.parametrize(("format", "group"), [("int8", 64), ("int8-g128", 128), ("int4-g32-asym", 32)])
 def test_activations_are_grouped_as_their_weight(format: str, group: int) -> None:
     text = SHARED_INPUT.replace("int4-g32", format)
     rows = [value for value in packed(text).values() if value.op == "quantize_rows"]

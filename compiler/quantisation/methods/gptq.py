@@ -1,6 +1,6 @@
 """GPTQ (arXiv 2210.17323): one column after the other; those not yet rounded make up for the errors of the others.
 
-Afterwards some rounds of coordinate descent on the same error, which take off about a tenth of it (docs/28).
+Afterwards a round of coordinate descent on the same error (docs/28).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dsv3c.compiler.quantisation.columns import Columns
 from dsv3c.compiler.quantisation.descent import descend
 from dsv3c.compiler.quantisation.inputs import DAMPING, Array, Factor, MatrixInputs
 
-SWEEPS = 2
+SWEEPS = 1
 _BLOCK = 128  # columns that are corrected by one product for the errors of all columns before them
 
 

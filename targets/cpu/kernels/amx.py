@@ -6,8 +6,8 @@ scaled and added to float32 sums by the operations of `dot`, in its order: the r
 
 For 16 x 16 sums and a group of 32 the products take one instruction of 16 cycles, and the scaling 16 x (add, convert,
 multiply, multiply-add): 64 vector instructions, 32 cycles of two units, plus 32 stores. VNNI takes 128 instructions for
-the products and 64 for the scaling. A group of 128 is two products to the same scaling. These are counts of
-instructions; no time was taken.
+the products and 64 for the scaling. A group of 64 is one product of twice the columns to the same scaling. These are
+counts of instructions; no time was taken.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from math import gcd
 from operator import add
 from typing import Any
 
-from dsv3c.compiler.formats.packings import EACH, QUAD
+from dsv3c.compiler.formats.packings import QUAD
 from dsv3c.compiler.formats.rows16 import LANES, elements_of
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
@@ -76,7 +76,7 @@ def dot_tile(
     """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0).
 
     number: which tile of these blocks it is; if given, the tiles fetch the next of each block line by line meanwhile,
-    integer formats only. The kernel must import PREFETCH_IR.
+    integer formats only. Codes that stand for floats take one row. The kernel must import PREFETCH_IR.
     """
     sums = [[local("f32", LANES) for _ in rows] for _ in blocks]
     tile = Tile(sums, level.lanes)
@@ -91,7 +91,8 @@ def dot_tile(
         return tile
     scale_starts = [w.scale_start(block) for block in blocks]
     if not w.format.integer_products:
-        coded_dot(level, w, x.data, starts, scale_starts, x_starts, sums)
+        (x_start,) = x_starts
+        coded_dot(level, w, x.data, starts, scale_starts, x_start, [row for (row,) in sums])
         return tile
     _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
     return tile
@@ -318,14 +319,11 @@ def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCode
 
 
 def _is_signed(level: IsaLevel, w: Weight) -> bool:
-    """Whether the level's products want codes less SIGN. Those of fewer bits are the same either way."""
-    return w.planes.bits == 8 and DOT4[level.dot].signed
+    """Whether the level's products want integers less SIGN. Those of fewer bits are the same either way."""
+    return w.integer_bits == 8 and DOT4[level.dot].signed
 
 
 def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
     """Quads of codes as the level's products want them."""
-    codes = w.integers(codes, level.lanes)
-    if _is_signed(level, w):
-        sign = T.broadcast(T.uint32(SIGN * EACH), level.lanes)
-        return [T.bind(T.bitwise_xor(quad, sign)) for quad in codes]
-    return codes if w.planes.bits == 8 else [T.bind(quad) for quad in codes]
+    found = w.integers(codes, level.lanes, flipped=SIGN if _is_signed(level, w) else 0)
+    return found if w.planes.bits == 8 else [T.bind(quad) for quad in found]

@@ -1,7 +1,8 @@
 """Products of any number of activation rows with weight blocks: which tiles they are cut into at a level.
 
 Rows go through registers, a few at a time (`dot`). At a level with tile registers, rows of integers go through these 32
-at a time (`amx`), and a rest only if it is large enough. Both give the same bits.
+at a time (`amx`), and a rest only if it is large enough; so do rows of floats by codes that stand for floats, which are
+decoded once for 64 (`decoded`). All give the same bits.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import amx
-from dsv3c.targets.cpu.kernels.coded import has_float_products
+from dsv3c.targets.cpu.kernels import amx, decoded
+from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
@@ -64,12 +65,39 @@ def dot_rows(
         places = [rows.place(index) for index in indices]
         use(dot_tile(level, w, x, blocks, places, tile_number(indices)), indices)
 
+    if has_float_products(w.format):
+        done = _decoded_rows(level, w, x, blocks, rows, use)
+        with T.If(done < rows.count), T.Then():
+            tile([done])
+        return
     if level.matrix is None or not w.format.integer_products:
         tiles(rows.count, level.tuning.token_tile, tile)
         return
     done = _matrix_rows(level, w, x, blocks, rows, use)
     rest = T.bind(rows.count - done)
     tiles(rest, level.tuning.token_tile, lambda indices: tile([T.bind(done + index) for index in indices]))
+
+
+def _decoded_rows(
+    level: IsaLevel,
+    w: Weight,
+    x: Activation,
+    blocks: list[Expr],
+    rows: Indexed,
+    use: Callable[[Tile, list[Expr]], None],
+) -> Expr:
+    """The same in steps that decode weights once, for all rows but one left alone; returns how many these are."""
+    memory = decoded.TaskMemory.of(level, w, len(blocks))
+
+    def step(_: Expr, first: Expr, count: Expr) -> None:
+        with T.serial(0, count) as i:
+            store(memory.starts, i, x.view.start(*rows.place(first + i)), 1)
+        products = decoded.Step(Coded(level, w), x.data, blocks, count, memory)
+        products.compute()
+        with T.serial(0, count) as i:
+            use(products.row(i), [T.bind(first + i)])
+
+    return _in_steps(rows.count, decoded.STEP_ROWS, decoded.LEAST_ROWS, step)
 
 
 def _matrix_rows(
@@ -81,22 +109,26 @@ def _matrix_rows(
     use: Callable[[Tile, list[Expr]], None],
 ) -> Expr:
     """The same for the first rows, in steps of the tile registers; returns how many these are."""
-    spare = amx.STEP_ROWS - level.tuning.matrix_min_tokens
-    steps = T.bind(T.floordiv(rows.count + spare, amx.STEP_ROWS))
     memory, index = amx.TaskMemory.of(w.format, len(blocks)), local("i32", amx.STEP_ROWS)
 
-    def step(number: Expr) -> None:
-        first = T.bind(number * amx.STEP_ROWS)
-        count = T.bind(T.min(rows.count - first, amx.STEP_ROWS))
+    def step(number: Expr, first: Expr, count: Expr) -> None:
         with T.serial(0, count) as i:
             store(index, i, rows.place(first + i)[0], 1)
         amx.dot_step(w, x, blocks, amx.StepRows(index, count, rows.stride), memory, number)
         with T.serial(0, count) as i:
             use(amx.row_tile(w, memory, blocks, i), [T.bind(first + i)])
 
-    with T.serial(0, steps) as number:
-        step(number)
-    with T.If(steps > 0):
+    done = _in_steps(rows.count, amx.STEP_ROWS, level.tuning.matrix_min_tokens, step)
+    with T.If(done > 0):
         with T.Then():
             release()
-    return T.bind(T.min(steps * amx.STEP_ROWS, rows.count))
+    return done
+
+
+def _in_steps(rows: Expr, size: int, least: int, step: Callable[[Expr, Expr, Expr], None]) -> Expr:
+    """step(number, first, count) for `size` rows at a time, and for a rest of `least` or more; returns for how many."""
+    steps = T.bind(T.floordiv(rows + (size - least), size))
+    with T.serial(0, steps) as number:
+        first = T.bind(number * size)
+        step(number, first, T.bind(T.min(rows - first, size)))
+    return T.bind(T.min(steps * size, rows))

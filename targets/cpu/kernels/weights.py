@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from dsv3c.compiler.formats.grids import E2M1, Steps
+from dsv3c.compiler.formats.grids import E2M1, NF4, Steps
 from dsv3c.compiler.formats.packings import EACH, QUAD, WORD_BITS, Planes
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows, planes_of, stored_columns
 from dsv3c.compiler.formats.table import WeightFormat
@@ -84,7 +84,7 @@ class Weight:
     @property
     def steps(self) -> Steps | None:
         """How the grid's numbers are integers that its codes are not."""
-        return self.format.grid.steps if isinstance(self.format.grid, E2M1) else None
+        return self.format.grid.steps if isinstance(self.format.grid, E2M1 | NF4) else None
 
     @property
     def integer_zero(self) -> int:
@@ -96,12 +96,16 @@ class Weight:
         """Bits of the largest of these integers."""
         return max(self.steps.table).bit_length() if self.steps else self.planes.bits
 
-    def integers(self, codes: list[Expr], lanes: int = LANES) -> list[Expr]:
-        """Quads of codes as quads of integers."""
-        return [T.bind(lookup_bytes(self.steps.table, quad, lanes)) for quad in codes] if self.steps else codes
+    def integers(self, codes: list[Expr], lanes: int = LANES, flipped: int = 0) -> list[Expr]:
+        """Quads of codes as quads of integers, with the bits `flipped` of each the other way."""
+        if self.steps:
+            table = [entry ^ flipped for entry in self.steps.table]
+            return [T.bind(lookup_bytes(table, quad, lanes)) for quad in codes]
+        bits = T.broadcast(T.uint32(flipped * EACH), lanes)
+        return [T.bind(T.bitwise_xor(quad, bits)) for quad in codes] if flipped else codes
 
     def scaled(self, x_scale: Expr) -> Expr:
-        """The scale of activations for products with these integers: exact, as it changes by a power of two."""
+        """The scale of activations for products with these integers."""
         return x_scale * T.float32(self.steps.size) if self.steps else x_scale
 
     def unit_at(self, start: Expr, unit: Expr) -> Expr:

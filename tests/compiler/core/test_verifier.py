@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsv3c.compiler.core.ir import parse_graph
+from dsv3c.compiler.core.ir import Value, parse_graph
 from dsv3c.compiler.core.verifier import PHASES, verify
 from dsv3c.compiler.errors import VerifyError
 from tests.conftest import Golden
@@ -148,3 +148,14 @@ def test_names_are_unique() -> None:
     x, y = (ops.leaf(op, "x", parse_type("f32[4]")) for op in ("input", "param"))
     with pytest.raises(VerifyError, match="two values are %x"):
         verify(Graph("g", (("r", ops.apply("add", (x, y), {})),)), "trace", "some-pass")
+
+
+def test_what_a_pass_left_alone_is_known_and_what_it_changed_is_not() -> None:
+    text = "graph g {\n  %x: f32[4] = input()\n  %1: f32[4] = cos(%x)\n  %2: f32[4] = cos(%1)\n  return r=%2\n}"
+    before, after = parse_graph(text), parse_graph(text.replace("%2: f32[4]", "%2: f32[5]"))
+    typed: set[Value] = set()
+    verify(before, "trace", "some-pass", typed)
+    assert typed == set(before.values())
+    for _ in range(2):  # what is wrong does not become known
+        with pytest.raises(VerifyError, match=r"the type should be f32\[4\]"):
+            verify(after, "trace", "some-pass", typed)

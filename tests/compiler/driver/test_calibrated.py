@@ -31,7 +31,9 @@ from dsv3c.compiler.quantisation.calibration import forward, store
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.inputs import MatrixInputs
 from dsv3c.compiler.quantisation.methods import METHODS
+from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
+from tests.compiler.driver.counting import Counting
 from tests.compiler.driver.fake_target import FakeTarget
 
 LENGTHS = (64, 40, 9)
@@ -110,7 +112,8 @@ def write_weights(
     log = RoundingLog("")
     with weights.writing(file, folder / "weights", given, lambda n: None) as writer:
         if method is not None:
-            log = calibrated.write(writer, calibrated.plan(lowered.entries), text, method, opened.config, folder)
+            planned = calibrated.plan(lowered.graphs)
+            log = calibrated.write(writer, planned, text, method, opened.config, folder, Silent())
         writer.write_rest()
     return Written(file, (folder / "weights").read_bytes(), list(calls), log, read)
 
@@ -292,13 +295,6 @@ def test_what_was_done_is_in_the_log(write: Callable[..., Written]) -> None:
     assert layer.keys() == {"min", "median", "unseen"}
 
 
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> FakeTarget:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    return target
-
-
 @pytest.mark.parametrize("method", ["search", "awq"])
 def test_the_manifest_says_how_weights_were_rounded(
     method: str, checkpoint: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
@@ -306,9 +302,13 @@ def test_the_manifest_says_how_weights_were_rounded(
     monkeypatch.setattr(input_scales, "ALPHAS", (0.0, 0.1))
     (tmp_path / "text.txt").write_text("words and more words, " * 60)
     options = CompileOptions(quant="int4-g32", method=method, calibration=tmp_path / "text.txt")
-    report = pipeline.compile_checkpoint(checkpoint, tmp_path / "out", options)
+    progress = Counting()
+    report = pipeline.compile_checkpoint(checkpoint, tmp_path / "out", options, progress)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["options"]["method"] == method
+    steps = {name: taken for name, taken in progress.stages.items() if "writing" in name or "scales" in name}
+    assert all(total == taken > 0 for total, taken in steps.values())
+    assert len(steps) == (2 if method == "awq" else 1)
     assert manifest["options"]["calibration"] == "text.txt"
     read = manifest["quantization"]["calibration"]
     assert (read["file"], read["sequences"]) == ("text.txt", 3)
@@ -383,7 +383,7 @@ def test_what_it_will_take_is_told_beforehand(
 def test_what_is_told_of_activations_is_what_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowered = Checkpoint.open(checkpoint)
     graphs = pipeline.lower(lowered.config, lowered.shapes, CompileOptions(quant="int4-g32"), targets.get("x86"))
-    plan = calibrated.plan(graphs.entries)
+    plan = calibrated.plan(graphs.graphs)
     sequences = [np.arange(n, dtype=np.int32) for n in (70, 33)]
     least = [store.MEMORY_BYTES]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Emission, Planned
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.errors import (
@@ -33,13 +34,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
-
-
 def test_an_existing_output_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExistsError):
@@ -49,6 +43,21 @@ def test_an_existing_output_is_refused_before_the_checkpoint_is_read(tmp_path: P
 def test_the_default_output_tells_model_format_and_target(tmp_path: Path) -> None:
     options = CompileOptions(quant="int4-g32", target="x86:levels=x86-64-v3")
     assert pipeline.default_output(tmp_path / "some-model", options) == Path("artifacts/some-model-int4-g32-x86")
+
+
+@pytest.mark.parametrize("out", [None, Path("out")])
+def test_headers_are_read_once(
+    out: Path | None, tiny: Path, tmp_path: Path, fake_target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    open_checkpoint = Checkpoint.open
+    monkeypatch.setattr(Checkpoint, "open", lambda path: (opened.append(path), open_checkpoint(path))[1])
+    monkeypatch.chdir(tmp_path)
+    report = pipeline.compile_checkpoint(tiny, out, CompileOptions(kept=None))
+    assert report.out == (out or Path("artifacts/tiny-int8-x86"))
+    assert opened == [tiny]
+    with pytest.raises(OutputExistsError):
+        pipeline.compile_checkpoint(tiny, out, CompileOptions(kept=None))
 
 
 def test_a_compilation_writes_the_whole_artifact(tiny: Path, tmp_path: Path, fake_target: FakeTarget) -> None:

@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
@@ -23,36 +25,11 @@ from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import FakeTarget
-from tests.test_structure import ROOT
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from dsv3c.compiler.driver import journal, pipeline
-from dsv3c.compiler.options import CompileOptions
-from dsv3c.compiler.quantisation import input_scales
-from tests.compiler.driver.fake_target import FakeTarget
-from tests.compiler.driver.test_journal import some_text
-
-record, left = journal.FileJournal.record, int(sys.argv[3])
-
-def recorded(self, piece, parts, note=None):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    record(self, piece, parts, note)
-
-journal.FileJournal.record = recorded
-pipeline.targets.get = lambda name: FakeTarget()
-input_scales.ALPHAS = (0.0, 0.5)
-options = CompileOptions(quant="int4-g32", method=sys.argv[4])
-if options.method != "rtn":
-    pipeline.read_calibration = lambda *_: some_text()
-pipeline.compile_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), options)
-"""
 INT4, INT8 = (CompileOptions(quant=quant, method="rtn") for quant in ("int4-g32", "int8"))
 PIECES = 20
+
+pytestmark = pytest.mark.usefixtures("fake_target")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +54,6 @@ def place(killed_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.fixture(autouse=True)
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-
-
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """What is evaluated of weights."""
@@ -101,9 +72,33 @@ def some_text() -> CalibrationText:
 
 
 def kill(checkpoint: Path, out: Path, pieces: int, method: str = "rtn") -> None:
-    command = [sys.executable, "-c", KILLED, str(checkpoint), str(out), str(pieces), method]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    """A copy of this process compiles, and is killed when it has recorded so many pieces."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            compile_until_killed(checkpoint, out, pieces, method)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def compile_until_killed(checkpoint: Path, out: Path, pieces: int, method: str) -> None:
+    record, left = journal.FileJournal.record, iter(range(pieces))
+
+    def recorded(self: journal.FileJournal, *given: Any) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        record(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.FileJournal, "record", recorded)
+        patch.setattr(pipeline.targets, "get", lambda name: FakeTarget())
+        patch.setattr(input_scales, "ALPHAS", (0.0, 0.5))
+        if method != "rtn":
+            patch.setattr(pipeline, "read_calibration", lambda *_: some_text())
+        pipeline.compile_checkpoint(checkpoint, out, CompileOptions(quant="int4-g32", method=method))
 
 
 def workplace(out: Path) -> Path:
@@ -208,9 +203,27 @@ def test_a_checkpoint_that_changed_is_said(tiny: Path, place: Path, tmp_path: Pa
     subprocess.run(["cp", "-r", str(tiny), str(changed)], check=True)
     os.utime(changed / "model.safetensors", ns=(1, 1))
     with pytest.raises(
-        InterruptedRunError, match="another checkpoint or calibration, or files of them that have changed"
+        InterruptedRunError, match=r"files of the checkpoint .* now: 'config\.json', 'model\.safetensors'"
     ):
         pipeline.compile_checkpoint(changed, place, INT4)
+
+
+def run_of(tiny: Path, **options: Any) -> journal.Run:
+    return journal.Run.of(Checkpoint.open(tiny), CompileOptions(**options), b"")
+
+
+def test_what_differs_is_said_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "other" / "text.txt"
+    other.parent.mkdir()
+    text.write_text("words")
+    other.write_text("more words")
+    with_text, without = run_of(tiny, calibration=text), run_of(tiny)
+    assert without.differences(with_text) == "calibration text.txt, now none"
+    assert with_text.differences(without) == "calibration none, now text.txt"
+    assert with_text.differences(run_of(tiny, calibration=other)) == "a calibration text that is another now"
+    mixed = run_of(tiny, formats={"head": "int8", "layers.0.mlp.down_proj": "int4-g32"})
+    assert without.differences(mixed) == "other formats of 'head', 'layers.0.mlp.down_proj'"
+    assert without.differences(dataclasses.replace(without, layout="")) == "another layout of the weights"
 
 
 def test_a_restart_discards_it(tiny: Path, place: Path) -> None:

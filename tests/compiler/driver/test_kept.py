@@ -16,8 +16,9 @@ from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import kept, pipeline, weights
+from dsv3c.compiler.driver import journal, kept, pipeline, weights
 from dsv3c.compiler.formats import rows16
+from dsv3c.compiler.formats.keeping import Loss
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat
 from dsv3c.compiler.options import CompileOptions
@@ -184,7 +185,14 @@ def test_a_format_that_is_asked_for_and_holds_the_codes_keeps_them(tmp_path: Pat
         np.testing.assert_array_equal(found.dequantize(), values, err_msg=name)
 
 
-def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
+def test_many_formats_that_round_again_are_one_note(tmp_path: Path) -> None:
+    chosen = {"layers.0.attention.o_proj": "int2-g16", "layers.1.attention.o_proj": "nf4-g32"}
+    options = replace(DECODE, kept={}, quant="int8", formats={**chosen, "layers.0.mlp.down_proj": "int3-g32"})
+    (note,) = Made(tmp_path, lossy(), options).notes
+    assert note.startswith("rounded a second time, to 4 formats: ")
+
+
+def lossy() -> Foreign:
     """A symmetric checkpoint of which one group has another zero, and one scale that float16 rounds."""
 
     def rounded(w: Array) -> quantised.Codes:
@@ -198,12 +206,35 @@ def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
             w.codes[3] = 0
         return quantised.gptq(name, w, 4)
 
-    made = Made(tmp_path, Foreign(quantised.gptq_config(4, 32), rounded, packed), DECODE)
+    return Foreign(quantised.gptq_config(4, 32), rounded, packed)
+
+
+def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
+    made = Made(tmp_path, lossy(), DECODE)
     (name,) = [name for name in made.losses if not turned(made.recipes[name])]
     assert (made.losses[name].rows, made.losses[name].scales) == (1, 1)
     rows, scales = kept.loss_notes(made.recipes, made.losses)
     assert rows == "rounded a second time, as they do not fit: 1 row of 'model.layers.1.self_attn.o_proj.weight'"
     assert scales == "not exact in float16: 1 scale of 'model.layers.1.self_attn.o_proj.weight'"
+
+
+def test_a_run_that_goes_on_says_what_the_killed_one_had_lost(tmp_path: Path) -> None:
+    made = Made(tmp_path / "model", lossy(), DECODE)
+    file, read = weights.lay_out(made.recipes), kept.reader(made.source, made.recipes)
+    run = journal.Run.of(made.source, made.options, file.header)
+
+    def write() -> tuple[int, dict[str, Loss]]:
+        path = tmp_path / "weights"
+        with (
+            journal.opened(tmp_path / "journal", run, path) as found,
+            weights.writing(file, path, read, lambda n: None, found) as writer,
+        ):
+            before = found.nbytes
+            writer.write_rest()
+        return before, writer.losses
+
+    assert write() == (0, made.losses)
+    assert write() == (file.tensor_bytes, made.losses)
 
 
 def test_groups_out_of_order_are_rounded_again_and_said(tmp_path: Path) -> None:

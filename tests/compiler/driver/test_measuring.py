@@ -21,27 +21,9 @@ from dsv3c.runtime.errors import ArtifactMissing, TextFileInvalid, TextTooShort,
 from dsv3c.runtime.measure.divergence import Estimate
 from dsv3c.runtime.measure.quality import Quality, Report, evaluate
 from dsv3c.runtime.measure.windows import Settings
-from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 from tests.compiler.driver.fake_target import FakeTarget
 from tests.conformance import runs
 from tests.conformance.runs import Batch, GraphStepper
-
-WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest. " * 3
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(WORDS)
-    return path
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    write_checkpoint(folder, tiny_config())
-    write_tokenizer(folder, 96)
-    return folder
 
 
 class Measured:
@@ -59,10 +41,9 @@ class Measured:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
-    stand_in, target = Measured(), FakeTarget()
+def measured(monkeypatch: pytest.MonkeyPatch, fake_target: FakeTarget) -> Measured:
+    stand_in = Measured()
     monkeypatch.setattr(measuring, "evaluate", stand_in)
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
     monkeypatch.setattr(measuring, "local_target", lambda: "x86")
     monkeypatch.setattr(measuring, "require_machine", lambda target: None)
     return stand_in
@@ -115,9 +96,9 @@ def test_a_machine_without_a_target_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         measuring.local_target()
 
 
-def test_the_figures_go_into_the_manifest(tiny: Path, text: Path, tmp_path: Path, measured: Measured) -> None:
+def test_the_figures_go_into_the_manifest(readable: Path, text: Path, tmp_path: Path, measured: Measured) -> None:
     out = tmp_path / "out"
-    report = pipeline.compile_checkpoint(tiny, out, CompileOptions(measure=text, max_tokens=32))
+    report = pipeline.compile_checkpoint(readable, out, CompileOptions(measure=text, max_tokens=32))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["quality"] == report.manifest["quality"]
     assert manifest["quality"]["texts"][0]["nll"] == 3.0
@@ -127,56 +108,56 @@ def test_the_figures_go_into_the_manifest(tiny: Path, text: Path, tmp_path: Path
 
 
 def test_a_checkpoint_to_compare_with_is_compiled_to_float32(
-    tiny: Path, text: Path, tmp_path: Path, measured: Measured
+    readable: Path, text: Path, tmp_path: Path, measured: Measured
 ) -> None:
-    options = CompileOptions(measure=text, measure_against=tiny, max_tokens=32)
-    report = pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
+    options = CompileOptions(measure=text, measure_against=readable, max_tokens=32)
+    report = pipeline.compile_checkpoint(readable, tmp_path / "out", options)
     _, _, against, name = measured.asked
     assert name == report.manifest["quality"]["against"] == "tiny in float32"
     assert against.name == "tiny-float32" and not against.exists()
 
 
 def test_an_artifact_to_compare_with_is_taken_as_it_is(
-    tiny: Path, text: Path, tmp_path: Path, measured: Measured
+    readable: Path, text: Path, tmp_path: Path, measured: Measured
 ) -> None:
     other = tmp_path / "other"
-    pipeline.compile_checkpoint(tiny, other, CompileOptions(max_tokens=32))
+    pipeline.compile_checkpoint(readable, other, CompileOptions(max_tokens=32))
     options = CompileOptions(measure=text, measure_against=other, max_tokens=32)
-    pipeline.compile_checkpoint(tiny, tmp_path / "out", options)
+    pipeline.compile_checkpoint(readable, tmp_path / "out", options)
     assert measured.asked[2:] == (other, "other")
 
 
 def test_nothing_is_left_of_what_cannot_be_measured(
-    tiny: Path, text: Path, tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
+    readable: Path, text: Path, tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*arguments: Any, **named: Any) -> Report:
         raise TokenizerMissing(what="this")
 
     monkeypatch.setattr(measuring, "evaluate", failing)
     with pytest.raises(TokenizerMissing):
-        pipeline.compile_checkpoint(tiny, tmp_path / "out", CompileOptions(measure=text, max_tokens=32))
+        pipeline.compile_checkpoint(readable, tmp_path / "out", CompileOptions(measure=text, max_tokens=32))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "words.txt"]
 
 
-def test_what_cannot_be_measured_is_told_before_any_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_told_before_any_work(readable: Path, text: Path, tmp_path: Path) -> None:
     empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_text("")
     short.write_text("Once upon a time")
     elsewhere = "arm" if measuring.machine() == "x86_64" else "x86"
     with pytest.raises(TextFileInvalid):
-        measuring.check(tiny, CompileOptions(measure=empty))
+        measuring.check(readable, CompileOptions(measure=empty))
     with pytest.raises(TextTooShort):
-        measuring.check(tiny, CompileOptions(measure=short))
+        measuring.check(readable, CompileOptions(measure=short))
     with pytest.raises(WrongMachine):
-        measuring.check(tiny, CompileOptions(measure=text, target=elsewhere))
+        measuring.check(readable, CompileOptions(measure=text, target=elsewhere))
     with pytest.raises(ArtifactMissing):
-        measuring.check(tiny, CompileOptions(measure=text, measure_against=tmp_path / "none"))
-    (tiny / "tokenizer.json").unlink()
+        measuring.check(readable, CompileOptions(measure=text, measure_against=tmp_path / "none"))
+    (readable / "tokenizer.json").unlink()
     with pytest.raises(TokenizerMissing, match="measuring needs one"):
-        measuring.check(tiny, CompileOptions(measure=text))
-    measuring.check(tiny, CompileOptions())
+        measuring.check(readable, CompileOptions(measure=text))
+    measuring.check(readable, CompileOptions())
 
 
-def test_a_reference_without_a_text_is_refused(tiny: Path) -> None:
+def test_a_reference_without_a_text_is_refused(readable: Path) -> None:
     with pytest.raises(BadOptionError, match="expected none where there is no text"):
-        CompileOptions(measure_against=tiny)
+        CompileOptions(measure_against=readable)

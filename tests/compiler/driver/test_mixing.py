@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from dsv3c.compiler.driver import costs, mixing, pipeline
 from dsv3c.compiler.errors import BadOptionError, BudgetError, PlanNameError
 from dsv3c.compiler.formats.table import FORMATS
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.quantisation import output_errors
+from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import NAME, QuantPlan, Weight
 from dsv3c.runtime.progress import Silent
 from tests.checkpoints import tiny_config, write_checkpoint
+from tests.compiler.driver.counting import Counting
 from tests.compiler.driver.fake_target import TARGET, FakeTarget
 
 GATE_UP = "layers.1.experts.gate_up"
@@ -39,21 +42,33 @@ def source(tiny: Path) -> Checkpoint:
 
 
 @pytest.fixture
-def fake_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTarget]:
-    target = FakeTarget()
-    monkeypatch.setattr(pipeline.targets, "get", lambda name: target)
-    yield target
-
-
-@pytest.fixture
 def some_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for a text: the tiny checkpoint has no tokenizer."""
     tokens = np.random.default_rng(0).integers(0, 96, (2, 12)).astype(np.int32)
     monkeypatch.setattr(costs, "text_windows", lambda checkpoint, text, limit: tokens)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def measured_once() -> Iterator[None]:
+    """Budgets differ from test to test; what formats cost is the same, and takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_by_outputs", "_by_weight_error"):
+            patch.setattr(costs, name, remembered(getattr(costs, name)))
+        yield
+
+
+def remembered(measure: Callable[..., costs.Costs]) -> Callable[..., costs.Costs]:
+    found: list[costs.Costs] = []
+
+    def once(*given: Any) -> costs.Costs:
+        found[:] = found or [measure(*given)]
+        return found[0]
+
+    return once
+
+
 def settled(source: Checkpoint, **options: Any) -> tuple[CompileOptions, QuantPlan]:
-    options_, plan = pipeline.mixed(source, CompileOptions(**options), TARGET, Silent())
+    options_, plan = pipeline.mixed(source, CompileOptions(**options), TARGET, Silent(), None)
     assert plan is not None
     return options_, plan
 
@@ -207,6 +222,43 @@ def test_every_weight_is_seen_by_a_model_and_fewer_bits_cost_more(source: Checkp
         assert entry == ("mtp" if weight.name.startswith("layers.3.") else "decode")
         cost = costs.by_error(models[entry], weight, ["int8-g32", "int5-g32", "int4-g32"])
         assert 0 < cost["int8-g32"] < cost["int5-g32"] < cost["int4-g32"]
+
+
+def calibration() -> CalibrationText:
+    return CalibrationText(tuple(np.random.default_rng(1).integers(0, 96, (2, 40)).astype(np.int32)), "text", "")
+
+
+def test_a_large_model_is_measured_by_the_outputs_of_its_matrices(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the products of a whole evaluation on the same tokens."""
+    graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
+    text, tried, progress = calibration(), {"int8": 2, "int4-g32": 1}, Counting()
+    model = costs.experiments(source, graphs, np.stack(text.sequences))["decode"]
+    linear = [weight for weight in mixing.weights_of(graphs.values()) if weight.role == "linear"]
+    sizes = {weight.name: tried for weight in linear}
+    monkeypatch.setattr(costs, "EVALUABLE", 0)
+    monkeypatch.setattr(output_errors, "_SAMPLE", 1000)
+    found = costs.measured(source, graphs, linear, sizes, CompileOptions(), text, progress, None)
+    assert found.measure == "relative square error of the outputs, on 80 tokens"
+    dense = [weight for weight in linear if weight.name.startswith("layers.0.")]
+    assert len(dense) == 6
+    for weight in dense:
+        expected = {name: model.error(model.rounded(weight, FORMATS[name])) for name in tried}
+        assert found.by_weight[weight.name] == pytest.approx(expected, rel=1e-2), weight.name
+    assert all(0 < costs["int8"] < costs["int4-g32"] for costs in found.by_weight.values())
+    drafting, main = (found.by_weight[f"layers.{layer}.experts.gate_up"]["int4-g32"] for layer in (3, 2))
+    assert drafting == pytest.approx(costs.DRAFT_SHARE * main, rel=0.5), "of a module that only drafts a tenth counts"
+    total, taken = progress.stages["measuring what formats cost"]
+    assert total == taken > 2 * 3 * 8
+
+
+def test_without_a_text_a_large_model_is_measured_by_its_weights(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "EVALUABLE", 0)
+    _, plan = settled(source, quant="auto", target_bpw=6.5)
+    assert plan.facts["measure"] == "relative square error of the weight"
 
 
 def leaves(value: Value) -> set[str]:

@@ -25,24 +25,7 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.errors import TextTooShort
 from dsv3c.runtime.measure.windows import Settings
-from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
-
-WORDS = "Once upon a time there was a king who had three daughters, and the youngest went into the forest. " * 3
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "words.txt"
-    path.write_text(WORDS)
-    return path
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    write_checkpoint(folder, tiny_config(num_hidden_layers=2))
-    write_tokenizer(folder, 96)
-    return folder
+from tests.checkpoints import tiny_config, write_checkpoint
 
 
 @pytest.fixture
@@ -125,30 +108,30 @@ def test_artifacts_stay_where_they_are_asked_for(
     ],
 )
 def test_figures_that_were_counted_otherwise_stay(
-    change: dict[str, Any], says: str, tiny: Path, text: Path, tmp_path: Path
+    change: dict[str, Any], says: str, readable: Path, text: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "table.json"
-    Table("tiny", planned(tiny, text, "int8").measured, ()).write(path)
+    Table("tiny", planned(readable, text, "int8").measured, ()).write(path)
     before = path.read_bytes()
     with pytest.raises(SweepDiffersError, match=says):
-        planned(tiny, text, "int8", **change).resumed(path)
+        planned(readable, text, "int8", **change).resumed(path)
     assert path.read_bytes() == before
 
 
-def test_figures_of_other_inputs_stay(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_figures_of_other_inputs_stay(readable: Path, text: Path, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    Table("tiny", planned(tiny, text, "int8").measured, ()).write(path)
-    write_checkpoint(tiny, tiny_config(num_hidden_layers=2), seed=1)
+    Table("tiny", planned(readable, text, "int8").measured, ()).write(path)
+    write_checkpoint(readable, tiny_config(num_hidden_layers=2), seed=1)
     with pytest.raises(SweepDiffersError, match="another checkpoint"):
-        planned(tiny, text, "int8").resumed(path)
-    write_checkpoint(tiny, tiny_config(num_hidden_layers=2))
-    text.write_text(WORDS + "!")
+        planned(readable, text, "int8").resumed(path)
+    write_checkpoint(readable, tiny_config(num_hidden_layers=2))
+    text.write_text(text.read_text() + "!")
     with pytest.raises(SweepDiffersError, match="other texts"):
-        planned(tiny, text, "int8").resumed(path)
+        planned(readable, text, "int8").resumed(path)
 
 
-def test_the_usual_context_may_be_given(tiny: Path, text: Path) -> None:
-    assert planned(tiny, text, "int8", context=512).measured == planned(tiny, text, "int8").measured
+def test_the_usual_context_may_be_given(readable: Path, text: Path) -> None:
+    assert planned(readable, text, "int8", context=512).measured == planned(readable, text, "int8").measured
 
 
 @pytest.mark.parametrize(
@@ -168,51 +151,51 @@ def test_what_is_no_table_is_told(content: str, says: str, tmp_path: Path) -> No
         Table.read(path)
 
 
-def test_formats_and_methods_are_checked_before_any_work(tiny: Path, text: Path) -> None:
+def test_formats_and_methods_are_checked_before_any_work(readable: Path, text: Path) -> None:
     with pytest.raises(UnknownWeightFormat, match="'int7'"):
-        planned(tiny, text, "int8", "int7")
+        planned(readable, text, "int8", "int7")
     with pytest.raises(BadOptionError, match="method is 'luck'; expected one of rtn"):
-        Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("luck",)))
+        Sweep.of(readable, [text], Settings(), Chosen(("int8",), ("luck",)))
 
 
-def test_formats_without_codes_have_one_row(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_formats_without_codes_have_one_row(readable: Path, text: Path, tmp_path: Path) -> None:
     calibration = tmp_path / "calibration.txt"
-    calibration.write_text(WORDS * 20)
+    calibration.write_text(text.read_text() * 20)
     chosen = Chosen(("bfloat16", "int8"), ("rtn", "search", "gptq"), calibration)
-    options = Sweep.of(tiny, [text], Settings(), chosen).options
+    options = Sweep.of(readable, [text], Settings(), chosen).options
     assert list(options) == [("bfloat16", "rtn"), ("int8", "rtn"), ("int8", "search"), ("int8", "gptq")]
     assert [each.calibration for each in options.values()] == [None, None, calibration, calibration]
 
 
-def test_rows_of_another_calibration_are_made_again(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_rows_of_another_calibration_are_made_again(readable: Path, text: Path, tmp_path: Path) -> None:
     """Those that take a text; for the others nothing has changed."""
     calibration = tmp_path / "calibration.txt"
     made = []
     for count in (20, 21):
-        calibration.write_text(WORDS * count)
-        found = Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("rtn", "gptq"), calibration))
+        calibration.write_text(text.read_text() * count)
+        found = Sweep.of(readable, [text], Settings(), Chosen(("int8",), ("rtn", "gptq"), calibration))
         made.append({method: found._made("int8", method) for method in ("rtn", "gptq")})
     assert made[0]["rtn"] == made[1]["rtn"]
     assert made[0]["gptq"] != made[1]["gptq"]
 
 
-def test_a_calibration_that_is_none_is_told_before_any_work(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_a_calibration_that_is_none_is_told_before_any_work(readable: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(CalibrationError):
-        Sweep.of(tiny, [text], Settings(), Chosen(("int8",), ("gptq",), tmp_path / "empty.txt"))
+        Sweep.of(readable, [text], Settings(), Chosen(("int8",), ("gptq",), tmp_path / "empty.txt"))
 
 
-def test_by_default_a_sweep_has_a_format_of_each_width(tiny: Path, text: Path) -> None:
-    found = [format for format, _ in Sweep.of(tiny, [text], Settings(), Chosen()).options]
+def test_by_default_a_sweep_has_a_format_of_each_width(readable: Path, text: Path) -> None:
+    found = [format for format, _ in Sweep.of(readable, [text], Settings(), Chosen()).options]
     widths = {WeightFormat.parse(format).grid.bits for format in found}
     assert widths == {row.grid.bits for row in FORMATS.values()} - {32}, "float32 is what they are compared with"
     assert len(found) == len(set(found)) < 20
 
 
-def test_a_text_that_is_too_short_is_told_before_any_work(tiny: Path, text: Path) -> None:
+def test_a_text_that_is_too_short_is_told_before_any_work(readable: Path, text: Path) -> None:
     text.write_text("Once")
     with pytest.raises(TextTooShort):
-        planned(tiny, text, "int8")
+        planned(readable, text, "int8")
 
 
 def test_bits_are_those_of_the_linear_weights() -> None:
@@ -237,9 +220,9 @@ def test_rows_stand_by_size_and_once() -> None:
 
 
 @pytest.mark.thorough
-def test_a_sweep_of_real_compilations(tiny: Path, text: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_real_compilations(readable: Path, text: Path, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    table = finished(planned(tiny, text, "bfloat16", "int8"), path)
+    table = finished(planned(readable, text, "bfloat16", "int8"), path)
     figures = {row.format: row.texts[0]["against"] for row in table.rows}
     assert 0 < figures["bfloat16"]["kl"] < figures["int8"]["kl"] < 0.1
     assert json.loads(path.read_text())["rows"][1]["made"]["options"]["target"] == measuring.local_target()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +20,9 @@ from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.cpu.tuning import BadTuningRecord, Tuning
 from dsv3c.targets.x86.levels import LEVELS
 from tests.checkpoints import tiny_config, write_checkpoint
+from tests.targets.cpu.unbuilt import unbuilt
 
-pytest.importorskip("optuna", reason="optuna is not installed")
+pytestmark = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
 
 class Machine:
@@ -163,10 +164,8 @@ def test_luck_in_a_trial_does_not_become_a_record(monkeypatch: pytest.MonkeyPatc
     assert report.tuning == Tuning()
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with an MTP layer, as an artifact with kernels for this CPU."""
-    folder = tmp_path_factory.mktemp("tune")
+def compiled(folder: Path) -> Path:
+    """A small model with an MTP layer, as an artifact."""
     config = tiny_config(num_nextn_predict_layers=1, vocab_size=100)
     write_checkpoint(folder / "model", config)
     out = compile_checkpoint(folder / "model", folder / "out", CompileOptions(quant="int8", max_tokens=64)).out
@@ -174,24 +173,26 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.thorough  # a minute
-def test_an_artifact_is_tuned_without_its_checkpoint(compiled: Path, tmp_path: Path) -> None:
-    before = {path.name for path in compiled.parent.iterdir()}
+@pytest.mark.thorough  # half a minute
+@pytest.mark.usefixtures("kernels_for_this_cpu_alone")
+def test_an_artifact_is_tuned_without_its_checkpoint(tmp_path: Path) -> None:
+    out, records = compiled(tmp_path), tmp_path / "records"
+    before = {path.name for path in tmp_path.iterdir()}
     monkey = pytest.MonkeyPatch()
     monkey.setattr(tune, "PROMPT_TOKENS", 16)
     monkey.setattr(tune, "NEW_TOKENS", 4)
     monkey.setattr(tune, "FINAL_ROUNDS", 1)
     with monkey.context():
-        report = tune.tune(compiled, CompileOptions(quant="float32"), 60.0, 2, tmp_path)
+        report = tune.tune(out, CompileOptions(quant="float32"), 60.0, 2, records)
     content = json.loads(report.record.read_text())
     assert content["measured"]["quant"] == "int8", "the artifact's own format, not the one of the options"
     assert report.trials == 2
-    assert {path.name for path in compiled.parent.iterdir()} == before, "nothing is left beside the artifact"
+    assert {path.name for path in tmp_path.iterdir()} == before | {"records"}, "nothing is left beside the artifact"
 
 
-def test_an_artifact_of_another_plan_is_refused(compiled: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(compiled, other)
+def test_an_artifact_of_another_plan_is_refused(tmp_path: Path) -> None:
+    with unbuilt():
+        other = compiled(tmp_path)
     plan = json.loads((other / "plan.json").read_text())
     plan["entries"]["decode"]["min_tokens"] = 2
     (other / "plan.json").write_text(json.dumps(plan))

@@ -214,3 +214,25 @@ def test_a_place_that_cannot_be_made_is_named_itself(tmp_path: Path, name: str, 
     (tmp_path / "file").touch()
     with pytest.raises(UnwritableOutputError, match=f"{name}: .*{reason}"):
         artifact.writing(tmp_path / name, overwrite=False).__enter__()
+
+
+SCRATCH = """
+import os, signal, sys
+from dsv3c.compiler.driver.workplace import scratch
+
+with scratch("some-work") as folder:
+    (folder / "large").write_text("much")
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+"""
+
+
+def test_what_a_killed_process_threw_away_the_next_one_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workplace.tempfile, "tempdir", str(tmp_path))
+    place = os.environ | {"TMPDIR": str(tmp_path)}
+    for name, kept in (("SIGINT", 0), ("SIGKILL", 1)):
+        subprocess.run([sys.executable, "-c", SCRATCH, name], env=place, capture_output=True, check=False)
+        assert len(list(tmp_path.iterdir())) == kept
+    with workplace.scratch("some-work") as folder:
+        assert list(folder.iterdir()) == []
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -33,12 +33,18 @@ def test_encoding_takes_the_nearest_number_and_leaves_numbers_alone(grid: Grid) 
     assert grid.values(np.array([grid.zero], np.uint8), None) == 0
 
 
+@pytest.mark.parametrize("grid", [E2M1(), NF4()], ids=str)
+def test_integers_of_a_grid_are_its_numbers_over_their_size(grid: E2M1 | NF4) -> None:
+    codes, steps = np.arange(16, dtype=np.uint8), grid.steps
+    integers = np.array(steps.table) - steps.zero
+    np.testing.assert_allclose(integers * steps.size, grid.values(codes, None), rtol=1e-7)
+    assert integers[grid.zero] == 0 and min(steps.table) >= 0 and max(steps.table) < 256
+
+
 def test_the_numbers_of_e2m1() -> None:
     magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     expected = [*magnitudes, *(-number for number in magnitudes)]
     np.testing.assert_array_equal(E2M1().values(np.arange(16, dtype=np.uint8), None), expected)
-    table, zero, size = E2M1().steps.table, E2M1().steps.zero, E2M1().steps.size
-    np.testing.assert_array_equal([(entry - zero) * size for entry in table], expected)
 
 
 def test_ties_of_e2m1_go_to_even_codes_and_what_is_beyond_becomes_the_largest() -> None:
@@ -95,7 +101,7 @@ def test_a_scale_that_is_no_number_is_refused() -> None:
         quantize(w, MXFP4)
 
 
-def test_the_numbers_of_nf4_are_the_quantiles_of_a_normal_distribution() -> None:
+def test_the_numbers_of_nf4_are_the_quantiles_of_a_normal_distribution_in_127ths() -> None:
     """Its formula: the means of neighbours among evenly spaced probabilities, 8 below zero and 9 from it on."""
     from statistics import NormalDist
 
@@ -103,7 +109,8 @@ def test_the_numbers_of_nf4_are_the_quantiles_of_a_normal_distribution() -> None
     positive = [NormalDist().inv_cdf(p) for p in np.linspace(1 - end, 0.5, 9)[:-1]]
     negative = [-NormalDist().inv_cdf(p) for p in np.linspace(1 - end, 0.5, 8)[:-1]]
     expected = np.sort([*positive, *negative, 0]) / max(positive)
-    np.testing.assert_allclose(NF4().values(np.arange(16, dtype=np.uint8), None), expected, atol=1e-6)
+    numbers = NF4().values(np.arange(16, dtype=np.uint8), None)
+    np.testing.assert_allclose(numbers * 127, np.rint(expected * 127), atol=1e-5)
 
 
 @pytest.mark.parametrize("magnitude", [1, 1e-5, 3e-8])

@@ -39,7 +39,7 @@ def cost(w: Any, codes: Any, met: MatrixInputs) -> float:
 @pytest.mark.parametrize("corrected", [False, True])
 def test_auto_takes_the_method_of_least_output_error(corrected: bool, w: Any) -> None:
     met = inputs(corrected=corrected)
-    names = [name for name in METHODS if corrected or name != "qronos"]
+    names = [name for name in ("rtn", *METHODS) if corrected or name != "qronos"]
     alone = {name: choice.round_weight(w, FORMAT, name, [met])[0] for name in names}
     codes, (outcome,) = choice.round_weight(w, FORMAT, "auto", [met])
     assert outcome.method == min(alone, key=lambda name: cost(w, alone[name], met))

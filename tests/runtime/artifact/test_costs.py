@@ -25,6 +25,14 @@ def test_a_product_reads_its_weight_once_and_works_for_each_row() -> None:
     assert call_work(Cost(rows="R", row_flops=6), 100, PREFILL) == Work(100, 0, 2 * 6)
 
 
+def test_products_of_int8_are_told_from_others() -> None:
+    cost = Cost(factors="int8", row_flops=6, pair_flops=3)
+    assert call_work(cost, 0, PREFILL) == Work(0, 0, 4 * 6 + PREFILL.pairs * 3, 4 * 6)
+    assert parse_cost(Fields(cost.to_json(), "plan.costs.a", PlanInvalid)) == cost
+    with pytest.raises(PlanInvalid, match=r"factors.* 'int9' is neither float32 nor int8"):
+        parse_cost(Fields({"factors": "int9"}, "plan.costs.a", PlanInvalid))
+
+
 def test_no_row_reads_no_weight() -> None:
     assert call_work(Cost(rows="R", row_flops=6), 100, StepShape("prefill", 4, 0, 0)) == Work()
 

@@ -51,7 +51,8 @@ def tables(draw: st.DrawFn, operands: dict[str, int]) -> Table:
 def costs(draw: st.DrawFn) -> Cost:
     experts = draw(st.integers(0, 8))
     top_k = draw(st.integers(1, experts)) if experts else 0
-    return Cost(draw(st.sampled_from("TR")), *(draw(NUMBERS) for _ in range(5)), experts, top_k, draw(SMALL))
+    rows, factors = draw(st.sampled_from("TR")), draw(st.sampled_from(("float32", "int8")))
+    return Cost(rows, factors, *(draw(NUMBERS) for _ in range(5)), experts, top_k, draw(SMALL))
 
 
 @st.composite

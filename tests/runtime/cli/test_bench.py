@@ -33,8 +33,12 @@ class TimedToy(toy.ToyDevice):
 
 @pytest.fixture
 def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The toy, on a machine that reads 1 GB and does 2 billion operations a second."""
-    content = toy.plan_content() | {"costs": {"toy_step": {"row_flops": 10, "cache_row_bytes": 2}}}
+    """The toy, on a machine that reads 1 GB and does 2 billion operations a second, and 4 billion of int8."""
+    return written(tmp_path, monkeypatch, {"row_flops": 10, "cache_row_bytes": 2})
+
+
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: dict[str, Any]) -> str:
+    content = toy.plan_content() | {"costs": {"toy_step": cost}}
     monkeypatch.setattr(bench, "place", lambda artifact, slots, _: (artifact, TimedToy(artifact.plan, slots)))
     monkeypatch.setattr(bench.Bench, "limits", lambda self, progress: Limits(1e9, 2e9, 4e9))
     return str(toy.write_artifact(tmp_path / "toy", content))
@@ -102,6 +106,29 @@ def test_json(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert deep["matrix_share"] == pytest.approx(deep["gflops"] / 2)
     (operation,) = report["breakdowns"][1]["operations"]
     assert operation["gb_per_s"] == pytest.approx((4 + 2 * 2) / 1e-3 / 1e9)  # after 1, 2 and 3 tokens: 2 in the mean
+
+
+@pytest.mark.parametrize(
+    ("cost", "rate", "said"),
+    [
+        ({"row_flops": 10}, 2e9, "is the share of float32."),
+        ({"row_flops": 10, "factors": "int8"}, 4e9, "is the share of int8 in products with integer weights"),
+        # 10 of int8 and, after 11, 12 and 13 tokens, 20 of float32 for each of 12: the rates share the time
+        ({"row_flops": 10, "factors": "int8", "pair_flops": 20}, 250 / (10 / 4e9 + 240 / 2e9), "of float32 in others"),
+    ],
+)
+def test_the_share_is_of_the_rate_that_the_plan_says(
+    cost: dict[str, Any],
+    rate: float,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = written(tmp_path, monkeypatch, cost)
+    deep = json.loads(run(capsys, path, *SIZES, "-o", "json"))["tests"][3]
+    assert deep["matrix_share"] == pytest.approx(1e9 * deep["gflops"] / rate)
+    assert said in run(capsys, path, *SIZES)
 
 
 def test_csv(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:

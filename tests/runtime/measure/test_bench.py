@@ -54,11 +54,13 @@ def test_operations_of_a_token(plan: Plan) -> None:
         assert work is not None
         assert work.flops == flops(QKV_A + Q_B + absorbed + OUT, 1, 1) + LAYERS * pair * (start + 1)
         assert work.cache_bytes == LAYERS * (start + 1) * (128 + 16) * 2
+        router, attention = 2 * MOE_LAYERS * 16 * 256, LAYERS * pair * (start + 1)
+        assert work.int8_flops == work.flops - router - attention
 
 
 def test_weight_bytes_of_a_token(plan: Plan) -> None:
-    # int8: a byte for each weight of a row, padded to groups of 128, and 4 for the row's scale.
-    attention = 272 * (256 + 4) + 384 * (128 + 4) + HEADS * 128 * (128 + 4) + HEADS * 32 * (128 + 4) + 256 * (256 + 4)
+    # int8: a byte for each weight of a row, padded to groups of 64, and 4 for the row's scale.
+    attention = 272 * (256 + 4) + 384 * (128 + 4) + HEADS * 128 * (64 + 4) + HEADS * 32 * (128 + 4) + 256 * (256 + 4)
     norms = 4 * (256 + 128 + 128 + 256)
     dense = 2 * 768 * (256 + 4) + 256 * (768 + 4)
     experts = 5 * (2 * 128 * (256 + 4) + 256 * (128 + 4)) + 4 * 16 * 256 + 4 * 16

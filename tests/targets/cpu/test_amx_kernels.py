@@ -5,7 +5,9 @@ The instructions themselves are only looked for in the library of the level that
 
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,20 +56,39 @@ def skewed_ids(t):
 
 
 def all_cases():
+    """What makes each, by its name."""
     for name in FORMATS:
         for t in TOKENS:
             for n in (31, 33):  # two blocks together, three one by one
-                yield f"linear-{name}-t{t}-n{n}", linear_case(name, t, n, 160, bound=BOUND)
-        yield f"heads-{name}", linear_case(name, 33, 32, 96, heads=3, bound=BOUND)
-        yield f"rows-of-heads-{name}", linear_case(name, 19, 20, 40, multiplier=3, bound=BOUND)
+                yield f"linear-{name}-t{t}-n{n}", partial(linear_case, name, t, n, 160, bound=BOUND)
+        yield f"heads-{name}", partial(linear_case, name, 33, 32, 96, heads=3, bound=BOUND)
+        yield f"rows-of-heads-{name}", partial(linear_case, name, 19, 20, 40, multiplier=3, bound=BOUND)
         for op in (MoeGateUp, MoeDown):
             for t in (17, 100):
-                yield f"{op.__name__}-{name}-t{t}", moe_case(op, name, t, 48, 33, 8, 2, 1, bound=BOUND)
-            ids = skewed_ids(100)
-            yield f"{op.__name__}-{name}-skewed", moe_case(op, name, 100, 272, 160, 5, 1, 0, bound=BOUND, ids=ids)
+                yield f"{op.__name__}-{name}-t{t}", partial(moe_case, op, name, t, 48, 33, 8, 2, 1, bound=BOUND)
+            skewed = {"bound": BOUND, "ids": skewed_ids(100)}
+            yield f"{op.__name__}-{name}-skewed", partial(moe_case, op, name, 100, 272, 160, 5, 1, 0, **skewed)
 
 
-CASES = dict(all_cases())
+class Made(Mapping):
+    """Cases by name, each made when it is asked for first: few CPUs run them."""
+
+    def __init__(self, makers):
+        self._makers, self._made = dict(makers), {}
+
+    def __getitem__(self, name):
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self):
+        return iter(self._makers)
+
+    def __len__(self):
+        return len(self._makers)
+
+
+CASES = Made(all_cases())
 
 
 @pytest.fixture(scope="module")

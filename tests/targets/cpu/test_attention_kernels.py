@@ -10,14 +10,15 @@ from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cases.attention import CASES
 from tests.targets.op_tests import OpTests
 
-# Each kind of kernel over each kind of cache, with one head, a few and more than a tile.
+# Each kind of kernel over each kind of cache; one head, a few and more than a tile, and odd widths, over some cache.
 SHORT = {
     CASES[name][0]
     for name in (
-        *("absorbed-f32-one-h5", "absorbed-f32-h17", "absorbed-bf16-one-h4", "absorbed-bf16-h1", "absorbed-bf16-h16"),
+        *("absorbed-f32-one-h5", "absorbed-f32-h17", "absorbed-bf16-one-h4", "absorbed-bf16-h1"),
         *("write-f32-False", "write-bf16-view", "materialized-int4-g32-one", "materialized-bfloat16"),
         *("materialized-ragged", "materialized-bf16-h16", "materialized-odd"),
-        *(name for name, case in CASES.items() if case[0].paging.coded and not name.endswith("ragged")),
+        *("absorbed-int8-odd", "absorbed-int8-h17", "absorbed-fp8", "materialized-over-int8-odd"),
+        *("materialized-over-fp8", "write-int8", "write-int8-odd", "write-fp8", "write-fp8-odd"),
     )
 }
 

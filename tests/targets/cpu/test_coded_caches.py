@@ -31,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_row_of_codes_is_bytes_with_two_scales_in_whole_lines_of_sixteen(folder: Path) -> None:
     plan = Artifact.open(folder).plan
-    assert [(cache.dtype, cache.width) for cache in plan.caches if cache.layer == 0] == [("uint8", 48), ("uint8", 32)]
+    rows = [(cache.dtype, cache.width, cache.codes) for cache in plan.caches if cache.layer == 0]
+    assert rows == [("uint8", 48, "int8"), ("uint8", 32, "fp8")]
     assert plan.slot_bytes == sum(cache.slot_bytes for cache in caches_of([graph(TYPES)])) == 2 * (48 + 32)
     assert plan.costs is not None
     costs = [cost.cache_row_bytes for name, cost in sorted(plan.costs.items()) if name.startswith("mla_absorbed")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import pytest
 
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.targets.cpu import emit
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.x86 import levels
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.conftest import Golden
+from tests.targets.cpu.unbuilt import unbuilt
 from tests.targets.small_kernel import SMALL
 
 
@@ -27,24 +27,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(num_hidden_layers=1, first_k_dense_replace=0, vocab_size=32, max_position_embeddings=64)
     write_checkpoint(folder / "small", config)
 
-    def write(objects: object, level: Any, path: Path, plan: str | None) -> None:
-        path.write_bytes(b"kernels")
-
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unbuilt():
         patch.setattr(levels, "LEVELS", levels.LEVELS[:2])
-        patch.setattr(emit, "build", lambda spec, level: spec)
-        patch.setattr(emit, "compiled_once", lambda levels, built: [])
-        patch.setattr(emit, "in_children", in_this_process)
-        patch.setattr(emit, "link_library", write)
-        patch.setattr(emit, "find_compiler_for", lambda platform: ["none is needed"])
         options = CompileOptions(quant="int4-g32", max_tokens=8, max_rows=4, max_sequences=2)
         pipeline.compile_checkpoint(folder / "small", folder / "out", options)
     return folder / "out"
-
-
-def in_this_process(jobs: list[Callable[[], object]], *_: object) -> None:
-    for job in jobs:
-        job()
 
 
 def spread(value: Any, indent: str = "") -> str:

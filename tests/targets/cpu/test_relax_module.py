@@ -60,15 +60,15 @@ class Batch(NamedTuple):
 
 
 class Vm:
-    """The TVM form of an artifact, built and run by TVM. The caches are kept between steps, by all entries."""
+    """The TVM form in a folder, built and run by TVM on weights. The caches are kept between steps, by all entries."""
 
-    def __init__(self, folder: Path, level: str, slots: int, pipeline: str = "dsv3c_cpu") -> None:
+    def __init__(self, folder: Path, weights: Path, level: str, slots: int, pipeline: str = "dsv3c_cpu") -> None:
         self._params = json.loads((folder / "tvm/params.json").read_text(encoding="utf-8"))
         module = tvm.ir.load_json((folder / f"tvm/{level}/module.json").read_text(encoding="utf-8"))
         target = tvm.target.Target(self._params["levels"][level]["target"])
         built = relax.build(module, target, tir_pipeline=pipeline)
         self._vm = relax.VirtualMachine(built, tvm.cpu())
-        stored = load_file(folder / "weights.safetensors")
+        stored = load_file(weights)
         self._kept = {name: tvm.runtime.tensor(array.reshape(-1).view(_plain(array))) for name, array in stored.items()}
         self._slots = slots
 
@@ -123,16 +123,25 @@ def usable() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def compiled(usable: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Compiled]]:
+def compiled(
+    usable: list[Any], bundled_artifact: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Compiled]]:
     """The bundled model at one level, loaded by the runtime and by TVM; each weight format once."""
     models: list[Model] = []
 
     @cache
     def load(quant: str) -> Compiled:
-        out, level = tmp_path_factory.mktemp("relax") / quant, usable[CASES[quant]]
-        compile_for(BUNDLED_MODEL, out, level, quant=quant)
-        models.append(runtime.load(out))
-        return Compiled(models[-1], Vm(out, level.name, models[-1].session.device.slots))
+        folder, level = tmp_path_factory.mktemp("relax"), usable[CASES[quant]]
+        if level is EMULATED:
+            compile_for(BUNDLED_MODEL, out := folder / quant, level, quant=quant)
+        else:
+            out = bundled_artifact(quant)
+        write_tvm(Checkpoint.open(BUNDLED_MODEL), folder, level, quant)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DSV3C_ISA", level.name)
+            models.append(runtime.load(out))
+        vm = Vm(folder, out / "weights.safetensors", level.name, models[-1].session.device.slots)
+        return Compiled(models[-1], vm)
 
     yield load
     for model in models:
@@ -143,6 +152,15 @@ def compile_for(checkpoint: Path, out: Path, level: Any, **options: Any) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsv3c.targets.x86.levels.LEVELS", (level,))
         pipeline.compile_checkpoint(checkpoint, out, CompileOptions(**options, emit=("tvm",)))
+
+
+def write_tvm(source: Checkpoint, folder: Path, level: Any, quant: str, max_tokens: int = 512) -> Planned:
+    """Write the TVM form for one level into `folder`; what the CPU target plans, too."""
+    options = CompileOptions(quant=quant, max_tokens=max_tokens)
+    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
+    found = plan(lowered.entries, lowered.bounds)
+    emit(found, (level,)).extras["tvm"](folder)
+    return found
 
 
 def assert_same(compiled: Compiled, entry: str, batch: Batch, hidden: Floats | None = None) -> Floats:
@@ -190,14 +208,9 @@ def test_threads_of_tvm_change_no_bit(compiled: Callable[[str], Compiled]) -> No
 
 
 def planned(folder: Path, model_type: str, level: Any, max_tokens: int = 512) -> Planned:
-    """What the CPU target plans for a tiny model; the TVM form for one level is written into `folder`."""
+    """As `write_tvm`, of a tiny model."""
     write_checkpoint(folder, tiny_config(model_type, **MODEL_TYPES[model_type]))
-    source = Checkpoint.open(folder)
-    options = CompileOptions(quant="int8", max_tokens=max_tokens)
-    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    found = plan(lowered.entries, lowered.bounds)
-    emit(found, (level,)).extras["tvm"](folder)
-    return found
+    return write_tvm(Checkpoint.open(folder), folder, level, "int8", max_tokens)
 
 
 @pytest.mark.parametrize("model_type", shortlist(MODEL_TYPES, ["deepseek_v3"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,24 @@ from dsv3c.compiler.core.caches import caches_of
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.engine.session import Request
 from dsv3c.targets.cpu.emit import emit
+from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.cpu.relax_module import relax_module
 from dsv3c.targets.x86 import TARGET as X86
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.native.binding import Model
+from tests.targets.cpu.unbuilt import unbuilt
 from tests.two_caches import BOUNDS, IDS, entries, expected_logits, graph, write_artifact
 
 LEVEL = LEVELS[0]
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact for x86 without what is compiled."""
+    planned = X86.plan(entries(X86), BOUNDS)
+    with unbuilt():
+        emission = replace(emit(planned, [LEVEL]), extras={})
+        return write_artifact(tmp_path_factory.mktemp("two") / "artifact", "x86", planned, emission)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_artifact(tmp_path_factory.mktemp("two") / "artifact", "x86", planned, emit(planned, [LEVEL]))
 
 
-def test_the_plan_states_both_caches_of_each_layer(folder: Path) -> None:
-    plan = Artifact.open(folder).plan
+def test_the_plan_states_both_caches_of_each_layer(described: Path) -> None:
+    plan = Artifact.open(described).plan
     assert sorted((cache.name, cache.layer, cache.dtype, cache.width) for cache in plan.caches) == [
         ("cache.0", 0, "bfloat16", 40),
         ("cache.0.index", 0, "float32", 24),
@@ -42,6 +55,7 @@ def test_the_plan_states_both_caches_of_each_layer(folder: Path) -> None:
     assert "mla_write_2" not in kernels, "layers share the kernel for caches that are alike"
 
 
+@pytest.mark.thorough  # test_coded_caches.py has steps with two caches a layer
 @pytest.mark.isa(*LEVEL.requires)
 def test_the_runtime_computes_what_numpy_does(folder: Path) -> None:
     expected = expected_logits()
@@ -51,6 +65,7 @@ def test_the_runtime_computes_what_numpy_does(folder: Path) -> None:
     assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()  # bfloat16 rows
 
 
+@pytest.mark.thorough
 @pytest.mark.isa(*LEVEL.requires)
 def test_a_page_that_is_written_behind_a_fork_is_copied_in_all_caches(folder: Path) -> None:
     """The C runtime too, whose logits are the same bits."""
@@ -74,9 +89,9 @@ def test_a_page_that_is_written_behind_a_fork_is_copied_in_all_caches(folder: Pa
     native.close()
 
 
-def test_the_native_tables_have_a_row_for_each_cache(folder: Path) -> None:
-    text = (folder / "native/src/plan.c").read_text(encoding="utf-8")
-    names = [cache.name for cache in Artifact.open(folder).plan.caches]
+def test_the_native_tables_have_a_row_for_each_cache(described: Path) -> None:
+    text = plan_source(described, json.loads((described / "manifest.json").read_text(encoding="utf-8")))
+    names = [cache.name for cache in Artifact.open(described).plan.caches]
     assert f"cache_bytes[] = {{{', '.join('96' if name.endswith('index') else '80' for name in names)}}};" in text
     for number, name in enumerate(names):
         row = "{IN_CACHE, 2, 32, 24, " if name.endswith("index") else "{IN_CACHE, 1, 16, 40, "

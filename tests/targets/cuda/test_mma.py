@@ -11,8 +11,6 @@ from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.grids import NF4
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
-from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
-from dsv3c.targets.calls.operands import View
 from dsv3c.targets.cuda.capabilities import CUDA as NVIDIA
 from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA
@@ -20,26 +18,12 @@ from dsv3c.targets.gpu.kernels import operands, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.source import source
-from tests.targets.gpu.matrix_cases import BOUND, expert_case, linear_case, product
+from tests.targets.gpu.matrix_cases import BOUND, FORMATS, expert_cases, linear_case, linear_cases, product
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
 from tests.targets.op_tests import compare
 
-FORMATS = (
-    "bfloat16",
-    "float16",
-    "fp8",
-    "int8",
-    "int8-g64",
-    "int4-g32",
-    "int4-g32-asym",
-    "int4-g128",
-    "int5-g32",
-    "mxfp4",
-    "nf4-g64",
-)
-SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 UNIT = 2.0**-8  # the largest relative error of a number rounded to bfloat16
 
 
@@ -56,7 +40,7 @@ def rounded_weight(spec, inputs, weight):
     parts = {part: inputs[f"w.{part}"] for part in ("data", "scale")}
     stored = rows16.unpack(parts, spec.weight, spec.n, spec.k)
     scale = np.repeat(stored.scale, spec.weight.grouping.size, axis=-1).astype(np.float64)
-    return (rounded(spec.weight.grid.values(stored.codes, None)) * scale)[..., : spec.k]
+    return (rounded(spec.weight.codes.values(stored.codes, None)) * scale)[..., : spec.k]
 
 
 def case(name, t, n, k, heads=1, view=None):
@@ -67,17 +51,8 @@ def case(name, t, n, k, heads=1, view=None):
     return spec, inputs, {"y": product(rounded(x), factors)}, sides
 
 
-CASES = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
-CASES |= {f"halves-{name}": case(name, 66, 33, 176) for name in ("int3-g16", "int2-g16-asym")}  # groups of half a step
-CASES |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
-CASES["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
-CASES["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
-CASES["no-rows"] = case("bfloat16", 0, 17, 32)
-EXPERTS = {
-    f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, rounded)
-    for op in (MoeGateUp, MoeDown)
-    for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
-}
+CASES = linear_cases(case)
+EXPERTS = expert_cases(rounded)
 NAMES = {name: "mma_" + name.replace("-", "_") for name in (*CASES, *EXPERTS)}
 
 

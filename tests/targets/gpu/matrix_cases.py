@@ -6,14 +6,28 @@ from dsv3c.compiler.core.ops.weight import decoded
 from dsv3c.compiler.formats import quant, rows16
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.linear import Linear
-from dsv3c.targets.calls.moe import MoeGateUp
-from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
+from dsv3c.targets.calls.operands import Rows, View
 from dsv3c.targets.gpu.kernels import stages
 from tests.targets.cases.dense import control, normal
 from tests.targets.cases.moe import moe_case, order_of, some_ids, stored_weight
 from tests.targets.gpu.op_tests import with_float_activations
 
 BOUND = 130
+FORMATS = (
+    "bfloat16",
+    "float16",
+    "fp8",
+    "int8",
+    "int8-g64",
+    "int4-g32",
+    "int4-g32-asym",
+    "int4-g128",
+    "int5-g32",
+    "mxfp4",
+    "nf4-g64",
+)
+SIZES = ((1, 17, 31), (65, 130, 129), (18, 64, 160))  # tokens, N, K
 
 
 def product(x, w):
@@ -33,6 +47,27 @@ def linear_case(name, t, n, k, heads=1, view=None, x=None, w=None):
     inputs |= {f"w.{part}": array for part, array in rows16.pack(stored, spec).items()}
     x = np.stack([wide[:, start : start + k] for start in starts], 1)
     return Linear(Rows(BOUND), n, k, spec, heads, view), inputs, x, weight
+
+
+def linear_cases(case):
+    """By name what `case` makes of a format, tokens, N, K and maybe heads and a view."""
+    found = {f"{name}-t{t}-n{n}-k{k}": case(name, t, n, k) for name in FORMATS for t, n, k in SIZES}
+    # Groups of half a step.
+    found |= {f"halves-{name}": case(name, 66, 33, 176) for name in ("int3-g16", "int2-g16-asym")}
+    found |= {f"heads-{name}": case(name, 20, 40, 64, heads=3) for name in ("bfloat16", "int4-g32")}
+    found["view"] = case("bfloat16", 66, 20, 63, view=View(100, offset=9))
+    found["head-view"] = case("int8", 17, 40, 64, heads=3, view=View(3 * 96 + 7, offset=39, head_stride=96))
+    found["no-rows"] = case("bfloat16", 0, 17, 32)
+    return found
+
+
+def expert_cases(*rounding):
+    """By name `expert_case` of both products."""
+    return {
+        f"{op.__name__}-{name}-t{t}": expert_case(op, name, t, *rounding)
+        for op in (MoeGateUp, MoeDown)
+        for name, t in (("bfloat16", 1), ("bfloat16", 130), ("int8", 17), ("int4-g32-asym", 100))
+    }
 
 
 def expert_case(op, name, t, rounded, rounded_weight=lambda spec, w: w):

@@ -16,7 +16,7 @@ EXACT = "onnx:accuracy_level=0"
 LIMIT = 1e-5
 
 
-@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("quant", shortlist(QUANTS, ["float32", "bfloat16", "int8", "int4-g32-asym", "int2-g16"]))
 @pytest.mark.parametrize("name", shortlist(CASES, ["v3-odd-widths-3-shared"]))
 def test_same_codes_and_scales_as_the_numpy_evaluation(name: str, quant: str, export: Export) -> None:
     """Without rounded activations, token by token (absorbed) and in one step (materialised where that pays)."""

@@ -104,7 +104,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def plan_of(source: Checkpoint, quant: str = "int4-g32", target: str = "x86") -> CalibrationPlan:
     lowered = pipeline.lower(source.config, source.shapes, CompileOptions(quant=quant), targets.get(target))
-    return calibrated.plan(lowered.entries)
+    return calibrated.plan(lowered.graphs)
 
 
 def sequences_of(source: Checkpoint, lengths: Sequence[int] = LENGTHS) -> list[Array]:

@@ -1,6 +1,6 @@
 """Decode speed of an artifact by number of threads, with threads pinned to cores, and with two sessions at once.
 
-    python tests/bench/bench_threads.py OUT [--tokens 96] [--repetitions 5]
+    python -m tests.bench.measure_threads OUT [--tokens 96] [--repetitions 5]
 
 Each line is the median and the range over the repetitions; of two sessions at once each has its own line.
 """
@@ -49,7 +49,7 @@ def sessions(out: Path, count: int, threads: int, pinned: bool, args: argparse.N
     """Measure `count` sessions side by side, each in a process of its own, and print what they reached."""
     own = ["--worker", str(threads), *(["--pinned"] if pinned else [])]
     sizes = ["--tokens", str(args.tokens), "--repetitions", str(args.repetitions)]
-    command = [sys.executable, __file__, str(out), *own, *sizes]
+    command = [sys.executable, "-m", "tests.bench.measure_threads", str(out), *own, *sizes]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     for process in started:
         speeds = json.loads(process.communicate()[0])
