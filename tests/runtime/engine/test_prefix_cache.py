@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -127,6 +128,20 @@ def test_clear_gives_back_what_nobody_uses_and_a_sequence_can_be_cached_again(
     assert (pool.free_pages, pool.idle_pages, cache.cached_pages) == (PAGES - 2, 0, 0)
     cache.insert(sequence, ints(1, 2, 5, 6))
     assert cache.cached_pages == 2
+    assert cache.match(Sequence(pool, MAX_PAGES), ints(1, 2, 5, 6, 7)) == 4
+
+
+@pytest.mark.parametrize("shorter", [lambda s: s.truncate(2) or s, lambda s: s.fork(2)], ids=["rolled back", "forked"])
+def test_a_shorter_sequence_is_cached_anew_from_where_it_ends(
+    pool: PagePool, cache: PrefixCache, shorter: Callable[[Sequence], Sequence]
+) -> None:
+    sequence = shorter(filled(cache, pool, 1, 2, 3, 4))
+    cache.insert(sequence, ints(1, 2))
+    assert cache.cached_pages == 2
+    sequence.reserve(4)
+    sequence.length = 4
+    cache.insert(sequence, ints(1, 2, 5, 6))
+    assert cache.cached_pages == 3
     assert cache.match(Sequence(pool, MAX_PAGES), ints(1, 2, 5, 6, 7)) == 4
 
 
