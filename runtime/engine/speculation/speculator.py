@@ -1,0 +1,86 @@
+"""Speculation as the scheduler sees it: drafts before a step, their worth after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from dsv3c.runtime.devices.device import Floats
+from dsv3c.runtime.engine.generation import Drafted
+from dsv3c.runtime.engine.lanes import NO_TOKENS, Lane
+from dsv3c.runtime.engine.session import Session
+from dsv3c.runtime.engine.speculation import Drafter, Drafting
+from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
+from dsv3c.runtime.errors import OutOfPages
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A lane in a step: what it was before."""
+
+    drafting: Drafting
+    drafted: Drafted
+    left: int
+
+
+class Speculator:
+    """Lets `drafter` propose as many drafts as pay. Used by one thread at a time."""
+
+    def __init__(self, session: Session, drafter: Drafter, lengths: Lengths | None = None) -> None:
+        self.drafter = drafter
+        self.lengths = lengths or Lengths(drafter.most)
+        self.drafted = Drafted()
+        self._session = session
+        self._all = Acceptance()
+        self._of: WeakKeyDictionary[Lane, Acceptance] = WeakKeyDictionary()
+        self._lanes = self._rows = 0
+        self._open: list[_Open] = []
+
+    def propose(self, drafting: Many[Drafting], lanes: int, room: int) -> None:
+        """Give drafts to lanes of the next step, which has `lanes` of them and room for that many more rows."""
+        self._open = [_Open(each, each.drafted, each.left) for each in drafting]
+        able = [each for each in drafting if each.left > 1]
+        count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
+        if count:
+            for each, drafts in zip(able, self.drafter.propose(able, count), strict=True):
+                each.lane.drafts = drafts[: min(count, each.left - 1, each.lane.sequence.capacity - each.lane.size)]
+                self._reserve(each.lane)
+        self._lanes, self._rows = lanes, lanes + sum(each.lane.drafts.size for each in drafting)
+
+    def stepped(self, drafting_seconds: float, step_seconds: float) -> None:
+        """The step that was proposed for is done."""
+        tokens = self._lanes - len(self._open)
+        for each in self._open:
+            now, before = each.drafting.drafted, each.drafted
+            proposed, right = now.proposed - before.proposed, now.accepted - before.accepted
+            tokens += each.left - each.drafting.left
+            if proposed:
+                self._acceptance(each.drafting.lane).add(proposed, right)
+                self._all.add(proposed, right)
+                total = self.drafted
+                self.drafted = Drafted(total.proposed + proposed, total.accepted + right, total.steps + 1)
+        self.lengths.measured(self._lanes, self._rows, tokens, drafting_seconds, step_seconds)
+
+    def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
+        self.drafter.saw(lane, start, hidden)
+
+    def forget(self, lane: Lane) -> None:
+        self.drafter.forget(lane)
+
+    def give_back(self) -> bool:
+        """Free pages that drafting took; False where there are none."""
+        return self.drafter.give_back()
+
+    def _reserve(self, lane: Lane) -> None:
+        """Drafts take free pages only; without them they are left out."""
+        if not lane.drafts.size:
+            return
+        try:
+            self._session.reserve(lane.sequence, lane.size + lane.drafts.size)
+        except OutOfPages:
+            lane.drafts = NO_TOKENS
+
+    def _acceptance(self, lane: Lane) -> Acceptance:
+        """Of this lane; of all for one that is new."""
+        return self._of.setdefault(lane, self._all.copy())
