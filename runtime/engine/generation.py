@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsv3c.runtime.engine.sampling import SamplingParams
+from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.session import Ints
 from dsv3c.runtime.text.stream import Decode
 
@@ -116,5 +116,5 @@ class Task:
     @property
     def limit(self) -> int:
         """New tokens at most."""
-        limit = self.params.new_tokens(self.prompt.size)
+        limit = self.params.limit(self.prompt.size)
         return limit if self.overflow == "slide" else min(limit, self.context - self.prompt.size)

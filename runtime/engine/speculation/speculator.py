@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 from dsv3c.runtime.devices.device import Floats
 from dsv3c.runtime.engine.generation import Drafted
 from dsv3c.runtime.engine.lanes import NO_TOKENS, Lane
-from dsv3c.runtime.engine.session import Session
+from dsv3c.runtime.engine.session import Ints, Session
 from dsv3c.runtime.engine.speculation import Drafter, Drafting
 from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
-from dsv3c.runtime.errors import OutOfPages
+from dsv3c.runtime.errors import OutOfPages, RuntimeFault
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class _Open:
 
 
 class Speculator:
-    """Lets `drafter` propose as many drafts as pay. Used by one thread at a time."""
+    """Lets `drafter` propose as many drafts as pay. Used by one thread at a time.
+
+    drafted: of all requests. fault: what ended drafting.
+    """
 
     def __init__(self, session: Session, drafter: Drafter, lengths: Lengths | None = None) -> None:
         self.drafter = drafter
         self.lengths = lengths or Lengths(drafter.most)
         self.drafted = Drafted()
+        self.fault: RuntimeFault | None = None
         self._session = session
         self._all = Acceptance()
         self._of: WeakKeyDictionary[Lane, Acceptance] = WeakKeyDictionary()
@@ -42,8 +46,8 @@ class Speculator:
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]
         able = [each for each in drafting if each.left > 1]
         count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
-        if count:
-            for each, drafts in zip(able, self.drafter.propose(able, count), strict=True):
+        if count and self.fault is None:
+            for each, drafts in zip(able, self._proposed(able, count), strict=True):
                 each.lane.drafts = drafts[: min(count, each.left - 1, each.lane.sequence.capacity - each.lane.size)]
                 self._reserve(each.lane)
         self._lanes, self._rows = lanes, lanes + sum(each.lane.drafts.size for each in drafting)
@@ -71,6 +75,14 @@ class Speculator:
     def give_back(self) -> bool:
         """Free pages that drafting took; False where there are none."""
         return self.drafter.give_back()
+
+    def _proposed(self, drafting: Many[Drafting], count: int) -> Many[Ints]:
+        """A drafter that fails is left alone from then on: texts do without it."""
+        try:
+            return self.drafter.propose(drafting, count)
+        except RuntimeFault as fault:
+            self.fault = fault
+            return [NO_TOKENS for _ in drafting]
 
     def _reserve(self, lane: Lane) -> None:
         """Drafts take free pages only; without them they are left out."""

@@ -18,7 +18,7 @@ from dsv3c.runtime.devices.device import Floats
 from dsv3c.runtime.engine.answer import Answer, Times
 from dsv3c.runtime.engine.generation import Drafted, Event, FinishReason, Task
 from dsv3c.runtime.engine.lanes import Lane
-from dsv3c.runtime.engine.sampling import Draw, Sampler, require_finite
+from dsv3c.runtime.engine.sampling import Draw, Sampler
 from dsv3c.runtime.engine.strategies import Rows
 
 _WORST = np.float32(-1e9)  # of a score that does not count
@@ -212,9 +212,7 @@ class Beams:
 
     def _logprobs(self, row: Rows, lane: Lane) -> Floats:
         assert isinstance(row, np.ndarray)
-        logits = row[0]
-        require_finite(logits)
-        shifted = logits - logits.max()
+        shifted = row[0] - row[0].max()
         return self._sampler.scores(shifted - np.log(np.exp(shifted).sum(dtype=np.float32)), lane.history)
 
     def _unfinished(self) -> list[Result]:
