@@ -6,7 +6,7 @@ arguments of the constructor and stay readable as attributes. `code` is a stable
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class Dsv3cError(Exception):
@@ -21,6 +21,10 @@ class Dsv3cError(Exception):
         text = self.message.format(**fields)
         hint = self.hint.format(**fields)
         super().__init__(f"{text}\n  hint: {hint}" if hint else text)
+
+    def again(self) -> Self:
+        """The same error, to be raised in another place or thread."""
+        return type(self)(**vars(self))
 
     @property
     def code(self) -> str:
@@ -343,6 +347,16 @@ class LogitsNotFinite(RequestFault):
 class NoTokenAllowed(RequestFault):
     message = "after {tokens} tokens every token is forbidden"
     hint = "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length"
+
+
+class SpeculationInvalid(RequestFault):
+    message = "speculation by {speculate!r} is not to be had: {reason}"
+    hint = 'leave it out, or draft by "ngram", which needs nothing, or by the path of a smaller artifact'
+
+
+class DraftDiffers(RequestFault):
+    message = "{path} cannot draft for this model: {reason}"
+    hint = "compile a smaller model of the same family, with the same tokenizer.json"
 
 
 class ModelClosed(RequestFault):

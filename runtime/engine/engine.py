@@ -10,6 +10,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
 from dsv3c.runtime.engine.history import History
@@ -156,6 +157,16 @@ class Engine:
                     self.scheduler.reap()
             finally:
                 self._turns.leave()
+
+    def report(self) -> dict[str, Any]:
+        """What the prefix cache and speculation did so far."""
+        found: dict[str, Any] = {}
+        cache, speculator = self.scheduler.prefix_cache, self.scheduler.speculator
+        if cache is not None:
+            found["prefix_cache"] = {"pages": cache.cached_pages, "hits": cache.hits, "lookups": cache.lookups}
+        if speculator is not None:
+            found["speculation"] = speculator.report()
+        return found
 
     def _strategies(self, task: Task, max_pages: int) -> list[Single | Beams]:
         params, bounds = task.params, self.session.plan.bounds

@@ -101,7 +101,8 @@ class Task:
     """One prompt with all that is needed to answer it.
 
     context: tokens that the text may have. overflow: what happens to one that gets longer, "stop" ends it, "slide" goes
-    on with its beginning and its end. priority: lower ones wait for higher ones.
+    on with its beginning and its end. priority: lower ones wait for higher ones. speculate:
+    whether drafts may be made for it.
     """
 
     prompt: Ints
@@ -112,6 +113,7 @@ class Task:
     decode: Decode | None
     overflow: Overflow = "stop"
     priority: int = 0
+    speculate: bool = True
 
     @property
     def limit(self) -> int:

@@ -11,7 +11,6 @@ tokens are read again later, as far as they are no longer in the prefix cache.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -110,11 +109,10 @@ class Scheduler:
         began = self._clock()
         if self.speculator is not None:
             count = sum(len(job.strategy.lanes) for job in jobs)
-            drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single)]
+            drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single) and job.task.speculate]
             self.speculator.propose(drafting, count, self._rows - count)
         drafted = self._clock()
-        fed = [Fed(job, lanes, [_decoding(lane) for lane in lanes]) for job in jobs for lanes in [[*job.strategy.lanes]]]
-        ran = self._run(fed, began)
+        ran = self._run([_decoding(job) for job in jobs], began)
         if self.speculator is not None and ran:
             self.speculator.stepped(drafted - began, self._clock() - drafted)
         return True
@@ -287,7 +285,7 @@ class Scheduler:
         self._let_go(job)
 
     def _fail(self, job: Job, error: RuntimeFault) -> None:
-        job.error = copy.copy(error)  # each consumer raises its own
+        job.error = error.again()  # each consumer raises its own
         self._let_go(job)
 
     def _refuse(self, job: Job) -> None:
@@ -311,9 +309,11 @@ class Scheduler:
             self.speculator.forget(lane)
 
 
-def _decoding(lane: Lane) -> Request:
-    tokens = np.concatenate([lane.pending, lane.drafts]) if lane.drafts.size else lane.pending
-    return Request(lane.sequence, tokens, "all")
+def _decoding(job: Job) -> Fed:
+    lanes = list(job.strategy.lanes)
+    tokens = [np.concatenate([lane.pending, lane.drafts]) if lane.drafts.size else lane.pending for lane in lanes]
+    requests = [Request(lane.sequence, part, "all") for lane, part in zip(lanes, tokens, strict=True)]
+    return Fed(job, lanes, requests)
 
 
 def _rows(chunk: Chunk) -> Rows:

@@ -268,7 +268,8 @@ class Session:
         return pieces
 
     def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
-        tokens, positions, owner, rows, draws = [], [], [], [], []
+        tokens, positions, owner, rows = [], [], [], []
+        draws: list[Draw] = []
         total = 0
         for index, piece in enumerate(pieces):
             request = requests[piece.request]

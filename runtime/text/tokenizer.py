@@ -135,6 +135,11 @@ class Tokenizer:
             return None
         return found
 
+    def differences(self, other: Tokenizer) -> list[int]:
+        """Ids that do not stand for the same token in both, in order; what only one of them has is left out."""
+        own, others = ({i: t for t, i in each._tokenizer.get_vocab(True).items()} for each in (self, other))
+        return sorted(token for token in own.keys() & others.keys() if own[token] != others[token])
+
     def special_token(self, name: str) -> str | None:
         """A special token by its role in tokenizer_config.json: bos_token, eos_token, pad_token, …"""
         value = self._config.get(_text(name))

@@ -1,8 +1,8 @@
 """How many drafts pay: predicted from measured times of steps and from how often drafts were right.
 
-A mixture of experts reads more weights for k tokens than for one, E(1 - (1 - n/E)^k) of E experts if each token takes n,
-so that a draft which is right two times in three can still cost more than it brings. What a step of so many rows takes
-is measured and not computed: it holds all of that for the device at hand.
+A mixture of experts reads more weights for k tokens than for one, E(1 - (1 - n/E)^k) of E experts if each token takes
+n of them, so that a draft which is right two times in three can still cost more than it brings. What a step of so many
+rows takes is measured and not computed: it holds all of that for the device at hand.
 
 Speculation never costs more than a small share of the time: what it lost so far against plain decoding is kept count
 of, and nothing is drafted while that is above `SHARE` of all decoding.
@@ -60,6 +60,11 @@ class Lengths:
         self._since = 0  # steps since the last that drafted
         self._stale = 0  # steps since the last plain one
 
+    @property
+    def gain(self) -> float:
+        """What plain decoding would have taken, over what decoding took; 1 where nothing was drafted."""
+        return (self.total - self.lost) / self.total if self.total else 1.0
+
     def choose(self, lanes: int, acceptances: Many[float], room: int) -> int:
         """For a step of `lanes` lanes of which those with `acceptances` can be drafted for, with room for that many
         more rows."""
@@ -104,8 +109,10 @@ class Lengths:
         known = {count: _median(times) for count, times in self._steps.items()}
         below = max((count for count in known if count <= rows), default=None)
         above = min((count for count in known if count >= rows), default=None)
-        if below is None or above is None:
-            return known[below if above is None else above] if known else math.inf
+        if below is None:
+            return math.inf if above is None else known[above]
+        if above is None:
+            return known[below]
         share = (rows - below) / (above - below) if above > below else 0.0
         return known[below] + share * max(0.0, known[above] - known[below])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from dsv3c.runtime.devices.device import Floats
@@ -75,6 +76,19 @@ class Speculator:
     def give_back(self) -> bool:
         """Free pages that drafting took; False where there are none."""
         return self.drafter.give_back()
+
+    def report(self) -> dict[str, Any]:
+        """Who drafts, how much of it was right, and what it gained over plain decoding as far as that was measured."""
+        total, lengths = self.drafted, self.lengths
+        return {
+            "drafter": self.drafter.name,
+            "proposed": total.proposed,
+            "accepted": total.accepted,
+            "acceptance": round(total.acceptance, 3),
+            "drafts_a_step": round(total.proposed / total.steps, 2) if total.steps else 0.0,
+            "gain": round(lengths.gain, 3),
+            "fault": None if self.fault is None else str(self.fault),
+        }
 
     def _proposed(self, drafting: Many[Drafting], count: int) -> Many[Ints]:
         """A drafter that fails is left alone from then on: texts do without it."""

@@ -1,4 +1,4 @@
-"""How a request goes on: a strategy has lanes, takes the rows of logits that a step gave them, and says what came of it.
+"""How a request goes on: a strategy has lanes, takes the rows of logits that a step gave them, and says what came.
 
 All lanes of a strategy are in the same step. It knows nothing of devices, pages or other requests.
 """

@@ -43,7 +43,7 @@ class Result(NamedTuple):
 @dataclass
 class _Beam:
     lane: Lane
-    score: np.float32 = np.float32(0)
+    score: np.float32
 
 
 class _Group:
@@ -207,7 +207,7 @@ class Beams:
     def _begin(self, prompt: Lane) -> None:
         lanes = [prompt, *(prompt.fork() for _ in self._groups[1:])]
         for group, lane in zip(self._groups, lanes, strict=True):
-            group.beams = [_Beam(lane)]
+            group.beams = [_Beam(lane, np.float32(0))]
         self._prompt = None
 
     def _logprobs(self, row: Rows, lane: Lane) -> Floats:
