@@ -159,6 +159,13 @@ class SplitDevice:
         for device in (self._lower, self._upper):
             device.copy_slots(source, target, count)
 
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        return {**self._lower.read_slots(start, count), **self._upper.read_slots(start, count)}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for device in (self._lower, self._upper):
+            device.write_slots(start, rows)
+
     def report(self) -> dict[str, Any]:
         sides = {"lower": self._lower.report(), "upper": self._upper.report()}
         sizes = ("weight_bytes", "arena_bytes", "cache_bytes")

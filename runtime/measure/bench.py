@@ -161,6 +161,12 @@ class _Watch:
     def copy_slots(self, source: int, target: int, count: int) -> None:
         self.device.copy_slots(source, target, count)
 
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        return self.device.read_slots(start, count)
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        self.device.write_slots(start, rows)
+
     def report(self) -> dict[str, Any]:
         return self.device.report()
 

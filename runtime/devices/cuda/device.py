@@ -5,7 +5,8 @@ A step is one copy of its inputs, the replay of a graph, one copy of each result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import byref, c_float
 from typing import Any
 
@@ -23,7 +24,7 @@ from dsv3c.runtime.devices.cuda.memory import Places
 from dsv3c.runtime.devices.cuda.modules import Module, fitting_level
 from dsv3c.runtime.devices.device_memory import disjoint, require_countable
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
-from dsv3c.runtime.devices.memory import typed
+from dsv3c.runtime.devices.memory import empty_rows, typed
 from dsv3c.runtime.errors import DeviceLacks
 
 CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
@@ -140,6 +141,24 @@ class CudaDevice:
                     to, of = first + (target + start) * row, first + (source + start) * row
                     self._gpu.driver.call("cuMemcpyDtoDAsync", to, of, size * row, self._gpu.stream)
 
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        rows = {cache.name: empty_rows(cache, count) for cache in self._plan.caches}
+        with self._staged(rows, "cache pages that are read") as staged:
+            for name, host in staged.items():
+                self._gpu.driver.call("cuMemcpyDtoHAsync", *self._ends(host, name, start), host.size, self._gpu.stream)
+            self._gpu.driver.call("cuStreamSynchronize", self._gpu.stream)
+            for name, host in staged.items():
+                rows[name].reshape(-1).view(np.uint8)[:] = host
+        return rows
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        with self._staged(rows, "cache pages that are written") as staged:
+            for name, host in staged.items():
+                host[:] = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8)
+                here, there = self._ends(host, name, start)
+                self._gpu.driver.call("cuMemcpyHtoDAsync", there, here, host.size, self._gpu.stream)
+            self._gpu.driver.call("cuStreamSynchronize", self._gpu.stream)
+
     def report(self) -> dict[str, Any]:
         self._gpu.enter()
         physical, needs = self._gpu.physical, self._places.needs
@@ -162,6 +181,26 @@ class CudaDevice:
         for close in reversed(self._closers):
             close()
         self._closers = []
+
+    @contextmanager
+    def _staged(self, rows: Mapping[str, NDArray[Any]], what: str) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Pinned memory for the rows of each cache, as bytes; none for caches without rows."""
+        sizes = {cache.name: rows[cache.name].nbytes for cache in self._plan.caches if rows[cache.name].size}
+        self._gpu.enter()
+        whole, staged, end = self._gpu.pinned(sum(sizes.values()), what), dict[str, NDArray[np.uint8]](), 0
+        for name, size in sizes.items():
+            staged[name] = whole[end : end + size]
+            end += size
+        with self._gpu.guarded(what):
+            try:
+                yield staged
+            finally:
+                self._gpu.free_pinned(whole)
+
+    def _ends(self, host: NDArray[np.uint8], name: str, slot: int) -> tuple[int, int]:
+        """Addresses of the rows on the host and of their first slot in the cache."""
+        row = next(cache.slot_bytes for cache in self._plan.caches if cache.name == name)
+        return host.ctypes.data, self._places.cache_address(name) + slot * row
 
     def _record(self, entry: str, tokens: int, rows: int, grids: NDArray[np.uint32]) -> LaunchGraph:
         steps = self._steps[entry]

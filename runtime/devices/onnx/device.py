@@ -125,6 +125,15 @@ class OrtDevice:
             rows = self._rows(cache, np.arange(source, source + count))
             self._put_rows(cache, np.arange(target, target + count), rows)
 
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        slots = np.arange(start, start + count)
+        return {self._buffers_by_input[past].name: self._rows(cache, slots) for past, cache in self._caches.items()}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for past, cache in self._caches.items():
+            given = rows[self._buffers_by_input[past].name]
+            self._put_rows(cache, np.arange(start, start + len(given)), given)
+
     def report(self) -> dict[str, Any]:
         return {
             "device": "onnxruntime",

@@ -22,6 +22,7 @@ from dsv3c.runtime.devices.split import SplitDevice, above, below, layer_count, 
 from dsv3c.runtime.engine.session import Request, Session
 from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid
 from tests.runtime import toy
+from tests.runtime.slots import SPANS, check_rows
 
 SLOTS = 1024
 LAYERS = 4  # of the bundled model, without that of multi-token prediction
@@ -103,6 +104,10 @@ def test_multi_token_prediction_runs_on_the_upper_side(artifact: Artifact, share
         drafts(shared(2)), drafts(Session(artifact.plan, whole, artifact.manifest.vocab_size))
     )
     whole.close()
+
+
+def test_rows_of_slots_are_read_and_written_on_both_sides(artifact: Artifact, shared: Callable[[int], Session]) -> None:
+    check_rows(shared(2).device, artifact.plan, *SPANS[1])
 
 
 def test_each_side_has_its_own_weights_and_caches_only(artifact: Artifact) -> None:

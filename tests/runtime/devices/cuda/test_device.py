@@ -18,6 +18,7 @@ from dsv3c.runtime.engine.session import Request, Session
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.slots import SPANS, check_rows
 
 SLOTS = 64
 # The cache is bfloat16 there: a value between two of its numbers may fall to either side.
@@ -236,6 +237,11 @@ def test_slots_are_copied_as_they_were_also_when_runs_overlap(source, target, co
     gpu.driver.call("cuMemcpyDtoHAsync", host.ctypes.data, places.cache_address(caches[-1].name), host.size, gpu.stream)
     gpu.wait("a copy")
     np.testing.assert_array_equal(host.reshape(SLOTS, width), expected)
+
+
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(start, count, opened, artifact):
+    check_rows(opened(), artifact.plan, start, count)
 
 
 def test_the_report_says_what_was_obtained(opened):
