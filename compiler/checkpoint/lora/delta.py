@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ class Factor:
     """A part of a matrix of an adapter; turned: the transpose of it."""
 
     tensor: StoredTensor
-    rows: slice = slice(None)
-    columns: slice = slice(None)
+    rows: slice = field(default_factory=lambda: slice(None))
+    columns: slice = field(default_factory=lambda: slice(None))
     turned: bool = False
 
     def read(self) -> Float32:
