@@ -64,6 +64,11 @@ def reference(
         yield out
 
 
+def adapters_of(against: Path, checkpoint: Path, options: CompileOptions) -> tuple[Lora, ...]:
+    """What is merged into a reference: what is into the checkpoint, where it is that. So rounding alone is measured."""
+    return options.lora if against.resolve() == checkpoint.resolve() else ()
+
+
 def reference_name(path: Path) -> str:
     """What a reference is called, of either kind."""
     name = path.resolve().name
@@ -101,13 +106,11 @@ def figures(
     folder: Path, checkpoint: Path, options: CompileOptions, compile: Compile, progress: Progress
 ) -> dict[str, Any]:
     """What goes into the manifest of the artifact in `folder`, which is loaded as it is: figures of `options.measure`,
-    and against `options.measure_against` if there is one. Where that is the checkpoint it was made from, this has the
-    same adapters: what differs is then what rounding costs."""
+    and against `options.measure_against` if there is one."""
     assert options.measure is not None
     texts, against = [options.measure], options.measure_against
     if against is None:
         return evaluate(folder, texts, Settings(), Placement(), progress=progress).to_dict()
-    lora = options.lora if against.resolve() == checkpoint.resolve() else ()
-    with reference(against, compile, progress, lora) as other:
+    with reference(against, compile, progress, adapters_of(against, checkpoint, options)) as other:
         name = reference_name(against)
         return evaluate(folder, texts, Settings(), Placement(), other, progress, name).to_dict()
