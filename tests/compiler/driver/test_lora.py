@@ -92,7 +92,7 @@ def test_logits_equal_those_of_weights_that_were_merged_before(case: Case) -> No
         ("sparse", {"quant": "float32"}),
         ("dense", {"quant": "int4-g32", "method": "search"}),
         ("dense", {"quant": "int4-g32", "method": "gptq", "calibration": True}),
-        ("dense", {"quant": "auto", "target_bpw": 6.0}),
+        pytest.param("dense", {"quant": "auto", "target_bpw": 6.0}, marks=pytest.mark.thorough),
         pytest.param(
             "sparse", {"quant": "int4-g32", "method": "gptq", "calibration": True}, marks=pytest.mark.thorough
         ),
