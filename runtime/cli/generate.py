@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3c.runtime.cli.expert_report import counted, expert_options
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
@@ -105,6 +106,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 @click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
 )
+@expert_options
 @device_options
 @json_option
 def generate_command(
@@ -119,6 +121,8 @@ def generate_command(
     gpu_layers: int | None,
     cpu_artifact: Path | None,
     as_json: bool,
+    expert_stats: Path | None,
+    expert_window: int,
     **options: Any,
 ) -> None:
     """Generate text with an ARTIFACT.
@@ -147,7 +151,10 @@ def generate_command(
     text = read_prompt() if prompt == "-" else prompt or ""
     params = {name: value for name, value in options.items() if value is not None}
     params.setdefault("seed", secrets.randbits(SEED_BITS))
-    with load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model:
+    with (
+        load(artifact, threads, context, None, device, gpu_layers, cpu_artifact) as model,
+        counted(model, expert_stats, expert_window),
+    ):
         add_bos = False if no_bos else None
         given: Any = ids if ids is not None else [{"role": "user", "content": text}] if chat else text
         events = model.stream(given, add_bos, **params)

@@ -91,6 +91,8 @@ def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artif
     The upper side's plan is the one for a session: it has the entries that both can run. Raises CannotSplit.
     """
     _require_alike(artifact, lower)
+    if _expert_layers(artifact) != _expert_layers(lower):
+        artifact, lower = _without_experts(artifact), _without_experts(lower)
     cut = layer_count(artifact) - upper_layers
     first, second = below(lower.plan, cut), above(artifact.plan, cut)
     whole = {name for name, entry in artifact.plan.entries.items() if not entry.cuts}
@@ -103,6 +105,16 @@ def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artif
 def layer_count(artifact: Artifact) -> int:
     """Layers that can be shared out; 0 where the artifact's entries cannot be cut."""
     return min((len(entry.cuts) for entry in artifact.plan.entries.values() if entry.cuts), default=0)
+
+
+def _expert_layers(artifact: Artifact) -> set[int]:
+    """Layers of which the plan says which experts tokens visit."""
+    return {layer for entry in artifact.plan.entries.values() for layer in entry.experts}
+
+
+def _without_experts(artifact: Artifact) -> Artifact:
+    entries = {name: replace(entry, experts={}) for name, entry in artifact.plan.entries.items()}
+    return replace(artifact, plan=replace(artifact.plan, entries=MappingProxyType(entries)))
 
 
 def _require_alike(artifact: Artifact, lower: Artifact) -> None:

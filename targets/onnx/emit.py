@@ -204,7 +204,7 @@ def _experts(lowering: Lowering, graph: Graph) -> list[ValueInfoProto]:
     found = []
     for layer, value in chosen_experts(graph).items():
         lowering.b.node("Identity", lowering[value], out=experts_name(layer))
-        shape = ["tokens", int(value.shape[1])]
+        shape: list[Any] = ["tokens", int(value.shape[1])]
         found.append(helper.make_tensor_value_info(experts_name(layer), TensorProto.INT64, shape))
     return found
 

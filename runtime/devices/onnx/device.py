@@ -208,7 +208,8 @@ class OrtDevice:
             layer: np.empty((count, self._top_k(index)), np.int64)
             for layer, index in self._plan.entries[entry].experts.items()
         }
-        for name, array in (*found.items(), *((f"{_EXPERTS}{layer}", ids) for layer, ids in chosen.items())):
+        results: dict[str, NDArray[Any]] = {**found, **{f"{_EXPERTS}{layer}": ids for layer, ids in chosen.items()}}
+        for name, array in results.items():
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         copies = self._bind_caches(binding, session, piece)
         try:
@@ -219,9 +220,8 @@ class OrtDevice:
             self._put_rows(cache, piece.slots[piece.past :], self._rows(rows_of, np.arange(piece.past, end)))
         logits[mine] = found["logits"][0, local[mine] - (count - kept)]
         hidden[piece.tokens] = found["last_hidden_state"][0]
-        for layer, ids in chosen.items():
-            index = self._plan.entries[entry].experts[layer]
-            self._arena_array(index).reshape(-1, ids.shape[1])[piece.tokens] = ids
+        for layer, index in self._plan.entries[entry].experts.items():
+            self._arena_array(index).reshape(-1, self._top_k(index))[piece.tokens] = chosen[layer]
 
     def _top_k(self, index: int) -> int:
         """Experts a token, by a buffer of those."""
