@@ -250,7 +250,7 @@ def test_the_experts_of_a_step_are_read_when_asked_for_and_not_before(compiled, 
     fake.register(compiled("float32"))
     artifact = Artifact.open(compiled("float32").folder)
     truth = visited(Checkpoint.open(BUNDLED_MODEL), TOKENS)
-    with closing(CudaDevice(artifact, SLOTS)) as device:
+    with closing(CudaDevice(artifact, SLOTS, None)) as device:
         logits(device, artifact)
         found = device.experts("decode")  # of one token, the last that was read again
         assert found.keys() == truth.keys() and {ids.size for ids in found.values()} == {4}
