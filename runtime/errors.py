@@ -355,7 +355,7 @@ class SaveRefused(RequestFault):
 
 class SavedInvalid(RequestFault):
     message = "{path} is no saved conversation: {reason}"
-    hint = "give a file that `dsv3c generate --session FILE` wrote, or a path where nothing is yet"
+    hint = "give a file that a conversation was saved to, or a path where nothing is yet"
 
 
 class SavedDamaged(RequestFault):

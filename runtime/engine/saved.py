@@ -150,14 +150,14 @@ def _write(file: IO[bytes], session: Session, sequence: Sequence, tokens: NDArra
 
 
 def _header(tensors: Mapping[str, tuple[str, list[int]]]) -> tuple[bytes, dict[str, int]]:
-    """The file up to the first tensor, and where each of them begins in the file, on a boundary of its own."""
+    """The file up to the first tensor, and where each of them begins in the file, with no hole between them."""
     entries, offsets, end = [MARK.decode()], dict[str, int](), 0
     for name, (dtype, shape) in tensors.items():
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         offsets[name] = end
         entry = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [end, end + size]}
         entries.append(f"{json.dumps(name)}: {json.dumps(entry)}")
-        end += size + (-size) % ALIGNMENT
+        end += size
     text = (", ".join(entries) + "}").encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     start = 8 + len(text)
@@ -172,6 +172,7 @@ def _read(file: IO[bytes], path: Path, session: Session, artifact: Artifact, con
     _require_whole(file, path, tensors)
     about = Fields(parse_json(_content(file, tensors, "about", _ABOUT_LIMIT), "about"), "about", WeightsInvalid)
     _require_ours(about, path, artifact)
+    extra = about.object("extra").value
     rows = _rows(session)
     length = _length_of(tensors, rows)
     if tensors["tokens"].elements > context:
@@ -187,7 +188,7 @@ def _read(file: IO[bytes], path: Path, session: Session, artifact: Artifact, con
     except BaseException:
         sequence.close()
         raise
-    return Saved(tokens, sequence, about.object("extra").value)
+    return Saved(tokens, sequence, extra)
 
 
 def _require_whole(file: IO[bytes], path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dsv3c.runtime import errors
@@ -272,7 +272,7 @@ def test_a_token_that_the_model_does_not_have_is_refused(
     st.sampled_from(["bytes", "header", "about"]),
     st.sampled_from([None, -1, 0, 1, 2, 9, 64, 2**31, 2**63, 0.5, "", "F16", "x", [], [9], [9, 4], [0, 144], {}]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None, phases=[Phase.generate])
 def test_whatever_the_bytes_are_it_is_restored_whole_or_refused(
     place: Path,
     whole: bytes,
