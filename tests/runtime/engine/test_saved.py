@@ -209,7 +209,7 @@ def resealed(whole: bytes, header: dict[str, Any], about: Any = None) -> bytes:
     length = int.from_bytes(whole[:8], "little")
     data = whole[8 + length : -32]
     if about is not None:
-        begin, end = header["about"]["data_offsets"]
+        begin, end = parts(whole)[0]["about"]["data_offsets"]
         content = json.dumps(about).encode()
         data = data[:begin] + content + b" " * (end - begin - len(content)) + data[end:]
     text = json.dumps(header).encode()
@@ -296,7 +296,7 @@ def test_whatever_the_bytes_are_it_is_restored_whole_or_refused(
             inner[data.draw(st.sampled_from(sorted(inner)))] = value
         else:
             changed[key] = value
-        place.write_bytes(resealed(whole, header, about) if isinstance(header["about"], dict) else b"")
+        place.write_bytes(resealed(whole, header, about))
     try:
         found = restore(place, session, artifact, CONTEXT)
     except errors.RequestFault:
