@@ -7,6 +7,7 @@ There is no thread of its own: a lone caller pays nothing for the others, and a 
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,7 @@ class Engine:
             weakref.WeakKeyDictionary()
         )
         self._threads: ThreadPoolExecutor | None = None
+        self._threads_of = 0  # the process
 
     def submit(self, task: Task, max_pages: int) -> Ticket:
         """A request for the next step. max_pages: of a sequence. Raises ParameterInvalid for one that no step holds."""
@@ -143,9 +145,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         step = self._loops.get(loop)
         if step is None or step.done():
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dsv3c-step")
-            step = self._loops[loop] = loop.run_in_executor(self._threads, self.advance, ticket)
+            step = self._loops[loop] = loop.run_in_executor(self._executor(), self.advance, ticket)
         await asyncio.wait([step])
         step.result()
 
@@ -167,6 +167,13 @@ class Engine:
         if speculator is not None:
             found["speculation"] = speculator.report()
         return found
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """One thread, which a forked child does not have: there it is another."""
+        if self._threads is None or self._threads_of != os.getpid():
+            self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dsv3c-step")
+            self._threads_of = os.getpid()
+        return self._threads
 
     def _strategies(self, task: Task, max_pages: int) -> list[Single | Beams]:
         params, bounds = task.params, self.session.plan.bounds
