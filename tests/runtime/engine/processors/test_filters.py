@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.processors.filters import candidates
 
-
 # As near to 1 as float64's rounding, the sum of the shares decides and not the definition.
 SHARES = st.floats(0.01, 1 - 1e-6) | st.just(1.0)
 
