@@ -6,12 +6,10 @@ There is no thread of its own: a lone caller pays nothing for the others, and a 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
 from dsv3c.runtime.engine.history import History
@@ -24,6 +22,10 @@ from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies.beams import Beams
 from dsv3c.runtime.engine.strategies.single import Single
 from dsv3c.runtime.errors import Forked, ParameterInvalid
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class Ticket:
@@ -142,6 +144,8 @@ class Engine:
 
     async def advanced(self, ticket: Ticket) -> None:
         """As `advance`, in a thread; the coroutines of a loop wait for one step together."""
+        import asyncio  # here, since it takes longer to import than all of this package
+
         loop = asyncio.get_running_loop()
         step = self._loops.get(loop)
         if step is None or step.done():
@@ -170,6 +174,8 @@ class Engine:
 
     def _executor(self) -> ThreadPoolExecutor:
         """One thread, which a forked child does not have: there it is another."""
+        from concurrent.futures import ThreadPoolExecutor
+
         if self._threads is None or self._threads_of != os.getpid():
             self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dsv3c-step")
             self._threads_of = os.getpid()
