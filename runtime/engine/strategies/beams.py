@@ -195,7 +195,7 @@ class Beams:
         """Results best first. A search that is broken off gives its beams as they are, behind those that ended."""
         results = [result for group in self._groups for result in group.results]
         if reason != "stop":
-            results += self._unfinished()
+            results += self._unfinished() or [Result((), np.float32(0))]
         results.sort(key=lambda result: -result.score)
         events = []
         for index, result in enumerate(results[: self._task.params.num_return_sequences]):
