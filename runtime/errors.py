@@ -359,7 +359,7 @@ class GuidanceMissing(RequestFault):
 
 class GrammarInvalid(RequestFault):
     message = "{name} cannot be followed: {reason}"
-    hint = "what the package llguidance knows of schemas, grammars and expressions is in its documentation"
+    hint = "llguidance knows most of JSON Schema, its own dialect of Lark, and expressions without look-around"
 
 
 class GrammarFailed(RequestFault):

@@ -145,10 +145,13 @@ class Grammars:
         return Grammar(matcher, self._vocab_size, key.end_tokens)
 
     def _source(self, key: _Key) -> str:
-        matcher = self._guidance.LLMatcher
-        if key.name == "json_schema":
-            return matcher.grammar_from_json_schema(key.text, defaults=_JSON)
-        return matcher.grammar_from_regex(key.text) if key.name == "regex" else matcher.grammar_from_lark(key.text)
+        matcher: type[LLMatcher] = self._guidance.LLMatcher
+        try:
+            if key.name == "json_schema":
+                return matcher.grammar_from_json_schema(key.text, defaults=_JSON)
+            return matcher.grammar_from_regex(key.text) if key.name == "regex" else matcher.grammar_from_lark(key.text)
+        except ValueError as error:
+            raise GrammarInvalid(name=key.name, reason=_reason(str(error))) from error
 
     def _tokenizer_for(self, end_tokens: frozenset[int]) -> LLTokenizer:
         """Made once, unless requests have end tokens of their own."""
@@ -177,6 +180,7 @@ def _require_valid(matcher: LLMatcher, name: str) -> None:
 def _reason(error: str) -> str:
     """The package's report in a line: without the excerpts of the source, which are indented."""
     if error.startswith("NoExtension"):
-        return "there is no text that it allows"
-    lines = [line.strip() for line in error.splitlines() if line.strip() and not line.startswith("   ")]
-    return " ".join(line for line in lines if not line.startswith("<"))[:_LONGEST]
+        return "it allows no text here"
+    lines = [line.strip() for line in error.splitlines() if not line.startswith(("   ", "<"))]
+    text = " ".join(line for line in lines if line).replace("regex parse error: error:", "regex parse error:")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Many
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,7 +33,7 @@ _ONE = ("items", "additionalProperties")
 
 def _endless_schema(root: Json) -> str | None:
     targets = _targets(root)
-    found = _least({ref: lambda known, schema=schema: _ends(schema, known) for ref, schema in targets.items()})
+    found = _least(list(targets), lambda ref, known: _ends(targets[ref], known))
     endless = next((ref for ref in targets if ref not in found), None)
     if endless is None:
         return None
@@ -125,7 +126,7 @@ def _endless_rule(text: str) -> str | None:
     rules = read_rules(text)
     if rules is None:
         return None
-    found = _least({name: lambda known, rule=rule: _rule_ends(rule, known, rules) for name, rule in rules.items()})
+    found = _least(list(rules), lambda name, known: _rule_ends(rules[name], known, rules))
     reached, todo = set[str](), ["start"]
     while todo:
         name = todo.pop()
@@ -160,11 +161,13 @@ def _all_parts(part: Expression) -> Iterator[Expression]:
             yield from _all_parts(each)
 
 
-def _least(ends: Mapping[str, Callable[[set[str]], bool]]) -> set[str]:
-    """The least set of names that holds each of which it is true, given the set."""
+def _least(names: Many[str], ends: Callable[[str, set[str]], bool]) -> set[str]:
+    """The least set that has each of the names that end if those of the set do."""
     found, before = set[str](), -1
     while len(found) != before:
         before = len(found)
         # What stands later is mostly used by what stands before.
-        found |= {name for name in reversed(ends) if name not in found and ends[name](found)}
+        for name in reversed(names):
+            if name not in found and ends(name, found):
+                found.add(name)
     return found

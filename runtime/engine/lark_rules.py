@@ -57,7 +57,7 @@ _TOKEN = re.compile(
     | (?P<literal> "(?:\\.|[^"\\\n])*"i? | /(?![/*])(?:\\.|[^/\\\n])+/[a-z]* | <[^<>\s]+> | \d+ )
     | (?P<name> [A-Za-z_]\w* )
     | (?P<inline> %(?:json|regex)\b )
-    | (?P<directive> %(?:import|ignore|llguidance)\b )
+    | (?P<directive> %(?:import|ignore|llguidance)\b[^\n]* )
     | (?P<mark> -> | \.\. | [!?:|()\[\]*+~{},=-] )""",
     re.VERBOSE,
 )
@@ -90,10 +90,8 @@ class _Reader:
 
     def rules(self) -> Iterator[tuple[str, Expression]]:
         while self._next != "end":
-            if self._next in ("newline", "?", "!"):
+            if self._next in ("newline", "?", "!", "directive"):
                 self._take()
-            elif self._next == "directive":
-                self._skip_line()
             else:
                 name = self._take("name")
                 if self._next == "[":
@@ -111,10 +109,6 @@ class _Reader:
             raise _Unknown(found)
         self._at += 1
         return value
-
-    def _skip_line(self) -> None:
-        while self._next != "newline":
-            self._take()
 
     def _skip_brackets(self) -> None:
         while self._next not in ("]", "end"):

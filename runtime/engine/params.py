@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dsv3c.runtime.artifact import strict_json
+from dsv3c.runtime.artifact.jsonfile import MAX_JSON_VALUES
 from dsv3c.runtime.engine.generation_config import PARAMETERS, usable
 from dsv3c.runtime.errors import ParameterInvalid, UnknownParameter
 
@@ -285,8 +287,12 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _schema(value: Any) -> str:
     """Its text; the order of properties is that of the answer."""
-    text = json.dumps(value) if isinstance(value, Mapping) else _text(value)
-    if not isinstance(json.loads(text), dict):
+    text = json.dumps(dict(value)) if isinstance(value, Mapping) else _text(value)
+    try:
+        found = strict_json.parse(text.encode(), MAX_JSON_VALUES)
+    except ValueError as error:
+        raise ParameterInvalid(name="json_schema", value=_brief(text), reason=f"it is not JSON: {error}") from None
+    if not isinstance(found, dict):
         raise ValueError
     return text
 
@@ -365,6 +371,11 @@ class _Clash:
     reason: str
 
 
+def _given(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether all of them are, of those that are None or False by default."""
+    return lambda values: all(values[name] not in (None, False) for name in names)
+
+
 _CLASHES = (
     _Clash(
         ("min_new_tokens", "max_new_tokens"),
@@ -415,7 +426,7 @@ _CLASHES = (
     *(
         _Clash(
             (name, other),
-            lambda v, name=name, other=other: None is not v[name] and None is not v[other],
+            _given(name, other),
             f"an answer follows one of {', '.join(GUIDES)}, and {other} is given; leave one of them out",
         )
         for name, other in itertools.combinations(GUIDES, 2)
@@ -423,7 +434,7 @@ _CLASHES = (
     *(
         _Clash(
             ("ignore_eos", name),
-            lambda v, name=name: v["ignore_eos"] and v[name] is not None,
+            _given("ignore_eos", name),
             f"{name} says where the answer ends; leave one of them out",
         )
         for name in GUIDES
