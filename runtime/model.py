@@ -140,7 +140,7 @@ class Model:
         self._lock = self.session.turns
         self._draft = draft
         self._tokenizer: Tokenizer | None = None
-        self._grammars: Grammars | None = None
+        self._grammars = Grammars(lambda: self.tokenizer, artifact.manifest.vocab_size)
         # Read now: an artifact that takes the place of this one has other files.
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
@@ -358,9 +358,6 @@ class Model:
             return None
         if not self.has_tokenizer:
             raise TokenizerMissing(what=params.guide[0])
-        with self._lock:
-            if self._grammars is None:
-                self._grammars = Grammars(self.tokenizer, self.session.vocab_size)
         return self._grammars.find(*params.guide, params.end_tokens(self.end_tokens))
 
     def _encode(self, prompt: Prompt, add_bos: bool | None, slides: bool) -> Any:
