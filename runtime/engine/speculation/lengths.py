@@ -5,8 +5,8 @@ n of them, so that a draft which is right two times in three can still cost more
 rows takes is measured and not computed: it holds all of that for the device at hand.
 
 Speculation never costs more than a small share of the time. What it lost so far against plain decoding is kept count
-of, and no step is drafted for whose loss, if all drafts were wrong, that would get above `SHARE` of all decoding and one
-step. Numbers of drafts are tried from one on, each after the one before it was measured.
+of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding and
+one step. Numbers of drafts are tried from one on, each after the one before it was measured.
 """
 
 from __future__ import annotations

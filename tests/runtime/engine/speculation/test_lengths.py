@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_what_did_not_pay_is_tried_again_less_and_less_often() -> None:
     counts = Decoding(bound_by_arithmetic, right=0.2).run(3000).counts
     tried = [step for step, count in enumerate(counts) if count]
     assert len(tried) > 2
-    pauses = [second - first for first, second in zip(tried, tried[1:], strict=False)]
+    pauses = [second - first for first, second in pairwise(tried)]
     assert pauses[-1] > 4 * pauses[0]
 
 
