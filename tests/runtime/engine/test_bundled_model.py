@@ -37,7 +37,9 @@ def texts(bundled_model: Path) -> list[str]:
     return [line[: 20 + 23 * number] for number, line in enumerate(paragraphs[:8])]
 
 
-@pytest.mark.parametrize("way", [way if way in FEW else pytest.param(way, marks=pytest.mark.thorough) for way in DECODING["ways"]])
+@pytest.mark.parametrize(
+    "way", [way if way in FEW else pytest.param(way, marks=pytest.mark.thorough) for way in DECODING["ways"]]
+)
 def test_texts_are_those_of_transformers(model: Model, way: str) -> None:
     params, results = (DECODING["ways"][way][name] for name in ("params", "results"))
     ends = params.get("eos_token_id", [1])
@@ -65,7 +67,11 @@ def test_a_batch_of_ragged_prompts_is_answered_as_each_alone(model: Model, texts
 def test_speculation_changes_no_text(model: Model, artifact: Path, texts: list[str], drafter: str) -> None:
     draft = artifact if drafter == "itself" else drafter
     prompts = [*texts[:3], texts[3] + texts[3]]
-    hows: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.9, "seed": 3}, {"repetition_penalty": 1.2, "seed": 4}]
+    hows: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 0.9, "seed": 3},
+        {"repetition_penalty": 1.2, "seed": 4},
+    ]
     with runtime.load(artifact, context=512, max_batch=8, speculate=draft) as drafted:
         speculator = drafted.engine.scheduler.speculator
         assert speculator is not None
