@@ -65,4 +65,4 @@ def unfinished_note(how: Mapping[str, Any], generation: Generation) -> str | Non
     name = next((name for name in NAMES if how.get(name) is not None), None)
     if name is None or generation.finish_reason == "stop":
         return None
-    return f"the answer is not complete: it ended by {generation.finish_reason} before its {name} did"
+    return f"the answer was broken off ({generation.finish_reason}), its {name} has not ended"

@@ -95,10 +95,10 @@ class Single:
         """Write the token that comes where a step gave this row."""
         if self._forced:
             token = self._forced.popleft()
-            self._tell(self._answer.force(token, self._told(row, token)))
+            self._wrote(token, self._answer.force(token, self._told(row, token)))
             return token
         token = self.sampler.token(row) if isinstance(row, int) else self.sampler.sample(row, self.lane.history)
-        self._tell(self._answer.push(token, self._told(row, token)))
+        self._wrote(token, self._answer.push(token, self._told(row, token)))
         return token
 
     def _look_ahead(self) -> None:
@@ -112,14 +112,19 @@ class Single:
     def _write_forced(self) -> None:
         while self._forced and self._logprobs is None:
             token = self._forced.popleft()
-            self._tell(self._answer.force(token))
+            self._wrote(token, self._answer.force(token))
             if self.reason is not None:
                 return
             self.lane.history.append(token)
             self._look_ahead()
 
-    def _tell(self, event: Event | None) -> None:
+    def _wrote(self, token: int, event: Event | None) -> None:
+        """The event is told; the last token there is room for may be the last of the grammar, too."""
         self._events += [] if event is None else [event]
+        if self.reason == "length" and self._forcing is not None:
+            history = self.lane.history.fork()
+            history.append(token)
+            self._answer.reason = "stop" if self._forcing.finished(history) else "length"
 
     def _taken_events(self) -> list[Event]:
         events, self._events = self._events, []

@@ -46,8 +46,8 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path, content: bytes | None, r
     [
         ({"regex": "a"}, "stop", None),
         ({}, "length", None),
-        ({"json_schema": "{}"}, "length", "the answer is not complete: it ended by length before its json_schema did"),
-        ({"grammar": "…"}, "time", "the answer is not complete: it ended by time before its grammar did"),
+        ({"json_schema": "{}"}, "length", "the answer was broken off (length), its json_schema has not ended"),
+        ({"grammar": "…"}, "time", "the answer was broken off (time), its grammar has not ended"),
     ],
 )
 def test_an_answer_that_was_broken_off_is_told(how: dict[str, str], reason: FinishReason, note: str | None) -> None:

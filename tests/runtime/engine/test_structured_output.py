@@ -215,6 +215,13 @@ def test_a_grammar_that_meets_the_limit_is_broken_off(model: Model, limit: int) 
     assert whole.token_ids[:limit] == found.token_ids
 
 
+def test_a_grammar_that_ends_with_the_last_token_there_is_room_for_is_complete(model: Model) -> None:
+    for how in ({"regex": "hello world"}, {"regex": "[a-d]{3}", "seed": 1}, {"regex": "(ab|cd)", "seed": 1}):
+        whole = model.generate(PROMPT, **{**DRAWN, **how})
+        short = model.generate(PROMPT, **{**DRAWN, **how, "max_new_tokens": len(whole.token_ids)})
+        assert (short.text, short.finish_reason) == (whole.text, "stop")
+
+
 def test_a_forbidden_token_is_not_forced(model: Model) -> None:
     tokens = model.tokenizer.encode_plain("hello")
     how = {**DRAWN, "regex": "hello", "seed": 1}
