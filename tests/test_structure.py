@@ -51,6 +51,7 @@ RUNTIME_OPTIONAL = {
     "dsv3c.runtime.cli.bench_plot": {"matplotlib"},
     "dsv3c.runtime.devices.onnx.device": {"onnxruntime"},
     "dsv3c.runtime.devices.vulkan.binding": {"vulkan"},
+    "dsv3c.runtime.engine.grammar": {"llguidance"},
 }
 
 
