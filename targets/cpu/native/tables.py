@@ -37,7 +37,7 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     starts, input_bytes = _input_offsets(plan.buffers)
     starts |= {name: tensor.offset for name, tensor in tensors.items()}
     starts |= {cache.name: number for number, cache in enumerate(plan.caches)}
-    entries = {name: plan.entries[name] for name in ("decode", "prefill") if name in plan.entries}
+    entries = {name: plan.entries[name] for name in ("decode", "prefill", "mtp") if name in plan.entries}
     kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry.calls})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
@@ -129,6 +129,7 @@ def _table(
         "kernels": "kernels",
         "kernel_count": "sizeof kernels / sizeof *kernels",
         **{name: _entry(name, entry) for name, entry in entries.items()},
+        **_mtp(plan),
         "levels": "levels",
         "level_count": "sizeof levels / sizeof *levels",
         "weights": file_row(folder, "weights.safetensors", header),
@@ -145,8 +146,17 @@ def _entry(name: str, entry: Entry) -> str:
     calls = entry.calls
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
-    sizes = f"{len(calls)}, {arguments}, {entry.outputs['logits'].buffer}, {entry.min_tokens}, {entry.max_tokens}"
+    outputs = [str(entry.outputs[name].buffer) if name in entry.outputs else "PLAN_NONE" for name in ("logits", "hidden")]
+    sizes = f"{len(calls)}, {arguments}, {', '.join(outputs)}, {entry.min_tokens}, {entry.max_tokens}"
     return f"{{{name}_steps, {words}, {sizes}}}"
+
+
+def _mtp(plan: Plan) -> dict[str, Any]:
+    """What the entry mtp reads beside the inputs of all."""
+    if "mtp" not in plan.entries:
+        return {}
+    hidden = plan.entries["mtp"].inputs["hidden"]
+    return {"hidden_input": hidden, "hidden_size": plan.buffers[hidden].size // plan.bounds.T}
 
 
 def _sampling(config: Mapping[str, Any]) -> str:
