@@ -340,6 +340,11 @@ class LogitsNotFinite(RequestFault):
     hint = "the weights hold NaN or infinity, or overflow in this format; run `dsv3c verify`, or compile with float32"
 
 
+class NoTokenAllowed(RequestFault):
+    message = "after {tokens} tokens every token is forbidden"
+    hint = "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length"
+
+
 class ModelClosed(RequestFault):
     message = "the model is closed"
     hint = "load it again"

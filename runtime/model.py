@@ -18,7 +18,8 @@ from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.generation import Event, Generation, Task, generate
 from dsv3c.runtime.engine.generation_config import usable
-from dsv3c.runtime.engine.sampling import Draw, SamplingParams
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import Draw
 from dsv3c.runtime.engine.session import Chunk, Ints, Request, Session, Want, floats
 from dsv3c.runtime.errors import (
     ContextInvalid,
@@ -98,7 +99,8 @@ class Model:
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
         self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
-        self.defaults = SamplingParams.from_generation_config(self._generation_config)
+        defaults = SamplingParams.from_generation_config(self._generation_config)
+        self.defaults = defaults if self.has_tokenizer else defaults.updated({"stop": ()})  # ids alone have no strings
 
     @staticmethod
     def load(artifact: Artifact, placement: Placement, context: int | None, max_batch: int | None) -> Model:
@@ -258,6 +260,7 @@ class Model:
         if params.stop and not self.has_tokenizer:
             raise TokenizerMissing(what="a stop string")
         ids = self._checked(self._encode(prompt, add_bos))
+        params.checked(self.session.vocab_size).limit(ids.size)
         decode = self.tokenizer.decode if self.has_tokenizer else None
         room = self.context - ids.size
         return Task(ids, params, self.end_tokens, self.session.vocab_size, room, decode)

@@ -11,7 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from dsv3c.runtime.devices.device import Floats
-from dsv3c.runtime.engine.sampling import Draw, Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import Draw, Sampler
 from dsv3c.runtime.engine.session import Ints
 from dsv3c.runtime.text.stream import Decode, StopFilter, StreamDecoder
 
@@ -95,12 +97,11 @@ def generate(
     draw: for a device that can, used as long as the sampler leaves the logits as they are.
     """
     params = task.params
-    sampler = Sampler(params, task.vocab_size)
-    sampler.observe(task.prompt)
+    end_tokens = params.end_tokens(task.end_tokens)
+    sampler, history = Sampler(params, task.vocab_size, end_tokens), History(task.prompt)
     decoder = StreamDecoder(task.decode or _no_text)
     stop = StopFilter(params.stop)
-    end_tokens = frozenset[int]() if params.ignore_eos else task.end_tokens
-    limit = min(params.max_new_tokens, task.room)
+    limit = min(params.limit(task.prompt.size), task.room)
     tokens: list[int] = []
     texts: list[str] = []
     seconds = [0.0, 0.0]  # of the prompt up to the first token, of all later tokens
@@ -111,7 +112,7 @@ def generate(
         begin = clock()
         wanted = None if draw is None else sampler.draw()
         if draw is None or wanted is None:
-            token = sampler.sample(feed(feeding))
+            token = sampler.sample(feed(feeding), history)
         else:
             token = sampler.token(draw(feeding, wanted))
         if token not in end_tokens:
@@ -128,7 +129,7 @@ def generate(
             yield Event(piece, token)
             break
         yield Event(piece, token)
-        sampler.observe([token])
+        history.append(token)
         feeding = np.array([token], np.int32)
     rest = stop.push(decoder.flush())
     if stop.stopped:

@@ -11,7 +11,9 @@ from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.plan import Output, Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
-from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler
 from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
 
@@ -145,7 +147,8 @@ def test_a_device_and_the_host_take_the_same_uniform_numbers() -> None:
     for _ in range(5):
         found = device.draw()
         assert found is not None
-        assert host.sample(logits) == int(found.words[4:5].view(np.uint32)[0]) * 1000 >> 32
+        expected = int(found.words[4:5].view(np.uint32)[0]) * 1000 >> 32
+        assert host.sample(logits, History()) == device.token(expected) == expected
 
 
 @pytest.mark.parametrize(("drawn", "said"), [(-1, "nan"), (-2, "inf"), (-3, "-inf")])

@@ -13,7 +13,7 @@ import pytest
 import dsv3c.runtime
 from dsv3c.runtime import cli
 from dsv3c.runtime.engine.generation import Event, Generation
-from dsv3c.runtime.engine.sampling import SamplingParams
+from dsv3c.runtime.engine.params import SamplingParams
 
 
 class Asked:

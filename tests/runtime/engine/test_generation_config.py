@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3c.runtime.engine.generation_config import usable
-from dsv3c.runtime.engine.sampling import SamplingParams
+from dsv3c.runtime.engine.params import SamplingParams
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import Sampler
 from tests.targets.cpu.native.binding import Failure, Model
 
 VOCAB = 2048
@@ -33,13 +35,13 @@ PARAMS: dict[str, dict[str, Any]] = {
 def test_the_same_seed_draws_the_same_tokens(model: Model, name: str, seed: int) -> None:
     params = PARAMS[name]
     ours, theirs = model.sampler(seed=seed, **params), Sampler(SamplingParams(seed=seed, **params), VOCAB)
-    random = np.random.default_rng(3)
+    random, history = np.random.default_rng(3), History()
     for _ in range(60):
         logits = (random.standard_normal(VOCAB) * 3).astype(np.float32)
-        expected = theirs.sample(logits)
+        expected = theirs.sample(logits, history)
         assert ours.sample(logits) == expected
         ours.observe([expected])
-        theirs.observe([expected])
+        history.append(expected)
     ours.free()
 
 
@@ -53,7 +55,7 @@ def test_ties_are_broken_alike(model: Model, few: list[float], name: str, seed: 
     logits = np.full(VOCAB, -200.0, np.float32)
     logits[100 : 100 + len(few)] = few
     ours, theirs = model.sampler(seed=seed, **PARAMS[name]), Sampler(SamplingParams(seed=seed, **PARAMS[name]), VOCAB)
-    assert [ours.sample(logits) for _ in range(4)] == [theirs.sample(logits) for _ in range(4)]
+    assert [ours.sample(logits) for _ in range(4)] == [theirs.sample(logits, History()) for _ in range(4)]
     ours.free()
 
 
