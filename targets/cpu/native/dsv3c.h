@@ -202,10 +202,12 @@ typedef enum {
   DSV3C_MTP     // what the model's own layer for multi-token prediction says
 } dsv3c_speculation;
 
+enum { DSV3C_MAX_NEW_TOKENS = 256 };  // where nothing says how long the answer may be
+
 typedef struct {
   dsv3c_sampling sampling;
   int32_t max_new_tokens;    // of the answer; 0: by max_length
-  int32_t max_length;        // of the prompt and the answer; 0: 256 new ones, or as many as the sampling asks for
+  int32_t max_length;        // of the prompt and the answer; 0: DSV3C_MAX_NEW_TOKENS new ones, or the least
   const dsv3c_string *stop;  // strings that end the answer and are no part of it
   size_t stop_count;
   double max_time;           // seconds after which it ends; 0: no limit
@@ -229,7 +231,7 @@ typedef struct {
   int32_t token;       // -1: none, the end of the answer
   const char *text;    // UTF-8 that became certain; good until the next call
   size_t size;
-  const float *logits; // the row that the token was drawn by; good until the next call
+  const float *logits; // the row that the token, or an end token, was drawn by; good until the next call; NULL: none was
   dsv3c_finish finish;
 } dsv3c_event;
 

@@ -15,7 +15,7 @@ int32_t ngram_propose(const int32_t *tokens, size_t count, int32_t most, int32_t
 
 // ---- mtp.c
 
-enum { STATES_KEPT = 128 };
+enum { STATES_WAITING = 128 };
 
 // The model's layer for multi-token prediction beside a sequence. It reads the state of each position with the token
 // after it; states wait until that is known, and until there are many or a draft is wanted, since steps of many cost
@@ -25,6 +25,7 @@ typedef struct {
   const int32_t *tokens;  // of the text: one more than the sequence has
   float *states;          // of positions from `filled` on
   int32_t filled, waiting;
+  int32_t rows;           // of the last step
 } mtp_layer;
 
 dsv3c_status mtp_new(mtp_layer *layer, const dsv3c_sequence *sequence, const int32_t *tokens);

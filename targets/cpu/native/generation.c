@@ -175,11 +175,13 @@ static int32_t most_drafts(const dsv3c_generation *g) {
   return most;
 }
 
-// Fill drafts; *source says what they are from. Of *tested more are known than are worth a step: the first is compared.
+// Drafts for the next step, none where they are not worth it; *source: what they are from. Where that is the text, the
+// first draft is there in any case.
 static dsv3c_status propose(dsv3c_generation *g, int32_t *drafts, int32_t *count, int *source) {
   int32_t most = most_drafts(g);
   *count = 0;
   *source = FROM_MTP;
+  if (most == 0) return DSV3C_OK;
   if (g->speculation == DSV3C_NGRAM) *source = ngram_propose(g->tokens, g->count, most, drafts);
   if (g->speculation == DSV3C_NGRAM && *source == 0) return DSV3C_OK;
   *count = pace_choose(&g->pace, *source, most);
@@ -199,7 +201,6 @@ static dsv3c_status verify(dsv3c_generation *g, const int32_t *drafts, int32_t c
   int32_t fed[MOST_DRAFTS + 1] = {g->tokens[g->count - 1]}, length = g->sequence->length, row = 0, token = 0;
   memcpy(fed + 1, drafts, (size_t)count * sizeof *drafts);
   dsv3c_request request = {g->sequence, fed, (size_t)count + 1, DSV3C_ALL, g->logits};
-  const float *hidden = model_output(g->model, entry_for(g->model, count + 1)->hidden);
   double begin = now();
   TRY(dsv3c_run(g->model, &request, 1));
   pace_took(&g->pace, count + 1, now() - begin);
@@ -212,7 +213,8 @@ static dsv3c_status verify(dsv3c_generation *g, const int32_t *drafts, int32_t c
   g->statistics.drafted += (size_t)count;
   g->statistics.accepted += g->count - g->first_row - 1;
   sequence_cut(g->sequence, length + row + 1);
-  return g->speculation == DSV3C_MTP ? mtp_see(&g->mtp, length, row + 1, hidden) : DSV3C_OK;
+  if (g->speculation != DSV3C_MTP) return DSV3C_OK;
+  return mtp_see(&g->mtp, length, row + 1, model_output(g->model, entry_for(g->model, count + 1)->hidden));
 }
 
 static dsv3c_status step(dsv3c_generation *g) {
@@ -247,7 +249,6 @@ static dsv3c_status tell(dsv3c_generation *g, int32_t token, dsv3c_event *event)
     TRY(dsv3c_text_push(g->model, &g->text, token, g->piece, dsv3c_text_bytes(g->model), &size));
   event->token = token;
   event->size = stop_push(&g->stop, g->piece, size, g->out);
-  event->logits = g->logits + (g->told - g->first_row) * (size_t)plan->vocab_size;
   g->told++;
   g->statistics.tokens++;
   return DSV3C_OK;
@@ -271,6 +272,7 @@ static dsv3c_status next(dsv3c_generation *g, dsv3c_event *event) {
   if (g->told == g->count && g->told > g->prompt && time_is_over(g)) return end(g, DSV3C_TIME, event), DSV3C_OK;
   if (g->told == g->count) TRY(advance(g));
   int32_t token = g->tokens[g->told];
+  event->logits = g->logits + (g->told - g->first_row) * (size_t)plan->vocab_size;
   if (sampler_is_end(g->sampler, token)) return end(g, DSV3C_STOP, event), DSV3C_OK;
   return tell(g, token, event);
 }

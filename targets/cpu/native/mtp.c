@@ -11,14 +11,14 @@ static size_t width(void) { return (size_t)plan->hidden_size; }
 
 dsv3c_status mtp_new(mtp_layer *m, const dsv3c_sequence *sequence, const int32_t *tokens) {
   *m = (mtp_layer){.sequence = sequence, .tokens = tokens};
-  m->states = calloc((size_t)STATES_KEPT * width(), sizeof *m->states);
+  m->states = calloc((size_t)(STATES_WAITING + plan->tokens) * width(), sizeof *m->states);
   return m->states ? DSV3C_OK : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for states of the MTP layer");
 }
 
 void mtp_free(mtp_layer *m) { free(m->states); }
 
 // One step over `count` positions from `first`, whose states are in place. With `row`, logits of the last one are made.
-static dsv3c_status step(const mtp_layer *m, const int32_t *tokens, int32_t first, int32_t count, bool row) {
+static dsv3c_status step(mtp_layer *m, const int32_t *tokens, int32_t first, int32_t count, bool row) {
   dsv3c_model *model = m->sequence->model;
   memcpy(model->tokens, tokens, (size_t)count * sizeof *tokens);
   memcpy(model->page_table, m->sequence->pages, (size_t)m->sequence->count * sizeof *model->page_table);
@@ -26,6 +26,7 @@ static dsv3c_status step(const mtp_layer *m, const int32_t *tokens, int32_t firs
     model->positions[i] = first + i;
     model->sequence[i] = 0;
   }
+  m->rows = count;
   model->rows[0] = count - 1;
   model->control[0] = count;
   model->control[1] = row;
@@ -50,14 +51,9 @@ dsv3c_status mtp_see(void *layer, int32_t first, int32_t count, const float *hid
   mtp_layer *m = layer;
   bool mine = first == m->filled + m->waiting;
   if (!mine) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "the MTP layer needs the states of all positions, in order");
-  for (int32_t size; count > 0; count -= size, hidden += (size_t)size * width()) {
-    int32_t room = STATES_KEPT - m->waiting;
-    size = count < room ? count : room;
-    memcpy(m->states + (size_t)m->waiting * width(), hidden, (size_t)size * width() * sizeof *hidden);
-    m->waiting += size;
-    if (m->waiting == STATES_KEPT) TRY(fill(m, STATES_KEPT - 1, false));
-  }
-  return DSV3C_OK;
+  memcpy(m->states + (size_t)m->waiting * width(), hidden, (size_t)count * width() * sizeof *hidden);
+  m->waiting += count;
+  return m->waiting >= STATES_WAITING ? fill(m, m->waiting - 1, false) : DSV3C_OK;
 }
 
 dsv3c_status mtp_catch_up(mtp_layer *m) {
@@ -67,15 +63,13 @@ dsv3c_status mtp_catch_up(mtp_layer *m) {
 dsv3c_status mtp_propose(mtp_layer *m, dsv3c_sampler *sampler, int32_t count, int32_t *drafts) {
   const float *logits = model_output(m->sequence->model, plan->mtp.logits);
   const float *hidden = model_output(m->sequence->model, plan->mtp.hidden);
-  int32_t rows = m->waiting < plan->mtp.max_tokens ? m->waiting : plan->mtp.max_tokens;
   TRY(fill(m, m->waiting, true));
   for (int32_t i = 0; i < count; i++) {
     drafts[i] = sampler_guess(sampler, logits, i);
     if (i + 1 == count || drafts[i] < 0) continue;
     // The layer reads its own state behind a draft; what it leaves in its cache there is written again.
-    memcpy(m->sequence->model->hidden, hidden + (size_t)(rows - 1) * width(), width() * sizeof *hidden);
+    memcpy(m->sequence->model->hidden, hidden + (size_t)(m->rows - 1) * width(), width() * sizeof *hidden);
     TRY(step(m, &drafts[i], m->filled + i, 1, true));
-    rows = 1;
   }
   return DSV3C_OK;
 }

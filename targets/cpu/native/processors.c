@@ -34,6 +34,9 @@ static void penalise_counts(dsv3c_sampler *s, dsv3c_history text) {
   }
 }
 
+// Where float can add it; -infinity is a ban.
+static float bias(double value) { return value == -INFINITY ? -INFINITY : (float)fmin(fmax(value, -1e30), 1e30); }
+
 static bool same(const int32_t *a, const int32_t *b, size_t count) {
   while (count > 0 && a[count - 1] == b[count - 1]) count--;
   return count == 0;
@@ -65,8 +68,7 @@ void processors_apply(dsv3c_sampler *s, dsv3c_history text) {
   const dsv3c_sampling *how = &s->how;
   if (how->repetition_penalty != 1) penalise_repetition(s, text);
   if (how->frequency_penalty != 0 || how->presence_penalty != 0) penalise_counts(s, text);
-  for (size_t i = 0; i < how->logit_bias_count; i++)
-    s->logits[how->logit_bias[i].token] += (float)fmin(how->logit_bias[i].bias, 1e30);
+  for (size_t i = 0; i < how->logit_bias_count; i++) s->logits[how->logit_bias[i].token] += bias(how->logit_bias[i].bias);
   if (how->no_repeat_ngram_size) ban_repeated_ngrams(s, text);
   ban_words(s, text);
   size_t made = text.count - text.prompt_count;

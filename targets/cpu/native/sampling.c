@@ -46,7 +46,8 @@ static dsv3c_status check_lists(const dsv3c_sampling *how) {
   }
   for (size_t i = 0; i < how->logit_bias_count; i++) {
     TRY(check_ids("logit_bias", (dsv3c_ids){&how->logit_bias[i].token, 1}));
-    if (isnan(how->logit_bias[i].bias) || how->logit_bias[i].bias > 1e300)
+    double bias = how->logit_bias[i].bias;
+    if (bias != -INFINITY && !within(bias, -1e300, 1e300))
       return dsv3c_fail(DSV3C_BAD_ARGUMENT, "logit_bias is out of range");
   }
   return DSV3C_OK;
