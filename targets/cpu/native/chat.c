@@ -13,6 +13,8 @@ static dsv3c_status check(dsv3c_string system, const dsv3c_string *turns, size_t
   if (!chat->head) return dsv3c_fail(DSV3C_NO_CHAT_TEMPLATE, "%s", chat->lacks);
   if (system.text && !chat->system_head)
     return dsv3c_fail(DSV3C_NO_CHAT_TEMPLATE, "the chat template takes no text of the system as it is");
+  if (system.text && system.size == 0)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "an empty text of the system needs to be left out");
   if (count > 1 && !chat->user_tail) return dsv3c_fail(DSV3C_NO_CHAT_TEMPLATE, "%s", chat->lacks);
   if (count % 2 == 0) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "a conversation needs the user's text first and last");
   for (size_t i = 0; i < count; i++)

@@ -142,7 +142,7 @@ def _table(
         "end_tokens": "end_tokens",
         "end_token_count": "sizeof end_tokens / sizeof *end_tokens - 1",
         "parameters": _parameters(_defaults(folder, model)),
-        "chat": _chat(chat),
+        "chat": chat_constants(chat),
     }
     rows = "\n".join(f"  .{name} = {value}," for name, value in fields.items())
     return f"const plan_table dsv3c_plan = {{\n{rows}\n}};"
@@ -208,7 +208,8 @@ def _parameters(params: SamplingParams) -> str:
     return "{" + ", ".join(fields) + "}"
 
 
-def _chat(chat: ChatPieces) -> str:
+def chat_constants(chat: ChatPieces) -> str:
+    """A plan_chat."""
     values = ((name, value) for name, value in vars(chat).items() if value is not None)
     return "{" + ", ".join(f".{name} = {_string(value)}" for name, value in values) + "}"
 
