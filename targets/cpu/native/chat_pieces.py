@@ -21,7 +21,7 @@ _MARKS = ("Qz7System7zQ", "Qz7First7zQ", "Qz7Answer7zQ", "Qz7Second7zQ")
 _AWKWARD = (
     *("", " ", " blanks  ", "\n\nlines\n", "\ttab\r\n", "0", "None", "\\n", "\u00a0größer\u3000你好 🙂"),
     *("<b>&amp; \"two\" 'one'</b>", "{{ braces }} {% raw %}", "a</think>b", "<think>a</think>\n\nb", "<think>"),
-    *("[INST] a [/INST]", "<<SYS>>a<</SYS>>", "<|im_start|>user\na<|im_end|>", "<tool_call>{}</tool_call>", "/no_think"),
+    *("[INST] a [/INST]", "<<SYS>>a<</SYS>>", "<|im_start|>a<|im_end|>", "<tool_call>{}</tool_call>", "/think"),
 )
 _LONGEST = 4  # questions of a conversation that is tried
 _ROLES = ("bos_token", "eos_token", "pad_token")

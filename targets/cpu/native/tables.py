@@ -152,9 +152,13 @@ def _entry(name: str, entry: Entry) -> str:
     calls = entry.calls
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
-    outputs = [str(entry.outputs[name].buffer) if name in entry.outputs else "PLAN_NONE" for name in ("logits", "hidden")]
-    sizes = f"{len(calls)}, {arguments}, {', '.join(outputs)}, {entry.min_tokens}, {entry.max_tokens}"
+    logits, hidden = (_output(entry, output) for output in ("logits", "hidden"))
+    sizes = f"{len(calls)}, {arguments}, {logits}, {hidden}, {entry.min_tokens}, {entry.max_tokens}"
     return f"{{{name}_steps, {words}, {sizes}}}"
+
+
+def _output(entry: Entry, name: str) -> str:
+    return str(entry.outputs[name].buffer) if name in entry.outputs else "PLAN_NONE"
 
 
 def _mtp(plan: Plan) -> dict[str, Any]:

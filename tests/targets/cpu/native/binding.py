@@ -137,7 +137,10 @@ class Statistics(ctypes.Structure):
 
 
 class History(ctypes.Structure):
-    _fields_ = (("tokens", ctypes.POINTER(ctypes.c_int32)), ("count", ctypes.c_size_t), ("prompt_count", ctypes.c_size_t))
+    _fields_ = (
+        ("tokens", ctypes.POINTER(ctypes.c_int32)),
+        *((name, ctypes.c_size_t) for name in ("count", "prompt_count")),
+    )
 
 
 @dataclass(frozen=True)
@@ -272,9 +275,7 @@ class Model(TextModel):
         how.speculation = SPECULATION[speculate]
         ids, found = Ids.of(prompt), ctypes.c_void_p()
         size = ctypes.c_size_t(ids.count)
-        self.check(
-            self.c.dsv3c_generation_new(self.handle, ids.ids, size, ctypes.byref(how), ctypes.byref(found))
-        )
+        self.check(self.c.dsv3c_generation_new(self.handle, ids.ids, size, ctypes.byref(how), ctypes.byref(found)))
         return found
 
     def generate(self, prompt: Sequence[int], speculate: str = "off", **params: Any) -> Answer:

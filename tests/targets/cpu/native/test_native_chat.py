@@ -18,7 +18,7 @@ from dsv3c.targets.cpu.native.chat_pieces import chat_pieces
 from tests.targets.cpu.native import templates
 from tests.targets.cpu.native.binding import Failure, Library, Model, TextModel
 
-TEXTS = (" Why <b>is</b> the sky blue? ", "", "größer\n\n", "<｜end▁of▁sentence｜>", "{{ 1 + 1 }}", "a</think>b", "'s\t")
+TEXTS = (" Why <b>is</b> it? ", "", "größer\n\n", "<｜end▁of▁sentence｜>", "{{ 1 + 1 }}", "a</think>b", "'s\t")
 
 
 def config(folder: Path, template: str) -> dict[str, object]:
@@ -33,8 +33,9 @@ def constants(folder: Path, template: str) -> str:
 
 def chats(folder: Path, template: str, out: Path) -> TextModel:
     """The part of the library that chats, alone: a model is not looked at."""
-    out.with_suffix(".c").write_text(f'#include "plan.h"\nconst plan_table dsv3c_plan = {{.chat = {constants(folder, template)}}};')
-    files = [out.with_suffix(".c"), *(native.SOURCES / name for name in ("chat.c", "error.c"))]
+    plan = out.with_suffix(".c")
+    plan.write_text(f'#include "plan.h"\nconst plan_table dsv3c_plan = {{.chat = {constants(folder, template)}}};')
+    files = [plan, *(native.SOURCES / name for name in ("chat.c", "error.c"))]
     subprocess.run(["cc", "-std=c11", "-shared", "-fPIC", "-I", native.SOURCES, "-o", out, *files], check=True)
     return TextModel(Library(out), ctypes.c_void_p(1))
 
@@ -70,7 +71,8 @@ def test_the_program_chats(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -
     plan.write_text(re.sub(r"\.chat = .*", lambda _: f".chat = {chat},", text), encoding="utf-8")
     native.build(plan.parent, copy / "native")
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Who?"}]
-    program = [str(copy / "native" / "dsv3c-run"), "--chat", "--system", "Be short.", "-p", "Who?", "-n", "3", "--seed", "1"]
+    options = ["--chat", "--system", "Be short.", "-p", "Who?", "-n", "3", "--seed", "1"]
+    program = [str(copy / "native" / "dsv3c-run"), *options]
     report = json.loads(subprocess.run([*program, "--json"], capture_output=True, check=True).stdout)
     assert report["prompt_ids"] == tokenizer.encode_chat(messages)
     printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout

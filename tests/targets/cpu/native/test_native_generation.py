@@ -22,7 +22,7 @@ GRID: dict[str, dict[str, Any]] = {
     "typical": {"seed": 6, "temperature": 1.0, "typical_p": 0.8, "min_p": 0.01},
     "penalties": {"seed": 7, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.2},
     "n-grams": {"temperature": 0.0, "no_repeat_ngram_size": 3},
-    "bans": {"temperature": 0.0, "suppress_tokens": [272, 11], "bad_words_ids": [[13], [272, 5]], "logit_bias": {16: 2.5}},
+    "bans": {"temperature": 0.0, "suppress_tokens": [272, 11], "bad_words_ids": [[13], [14, 5]], "logit_bias": {16: 3}},
     "an early end": {"seed": 1, "temperature": 1.2, "eos_token_id": [11, 13], "min_new_tokens": 20, "min_length": 25},
 }
 

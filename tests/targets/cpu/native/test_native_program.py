@@ -121,16 +121,16 @@ def test_the_end_of_an_answer_ends_it(folder: Path, run: Run) -> None:
 def test_what_is_asked_for_is_what_the_python_runtime_gives(folder: Path, run: Run) -> None:
     options = {
         "max_new_tokens": "40", "seed": "3", "top_k": "50", "top_p": "0.98", "min_p": "0.001", "typical_p": "0.95",
-        "repetition_penalty": "1.1", "frequency_penalty": "0.2", "presence_penalty": "-0.1", "no_repeat_ngram_size": "4",
-        "temperature": "1.1", "min_new_tokens": "5", "min_length": "30",
+        "repetition_penalty": "1.1", "frequency_penalty": "0.2", "presence_penalty": "-0.1", "temperature": "1.1",
+        "no_repeat_ngram_size": "4", "min_new_tokens": "5", "min_length": "30",
     }  # fmt: skip
-    lists = {"suppress_tokens": [272, 16], "eos_token_id": [1, 13], "bad_words_ids": [[14], [273, 5]], "logit_bias": {11: -1.5, 20: 2}}
+    lists = {"suppress_tokens": [272, 16], "eos_token_id": [1, 13], "bad_words_ids": [[14], [273, 5]]}
     command = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-    command += ["--suppress-tokens", "272 16", "--eos-token-id", "1,13", "--bad-words-ids", "14", "--bad-words-ids", "273 5"]
-    command += ["--logit-bias", "11=-1.5", "--logit-bias", "20=2", "--stop", "xyz", "--stop", "the"]
+    command += ["--suppress-tokens", "272 16", "--eos-token-id", "1,13", "--stop", "xyz", "--stop", "the"]
+    command += ["--bad-words-ids", "14", "--bad-words-ids", "273 5", "--logit-bias", "11=-1.5", "--logit-bias", "20=2"]
     with runtime.load(folder) as model:
         params = {name: float(value) if "." in value else int(value) for name, value in options.items()}
-        expected = model.generate(PROMPT, stop=("xyz", "the"), **params, **lists)
+        expected = model.generate(PROMPT, stop=("xyz", "the"), logit_bias={11: -1.5, 20: 2}, **params, **lists)
     for kind in ("off", "ngram", "mtp"):
         done = run("-p", PROMPT, *command, "--speculate", kind)
         assert (done.returncode, done.stdout.decode()) == (0, PROMPT + expected.text + "\n")
@@ -192,7 +192,7 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
         (("--ids", "1 5000"), b"", b"token id 5000 at position 1 is not in 0..2047"),
         (("--ids", "-"), b"\n", b"the prompt has no tokens"),
         (("-p", "-"), b"a\xff", b"the text is not UTF-8"),
-        (("--ids", "1", "-n", "2", "--min-new-tokens", "3"), b"", b"min_new_tokens is above max_new_tokens: lower the one or raise the other"),
+        (("--ids", "1", "--eos-token-id", "5000"), b"", b"eos_token_id: token id 5000 is not in 0..2047"),
         (("--ids", "1", "--suppress-tokens", "5000"), b"", b"suppress_tokens: token id 5000 is not in 0..2047"),
         (("-p", "a", "/nonexistent"), b"", b"cannot open /nonexistent/weights.safetensors: No such file or directory"),
     ],

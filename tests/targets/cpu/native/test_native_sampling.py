@@ -116,7 +116,7 @@ def test_parameters_out_of_range_are_named(model: Model, name: str) -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [{"suppress_tokens": [VOCAB]}, {"eos_token_id": [-1]}, {"bad_words_ids": [[5, VOCAB]]}, {"logit_bias": {VOCAB: 1.0}}],
+    [{"suppress_tokens": [VOCAB]}, {"eos_token_id": [-1]}, {"bad_words_ids": [[5, VOCAB]]}, {"logit_bias": {VOCAB: 1}}],
     ids=lambda params: next(iter(params)),
 )
 def test_ids_that_the_model_does_not_have_are_refused(model: Model, params: dict[str, Any]) -> None:
