@@ -184,11 +184,14 @@ static dsv3c_status propose(dsv3c_generation *g, int32_t *drafts, int32_t *count
   if (most == 0) return DSV3C_OK;
   if (g->speculation == DSV3C_NGRAM) *source = ngram_propose(g->tokens, g->count, most, drafts);
   if (g->speculation == DSV3C_NGRAM && *source == 0) return DSV3C_OK;
-  *count = pace_choose(&g->pace, *source, most);
+  *count = pace_choose(&g->pace, *source, most, g->mtp.waiting);
   if (*count == 0 || g->speculation == DSV3C_NGRAM) return DSV3C_OK;
-  sequence_reserve(g->sequence, g->sequence->length + *count + 1);
-  TRY(mtp_catch_up(&g->mtp));
+  int32_t rows;
   double begin = now();
+  sequence_reserve(g->sequence, g->sequence->length + *count + 1);
+  TRY(mtp_catch_up(&g->mtp, &rows));
+  if (rows) pace_caught_up(&g->pace, rows, now() - begin);
+  begin = now();
   TRY(mtp_propose(&g->mtp, g->sampler, *count, drafts));
   pace_took_drafts(&g->pace, *count, now() - begin);
   for (int32_t i = 0; i < *count; i++)

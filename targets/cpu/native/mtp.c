@@ -9,9 +9,11 @@ static const plan_table *const plan = &dsv3c_plan;
 
 static size_t width(void) { return (size_t)plan->hidden_size; }
 
+static int32_t room(void) { return 2 * plan->page_size; }
+
 dsv3c_status mtp_new(mtp_layer *m, const dsv3c_sequence *sequence, const int32_t *tokens) {
   *m = (mtp_layer){.sequence = sequence, .tokens = tokens};
-  m->states = calloc((size_t)(STATES_WAITING + plan->tokens) * width(), sizeof *m->states);
+  m->states = calloc((size_t)room() * width(), sizeof *m->states);
   return m->states ? DSV3C_OK : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for states of the MTP layer");
 }
 
@@ -20,10 +22,11 @@ void mtp_free(mtp_layer *m) { free(m->states); }
 // One step over `count` positions from `first`, whose states are in place. With `row`, logits of the last one are made.
 static dsv3c_status step(mtp_layer *m, const int32_t *tokens, int32_t first, int32_t count, bool row) {
   dsv3c_model *model = m->sequence->model;
+  int32_t before = m->begin / plan->page_size;
   memcpy(model->tokens, tokens, (size_t)count * sizeof *tokens);
-  memcpy(model->page_table, m->sequence->pages, (size_t)m->sequence->count * sizeof *model->page_table);
+  memcpy(model->page_table, m->sequence->pages + before, (size_t)(m->sequence->count - before) * sizeof(int32_t));
   for (int32_t i = 0; i < count; i++) {
-    model->positions[i] = first + i;
+    model->positions[i] = first - m->begin + i;
     model->sequence[i] = 0;
   }
   m->rows = count;
@@ -49,15 +52,24 @@ static dsv3c_status fill(mtp_layer *m, int32_t count, bool row) {
 
 dsv3c_status mtp_see(void *layer, int32_t first, int32_t count, const float *hidden) {
   mtp_layer *m = layer;
-  bool mine = first == m->filled + m->waiting;
-  if (!mine) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "the MTP layer needs the states of all positions, in order");
-  memcpy(m->states + (size_t)m->waiting * width(), hidden, (size_t)count * width() * sizeof *hidden);
-  m->waiting += count;
-  return m->waiting >= STATES_WAITING ? fill(m, m->waiting - 1, false) : DSV3C_OK;
+  int32_t end = first + count, most = room();
+  if (m->waiting + count > most) {  // there is no state for what lies before: begin anew
+    m->begin = (end - most + plan->page_size - 1) / plan->page_size * plan->page_size;
+    int32_t gone = m->begin - m->filled < m->waiting ? m->begin - m->filled : m->waiting;
+    m->filled = m->begin;
+    m->waiting -= gone;
+    memmove(m->states, m->states + (size_t)gone * width(), (size_t)m->waiting * width() * sizeof *m->states);
+  }
+  int32_t from = m->filled + m->waiting;
+  memcpy(m->states + (size_t)m->waiting * width(), hidden + (size_t)(from - first) * width(),
+         (size_t)(end - from) * width() * sizeof *hidden);
+  m->waiting += end - from;
+  return DSV3C_OK;
 }
 
-dsv3c_status mtp_catch_up(mtp_layer *m) {
-  return m->waiting > MOST_DRAFTS + 1 ? fill(m, m->waiting - 1, false) : DSV3C_OK;
+dsv3c_status mtp_catch_up(mtp_layer *m, int32_t *rows) {
+  *rows = m->waiting > MOST_DRAFTS + 1 ? m->waiting - 1 : 0;
+  return fill(m, *rows, false);
 }
 
 dsv3c_status mtp_propose(mtp_layer *m, dsv3c_sampler *sampler, int32_t count, int32_t *drafts) {

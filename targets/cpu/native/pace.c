@@ -6,18 +6,19 @@
 
 #include "generate.h"
 
-enum { PLAIN_FIRST = 3, FIRST_INTERVAL = 16, LONGEST_INTERVAL = 1024, PRIOR_TESTS = 4 };
+enum { PLAIN_FIRST = 3, PRIOR_TESTS = 4 };
 
 // Before anything is measured.
 static const double TRUTH[SOURCES] = {0.7, 0.3, 0.5, 0.8};
 static const double FURTHER_ROW = 0.35, FURTHER_DRAFT = 0.15;  // of a plain step
-static const double SLOWER = 0.15, FASTER = 0.3;  // weights of a new value in a running mean: noise only adds to a time
+static const double SLOWER = 0.05, FASTER = 0.7;  // weights of a new value in a running mean: noise only adds to a time
 static const double LEAST_NEWS = 0.08;            // the same of a draft that came true or not
 static const double WORTH = 1.02;                 // what drafts have to gain
+static const double TRIALS = 0.01;                // of all time
 static const double HOPELESS = 0.25;              // drafts that come true as seldom are not tried for their time
 
 void pace_begin(pace *p) {
-  *p = (pace){.interval = FIRST_INTERVAL};
+  *p = (pace){0};
   for (int i = 0; i < SOURCES; i++) p->truth[i] = TRUTH[i];
 }
 
@@ -29,10 +30,13 @@ static void learn_time(double *mean, double seconds) {
 
 void pace_took(pace *p, int32_t rows, double seconds) {
   p->plain += rows == 1;
+  p->budget += TRIALS * seconds;
   learn_time(&p->step[rows], seconds);
 }
 
 void pace_took_drafts(pace *p, int32_t count, double seconds) { learn_time(&p->draft[count], seconds); }
+
+void pace_caught_up(pace *p, int32_t rows, double seconds) { learn_time(&p->row, seconds / rows); }
 
 void pace_learn(pace *p, int source, bool came_true) {
   double news = fmax(LEAST_NEWS, 1.0 / (++p->tested[source] + PRIOR_TESTS));
@@ -57,11 +61,18 @@ static double draft_seconds(const pace *p, int32_t count) {
   return known > 0 ? p->draft[known] * count / known : FURTHER_DRAFT * p->step[1] * count;
 }
 
-// Tokens a second of a step with so many drafts.
-static double rate(const pace *p, int source, int32_t drafts) {
+static double step_tokens(const pace *p, int source, int32_t drafts) {
   double tokens = 1, likely = 1;
   for (int32_t i = 0; i < drafts; i++) tokens += likely *= p->truth[source];
-  return tokens / (step_seconds(p, drafts + 1) + (source == FROM_MTP && drafts ? draft_seconds(p, drafts) : 0));
+  return tokens;
+}
+
+static double all_seconds(const pace *p, int source, int32_t drafts) {
+  return step_seconds(p, drafts + 1) + (source == FROM_MTP && drafts ? draft_seconds(p, drafts) : 0);
+}
+
+static double rate(const pace *p, int source, int32_t drafts) {
+  return step_tokens(p, source, drafts) / all_seconds(p, source, drafts);
 }
 
 static int32_t best(const pace *p, int source, int32_t most) {
@@ -71,21 +82,22 @@ static int32_t best(const pace *p, int source, int32_t most) {
   return found;
 }
 
-// Of the way that is not taken nothing is learned: it is tried now and then, at intervals that double as long as it
-// proves the slower one. Whether drafts out of the text come true is seen without trying them.
-static bool other_is_due(pace *p, int source, bool drafting) {
-  if (drafting != p->drafting) p->since = 0, p->interval = FIRST_INTERVAL;
-  p->drafting = drafting;
-  if (++p->since < p->interval || (source != FROM_MTP && !drafting && p->truth[source] < HOPELESS)) return false;
-  p->since = 0;
-  if (p->interval < LONGEST_INTERVAL) p->interval *= 2;
+// Nothing is learned of the way that is not taken, so it is tried now and then, as the budget allows. Whether drafts out
+// of the text come true is seen without trying them.
+static bool is_tried(pace *p, int source, int32_t drafts, bool drafting, int32_t rows) {
+  double tokens = step_tokens(p, source, drafts), seconds = all_seconds(p, source, drafts);
+  double loss = drafting ? p->step[1] - seconds / tokens : seconds - tokens * p->step[1];
+  bool from_text = source != FROM_MTP, hopeless = from_text && p->truth[source] < HOPELESS;
+  if (!drafting && !from_text) loss += rows * (p->row > 0 ? p->row : FURTHER_DRAFT * p->step[1]);
+  if (p->budget < loss || (!drafting && hopeless)) return false;
+  p->budget -= fmax(loss, 0);
   return true;
 }
 
-int32_t pace_choose(pace *p, int source, int32_t most) {
+int32_t pace_choose(pace *p, int source, int32_t most, int32_t rows) {
   if (most < 1 || p->plain < PLAIN_FIRST) return 0;
   int32_t drafts = best(p, source, most);
   bool drafting = rate(p, source, drafts) > WORTH * rate(p, source, 0);
-  if (other_is_due(p, source, drafting)) drafting = !drafting;
+  if (is_tried(p, source, drafts, drafting, rows)) drafting = !drafting;
   return drafting ? drafts : 0;
 }
