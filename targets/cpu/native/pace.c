@@ -12,9 +12,10 @@ enum { PLAIN_FIRST = 3, PRIOR_TESTS = 4 };
 static const double TRUTH[SOURCES] = {0.7, 0.3, 0.5, 0.8};
 static const double FURTHER_ROW = 0.35, FURTHER_DRAFT = 0.15;  // of a plain step
 static const double SLOWER = 0.05, FASTER = 0.7;  // weights of a new value in a running mean: noise only adds to a time
-static const double LEAST_NEWS = 0.08;            // the same of a draft that came true or not
-static const double WORTH = 1.02;                 // what drafts have to gain
+static const double LEAST_NEWS = 0.05;            // the same of a draft that came true or not
+static const double WORTH = 1.04;                 // what drafts have to gain
 static const double TRIALS = 0.01;                // of all time
+static const double CHEAPEST = 0.2, DEAREST = 2.5;  // what a trial is reckoned to lose, in plain steps: it may be wrong
 static const double HOPELESS = 0.25;              // drafts that come true as seldom are not tried for their time
 
 void pace_begin(pace *p) {
@@ -89,8 +90,9 @@ static bool is_tried(pace *p, int source, int32_t drafts, bool drafting, int32_t
   double loss = drafting ? p->step[1] - seconds / tokens : seconds - tokens * p->step[1];
   bool from_text = source != FROM_MTP, hopeless = from_text && p->truth[source] < HOPELESS;
   if (!drafting && !from_text) loss += rows * (p->row > 0 ? p->row : FURTHER_DRAFT * p->step[1]);
+  loss = fmin(fmax(loss, CHEAPEST * p->step[1]), DEAREST * p->step[1]);
   if (p->budget < loss || (!drafting && hopeless)) return false;
-  p->budget -= fmax(loss, 0);
+  p->budget -= loss;
   return true;
 }
 
