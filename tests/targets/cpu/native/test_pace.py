@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,8 +36,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class World:
-    """Times in plain steps. row: what a further row costs; draft: what one of the MTP layer does, 0 for drafts out of the
-    text; truth: how often a draft comes true; noise: how often a step takes five times as long."""
+    """Times in plain steps. row: what a further row takes; draft: a draft of the MTP layer does, 0 for those out of
+    the text; truth: how often a draft comes true; noise: how often a step takes five times as long."""
 
     row: float
     draft: float
