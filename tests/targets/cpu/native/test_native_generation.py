@@ -19,6 +19,7 @@ from dsv3c.targets.cpu.native.tables import plan_source
 from tests.targets.cpu.native.binding import SPECULATION, Failure, Model
 
 PROMPT = "Once upon a time there was a king who had three sons."
+LONG = "The king gave the boy a golden apple, and the boy gave the apple to the queen. " * 36
 COPIED = "'Good evening, mother,' said the boy.\n" * 9
 
 GRID: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def test_drafts_of_a_text_that_repeats_come_true(
 def test_drafts_of_the_model_go_by_the_end_of_a_prompt_of_several_steps(python: PythonModel, model: Model) -> None:
     found = []
     for more in range(6):
-        prompt = text_of(python, COPIED * 6 + COPIED[: 20 * more])
+        prompt = text_of(python, LONG + LONG[: 20 * more])
         assert len(prompt) > 600
         found.append(model.generate(prompt, "mtp", max_new_tokens=10, temperature=0.0).statistics.accepted)
     assert sum(found) > 0
