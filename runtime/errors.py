@@ -346,7 +346,30 @@ class LogitsNotFinite(RequestFault):
 
 class NoTokenAllowed(RequestFault):
     message = "after {tokens} tokens every token is forbidden"
-    hint = "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length"
+    hint = (
+        "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length; "
+        "with json_schema, grammar or regex also what these need"
+    )
+
+
+class GuidanceMissing(RequestFault):
+    message = "json_schema, grammar and regex need the package llguidance, which cannot be imported: {reason}"
+    hint = "pip install 'dsv3c[guidance]', or 'dsv3c-runtime[guidance]' on a device"
+
+
+class GrammarInvalid(RequestFault):
+    message = "{name} cannot be followed: {reason}"
+    hint = "llguidance knows most of JSON Schema, its own dialect of Lark, and expressions without look-around"
+
+
+class GrammarFailed(RequestFault):
+    message = "after {tokens} tokens of the answer the grammar cannot be followed any further: {reason}"
+    hint = "make the grammar simpler, or its terminals less ambiguous"
+
+
+class TokenizerUnsuitable(RequestFault):
+    message = "this model's tokenizer cannot follow a grammar: {reason}"
+    hint = "tokens must be of bytes, as those of byte-level BPE are; leave out json_schema, grammar and regex"
 
 
 class SpeculationInvalid(RequestFault):
@@ -362,6 +385,42 @@ class DraftDiffers(RequestFault):
 class ModelClosed(RequestFault):
     message = "the model is closed"
     hint = "load it again"
+
+
+# ---- saved conversations
+
+
+class SaveRefused(RequestFault):
+    message = "cannot save the conversation as {path}: {reason}"
+    hint = "make room on the disk, or give another path; what was there before is unchanged"
+
+
+class SavedInvalid(RequestFault):
+    message = "{path} is no saved conversation: {reason}"
+    hint = "give a file that a conversation was saved to, or a path where nothing is yet"
+
+
+class SavedDamaged(RequestFault):
+    message = "{path} is a damaged conversation: {reason}"
+    hint = "it was cut off or changed after it was saved; copy it again, or delete it to begin anew"
+
+
+class SavedNewer(RequestFault):
+    message = "{path} has the conversation format {found}, this dsv3c reads up to {known}"
+    hint = "update dsv3c to at least the version that saved it ({writer})"
+
+
+class SavedElsewhere(RequestFault):
+    message = "{path} was saved with another artifact than {artifact}: {made}"
+    hint = (
+        "run it with that artifact on the same devices, or give another path to begin anew; rows of a cache are of "
+        "use only to the weights that computed them"
+    )
+
+
+class SavedTooLong(ContextOverflow):
+    message = "{path} has {tokens} tokens, the context holds {context}"
+    hint = "load with a larger context (the plan allows {largest}), or give another path to begin anew"
 
 
 # ---- measuring
