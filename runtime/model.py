@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -20,6 +21,7 @@ from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.conversations import Conversations
 from dsv3c.runtime.engine.engine import Engine, Ticket
+from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, counting
 from dsv3c.runtime.engine.generation import Event, Generation, Task, settings
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.engine.grammar import Grammar, Grammars
@@ -306,6 +308,11 @@ class Model:
         """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
         self._require_open()
         return self.session.new_sequence(self._max_pages)
+
+    def count_experts(self, window: int = WINDOW) -> AbstractContextManager[ExpertStats]:
+        """While it is open, count the experts of all tokens that the model computes, for whomever, and apart those of
+        the last `window` tokens. Entering raises NoExperts, ExpertsUnknown, ParameterInvalid."""
+        return counting(self.session, self.config, window)
 
     def report(self) -> dict[str, Any]:
         """What loading obtained: device, kernel level, threads, bytes of each kind, huge pages, free cache pages."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsv3c.runtime.cli.own_files import check_place, write_whole
 from dsv3c.runtime.cli.svg import COLOURS, above, document, nice_step, stroke, text, ticks
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.measure.bench import Result
@@ -15,7 +15,6 @@ from dsv3c.runtime.measure.bench import Result
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
 MARK = "drawn by dsv3c bench"  # in every picture, so that nothing else is overwritten
-_HEAD = 1 << 12
 
 Line = tuple[str, list[Result]]
 
@@ -35,13 +34,7 @@ def check_plot(path: Path) -> None:
     another file than an earlier picture; asked before anything is measured."""
     if path.suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
         raise PlotNeedsMatplotlib(path=path)
-    folder = path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PlotRefused(path=path, reason=f"{folder} is no folder that this user may write to")
-    if not path.exists():
-        return
-    if not path.is_file() or MARK.encode() not in path.read_bytes()[:_HEAD]:
-        raise PlotRefused(path=path, reason="something else is there")
+    check_place(path, MARK, PlotRefused)
 
 
 def write_plot(path: Path, results: Sequence[Result], model: str) -> None:
@@ -53,13 +46,7 @@ def write_plot(path: Path, results: Sequence[Result], model: str) -> None:
     title = f"{model}: speed over depth"
     picture = _png(lines, title) if path.suffix.lower() == ".png" else svg(lines, title).encode()
     check_plot(path)
-    place = path.resolve()
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_bytes(picture)
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, picture)
 
 
 def lines_of(results: Sequence[Result]) -> list[Line]:

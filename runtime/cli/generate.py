@@ -13,6 +13,7 @@ import click
 
 from dsv3c.runtime.cli import answers, decoding, prompts
 from dsv3c.runtime.cli.decoding import decoding_options
+from dsv3c.runtime.cli.expert_report import counted, expert_options
 from dsv3c.runtime.cli.group import DONE, FAULT, Command
 from dsv3c.runtime.cli.guided import NAMES, guided_options, unfinished_note
 from dsv3c.runtime.cli.output import echo, print_json
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 SEED_BITS = 32  # short enough to type again
 MACHINE = ("context", "max_batch", "threads", "device", "gpu_layers", "cpu_artifact")
+EXPERTS = ("expert_stats", "expert_window")
 _SECTIONS = {
     "Prompts": ("prompt", "prompts", "ids", "chat", "no_bos", "session"),
     **decoding.SECTIONS,
     "Structure": NAMES,
+    "Experts": EXPERTS,
     "Machine": MACHINE,
 }
 
@@ -82,6 +85,7 @@ class Given:
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
 )
 @guided_options
+@expert_options
 @device_options
 @json_option
 def generate_command(
@@ -99,6 +103,8 @@ def generate_command(
     gpu_layers: int | None,
     cpu_artifact: Path | None,
     as_json: bool,
+    expert_stats: Path | None,
+    expert_window: int,
     **options: Any,
 ) -> int:
     """Generate text with an ARTIFACT.
@@ -133,7 +139,8 @@ def generate_command(
     opened = Artifact.open(artifact)
     _require_parameters(opened, given)
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
-    with Model.load(opened, placement, _serving(opened, given, context, max_batch, speculate)) as model:
+    serving = _serving(opened, given, context, max_batch, speculate)
+    with Model.load(opened, placement, serving) as model, counted(model, expert_stats, expert_window):
         if given.many:
             return _print_many(model, given)
         _print_one(model, given, as_json)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from dsv3c.runtime.artifact.plan import DRAW_WORDS, Plan
 from dsv3c.runtime.devices.device import Device, Floats
 from dsv3c.runtime.engine.cache import PagePool, Sequence
+from dsv3c.runtime.engine.expert_stats import ExpertStats
 from dsv3c.runtime.engine.sampling import FORMS, Draw
 from dsv3c.runtime.errors import (
     ContextInvalid,
@@ -111,6 +112,7 @@ class Session:
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
         self.turns = Turns()  # at the device
+        self.expert_stats: list[ExpertStats] = []  # who counts the experts that tokens visit
         self.closed = False
 
     def close(self) -> None:
@@ -336,6 +338,7 @@ class Session:
             inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
         with self.turns:
             self.device.run(entry)
+            self._count_experts(entry)
         if "token" in self.plan.entries[entry].outputs:
             drawn = self.device.output(entry, "token")[:rows]
             return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
@@ -345,6 +348,12 @@ class Session:
         states = self.device.output(entry, "hidden")
         width = states.size // bounds.T
         return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    def _count_experts(self, entry: str) -> None:
+        if self.expert_stats:
+            chosen = self.device.experts(entry)
+            for stats in self.expert_stats:
+                stats.add_step(chosen)
 
     @property
     def usable(self) -> bool:

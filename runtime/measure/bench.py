@@ -158,6 +158,9 @@ class _Watch:
     def output(self, entry: str, name: str) -> Floats:
         return self.device.output(entry, name)
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        return self.device.experts(entry)
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         self.device.copy_slots(source, target, count)
 

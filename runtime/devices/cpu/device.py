@@ -100,6 +100,10 @@ class CpuDevice:
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
         return self._arrays[self._plan.entries[entry].outputs[name].buffer]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self.inputs["control"][0]))
+        return {layer: self._arrays[index][:size].copy() for layer, (index, size) in sizes.items()}
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         for rows in self._rows().values():
             rows[target : target + count] = rows[source : source + count]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes import byref, c_float
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from dsv3c.runtime.devices.device_memory import disjoint, require_countable
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import empty_rows, typed
 from dsv3c.runtime.errors import DeviceLacks
+
+Name = TypeVar("Name", int, str)  # of an array that is copied
 
 CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
 
@@ -132,6 +134,13 @@ class CudaDevice:
     def output(self, entry: str, name: str) -> NDArray[Any]:
         return self._outputs.arrays[entry, name]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self._control[0]))
+        found = {layer: np.empty(size, np.int32) for layer, (_, size) in sizes.items()}
+        addresses = {layer: self._places.addresses[index] for layer, (index, _) in sizes.items()}
+        self._read_back(found, addresses, "the experts of a step")
+        return found
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         with self._gpu.guarded("a copy of cache pages"):
             self._gpu.enter()
@@ -143,21 +152,16 @@ class CudaDevice:
 
     def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
         rows = {cache.name: empty_rows(cache, count) for cache in self._plan.caches}
-        with self._staged(rows, "cache pages that are read") as staged:
-            for name, host in staged.items():
-                self._gpu.driver.call("cuMemcpyDtoHAsync", *self._ends(host, name, start), host.size, self._gpu.stream)
-            self._gpu.driver.call("cuStreamSynchronize", self._gpu.stream)
-            for name, host in staged.items():
-                rows[name].reshape(-1).view(np.uint8)[:] = host
+        self._read_back(rows, self._cache_addresses(start), "cache pages that are read")
         return rows
 
     def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
-        with self._staged(rows, "cache pages that are written") as staged:
+        addresses, driver, stream = self._cache_addresses(start), self._gpu.driver, self._gpu.stream
+        with self._staged({name: rows[name] for name in addresses}, "cache pages that are written") as staged:
             for name, host in staged.items():
                 host[:] = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8)
-                here, there = self._ends(host, name, start)
-                self._gpu.driver.call("cuMemcpyHtoDAsync", there, here, host.size, self._gpu.stream)
-            self._gpu.driver.call("cuStreamSynchronize", self._gpu.stream)
+                driver.call("cuMemcpyHtoDAsync", addresses[name], host.ctypes.data, host.size, stream)
+            driver.call("cuStreamSynchronize", stream)
 
     def report(self) -> dict[str, Any]:
         self._gpu.enter()
@@ -183,11 +187,11 @@ class CudaDevice:
         self._closers = []
 
     @contextmanager
-    def _staged(self, rows: Mapping[str, NDArray[Any]], what: str) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        """Pinned memory for the rows of each cache, as bytes; none for caches without rows."""
-        sizes = {cache.name: rows[cache.name].nbytes for cache in self._plan.caches if rows[cache.name].size}
+    def _staged(self, arrays: Mapping[Name, NDArray[Any]], what: str) -> Iterator[dict[Name, NDArray[np.uint8]]]:
+        """Pinned memory for each of the arrays, as bytes; none for empty ones."""
+        sizes = {name: array.nbytes for name, array in arrays.items() if array.size}
         self._gpu.enter()
-        whole, staged, end = self._gpu.pinned(sum(sizes.values()), what), dict[str, NDArray[np.uint8]](), 0
+        whole, staged, end = self._gpu.pinned(sum(sizes.values()), what), dict[Name, NDArray[np.uint8]](), 0
         for name, size in sizes.items():
             staged[name] = whole[end : end + size]
             end += size
@@ -197,10 +201,20 @@ class CudaDevice:
             finally:
                 self._gpu.free_pinned(whole)
 
-    def _ends(self, host: NDArray[np.uint8], name: str, slot: int) -> tuple[int, int]:
-        """Addresses of the rows on the host and of their first slot in the cache."""
-        row = next(cache.slot_bytes for cache in self._plan.caches if cache.name == name)
-        return host.ctypes.data, self._places.cache_address(name) + slot * row
+    def _read_back(self, arrays: Mapping[Name, NDArray[Any]], addresses: Mapping[Name, int], what: str) -> None:
+        """Fill host arrays with what lies in the device's memory from each one's address on."""
+        driver, stream = self._gpu.driver, self._gpu.stream
+        with self._staged(arrays, what) as staged:
+            for name, host in staged.items():
+                driver.call("cuMemcpyDtoHAsync", host.ctypes.data, addresses[name], host.size, stream)
+            driver.call("cuStreamSynchronize", stream)
+            for name, host in staged.items():
+                arrays[name].reshape(-1).view(np.uint8)[:] = host
+
+    def _cache_addresses(self, slot: int) -> dict[str, int]:
+        """Where the row of a slot lies in each cache."""
+        places = self._places
+        return {cache.name: places.cache_address(cache.name) + slot * cache.slot_bytes for cache in self._plan.caches}
 
     def _record(self, entry: str, tokens: int, rows: int, grids: NDArray[np.uint32]) -> LaunchGraph:
         steps = self._steps[entry]

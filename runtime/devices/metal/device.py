@@ -111,6 +111,15 @@ class MetalDevice:
             self._copy(self._gpu.part(self._buffers[index], 0, size), self._gpu.host(front), f"the output {name}")
         return self._outputs[index]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes, found = self._plan.expert_ids(entry, int(self.inputs["control"][0])), dict[int, NDArray[np.int32]]()
+        for layer, (index, size) in sizes.items():
+            ids = found[layer] = np.empty(size, np.int32)
+            device = self._gpu.part(self._buffers[index], 0, ids.nbytes)
+            self._copy(device, self._gpu.host(ids), "the experts of a step")
+        self._gpu.wait("the experts of a step")
+        return found
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         for start, slots in disjoint(source, target, count):
             for cache, buffer in zip(self._plan.caches, self._caches, strict=True):

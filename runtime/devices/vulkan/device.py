@@ -27,7 +27,7 @@ from dsv3c.runtime.devices.vulkan.matrices import MATRIX, Matrices
 from dsv3c.runtime.devices.vulkan.memory import Places
 from dsv3c.runtime.devices.vulkan.pipelines import Pipelines
 from dsv3c.runtime.devices.vulkan.recording import GRID_BYTES, CommandRecorder
-from dsv3c.runtime.devices.vulkan.slots import Slots
+from dsv3c.runtime.devices.vulkan.slots import Slots, read_back
 from dsv3c.runtime.devices.vulkan.subgroups import SHUFFLE, WIDTH
 from dsv3c.runtime.errors import DeviceLacks
 
@@ -135,6 +135,15 @@ class VulkanDevice:
             return self._outputs.array(entry, name)
         assert self._places.arena.mapped is not None
         return typed(self._places.arena.mapped, buffer.offset, buffer.dtype, buffer.size)
+
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self._control[0]))
+        places = {layer: (self._places.arena, self._plan.buffers[index].offset) for layer, (index, _) in sizes.items()}
+        found = {layer: np.empty(size, np.int32) for layer, (_, size) in sizes.items()}
+        if found:
+            targets = {layer: ids.view(np.uint8) for layer, ids in found.items()}
+            read_back(self._gpu, places, targets, "the experts of a step")
+        return found
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
         self._slots.copy(source, target, count)

@@ -1,4 +1,5 @@
-"""Rows of the caches on a Vulkan device: copied within it, and to and from the host by way of a staging buffer."""
+"""What is copied besides a step on a Vulkan device: rows of the caches within it, and to and from the host by way of a
+staging buffer."""
 
 from __future__ import annotations
 
@@ -43,23 +44,17 @@ class Slots:
             [piece(cache, place, start, size) for cache, place in self._caches.values()]
             for start, size in disjoint(source, target, count)
         ]
-        self._submit(rounds, "a copy of cache pages")
+        _submit(self._gpu, rounds, "a copy of cache pages")
 
     def read(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
         """As `Device.read_slots`."""
         rows = {name: empty_rows(cache, count) for name, (cache, _) in self._caches.items()}
-        staging = self._gpu.output_buffer(sum(array.nbytes for array in rows.values()), "cache pages that are read")
-        try:
-            copies, at = [], 0
-            for name, array in rows.items():
-                copies.append((*self._place(name, start), staging, at, array.nbytes))
-                at += array.nbytes
-            self._submit([copies], "cache pages that are read")
-            for array, (_, _, _, at, size) in zip(rows.values(), copies, strict=True):
-                assert staging.mapped is not None
-                array.reshape(-1).view(np.uint8)[:] = staging.mapped[at : at + size]
-        finally:
-            self._gpu.free(staging)
+        read_back(
+            self._gpu,
+            {name: self._place(name, start) for name in rows},
+            {name: array.reshape(-1).view(np.uint8) for name, array in rows.items()},
+            "cache pages that are read",
+        )
         return rows
 
     def write(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
@@ -73,7 +68,7 @@ class Slots:
                 staging.mapped[at : at + data.size] = data
                 copies.append((staging, at, *self._place(name, start), data.size))
                 at += data.size
-            self._submit([copies], "cache pages that are written")
+            _submit(self._gpu, [copies], "cache pages that are written")
         finally:
             self._gpu.free(staging)
 
@@ -81,22 +76,40 @@ class Slots:
         cache, place = self._caches[name]
         return place.buffer, place.offset + slot * cache.slot_bytes
 
-    def _submit(self, rounds: Iterable[Iterable[_Copy]], what: str) -> None:
-        """Copies of one round are independent of each other, and done before the next; then all are seen."""
-        gpu, vk = self._gpu, self._gpu.vk
-        commands = gpu.commands()
-        vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
-        for copies in rounds:
-            for source, here, target, there, size in copies:
-                if size:
-                    region = vk.VkBufferCopy(srcOffset=here, dstOffset=there, size=size)
-                    vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, [region])
-            _order_copies(vk, commands)
-        vk.vkEndCommandBuffer(commands)
-        try:
-            gpu.submit(gpu.submission(commands), what)
-        finally:
-            gpu.discard(commands)
+
+def read_back(
+    gpu: Gpu, places: Mapping[Any, tuple[DeviceBuffer, int]], targets: Mapping[Any, NDArray[np.uint8]], what: str
+) -> None:
+    """Fill host arrays with what lies in device memory from each one's place on."""
+    staging = gpu.output_buffer(sum(target.size for target in targets.values()), what)
+    try:
+        copies, at = [], 0
+        for name, target in targets.items():
+            copies.append((*places[name], staging, at, target.size))
+            at += target.size
+        _submit(gpu, [copies], what)
+        assert staging.mapped is not None
+        for target, (_, _, _, at, size) in zip(targets.values(), copies, strict=True):
+            target[:] = staging.mapped[at : at + size]
+    finally:
+        gpu.free(staging)
+
+
+def _submit(gpu: Gpu, rounds: Iterable[Iterable[_Copy]], what: str) -> None:
+    """Copies of one round are independent of each other, and done before the next; then all are seen."""
+    vk, commands = gpu.vk, gpu.commands()
+    vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
+    for copies in rounds:
+        for source, here, target, there, size in copies:
+            if size:
+                region = vk.VkBufferCopy(srcOffset=here, dstOffset=there, size=size)
+                vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, [region])
+        _order_copies(vk, commands)
+    vk.vkEndCommandBuffer(commands)
+    try:
+        gpu.submit(gpu.submission(commands), what)
+    finally:
+        gpu.discard(commands)
 
 
 def _order_copies(vk: Any, commands: Any) -> None:

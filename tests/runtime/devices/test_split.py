@@ -107,6 +107,30 @@ def test_multi_token_prediction_runs_on_the_upper_side(artifact: Artifact, share
     whole.close()
 
 
+@pytest.mark.parametrize("upper_layers", range(1, LAYERS))
+def test_both_sides_say_which_experts_tokens_visit(
+    upper_layers: int, artifact: Artifact, shared: Callable[[int], Session]
+) -> None:
+    def experts(session: Session) -> dict[int, list[int]]:
+        session.step([5, 6, 7], [0, 1, 2], [0] * 3, [[0]], [2])
+        return {layer: ids.tolist() for layer, ids in session.device.experts("decode").items()}
+
+    whole = on_cpu(artifact)
+    expected = experts(Session(artifact.plan, whole, artifact.manifest.vocab_size))
+    assert expected.keys() == {1, 2, 3} and all(len(ids) == 3 * 4 for ids in expected.values())
+    assert experts(shared(upper_layers)) == expected
+    whole.close()
+
+
+def test_experts_that_one_side_does_not_know_are_not_told_by_the_other(artifact: Artifact) -> None:
+    entries = {name: replace(entry, experts={}) for name, entry in artifact.plan.entries.items()}
+    older = replace(artifact, plan=replace(artifact.plan, entries=MappingProxyType(entries)))
+    for upper, lower in ((artifact, older), (older, artifact)):
+        _, device = open_split(upper, lower, 2, on_cpu, on_cpu)
+        assert device.experts("decode") == {}
+        device.close()
+
+
 def test_rows_of_slots_are_read_and_written_on_both_sides(artifact: Artifact, shared: Callable[[int], Session]) -> None:
     check_rows(shared(2).device, artifact.plan, *SPANS[1])
 

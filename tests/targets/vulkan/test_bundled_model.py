@@ -16,6 +16,7 @@ from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
 from tests.runtime.engine_checks import check_batches, check_drafts
+from tests.runtime.experts import counted, visited
 
 ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
@@ -56,6 +57,19 @@ def stepper(checkpoint, quant, entry="decode"):
 def random_tokens(lengths):
     generator = np.random.default_rng(5)
     return [generator.integers(0, 2048, length).astype(np.int32) for length in lengths]
+
+
+def test_the_experts_of_a_step_are_those_of_the_definition(loaded, checkpoint):
+    (tokens,) = random_tokens((9,))
+    model = loaded("float32")
+    with model.count_experts() as stats:
+        model.logits(tokens)
+        model.generate([5, 6, 7], max_new_tokens=3, temperature=0, ignore_eos=True)  # whose tokens the device draws
+    assert stats.tokens == 9 + 3 + 2
+    with model.count_experts() as stats:
+        model.logits(tokens)
+    truth = counted(visited(checkpoint, tokens), 16)
+    assert {layer: found.counts.tolist() for layer, found in stats.layers.items()} == truth
 
 
 def test_float32_gives_the_reference_logits(loaded):
