@@ -325,7 +325,8 @@ def default_output(checkpoint: Path, options: CompileOptions) -> Path:
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
     """Largest size of each symbolic dim; N, the cache slots, is chosen when the artifact is loaded."""
     pages = -(-config.max_position_embeddings // PAGE_SIZE)
-    return {"T": options.max_tokens, "R": options.max_rows, "S": options.max_sequences, "P": pages}
+    rows = max(options.max_rows, options.max_sequences)  # each sequence of a step can have one
+    return {"T": options.max_tokens, "R": rows, "S": options.max_sequences, "P": pages}
 
 
 def lower(
