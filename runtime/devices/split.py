@@ -93,7 +93,8 @@ def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artif
     entries = {name: entry for name, entry in second.entries.items() if name in whole or name in first.entries}
     # The work of a step would be that of one side only.
     second = replace(second, entries=MappingProxyType(entries), costs=None)
-    return replace(lower, plan=first), replace(artifact, plan=second)
+    parts = (lower.identity, f"the last {upper_layers} layers")
+    return replace(lower, plan=first), replace(artifact, plan=second, parts=parts)
 
 
 def layer_count(artifact: Artifact) -> int:

@@ -75,7 +75,7 @@ def _typical(scaled: Floats, weights: Floats, mass: float) -> NDArray[np.bool_]:
     shares = weights.astype(np.float64) / _sum(weights)
     surprise = np.log(_sum(weights)) - scaled.astype(np.float64)
     held = shares > 0  # the others are infinitely surprising
-    entropy = float(shares[held] @ surprise[held])
+    entropy = float((shares[held] * surprise[held]).sum())
     distance = np.abs(surprise - entropy)
     for limit in _DISTANCES:
         near = np.flatnonzero(distance <= limit)

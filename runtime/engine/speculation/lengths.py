@@ -4,17 +4,18 @@ A mixture of experts reads more weights for k tokens than for one, E(1 - (1 - n/
 n of them, so that a draft which is right two times in three can still cost more than it brings. What a step of so many
 rows takes is measured and not computed: it holds all of that for the device at hand.
 
-Speculation never costs more than a small share of the time: what it lost so far against plain decoding is kept count
-of, and nothing is drafted while that is above `SHARE` of all decoding.
+Speculation never costs more than a small share of the time. What it lost so far against plain decoding is kept count
+of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding and
+one step. Numbers of drafts are tried from one on, each after the one before it was measured.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence as Many
 
 SHARE = 0.01  # of the time of decoding, what drafts that were wrong may cost
+CREDIT = 4  # plain steps: of what was won before, so much counts when drafts begin to be wrong
 GAIN = 1.03  # a predicted rate must be that much above the plain one
 PLAIN_STEPS = 3  # measured before anything is drafted
 KEPT = 9  # times of which the median counts
@@ -47,15 +48,30 @@ class Acceptance:
             self._all = DECAY * self._all + 1
 
 
+class Running:
+    """The median of the last times."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=KEPT)
+        self.count = 0
+        self.median = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._times.append(seconds)
+        self.count += 1
+        self.median = sorted(self._times)[len(self._times) // 2]
+
+
 class Lengths:
     """Chooses a number of drafts a lane, at most `most`; 0 is plain decoding."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.lost = 0.0  # seconds against plain decoding; negative: won
+        self._debt = 0.0  # of that, what counts
         self.total = 0.0  # seconds of decoding
-        self._steps: dict[int, deque[float]] = {}  # seconds of the model by its rows
-        self._drafts: dict[int, deque[float]] = {}  # seconds of proposing by the number of drafts
+        self._steps: dict[int, Running] = {}  # seconds of the model by its rows
+        self._drafts: dict[int, Running] = {}  # seconds of proposing by the number of drafts
         self._pause = FIRST_PAUSE
         self._since = 0  # steps since the last that drafted
         self._stale = 0  # steps since the last plain one
@@ -68,62 +84,62 @@ class Lengths:
     def choose(self, lanes: int, acceptances: Many[float], room: int) -> int:
         """For a step of `lanes` lanes of which those with `acceptances` can be drafted for, with room for that many
         more rows."""
-        most = min(self.most, room // len(acceptances)) if acceptances else 0
         plain = self._plain(lanes)
-        if most < 1 or plain is None or self._stale >= FRESH or self.lost > SHARE * self.total + plain:
+        if not acceptances or plain is None or self._stale >= FRESH:
             return 0
-        rates = [self._rate(lanes, acceptances, count) for count in range(1, most + 1)]
-        best = max(range(most), key=lambda index: rates[index])
-        if rates[best] > GAIN * lanes / plain:
+        left = SHARE * self.total + plain - self._debt
+        most = min(self.most, room // len(acceptances), 1 + max(self._drafts, default=0))
+        counts = [n for n in range(1, most + 1) if self._time(lanes, len(acceptances), n) - plain <= left]
+        if not counts:
+            return 0
+        best = max(counts, key=lambda count: self._rate(lanes, acceptances, count))
+        if self._rate(lanes, acceptances, best) > GAIN * lanes / plain:
             self._pause = FIRST_PAUSE
-            return best + 1
+            return best
         if self._since < self._pause:
             return 0
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        return 1
+        return counts[0]
 
     def measured(self, lanes: int, rows: int, tokens: int, drafting: float, step: float) -> None:
         """A step of `rows` rows took `step` seconds after `drafting` seconds, and gave `tokens` tokens."""
-        self._steps.setdefault(rows, deque(maxlen=KEPT)).append(step)
+        self._steps.setdefault(rows, Running()).add(step)
         self.total += drafting + step
         drafted = rows > lanes
         self._since = 0 if drafted else self._since + 1
         self._stale = self._stale + 1 if drafted else 0
         plain = self._plain(lanes)
         if drafted:
-            self._drafts.setdefault(-(-(rows - lanes) // lanes), deque(maxlen=KEPT)).append(drafting)
-        if plain is not None and (drafted or drafting > 0):
-            self.lost += drafting + step - plain * tokens / lanes if drafted else drafting
+            self._drafts.setdefault(-(-(rows - lanes) // lanes), Running()).add(drafting)
+        if plain is not None:
+            lost = drafting + step - plain * tokens / lanes if drafted else drafting
+            self.lost += lost
+            self._debt = max(self._debt + lost, -CREDIT * plain)
 
     def _plain(self, lanes: int) -> float | None:
-        times = self._steps.get(lanes, ())
-        return _median(times) if len(times) >= PLAIN_STEPS else None
+        times = self._steps.get(lanes)
+        return None if times is None or times.count < PLAIN_STEPS else times.median
 
     def _rate(self, lanes: int, acceptances: Many[float], count: int) -> float:
         """Tokens a second with `count` drafts a lane that can have them."""
         tokens = lanes + sum(rate * (1 - rate**count) / (1 - rate) if rate < 1 else count for rate in acceptances)
-        return tokens / (self._step_time(lanes + count * len(acceptances)) + self._draft_time(count))
+        return tokens / self._time(lanes, len(acceptances), count)
+
+    def _time(self, lanes: int, drafting: int, count: int) -> float:
+        """Seconds of a step with `count` drafts for `drafting` of the lanes."""
+        return self._step_time(lanes + count * drafting) + self._draft_time(count)
 
     def _step_time(self, rows: int) -> float:
-        """Measured, between measured ones, or as the nearest: one that was never seen is worth a try."""
-        known = {count: _median(times) for count, times in self._steps.items()}
-        below = max((count for count in known if count <= rows), default=None)
-        above = min((count for count in known if count >= rows), default=None)
-        if below is None:
-            return math.inf if above is None else known[above]
-        if above is None:
-            return known[below]
-        share = (rows - below) / (above - below) if above > below else 0.0
-        return known[below] + share * max(0.0, known[above] - known[below])
+        """Measured, or on the line through the two nearest that were; as a single one that was: worth a try."""
+        known = self._steps
+        if rows in known or len(known) < 2:
+            return known.get(rows, next(iter(known.values()))).median
+        near, far = sorted(known, key=lambda count: (abs(count - rows), count))[:2]
+        slope = max(0.0, (known[far].median - known[near].median) / (far - near))
+        return known[near].median + slope * (rows - near)
 
     def _draft_time(self, count: int) -> float:
-        known = {number: _median(times) for number, times in self._drafts.items()}
-        if not known:
+        if not self._drafts:
             return 0.0
-        nearest = min(known, key=lambda number: abs(number - count))
-        return known[nearest] * (count / nearest if count > nearest else 1)
-
-
-def _median(times: Many[float] | deque[float]) -> float:
-    ordered = sorted(times)
-    return ordered[len(ordered) // 2]
+        nearest = min(self._drafts, key=lambda number: abs(number - count))
+        return self._drafts[nearest].median * max(1.0, count / nearest)

@@ -76,7 +76,7 @@ class _Group:
         ]
 
     def advance(self, chosen: Many[Candidate]) -> list[int]:
-        """Go on with the best that do not end, keep those that end; returns the tokens of the beams that go on."""
+        """Go on with the best that do not end, keep those that end; returns the tokens of the best, ended or not."""
         params = self._task.params
         length = self.beams[0].lane.history.generated.size + 1
         full = len(self.results) == self.size
@@ -92,7 +92,7 @@ class _Group:
         going = [each for each in chosen if not each.ends][: self.size]
         self._follow(going)
         self.done = not going or self._is_over(length)
-        return [each.token for each in going]
+        return [each.token for each in chosen[: self.size]]
 
     def close(self) -> None:
         for beam in self.beams:

@@ -19,8 +19,9 @@ from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.devices.device import Device
 from dsv3c.runtime.devices.split import SplitDevice, above, below, layer_count, open_split
+from dsv3c.runtime.engine.saved import restore, save
 from dsv3c.runtime.engine.session import Request, Session
-from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid
+from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid, SavedElsewhere
 from tests.runtime import toy
 from tests.runtime.slots import SPANS, check_rows
 
@@ -108,6 +109,27 @@ def test_multi_token_prediction_runs_on_the_upper_side(artifact: Artifact, share
 
 def test_rows_of_slots_are_read_and_written_on_both_sides(artifact: Artifact, shared: Callable[[int], Session]) -> None:
     check_rows(shared(2).device, artifact.plan, *SPANS[1])
+
+
+def test_a_saved_conversation_has_the_rows_of_both_sides_and_names_both_artifacts(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    found = []
+    for place in (tmp_path / "talk", None):
+        upper, device = open_split(artifact, artifact, 2, on_cpu, on_cpu)
+        session = Session(upper.plan, device, artifact.manifest.vocab_size)
+        tokens = session.tokens(range(5, 45))
+        if place is not None:
+            sequence = session.new_sequence()
+            session.run([Request(sequence, tokens, "none")])
+            save(place, session, upper, sequence, tokens)
+            with pytest.raises(SavedElsewhere):
+                restore(place, session, artifact, 100)
+        else:
+            sequence = restore(tmp_path / "talk", session, upper, 100).sequence
+        found += session.run([Request(sequence, session.tokens([7]), "last")])
+        device.close()
+    np.testing.assert_array_equal(*found)
 
 
 def test_each_side_has_its_own_weights_and_caches_only(artifact: Artifact) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from dsv3c.runtime import errors
 from dsv3c.runtime.engine.cache import PagePool, Sequence
 from dsv3c.runtime.engine.prefix_cache import PrefixCache
+from dsv3c.runtime.engine.session import Request, Session
+from tests.runtime import toy
 
 PAGES, PAGE_SIZE, MAX_PAGES = 10, 2, 6
 
@@ -163,6 +166,25 @@ def test_a_page_has_one_keeper(pool: PagePool) -> None:
         pool.drop(page)
 
 
+def test_a_prompt_that_was_read_before_takes_one_step_and_gives_the_same_logits(tmp_path: Path) -> None:
+    artifact = toy.toy_artifact(tmp_path / "toy")
+    device = toy.ToyDevice(artifact.plan, 64)
+    session = Session(artifact.plan, device, toy.VOCAB)
+    cache = PrefixCache(session.pool)
+    prompt = session.tokens([*range(29), 7])
+    found = []
+    for _ in range(2):
+        sequence = session.new_sequence()
+        rest = prompt[cache.match(sequence, prompt) :]
+        device.steps.clear()
+        found.append(session.run([Request(sequence, rest, "last")])[0])
+        cache.insert(sequence, prompt)
+        sequence.close()
+    assert [tokens for _, tokens, _ in device.steps] == [2]
+    for logits in found:
+        np.testing.assert_array_equal(logits, toy.expected_logits(prompt)[-1:])
+
+
 class Prefixes(RuleBasedStateMachine):
     """Sequences that share by content. A slot holds all tokens up to its own: what attention would have read."""
 
@@ -278,5 +300,5 @@ class Prefixes(RuleBasedStateMachine):
         assert parents <= set(known.values()), "a page went before one that continues it"
 
 
-Prefixes.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+Prefixes.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestPrefixes = Prefixes.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_a_long_prompt_does_not_keep_others_from_decoding(make: Make) -> None:
         next(running)
     steps = device(model).steps[before:]
     assert [entry for entry, _, _ in steps].count("prefill") == 5
-    assert all(first != second for first, second in zip(steps, steps[1:], strict=False))  # in turn
+    assert all(first != second for first, second in pairwise(steps))  # in turn
     assert tokens(long) == greedy(list(range(40)), 1)
 
 
