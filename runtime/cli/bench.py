@@ -220,7 +220,7 @@ def _compare(
     passages = None if text is None else read_text(text)
     with load(artifact, speculate, placement) as model, terminal_progress() or nullcontext(Silent()) as progress:
         found = compare(model, settings, passages, progress)
-        device, drafter = model.report(), model.engine.report()["speculation"]["drafter"]
+        device, drafter = model.session.device.report(), model.engine.report()["speculation"]["drafter"]
         name = str(model.artifact.manifest.model.get("name", "unknown"))
     report = Report(name, device, drafter, None if passages is None else passages.name, settings, found)
     echo(render(report, form), nl=False)
