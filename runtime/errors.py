@@ -356,7 +356,30 @@ class LogitsNotFinite(RequestFault):
 
 class NoTokenAllowed(RequestFault):
     message = "after {tokens} tokens every token is forbidden"
-    hint = "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length"
+    hint = (
+        "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length; "
+        "with json_schema, grammar or regex also what these need"
+    )
+
+
+class GuidanceMissing(RequestFault):
+    message = "json_schema, grammar and regex need the package llguidance, which cannot be imported: {reason}"
+    hint = "pip install 'dsv3c[guidance]', or 'dsv3c-runtime[guidance]' on a device"
+
+
+class GrammarInvalid(RequestFault):
+    message = "{name} cannot be followed: {reason}"
+    hint = "llguidance knows most of JSON Schema, its own dialect of Lark, and expressions without look-around"
+
+
+class GrammarFailed(RequestFault):
+    message = "after {tokens} tokens of the answer the grammar cannot be followed any further: {reason}"
+    hint = "make the grammar simpler, or its terminals less ambiguous"
+
+
+class TokenizerUnsuitable(RequestFault):
+    message = "this model's tokenizer cannot follow a grammar: {reason}"
+    hint = "tokens must be of bytes, as those of byte-level BPE are; leave out json_schema, grammar and regex"
 
 
 class SpeculationInvalid(RequestFault):

@@ -20,6 +20,7 @@ from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.engine import Engine, Ticket
 from dsv3c.runtime.engine.generation import Event, Generation, Overflow, Task
 from dsv3c.runtime.engine.generation_config import usable
+from dsv3c.runtime.engine.grammar import Grammar, Grammars
 from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.prefix_cache import PrefixCache
 from dsv3c.runtime.engine.session import Chunk, Ints, Request, Session, Want, floats
@@ -139,6 +140,7 @@ class Model:
         self._lock = self.session.turns
         self._draft = draft
         self._tokenizer: Tokenizer | None = None
+        self._grammars = Grammars(lambda: self.tokenizer, artifact.manifest.vocab_size)
         # Read now: an artifact that takes the place of this one has other files.
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
@@ -347,7 +349,16 @@ class Model:
             overflow=request.overflow,
             priority=request.priority,
             speculate=request.speculate,
+            grammar=self._grammar(params),
         )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """Raises TokenizerMissing, GuidanceMissing, TokenizerUnsuitable, GrammarInvalid."""
+        if params.guide is None:
+            return None
+        if not self.has_tokenizer:
+            raise TokenizerMissing(what=params.guide[0])
+        return self._grammars.find(*params.guide, params.end_tokens(self.end_tokens))
 
     def _encode(self, prompt: Prompt, add_bos: bool | None, slides: bool) -> Any:
         if isinstance(prompt, str):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.runtime.cli.group import Command
+from dsv3c.runtime.cli.guided import guided_options, unfinished_note
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, Finite, device_options, json_option
 from dsv3c.runtime.errors import RuntimeFault
@@ -105,6 +106,7 @@ def non_empty(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 @click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
 )
+@guided_options
 @device_options
 @json_option
 def generate_command(
@@ -134,6 +136,7 @@ def generate_command(
       PROGRAM generate OUT --chat -p "Why is the sky blue?"
       PROGRAM generate OUT -p - --json < prompt.txt
       PROGRAM generate OUT --ids "0 17 42"
+      PROGRAM generate OUT -p "The king in JSON:" --json-schema king.json
       PROGRAM generate GPU_OUT -p "Once upon a time" --gpu-layers 12 --cpu-artifact CPU_OUT
     """
     from dsv3c.runtime import load
@@ -164,6 +167,8 @@ def generate_command(
         return
     echo()
     echo(_speed(report), err=True)
+    if (note := unfinished_note(params, event.generation)) is not None:
+        echo(f"note: {note}", err=True)
     if report["finish_reason"] == "length" and report["new_tokens"] < params["max_new_tokens"]:
         echo(f"note: the context of {model.context} tokens is full", err=True)
 

@@ -32,7 +32,7 @@ class Answer:
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
-        self._draws = 0
+        self._draws = self._forced = 0
 
     @property
     def left(self) -> int:
@@ -56,6 +56,11 @@ class Answer:
             self.reason = "length"
         return Event(piece, token, None, self.index, logprobs)
 
+    def force(self, token: int, logprobs: TokenLogprobs | None = None) -> Event | None:
+        """As `push`, of a token that was not drawn."""
+        self._forced += 1
+        return self.push(token, logprobs)
+
     def end(self, reason: FinishReason, times: Times, drafted: Drafted, cached: int, dropped: int) -> Event:
         """The last event, with text that was held back."""
         rest = self._stop.push(self._decoder.flush())
@@ -75,6 +80,7 @@ class Answer:
             logprobs=tuple(self._logprobs),
             cached_tokens=cached,
             dropped_tokens=dropped,
+            forced_tokens=self._forced,
             drafted=drafted,
         )
         return Event(rest, None, generation, self.index)

@@ -6,11 +6,10 @@ There is no thread of its own: a lone caller pays nothing for the others, and a 
 
 from __future__ import annotations
 
-import asyncio
+import os
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
 from dsv3c.runtime.engine.history import History
@@ -23,6 +22,10 @@ from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies.beams import Beams
 from dsv3c.runtime.engine.strategies.single import Single
 from dsv3c.runtime.errors import Forked, ParameterInvalid
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class Ticket:
@@ -115,6 +118,7 @@ class Engine:
             weakref.WeakKeyDictionary()
         )
         self._threads: ThreadPoolExecutor | None = None
+        self._threads_of = 0  # the process
 
     def submit(self, task: Task, max_pages: int) -> Ticket:
         """A request for the next step. max_pages: of a sequence. Raises ParameterInvalid for one that no step holds."""
@@ -140,12 +144,12 @@ class Engine:
 
     async def advanced(self, ticket: Ticket) -> None:
         """As `advance`, in a thread; the coroutines of a loop wait for one step together."""
+        import asyncio  # here, since it takes longer to import than all of this package
+
         loop = asyncio.get_running_loop()
         step = self._loops.get(loop)
         if step is None or step.done():
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dsv3c-step")
-            step = self._loops[loop] = loop.run_in_executor(self._threads, self.advance, ticket)
+            step = self._loops[loop] = loop.run_in_executor(self._executor(), self.advance, ticket)
         await asyncio.wait([step])
         step.result()
 
@@ -167,6 +171,15 @@ class Engine:
         if speculator is not None:
             found["speculation"] = speculator.report()
         return found
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """One thread, which a forked child does not have: there it is another."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        if self._threads is None or self._threads_of != os.getpid():
+            self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dsv3c-step")
+            self._threads_of = os.getpid()
+        return self._threads
 
     def _strategies(self, task: Task, max_pages: int) -> list[Single | Beams]:
         params, bounds = task.params, self.session.plan.bounds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsv3c.runtime.engine.grammar import Grammar
 from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.session import Ints
 from dsv3c.runtime.text.stream import Decode
@@ -43,6 +44,7 @@ class Generation:
     finish_reason is "stop" (end token or stop string), "length" (max_new_tokens, or the context is used up), "time"
     (max_time) or "cancelled". Times are of the steps that the request took part in, and leave out what the consumer
     took. cached_tokens: of the prompt, what the prefix cache spared. dropped_tokens: what slid out of the context.
+    forced_tokens: of the answer, what a grammar left no choice about, so that it was not drawn.
     score: of a beam, the sum of its log-probabilities with the length penalty. others: further results of the request,
     in their order.
     """
@@ -57,6 +59,7 @@ class Generation:
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0
     dropped_tokens: int = 0
+    forced_tokens: int = 0
     drafted: Drafted = field(default_factory=Drafted)
     score: float | None = None
     others: tuple[Generation, ...] = ()
@@ -102,7 +105,7 @@ class Task:
 
     context: tokens that the text may have. overflow: what happens to one that gets longer, "stop" ends it, "slide" goes
     on with its beginning and its end. priority: lower ones wait for higher ones. speculate:
-    whether drafts may be made for it.
+    whether drafts may be made for it. grammar: what the answer follows.
     """
 
     prompt: Ints
@@ -114,6 +117,7 @@ class Task:
     overflow: Overflow = "stop"
     priority: int = 0
     speculate: bool = True
+    grammar: Grammar | None = None
 
     @property
     def limit(self) -> int:

@@ -6,6 +6,8 @@ stays and the model's default gives way, so that a default never keeps a model f
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dsv3c.runtime.artifact import strict_json
+from dsv3c.runtime.artifact.jsonfile import MAX_JSON_VALUES
 from dsv3c.runtime.engine.generation_config import PARAMETERS, usable
 from dsv3c.runtime.errors import ParameterInvalid, UnknownParameter
 
+_SHOWN = 60  # characters of a value in an error
 MAX_NEW_TOKENS = 256  # where nothing says how long the answer may be
+
+GUIDES = ("json_schema", "grammar", "regex")
 
 EarlyStopping = bool | Literal["never"]
 
@@ -31,7 +38,8 @@ class SamplingParams:
     are cut to what the context holds. eos_token_id replaces the model's end tokens, ignore_eos goes on after them.
     seed None draws a fresh one. stop: strings that end the text (they are not part of it). logit_bias: pairs of an id
     and what its logit gains. logprobs: how many likeliest ids are told beside each token, None for not even its own
-    probability. max_time: seconds after which an answer ends.
+    probability. max_time: seconds after which an answer ends. The answer follows one of json_schema (a mapping, or its
+    text), grammar (Lark, in llguidance's dialect) and regex, if given.
     """
 
     temperature: float = 0.0
@@ -62,6 +70,9 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     max_time: float | None = None
+    json_schema: str | None = None
+    grammar: str | None = None
+    regex: str | None = None
     sampled_temperature: float = field(default=1.0, repr=False, compare=False)  # what do_sample=True alone stands for
 
     def __post_init__(self) -> None:
@@ -71,12 +82,24 @@ class SamplingParams:
         for clash in _CLASHES:
             if clash.found(values):
                 name = clash.names[0]
-                raise ParameterInvalid(name=name, value=values[name], reason=clash.reason.format_map(values))
+                raise ParameterInvalid(name=name, value=_brief(values[name]), reason=clash.reason.format_map(values))
 
     @property
     def greedy(self) -> bool:
         """Whether no token is drawn: the likeliest is taken, or beams are followed."""
         return self.temperature == 0
+
+    @property
+    def forbids(self) -> bool:
+        """Whether an id may be forbidden somewhere, whatever its logit."""
+        banned = self.suppress_tokens or self.bad_words_ids or any(bias == -math.inf for _, bias in self.logit_bias)
+        return bool(banned or self.no_repeat_ngram_size or self.min_new_tokens or self.min_length)
+
+    @property
+    def guide(self) -> tuple[str, str] | None:
+        """What the answer has to follow: the name of the parameter, and its text."""
+        texts = ((name, vars(self)[name]) for name in GUIDES)
+        return next((guide for guide in texts if guide[1] is not None), None)
 
     def limit(self, prompt_length: int) -> int:
         """The most tokens of an answer to a prompt of that length. Raises ParameterInvalid where there is none."""
@@ -262,6 +285,25 @@ def _texts(value: Any) -> tuple[str, ...]:
     return texts
 
 
+def _schema(value: Any) -> str:
+    """Its text; the order of properties is that of the answer."""
+    text = json.dumps(dict(value)) if isinstance(value, Mapping) else _text(value)
+    try:
+        found = strict_json.parse(text.encode(), MAX_JSON_VALUES)
+    except ValueError as error:
+        raise ParameterInvalid(name="json_schema", value=_brief(text), reason=f"it is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError
+    return text
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    value.encode()  # no lone surrogates
+    return value
+
+
 _SMALLEST = math.ulp(0.0)
 _FLAG = (_flag, "it must be True or False")
 _COUNT = (_integer(0), "it must be an integer that is not negative (0 is off)")
@@ -297,6 +339,9 @@ _CHECKS: Mapping[str, tuple[Check, str]] = {
     "ignore_eos": _FLAG,
     "logprobs": (_optional(_integer(0)), "it must be an integer that is not negative"),
     "max_time": (_optional(_number(_SMALLEST)), "it must be a finite number of seconds above 0"),
+    "json_schema": (_optional(_schema), "it must be a JSON schema: an object, or the text of one"),
+    "grammar": (_optional(_text), "it must be the text of a grammar"),
+    "regex": (_optional(_text), "it must be the text of a regular expression"),
 }
 _FLAGS = ("do_sample",)  # parameters that are no field: they say how to read another
 
@@ -305,8 +350,13 @@ def _checked(name: str, value: Any) -> Any:
     check, reason = _CHECKS.get(name, _FLAG)
     try:
         return check(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ParameterInvalid(name=name, value=value, reason=reason) from None
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise ParameterInvalid(name=name, value=_brief(value), reason=reason) from None
+
+
+def _brief(value: Any) -> Any:
+    """As an error shows it: a long text by its beginning."""
+    return f"{value[:_SHOWN]}…" if isinstance(value, str) and len(value) > _SHOWN else value
 
 
 # ---- one beside another
@@ -319,6 +369,11 @@ class _Clash:
     names: tuple[str, ...]
     found: Callable[[Mapping[str, Any]], bool]
     reason: str
+
+
+def _given(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether all of them are, of those that are None or False by default."""
+    return lambda values: all(values[name] not in (None, False) for name in names)
 
 
 _CLASHES = (
@@ -367,6 +422,22 @@ _CLASHES = (
         ("num_return_sequences", "num_beams", "temperature"),
         lambda v: v["num_return_sequences"] > 1 == v["num_beams"] and v["temperature"] == 0,
         "all results would be the same; draw them (temperature above 0), follow as many beams (num_beams), or give 1",
+    ),
+    *(
+        _Clash(
+            (name, other),
+            _given(name, other),
+            f"an answer follows one of {', '.join(GUIDES)}, and {other} is given; leave one of them out",
+        )
+        for name, other in itertools.combinations(GUIDES, 2)
+    ),
+    *(
+        _Clash(
+            ("ignore_eos", name),
+            _given("ignore_eos", name),
+            f"{name} says where the answer ends; leave one of them out",
+        )
+        for name in GUIDES
     ),
 )
 

@@ -247,7 +247,7 @@ class Scheduler:
     def _with_draws(self, fed: Many[Fed]) -> list[Request]:
         """The requests of a step, with draws where the device can do all of them."""
         plain = [request for each in fed for request in each.requests]
-        if not self.session.can_draw:
+        if not self.session.can_draw or (self.speculator is not None and self.speculator.reads_states):
             return plain
         drawn = []
         for each in fed:

@@ -72,6 +72,15 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def id_bound(self) -> int:
+        """One more than the largest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def to_json(self) -> str:
+        """What tokenizer.json says, without settings of training."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """Ids of a text as a prompt: what begins a text, the text, what ends it.
 

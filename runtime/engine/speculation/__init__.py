@@ -34,10 +34,12 @@ class Drafting(Protocol):
 class Drafter(Protocol):
     """Proposes what comes after the pending token of a lane.
 
-    name: for reports. most: drafts at a time.
+    name: for reports. most: drafts at a time. reads_states: whether it goes by the model's states, which a step gives
+    beside logits and not beside tokens that the device drew.
     """
 
     name: str
+    reads_states: bool
     most: int
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:

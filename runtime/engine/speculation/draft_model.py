@@ -18,6 +18,7 @@ class ModelDrafter:
     """Runs `session`, whose pages are its own: no lane of the large model waits for them."""
 
     name = "draft model"
+    reads_states = False
 
     def __init__(self, session: Session, max_pages: int, most: int = 5) -> None:
         self.most = most

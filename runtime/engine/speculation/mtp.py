@@ -49,6 +49,7 @@ class MtpDrafter:
     """Raises UnknownEntry if the artifact has no such layer."""
 
     name = "multi-token prediction"
+    reads_states = True
 
     def __init__(self, session: Session, most: int = 3) -> None:
         plan = session.plan

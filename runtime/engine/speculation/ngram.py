@@ -18,13 +18,17 @@ LONGEST, SHORTEST = 4, 2  # tokens that must stand there before; a single one sa
 
 
 class NgramDrafter:
-    name = "n-gram lookup"
+    """shortest: tokens that must stand there before, at least."""
 
-    def __init__(self, most: int = 8) -> None:
+    name = "n-gram lookup"
+    reads_states = False
+
+    def __init__(self, most: int = 8, shortest: int = SHORTEST) -> None:
         self.most = most
+        self.shortest = shortest
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
-        return [lookup(each.lane.history.tokens, count) for each in drafting]
+        return [lookup(each.lane.history.tokens, count, self.shortest) for each in drafting]
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
         pass
@@ -36,9 +40,9 @@ class NgramDrafter:
         return False
 
 
-def lookup(tokens: Ints, count: int) -> Ints:
+def lookup(tokens: Ints, count: int, shortest: int = SHORTEST) -> Ints:
     """At most `count` tokens that followed the latest earlier place of the longest of the last n-grams."""
-    for size in range(min(LONGEST, tokens.size - 1), SHORTEST - 1, -1):
+    for size in range(min(LONGEST, tokens.size - 1), shortest - 1, -1):
         tail = tokens[tokens.size - size :]
         found = np.flatnonzero(tokens[size - 1 : -1] == tail[-1])  # ends of the n-gram, counted from its own size
         for place in range(size - 1):

@@ -42,6 +42,10 @@ class Speculator:
         self._lanes = self._rows = 0
         self._open: list[_Open] = []
 
+    @property
+    def reads_states(self) -> bool:
+        return self.drafter.reads_states and self.fault is None
+
     def propose(self, drafting: Many[Drafting], lanes: int, room: int) -> None:
         """Give drafts to lanes of the next step, which has `lanes` of them and room for that many more rows."""
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]

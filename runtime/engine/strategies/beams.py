@@ -151,7 +151,9 @@ class Beams:
         params = task.params
         self.most_lanes = params.num_beams
         self._task = task
-        self._sampler = Sampler(params, task.vocab_size, task.end_tokens)
+        # One for all beams: it goes to where the history is that it is asked about.
+        more = () if task.grammar is None else (task.grammar.constraint(),)
+        self._sampler = Sampler(params, task.vocab_size, task.end_tokens, more=more)
         self._ends = Ends(task)
         self._prompt: Lane | None = lane
         self._groups = [_Group(task, params.num_beams // params.num_beam_groups) for _ in range(params.num_beam_groups)]

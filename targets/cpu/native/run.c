@@ -48,7 +48,7 @@ static dsv3c_status reserve(dsv3c_model *model, const dsv3c_request *requests, s
   return DSV3C_OK;
 }
 
-static const plan_entry *entry_for(const dsv3c_model *model, int64_t tokens) {
+const plan_entry *entry_for(const dsv3c_model *model, int64_t tokens) {
   if (!plan->prefill.steps) return &plan->decode;
   if (!plan->decode.steps) return &plan->prefill;
   int32_t pays_from = model->level->prefill_min_tokens ? model->level->prefill_min_tokens : plan->prefill.min_tokens;
@@ -107,22 +107,36 @@ static void hand_out_logits(const float *logits, const step_piece *pieces, int32
   }
 }
 
-static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count,
+                              const step_watcher *watcher) {
   for (int32_t pieces; (pieces = next_step(model, requests, count)) > 0;) {
     const plan_entry *entry = entry_for(model, fill_inputs(model, pieces));
     TRY(kernels_run(model->kernels, entry));
     TRY(memory_require(&model->weights, &plan->weights));
-    hand_out_logits(entry == &plan->decode ? model->logits_of_decode : model->logits_of_prefill, model->pieces, pieces);
+    hand_out_logits(model_output(model, entry->logits), model->pieces, pieces);
     for (int32_t i = 0; i < pieces; i++) model->pieces[i].sequence->length += model->pieces[i].count;
+    if (!watcher) continue;
+    const step_piece *piece = model->pieces;
+    TRY(watcher->see(watcher->who, piece->sequence->length - piece->count, piece->count,
+                     model_output(model, entry->hidden)));
   }
   return DSV3C_OK;
 }
 
-dsv3c_status dsv3c_run(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
-  if (!model || (count && !requests)) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_run needs a model and requests");
+static dsv3c_status run_all(dsv3c_model *model, const dsv3c_request *requests, size_t count,
+                            const step_watcher *watcher) {
   TRY(reserve(model, requests, count));
-  dsv3c_status status = run_steps(model, requests, count);
+  dsv3c_status status = run_steps(model, requests, count, watcher);
   for (size_t i = 0; status != DSV3C_OK && i < count; i++)
     sequence_cut(requests[i].sequence, requests[i].sequence->before);
   return status;
+}
+
+dsv3c_status dsv3c_run(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  if (!model || (count && !requests)) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_run needs a model and requests");
+  return run_all(model, requests, count, 0);
+}
+
+dsv3c_status run_watched(dsv3c_model *model, const dsv3c_request *request, const step_watcher *watcher) {
+  return run_all(model, request, 1, watcher);
 }

@@ -43,6 +43,11 @@ INF = float("inf")
         *[("seed", v) for v in (-1, 0.5, "x")],
         *[("stop", v) for v in ("", ("a", ""), (1,), 3, {"a"})],
         *[("ignore_eos", v) for v in (1, None)],
+        *[
+            ("json_schema", v)
+            for v in ("{", "[1]", "true", 3, [1], {"a": NAN}, {"a": {1}}, '{"a": 1, "a": 2}', "[" * 9999)
+        ],
+        *[(name, v) for name in ("grammar", "regex") for v in (3, b"a", ["a"], "\ud800")],
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -244,3 +249,32 @@ def test_what_is_refused_is_refused_whatever_the_defaults(config: dict[str, Any]
         return
     found = defaults.updated(changes)
     assert {name: getattr(found, name) for name in changes} == {name: getattr(alone, name) for name in changes}
+
+
+GUIDES: dict[str, Any] = {"json_schema": {"type": "null"}, "grammar": 'start: "a"', "regex": "a"}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_an_answer_follows_one_thing_which_says_where_it_ends(name: str) -> None:
+    assert SamplingParams().guide is None
+    for other in GUIDES:
+        if other != name:
+            with pytest.raises(errors.ParameterInvalid, match="follows one of json_schema, grammar, regex"):
+                SamplingParams().updated({name: GUIDES[name], other: GUIDES[other]})
+    with pytest.raises(errors.ParameterInvalid, match=f"{name} says where the answer ends"):
+        SamplingParams().updated({name: GUIDES[name], "ignore_eos": True})
+
+
+def test_a_schema_keeps_the_order_of_its_properties() -> None:
+    schema = {"properties": {"b": {}, "a": {}}}
+    assert SamplingParams().updated({"json_schema": schema}).guide == (
+        "json_schema",
+        '{"properties": {"b": {}, "a": {}}}',
+    )
+    assert SamplingParams().updated({"json_schema": ' {"b":1}'}).guide == ("json_schema", ' {"b":1}')
+
+
+def test_a_long_value_is_shown_by_its_beginning() -> None:
+    with pytest.raises(errors.ParameterInvalid) as caught:
+        SamplingParams().updated({"json_schema": '{"a":' * 5000})
+    assert len(str(caught.value)) < 400

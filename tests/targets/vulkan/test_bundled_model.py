@@ -15,6 +15,7 @@ from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.engine_checks import check_batches, check_drafts
 
 ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
@@ -174,3 +175,13 @@ def test_the_commands_run_on_the_device(artifacts, vulkan):
     report = command("bench", folder, "-p", "8", "-n", "2", "-r", "1", "--per-op", "-o", "json")
     assert {row["test"] for row in report["tests"]} == {"pp8", "tg2"}
     assert vulkan in {row["name"] for row in command("doctor", "--json")["devices"]["vulkan"]["devices"]}
+
+
+def test_a_batch_is_answered_as_each_prompt_alone(loaded):
+    check_batches(loaded("float32"))
+
+
+@pytest.mark.parametrize("drafter", ["mtp", "ngram"])
+def test_drafts_that_the_device_verifies_change_no_text(drafter, loaded, artifacts, vulkan):
+    with runtime.load(artifacts("float32"), context=256, max_batch=4, speculate=drafter) as drafted:
+        check_drafts(drafted, loaded("float32"))
