@@ -329,6 +329,16 @@ class BenchTooLong(RequestFault):
     hint = "lower the depth, or the number of tokens to read or generate"
 
 
+class BenchBatchTooLarge(RequestFault):
+    message = "a batch of {batch} sequences is more than a step of this artifact holds, {limit}"
+    hint = "compile with --max-sequences {batch}, or measure smaller batches"
+
+
+class BenchCacheTooLarge(RequestFault):
+    message = "the largest batch needs a cache of {needed} tokens, kernels reach {limit}"
+    hint = "lower the depth, or the size of the batch"
+
+
 class ParameterInvalid(RequestFault):
     message = "{name} is {value!r}: {reason}"
     hint = "leave the parameter out to use the model's default"

@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,9 +19,10 @@ from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.device import CPU_FAMILIES, Device, Floats, Placement, family_of
 from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
+from dsv3c.runtime.engine.conversations import Conversations
 from dsv3c.runtime.engine.engine import Engine, Ticket
 from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, counting
-from dsv3c.runtime.engine.generation import Event, Generation, Overflow, Task
+from dsv3c.runtime.engine.generation import Event, Generation, Task, settings
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.engine.grammar import Grammar, Grammars
 from dsv3c.runtime.engine.params import SamplingParams
@@ -103,28 +105,6 @@ class Serving:
     prefix_cache: bool = True
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What a request says beside its parameters. Raises ParameterInvalid."""
-
-    priority: int = 0
-    overflow: Overflow = "stop"
-    speculate: bool = True
-
-    def __post_init__(self) -> None:
-        wrong = {
-            "priority": type(self.priority) is not int and "it must be an integer",
-            "overflow": self.overflow not in get_args(Overflow) and 'it must be "stop" or "slide"',
-            "speculate": type(self.speculate) is not bool and "it must be True or False",
-        }
-        for name, reason in wrong.items():
-            if reason:
-                raise ParameterInvalid(name=name, value=getattr(self, name), reason=reason)
-
-
-_REQUEST = tuple(field.name for field in fields(_Request))
-
-
 class Model:
     """One artifact on one device. Threads may share it: their steps take turns.
 
@@ -147,9 +127,9 @@ class Model:
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
         self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
-        defaults = SamplingParams.from_generation_config(self._generation_config)
-        self.defaults = defaults if self.has_tokenizer else defaults.updated({"stop": ()})  # ids alone have no strings
+        self.defaults = defaults_of(artifact)
         prefixes = PrefixCache(self.session.pool) if serving.prefix_cache else None
+        self._conversations = Conversations(self.session, artifact, prefixes, context)
         draft_session = None if draft is None else draft.session
         self.engine = Engine(self.session, prefixes, choice.speculator(serving.speculate, self.session, draft_session))
 
@@ -283,6 +263,18 @@ class Model:
         """
         return self.engine.submit(self._task(prompt, add_bos, how), self._max_pages)
 
+    def parameters(self, how: Mapping[str, Any]) -> SamplingParams:
+        """How `submit` generates with these parameters: what is not given has the model's default. Raises
+        UnknownParameter, ParameterInvalid, TokenizerMissing, and for a grammar what `submit` raises."""
+        params, _ = settings(self.defaults, how, self.has_tokenizer)
+        self._grammar(params)
+        return params
+
+    def encode(self, prompt: Prompt, add_bos: bool | None = None) -> list[int]:
+        """The token ids that a prompt stands for, however many the context holds."""
+        ids: list[int] = self.session.tokens(self._encode(prompt, add_bos, True)).tolist()
+        return ids
+
     def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
         """Over windows ids[window·i : window·i + window + 1], each starting cold; a last short one counts as well."""
         ids = self.session.tokens(token_ids)
@@ -299,6 +291,18 @@ class Model:
                 targets = part[chunk.start + 1 : chunk.start + chunk.count + 1]
                 total += float(_nll(chunk.logits, targets).sum())
         return Perplexity(total / (ids.size - 1), ids.size - 1)
+
+    def save_session(self, path: str | os.PathLike[str], tokens: ArrayLike, extra: Mapping[str, Any] = {}) -> None:
+        """Save a text with what is cached of it, for `restore_session` of the same artifact. extra: further JSON. An
+        earlier one is replaced. Raises SaveRefused."""
+        self._require_open()
+        self._conversations.save(Path(path), self.session.tokens(tokens), extra)
+
+    def restore_session(self, path: str | os.PathLike[str]) -> tuple[Ints, Mapping[str, Any]]:
+        """The tokens and the extra of `save_session`. A prompt that begins with these tokens is not read again. Raises
+        SavedInvalid, SavedNewer, SavedDamaged, SavedElsewhere, SavedTooLong, OutOfPages."""
+        self._require_open()
+        return self._conversations.restore(Path(path))
 
     def new_sequence(self) -> Sequence:
         """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
@@ -339,10 +343,7 @@ class Model:
         yield from self.engine.submit(task, self._max_pages)
 
     def _task(self, prompt: Prompt, add_bos: bool | None, how: Mapping[str, Any]) -> Task:
-        request = _Request(**{name: how[name] for name in _REQUEST if name in how})
-        params = self.defaults.updated({name: value for name, value in how.items() if name not in _REQUEST})
-        if params.stop and not self.has_tokenizer:
-            raise TokenizerMissing(what="a stop string")
+        params, request = settings(self.defaults, how, self.has_tokenizer)
         slides = request.overflow == "slide"
         ids = self._checked(self._encode(prompt, add_bos, slides), slides)
         params.checked(self.session.vocab_size).limit(ids.size)
@@ -445,6 +446,14 @@ class _Lease:
     def __exit__(self, *exception: object) -> None:
         with self._model._lock:
             self._sequence.close()
+
+
+def defaults_of(artifact: Artifact) -> SamplingParams:
+    """How a model generates where nothing else is said."""
+    config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
+    defaults = SamplingParams.from_generation_config(config)
+    has_tokenizer = "tokenizer.json" in artifact.manifest.files
+    return defaults if has_tokenizer else defaults.updated({"stop": ()})  # ids alone have no strings
 
 
 def _generation_config(artifact: Artifact) -> Mapping[str, Any]:

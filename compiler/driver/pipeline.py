@@ -323,9 +323,9 @@ def default_output(checkpoint: Path, options: CompileOptions) -> Path:
 
 
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
-    """Largest size of each symbolic dim; N, the cache slots, is chosen when the artifact is loaded."""
-    pages = -(-config.max_position_embeddings // PAGE_SIZE)
-    return {"T": options.max_tokens, "R": options.max_rows, "S": options.max_sequences, "P": pages}
+    """Largest size of each symbolic dim, with a row for each sequence; N, the cache slots, is chosen at loading."""
+    pages, sequences = -(-config.max_position_embeddings // PAGE_SIZE), options.max_sequences
+    return {"T": options.max_tokens, "R": max(options.max_rows, sequences), "S": sequences, "P": pages}
 
 
 def lower(

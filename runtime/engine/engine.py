@@ -84,6 +84,11 @@ class Ticket:
         return [self._results[index] for index in sorted(self._results)]
 
     @property
+    def done(self) -> bool:
+        """Whether no step does anything for it any more; what came of it may still have to be taken."""
+        return all(job.done for job in self._jobs)
+
+    @property
     def waiting(self) -> bool:
         """Whether it takes a step to know more."""
         return self._open and not any(job.events or job.done for job in self._jobs)

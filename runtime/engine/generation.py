@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from dsv3c.runtime.engine.grammar import Grammar
 from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.session import Ints
+from dsv3c.runtime.errors import ParameterInvalid, TokenizerMissing
 from dsv3c.runtime.text.stream import Decode
 
 FinishReason = Literal["stop", "length", "time", "cancelled"]
@@ -124,3 +126,37 @@ class Task:
         """New tokens at most."""
         limit = self.params.limit(self.prompt.size)
         return limit if self.overflow == "slide" else min(limit, self.context - self.prompt.size)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What a request says beside its parameters. Raises ParameterInvalid."""
+
+    priority: int = 0
+    overflow: Overflow = "stop"
+    speculate: bool = True
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "priority": type(self.priority) is not int and "it must be an integer",
+            "overflow": self.overflow not in get_args(Overflow) and 'it must be "stop" or "slide"',
+            "speculate": type(self.speculate) is not bool and "it must be True or False",
+        }
+        for name, reason in wrong.items():
+            if reason:
+                raise ParameterInvalid(name=name, value=getattr(self, name), reason=reason)
+
+
+def settings(
+    defaults: SamplingParams, how: Mapping[str, Any], has_tokenizer: bool
+) -> tuple[SamplingParams, RequestOptions]:
+    """What `how` says of a request to a model with these defaults. Raises UnknownParameter, ParameterInvalid, and
+    TokenizerMissing for stop strings that a model without one cannot look for."""
+    options = RequestOptions(**{name: how[name] for name in _OPTIONS if name in how})
+    params = defaults.updated({name: value for name, value in how.items() if name not in _OPTIONS})
+    if params.stop and not has_tokenizer:
+        raise TokenizerMissing(what="a stop string")
+    return params, options
+
+
+_OPTIONS = tuple(each.name for each in fields(RequestOptions))

@@ -160,6 +160,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template_source() is not None
 
+    def template_mentions(self, word: str) -> bool:
+        """Whether the chat template has this word, such as the name of a message's field that it may use."""
+        return word in (self._template_source() or "")
+
     def render_chat(self, messages: Many[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the chat template makes of messages, ready for the assistant's answer.
 

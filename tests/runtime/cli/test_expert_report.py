@@ -10,26 +10,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 
-import dsv3c.runtime
-from dsv3c.runtime import cli
+from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.expert_map import svg
-from dsv3c.runtime.cli.expert_report import MARK, files_of
+from dsv3c.runtime.cli.expert_report import MARK, counted, expert_options, files_of
 from dsv3c.runtime.engine.expert_stats import ExpertStats
 from dsv3c.runtime.errors import StepInvalid
-from tests.runtime.cli.test_generate import Asked
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-class Counting(Asked):
-    """Two layers of four experts; three tokens are counted."""
+class Counting:
+    """Stands for the model: two layers of four experts; three tokens are counted."""
 
     artifact = SimpleNamespace(manifest=SimpleNamespace(model={"name": "a <model>"}), folder=Path("OUT"))
     windows: list[int]
     fails = False
+
+    def generate(self) -> None:
+        if self.fails:
+            raise StepInvalid(where="x", reason="y")
 
     @contextmanager
     def count_experts(self, window: int) -> Iterator[ExpertStats]:
@@ -39,29 +42,30 @@ class Counting(Asked):
             stats.add(layer, np.array([[0, 1], [0, 2], [0, 3]], np.int32))
         yield stats
 
-    def stream(self, *arguments: Any, **params: Any) -> Any:
-        if self.fails:
-            raise StepInvalid(where="x", reason="y")
-        return super().stream(*arguments, **params)
-
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
-    counting = Counting()
-    monkeypatch.setattr(dsv3c.runtime, "load", lambda *arguments: counting)
     monkeypatch.chdir(tmp_path)
-    return counting
+    return Counting()
 
 
-def generate(*args: str) -> int:
-    return cli.run(["generate", "OUT", "-p", "x", *args])
+def generate(model: Any, *args: str) -> int:
+    """A command with the options, as `generate` uses them."""
+
+    @click.command()
+    @expert_options
+    def command(expert_stats: Path | None, expert_window: int) -> None:
+        with counted(model, expert_stats, expert_window):
+            model.generate()
+
+    return group.run(command, args, "dsv3c")
 
 
 @pytest.mark.parametrize("name", ["stats", "stats.json", "stats.svg"])
 def test_counts_and_picture_are_written_side_by_side(
     name: str, model: Counting, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert generate("--expert-stats", name, "--expert-window", "2") == 0
+    assert generate(model, "--expert-stats", name, "--expert-window", "2") == 0
     assert "experts of 3 tokens: stats.json, stats.svg" in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["stats.json", "stats.svg"]
     found = json.loads(Path("stats.json").read_text())
@@ -73,11 +77,11 @@ def test_counts_and_picture_are_written_side_by_side(
 def test_files_of_an_earlier_run_are_replaced_and_others_are_not(
     model: Counting, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert generate("--expert-stats", "stats") == 0
-    assert generate("--expert-stats", "stats") == 0
+    assert generate(model, "--expert-stats", "stats") == 0
+    assert generate(model, "--expert-stats", "stats") == 0
     Path("stats.svg").write_text("<svg>mine</svg>")
     model.windows = []
-    assert generate("--expert-stats", "stats") == 1
+    assert generate(model, "--expert-stats", "stats") == 1
     assert "cannot write stats.svg: something else is there" in capsys.readouterr().err
     assert Path("stats.svg").read_text() == "<svg>mine</svg>"
     assert model.windows == []  # told before the model was loaded
@@ -86,19 +90,19 @@ def test_files_of_an_earlier_run_are_replaced_and_others_are_not(
 def test_a_folder_that_is_not_there_is_told_before_anything_runs(
     model: Counting, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert generate("--expert-stats", "none/stats") == 1
+    assert generate(model, "--expert-stats", "none/stats") == 1
     assert "cannot write none/stats.json" in capsys.readouterr().err
 
 
 def test_a_fault_leaves_no_files(model: Counting) -> None:
     model.fails = True
-    assert generate("--expert-stats", "stats") == 1
+    assert generate(model, "--expert-stats", "stats") == 1
     assert list(Path().iterdir()) == []
 
 
 def test_nothing_is_counted_where_no_file_is_given(model: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "count_experts", lambda *_: pytest.fail("counted"))
-    assert generate() == 0
+    assert generate(model) == 0
 
 
 def test_other_suffixes_stay_in_the_name() -> None:
