@@ -451,16 +451,6 @@ class VocabulariesDiffer(RequestFault):
     hint = "compare models with the same vocabulary, such as two formats of one checkpoint"
 
 
-class NoExperts(RequestFault):
-    message = "the model has no experts that could be counted"
-    hint = "only models with a mixture of experts choose among some"
-
-
-class ExpertsUnknown(RequestFault):
-    message = "the artifact does not say which experts tokens visit"
-    hint = "compile the checkpoint again; for ONNX with --target onnx:experts=1, on two devices both artifacts"
-
-
 class CompilerNeeded(RequestFault):
     message = "{path} is a checkpoint, which the runtime alone cannot compile"
     hint = "give an artifact, made by `dsv3c compile CHECKPOINT --quant float32`"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.errors import ExpertsUnknown, ModelClosed, NoExperts, ParameterInvalid
+from dsv3c.runtime.errors import ModelClosed, ParameterInvalid, RequestFault
 
 if TYPE_CHECKING:
     from dsv3c.runtime.engine.session import Session
@@ -24,6 +24,16 @@ Counts = NDArray[np.int64]
 WINDOW = 256  # tokens, the last ones
 MOST_WINDOW = 1 << 20
 _NOBODY = -1
+
+
+class NoExperts(RequestFault):
+    message = "the model has no experts that could be counted"
+    hint = "only models with a mixture of experts choose among some"
+
+
+class ExpertsUnknown(RequestFault):
+    message = "the artifact does not say which experts tokens visit"
+    hint = "compile the checkpoint again; for ONNX with --target onnx:experts=1, on two devices both artifacts"
 
 
 @dataclass(frozen=True)

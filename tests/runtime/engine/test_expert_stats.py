@@ -11,9 +11,9 @@ import pytest
 
 from dsv3c import runtime
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.runtime.engine.expert_stats import ExpertStats, Load
+from dsv3c.runtime.engine.expert_stats import ExpertStats, ExpertsUnknown, Load, NoExperts
 from dsv3c.runtime.engine.session import Request
-from dsv3c.runtime.errors import ExpertsUnknown, ModelClosed, NoExperts, ParameterInvalid
+from dsv3c.runtime.errors import ModelClosed, ParameterInvalid
 from dsv3c.runtime.model import Model
 from tests.conftest import BUNDLED_MODEL, TESTS
 from tests.runtime.experts import Ids, counted, visited

@@ -15,7 +15,7 @@ from dsv3c import runtime, targets
 from dsv3c.compiler.driver.pipeline import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.runtime.errors import ExpertsUnknown
+from dsv3c.runtime.engine.expert_stats import ExpertsUnknown
 from dsv3c.targets.onnx import UnknownAccuracyLevel, UnknownOnnxExperts, UnknownOnnxProvider
 from tests.conformance.configs import CONFIGS
 from tests.runtime.experts import counted as counts
