@@ -21,13 +21,14 @@ import numpy as np
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.costs import Work
 from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.work import steps_work
 from dsv3c.runtime.devices.cpu.library import Library
 from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.session import Ints, Request, Session
 from dsv3c.runtime.errors import BenchBatchTooLarge, BenchCacheTooLarge, BenchTooLong
-from dsv3c.runtime.measure.breakdown import Breakdown, Run, steps_work, summary
+from dsv3c.runtime.measure.breakdown import Breakdown, Run, summary
 from dsv3c.runtime.measure.limits import Limits, measure_loaded
 from dsv3c.runtime.measure.watch import Watch
 from dsv3c.runtime.progress import Progress, Silent

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.runtime.artifact.costs import Cost, StepShape, Work, call_work, total
+from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.work import work_of
 
 _LAYER = re.compile(r"^model\.layers\.\d+\.|~\d+")
 _BRACES = re.compile(r"\{.*\}")
@@ -58,13 +59,6 @@ class Run:
     seconds: float
 
 
-def steps_work(plan: Plan, steps: Iterable[StepShape]) -> Work | None:
-    """The work of steps; None when the plan does not state costs."""
-    if plan.costs is None:
-        return None
-    return total(_call_work(plan, step, call) for step in steps for call in plan.entries[step.entry].calls)
-
-
 def weight_label(plan: Plan, buffers: Iterable[int]) -> str:
     """The name of a call's largest weight without its layer; empty when it has none."""
     weights = [plan.buffers[index] for index in buffers if plan.buffers[index].kind == "weight"]
@@ -83,12 +77,6 @@ def _shortened(match: re.Match[str]) -> str:
     return "{" + ",".join(last) + "}" if len(last) > 1 else last[0]
 
 
-def _call_work(plan: Plan, step: StepShape, call: tuple[str, tuple[int, ...]]) -> Work:
-    kernel, indices = call
-    weight_bytes = sum(plan.buffers[index].bytes for index in set(indices) if plan.buffers[index].kind == "weight")
-    return call_work((plan.costs or {}).get(kernel, Cost()), weight_bytes, step)
-
-
 def summary(plan: Plan, name: str, layers: int, runs: list[Run], seconds: list[float]) -> Breakdown:
     spent: dict[tuple[str, str], list[float]] = {}
     calls: dict[tuple[str, str], int] = {}
@@ -99,7 +87,7 @@ def summary(plan: Plan, name: str, layers: int, runs: list[Run], seconds: list[f
                 key = call[0], weight_label(plan, call[1])
                 spent.setdefault(key, [0.0] * len(runs))[number] += float(one)
                 calls[key] = calls.get(key, 0) + 1
-                works[key] = works.get(key, Work()) + _call_work(plan, step, call)
+                works[key] = works.get(key, Work()) + work_of(plan, step, call)
     count = len(runs)
     operations = [
         Operation(

@@ -27,7 +27,7 @@ class ModelDrafter:
         self._texts: dict[Lane, tuple[Sequence, Ints]] = {}  # what the draft's cache holds
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
-        feeds = [self._behind(each.lane, count) for each in drafting]
+        feeds = [self._behind(each.lane, each.lane.size, count) for each in drafting]
         ready = [(each, feed) for each, feed in zip(drafting, feeds, strict=True) if feed is not None]
         drafts: dict[Lane, list[int]] = {each.lane: [] for each, _ in ready}
         tokens = [feed for _, feed in ready]
@@ -45,7 +45,11 @@ class ModelDrafter:
         return [np.array(drafts.get(each.lane, ()), np.int32) for each in drafting]
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        pass
+        """A prompt is read with the model: what drafting costs then is drafting alone."""
+        if lane.history.generated.size <= 1:
+            feed = self._behind(lane, lane.sequence.length, 0)
+            if feed is not None and feed.size:
+                self._session.run([Request(self._texts[lane][0], feed, "none")])
 
     def forget(self, lane: Lane) -> None:
         sequence, _ = self._texts.pop(lane, (None, NO_TOKENS))
@@ -55,10 +59,10 @@ class ModelDrafter:
     def give_back(self) -> bool:
         return False
 
-    def _behind(self, lane: Lane, count: int) -> Ints | None:
-        """Tokens that the draft has still to read; None if there is no room for them. What it holds of other texts, or
-        of drafts that were wrong, is rolled back."""
-        tokens = lane.tokens
+    def _behind(self, lane: Lane, size: int, count: int) -> Ints | None:
+        """Of the lane's first `size` tokens those that the draft has still to read, at least the last; None if there is
+        no room for them and `count` more. What it holds of drafts that were wrong is rolled back."""
+        tokens = lane.tokens[:size]
         if lane not in self._texts:
             self._texts[lane] = self._session.new_sequence(self._max_pages), NO_TOKENS
         sequence, held = self._texts[lane]

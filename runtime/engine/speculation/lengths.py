@@ -5,16 +5,18 @@ n of them, so that a draft which is right two times in three can still cost more
 rows takes is measured and not computed: it holds all of that for the device at hand.
 
 Speculation never costs more than a small share of the time. What it lost so far against plain decoding is kept count
-of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding and
-one step. Numbers of drafts are tried from one on, each after the one before it was measured.
+of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding.
+Numbers of drafts are tried from one on, each after the one before it was measured; what the first may take is predicted
+from the bytes it reads.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 
-SHARE = 0.01  # of the time of decoding, what drafts that were wrong may cost
+SHARE = 0.015  # of the time of decoding, what drafts that were wrong may cost
 CREDIT = 4  # plain steps: of what was won before, so much counts when drafts begin to be wrong
 GAIN = 1.03  # a predicted rate must be that much above the plain one
 PLAIN_STEPS = 3  # measured before anything is drafted
@@ -63,10 +65,14 @@ class Running:
 
 
 class Lengths:
-    """Chooses a number of drafts a lane, at most `most`; 0 is plain decoding."""
+    """Chooses a number of drafts a lane, at most `most`; 0 is plain decoding.
 
-    def __init__(self, most: int) -> None:
+    growth: what a step of so many rows takes over one of a single row, as far as it can be known unmeasured.
+    """
+
+    def __init__(self, most: int, growth: Callable[[int], float] = float) -> None:
         self.most = most
+        self._growth = growth
         self.lost = 0.0  # seconds against plain decoding; negative: won
         self._debt = 0.0  # of that, what counts
         self.total = 0.0  # seconds of decoding
@@ -87,7 +93,7 @@ class Lengths:
         plain = self._plain(lanes)
         if not acceptances or plain is None or self._stale >= FRESH:
             return 0
-        left = SHARE * self.total + plain - self._debt
+        left = SHARE * self.total - self._debt
         most = min(self.most, room // len(acceptances), 1 + max(self._drafts, default=0))
         counts = [n for n in range(1, most + 1) if self._time(lanes, len(acceptances), n) - plain <= left]
         if not counts:
@@ -130,10 +136,13 @@ class Lengths:
         return self._step_time(lanes + count * drafting) + self._draft_time(count)
 
     def _step_time(self, rows: int) -> float:
-        """Measured, or on the line through the two nearest that were; as a single one that was: worth a try."""
+        """Measured, or on the line through the two nearest that were, or grown from a single one."""
         known = self._steps
-        if rows in known or len(known) < 2:
-            return known.get(rows, next(iter(known.values()))).median
+        if rows in known:
+            return known[rows].median
+        if len(known) == 1:
+            (single,) = known
+            return known[single].median * max(1.0, self._growth(rows) / self._growth(single))
         near, far = sorted(known, key=lambda count: (abs(count - rows), count))[:2]
         slope = max(0.0, (known[far].median - known[near].median) / (far - near))
         return known[near].median + slope * (rows - near)

@@ -12,6 +12,7 @@ from dsv3c.runtime.engine.generation import Drafted
 from dsv3c.runtime.engine.lanes import NO_TOKENS, Lane
 from dsv3c.runtime.engine.session import Ints, Session
 from dsv3c.runtime.engine.speculation import Drafter, Drafting
+from dsv3c.runtime.engine.speculation.growth import growth
 from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
 from dsv3c.runtime.errors import OutOfPages, RuntimeFault
 
@@ -33,7 +34,7 @@ class Speculator:
 
     def __init__(self, session: Session, drafter: Drafter, lengths: Lengths | None = None) -> None:
         self.drafter = drafter
-        self.lengths = lengths or Lengths(drafter.most)
+        self.lengths = lengths or Lengths(drafter.most, growth(session.plan))
         self.drafted = Drafted()
         self.fault: RuntimeFault | None = None
         self._session = session

@@ -18,10 +18,11 @@ from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
+from dsv3c.runtime.artifact.work import steps_work
 from dsv3c.runtime.errors import BenchBatchTooLarge, BenchTooLong
 from dsv3c.runtime.measure import bench, limits
 from dsv3c.runtime.measure.bench import Bench, Result, Settings
-from dsv3c.runtime.measure.breakdown import steps_work, weight_label
+from dsv3c.runtime.measure.breakdown import weight_label
 from dsv3c.runtime.measure.limits import Limits
 from tests.runtime import toy
 

@@ -30,7 +30,7 @@ class Decoding:
     """Decodes with one lane; a draft is right with probability `right`, and costs `draft` seconds."""
 
     def __init__(self, cost: Cost, right: float, draft: float = 0.0, noise: float = 0.0, most: int = 4) -> None:
-        self.lengths, self.acceptance = Lengths(most), Acceptance()
+        self.lengths, self.acceptance = Lengths(most, lambda rows: cost(rows) / cost(1)), Acceptance()
         self.seconds = self.tokens = 0.0
         self.counts: list[int] = []
         self._cost, self._right, self._draft, self._noise = cost, right, draft, noise
@@ -62,7 +62,7 @@ class Decoding:
 @pytest.mark.parametrize("right", [0.0, 0.1, 0.3, 0.5])
 @pytest.mark.parametrize("cost", [bound_by_memory, mixture, bound_by_arithmetic])
 def test_speculation_is_never_slower(cost: Cost, right: float, noise: float) -> None:
-    for steps in (100, 400, 3000):
+    for steps in (30, 100, 400, 3000):
         assert Decoding(cost, right, draft=0.1, noise=noise).run(steps).gain >= 0.98
 
 
@@ -101,8 +101,8 @@ def test_a_plain_step_is_measured_again_while_drafts_pay() -> None:
 
 
 def test_no_room_no_drafts() -> None:
-    lengths = Lengths(4)
-    for _ in range(5):
+    lengths = Lengths(4, lambda rows: 1 + rows / 100)
+    for _ in range(20):
         lengths.measured(8, 8, 8, 0.0, 1.0)
     assert lengths.choose(8, [0.99] * 8, room=7) == 0
     assert lengths.choose(8, [0.99] * 8, room=17) in (1, 2)
