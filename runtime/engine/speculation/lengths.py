@@ -94,6 +94,8 @@ class Lengths:
         if not acceptances or plain is None or self._stale >= FRESH:
             return 0
         left = SHARE * self.total - self._debt
+        if left <= 0:
+            return 0
         most = min(self.most, room // len(acceptances), 1 + max(self._drafts, default=0))
         counts = [n for n in range(1, most + 1) if self._time(lanes, len(acceptances), n) - plain <= left]
         if not counts:
@@ -117,8 +119,8 @@ class Lengths:
         plain = self._plain(lanes)
         if drafted:
             self._drafts.setdefault(-(-(rows - lanes) // lanes), Running()).add(drafting)
-        if plain is not None:
-            lost = drafting + step - plain * tokens / lanes if drafted else drafting
+        if plain is not None and drafted:
+            lost = drafting + step - plain * tokens / lanes
             self.lost += lost
             self._debt = max(self._debt + lost, -CREDIT * plain)
 
