@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager
@@ -122,7 +123,8 @@ class Model:
         self._lock = self.session.turns
         self._draft = draft
         self._tokenizer: Tokenizer | None = None
-        self._grammars = Grammars(lambda: self.tokenizer, artifact.manifest.vocab_size)
+        own = weakref.proxy(self)  # what a model holds goes with its last user, not with a collection some time later
+        self._grammars = Grammars(lambda: own.tokenizer, artifact.manifest.vocab_size)
         # Read now: an artifact that takes the place of this one has other files.
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")

@@ -31,7 +31,7 @@ def check_batches(model: Model, count: int = 6) -> None:
     assert model.session.pool.free_pages == model.session.pool.pages
 
 
-def check_drafts(drafted: Model, plain: Model, count: int = 8) -> None:
+def check_drafts(drafted: Model, plain: Model, count: int = 16) -> None:
     """As many drafts as the drafter of `drafted` makes, and the text of `plain`. Raises AssertionError."""
     speculator = drafted.engine.scheduler.speculator
     assert speculator is not None
