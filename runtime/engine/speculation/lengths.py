@@ -23,6 +23,7 @@ PLAIN_STEPS = 3  # measured before anything is drafted
 KEPT = 9  # times of which the median counts
 FIRST_PAUSE, LONGEST_PAUSE = 8, 512  # steps until drafting is tried again where it did not pay
 FRESH = 64  # steps after which a plain one is measured again
+REST = 48  # steps without a look at drafts where none may be made
 DECAY = 0.95  # of the running acceptance, a draft
 PRIOR = 0.7  # acceptance before any was seen
 
@@ -78,9 +79,11 @@ class Lengths:
         self.total = 0.0  # seconds of decoding
         self._steps: dict[int, Running] = {}  # seconds of the model by its rows
         self._drafts: dict[int, Running] = {}  # seconds of proposing by the number of drafts
+        self._looking = Running()  # seconds of a step that asked for drafts and had none
         self._pause = FIRST_PAUSE
         self._since = 0  # steps since the last that drafted
-        self._stale = 0  # steps since the last plain one
+        self._stale = 0  # steps since the last plain one that was measured
+        self.resting = 0  # steps that follow without a look at drafts, which then cost nothing
 
     @property
     def gain(self) -> float:
@@ -89,40 +92,53 @@ class Lengths:
 
     def choose(self, lanes: int, acceptances: Many[float], room: int) -> int:
         """For a step of `lanes` lanes of which those with `acceptances` can be drafted for, with room for that many
-        more rows."""
+        more rows. Where it does not pay, the next ones need not ask: `resting`."""
         plain = self._plain(lanes)
         if not acceptances or plain is None or self._stale >= FRESH:
             return 0
         left = SHARE * self.total - self._debt
-        if left <= 0:
-            return 0
         most = min(self.most, room // len(acceptances), 1 + max(self._drafts, default=0))
+        if most < 1:
+            return 0
         counts = [n for n in range(1, most + 1) if self._time(lanes, len(acceptances), n) - plain <= left]
         if not counts:
-            return 0
+            return self._rest(REST)
         best = max(counts, key=lambda count: self._rate(lanes, acceptances, count))
         if self._rate(lanes, acceptances, best) > GAIN * lanes / plain:
             self._pause = FIRST_PAUSE
             return best
         if self._since < self._pause:
-            return 0
+            return self._rest(self._pause - self._since)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return counts[0]
+
+    def rested(self, seconds: float) -> None:
+        """A step of the rest is done."""
+        self.total += seconds
+        self.resting -= 1
+        self._since += 1
 
     def measured(self, lanes: int, rows: int, tokens: int, drafting: float, step: float) -> None:
         """A step of `rows` rows took `step` seconds after `drafting` seconds, and gave `tokens` tokens."""
         self._steps.setdefault(rows, Running()).add(step)
         self.total += drafting + step
         drafted = rows > lanes
+        if not drafted:
+            self._looking.add(drafting)
         self._since = 0 if drafted else self._since + 1
         self._stale = self._stale + 1 if drafted else 0
         plain = self._plain(lanes)
         if drafted:
             self._drafts.setdefault(-(-(rows - lanes) // lanes), Running()).add(drafting)
-        if plain is not None and drafted:
-            lost = drafting + step - plain * tokens / lanes
+        if plain is not None:
+            lost = drafting + step - plain * tokens / lanes if drafted else self._looking.median
             self.lost += lost
             self._debt = max(self._debt + lost, -CREDIT * plain)
+
+    def _rest(self, steps: int) -> int:
+        self.resting = steps
+        self._stale = FRESH  # times are old when it is over
+        return 0
 
     def _plain(self, lanes: int) -> float | None:
         times = self._steps.get(lanes)

@@ -32,10 +32,7 @@ class _State:
     sequence: Sequence
     at: int = 0
     unread: list[Floats] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return sum(len(states) for states in self.unread)
+    count: int = 0  # of the unread
 
 
 class _Ahead(NamedTuple):
@@ -77,10 +74,11 @@ class MtpDrafter:
         goes_on = start == state.at + state.count
         if goes_on and state.sequence.length + state.count + read + self.most < WINDOW:
             state.unread.append(hidden[:read].copy())
+            state.count += read
             return
         kept = np.concatenate([*(state.unread if goes_on else ()), hidden[:read]])[-BEGIN:]
         self._restart(state, lane.sequence.length - len(kept))
-        state.unread = [kept]
+        state.unread, state.count = [kept], len(kept)
 
     def forget(self, lane: Lane) -> None:
         state = self._states.pop(lane, None)
@@ -138,7 +136,7 @@ class MtpDrafter:
         for each, state, rows in zip(ready, states, hidden, strict=True):
             tokens.append(each.lane.tokens[state.at + 1 : state.at + 1 + len(rows)].tolist())
             state.at += len(rows)
-            state.unread = []
+            state.unread, state.count = [], 0
         longest = self._bound // len(states)
         while max(len(part) for part in tokens) > longest:
             head = [part[:-1][:longest] for part in tokens]
@@ -171,4 +169,4 @@ class MtpDrafter:
 
     def _restart(self, state: _State, at: int) -> None:
         state.sequence.close()
-        state.at, state.unread = at, []
+        state.at, state.unread, state.count = at, [], 0

@@ -16,6 +16,8 @@ from dsv3c.runtime.engine.speculation.growth import growth
 from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
 from dsv3c.runtime.errors import OutOfPages, RuntimeFault
 
+LISTEN = 32  # steps before drafts are looked at again, from which on a drafter follows the text
+
 
 @dataclass(frozen=True)
 class _Open:
@@ -41,6 +43,7 @@ class Speculator:
         self._all = Acceptance()
         self._of: WeakKeyDictionary[Lane, Acceptance] = WeakKeyDictionary()
         self._lanes = self._rows = 0
+        self._rests = False
         self._open: list[_Open] = []
 
     @property
@@ -49,6 +52,10 @@ class Speculator:
 
     def propose(self, drafting: Many[Drafting], lanes: int, room: int) -> None:
         """Give drafts to lanes of the next step, which has `lanes` of them and room for that many more rows."""
+        self._open = []
+        self._rests = self.lengths.resting > 0
+        if self._rests:
+            return
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]
         able = [each for each in drafting if each.left > 1]
         count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
@@ -60,6 +67,9 @@ class Speculator:
 
     def stepped(self, drafting_seconds: float, step_seconds: float) -> None:
         """The step that was proposed for is done."""
+        if self._rests:
+            self.lengths.rested(step_seconds)
+            return
         tokens = self._lanes - len(self._open)
         for each in self._open:
             now, before = each.drafting.drafted, each.drafted
@@ -73,7 +83,8 @@ class Speculator:
         self.lengths.measured(self._lanes, self._rows, tokens, drafting_seconds, step_seconds)
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        self.drafter.saw(lane, start, hidden)
+        if self.lengths.resting <= LISTEN:
+            self.drafter.saw(lane, start, hidden)
 
     def forget(self, lane: Lane) -> None:
         self.drafter.forget(lane)

@@ -38,13 +38,17 @@ class Decoding:
 
     def run(self, steps: int) -> Decoding:
         for _ in range(steps):
-            count = self.lengths.choose(1, [self.acceptance.rate], room=63)
+            resting = self.lengths.resting > 0
+            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63)
             right = 0
             while right < count and self._random.random() < self._right:
                 right += 1
             drafting = self._draft * count
             step = self._cost(1 + count) * (1 + self._noise * self._random.random())
-            self.lengths.measured(1, 1 + count, 1 + right, drafting, step)
+            if resting:
+                self.lengths.rested(step)
+            else:
+                self.lengths.measured(1, 1 + count, 1 + right, drafting, step)
             if count:
                 self.acceptance.add(count, right)
             self.counts.append(count)
