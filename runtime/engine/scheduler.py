@@ -242,6 +242,8 @@ class Scheduler:
         for each in fed:
             self._advance(each, chunks[first : first + len(each.lanes)], seconds)
             first += len(each.lanes)
+        if self.speculator is not None:
+            self.speculator.follow()  # behind all that look at outputs of the step
         return True
 
     def _with_draws(self, fed: Many[Fed]) -> list[Request]:

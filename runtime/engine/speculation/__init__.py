@@ -49,6 +49,9 @@ class Drafter(Protocol):
         """The model has read the lane's tokens from position `start` to the end of its sequence. hidden [n, D]: its
         states after the final norm, of at least these; valid during the call."""
 
+    def follow(self) -> None:
+        """All of a step was seen, its outputs are no longer needed: steps of the model's own may be made."""
+
     def forget(self, lane: Lane) -> None:
         """The lane has left its pages."""
 

@@ -51,6 +51,9 @@ class ModelDrafter:
             if feed is not None and feed.size:
                 self._session.run([Request(self._texts[lane][0], feed, "none")])
 
+    def follow(self) -> None:
+        pass
+
     def forget(self, lane: Lane) -> None:
         sequence, _ = self._texts.pop(lane, (None, NO_TOKENS))
         if sequence is not None:

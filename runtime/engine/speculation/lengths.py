@@ -78,7 +78,8 @@ class Lengths:
         self._debt = 0.0  # of that, what counts
         self.total = 0.0  # seconds of decoding
         self._steps: dict[int, Running] = {}  # seconds of the model by its rows
-        self._drafts: dict[int, Running] = {}  # seconds of proposing by the number of drafts
+        self._drafts: dict[int, Running] = {}  # seconds of proposing by the number of drafts, step after step
+        self._tried = 0  # the most drafts so far
         self._looking = Running()  # seconds of a step that asked for drafts and had none
         self._pause = FIRST_PAUSE
         self._since = 0  # steps since the last that drafted
@@ -97,7 +98,7 @@ class Lengths:
         if not acceptances or plain is None or self._stale >= FRESH:
             return 0
         left = SHARE * self.total - self._debt
-        most = min(self.most, room // len(acceptances), 1 + max(self._drafts, default=0))
+        most = min(self.most, room // len(acceptances), 1 + self._tried)
         if most < 1:
             return 0
         counts = [n for n in range(1, most + 1) if self._time(lanes, len(acceptances), n) - plain <= left]
@@ -125,11 +126,14 @@ class Lengths:
         drafted = rows > lanes
         if not drafted:
             self._looking.add(drafting)
-        self._since = 0 if drafted else self._since + 1
+        follows, self._since = self._since == 0, 0 if drafted else self._since + 1
         self._stale = self._stale + 1 if drafted else 0
         plain = self._plain(lanes)
         if drafted:
-            self._drafts.setdefault(-(-(rows - lanes) // lanes), Running()).add(drafting)
+            count = -(-(rows - lanes) // lanes)
+            self._tried = max(self._tried, count)
+            if follows:  # the first one catches up with the text
+                self._drafts.setdefault(count, Running()).add(drafting)
         if plain is not None:
             lost = drafting + step - plain * tokens / lanes if drafted else self._looking.median
             self.lost += lost

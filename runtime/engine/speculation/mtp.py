@@ -58,6 +58,7 @@ class MtpDrafter:
         self._pages = -(-WINDOW // plan.page_size)
         self._bound = min(plan.entries["mtp"].max_tokens, plan.bounds.T)
         self._states: dict[Lane, _State] = {}
+        self._prompts: list[Lane] = []
 
     @staticmethod
     def pages(page_size: int) -> int:
@@ -79,6 +80,15 @@ class MtpDrafter:
         kept = np.concatenate([*(state.unread if goes_on else ()), hidden[:read]])[-BEGIN:]
         self._restart(state, lane.sequence.length - len(kept))
         state.unread, state.count = [kept], len(kept)
+        if lane.history.generated.size == 1:
+            self._prompts.append(lane)
+
+    def follow(self) -> None:
+        """Prompts are read as soon as the model has: what drafting costs later is drafting alone."""
+        for lane in self._prompts:
+            if lane.ready and self._prepare(lane, 0):
+                self._catch_up([lane], [self._states[lane]])
+        self._prompts = []
 
     def forget(self, lane: Lane) -> None:
         state = self._states.pop(lane, None)
@@ -104,7 +114,7 @@ class MtpDrafter:
         if not ready:
             return [NO_TOKENS for _ in drafting]
         states = [self._states[each.lane] for each in ready]
-        logits, hidden = self._catch_up(ready, states)
+        logits, hidden = self._catch_up([each.lane for each in ready], states)
         lengths = [state.sequence.length for state in states]
         drafts: list[list[int]] = [[] for _ in ready]
         for ahead in range(count):
@@ -129,12 +139,12 @@ class MtpDrafter:
             return False
         return True
 
-    def _catch_up(self, ready: Many[Drafting], states: Many[_State]) -> _Ahead:
+    def _catch_up(self, lanes: Many[Lane], states: Many[_State]) -> _Ahead:
         """The layer reads the states it has not, each with the token that came after; rows of the last ones."""
         hidden = [np.concatenate(state.unread) for state in states]
         tokens = []
-        for each, state, rows in zip(ready, states, hidden, strict=True):
-            tokens.append(each.lane.tokens[state.at + 1 : state.at + 1 + len(rows)].tolist())
+        for lane, state, rows in zip(lanes, states, hidden, strict=True):
+            tokens.append(lane.tokens[state.at + 1 : state.at + 1 + len(rows)].tolist())
             state.at += len(rows)
             state.unread, state.count = [], 0
         longest = self._bound // len(states)

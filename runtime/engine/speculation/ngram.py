@@ -33,6 +33,9 @@ class NgramDrafter:
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
         pass
 
+    def follow(self) -> None:
+        pass
+
     def forget(self, lane: Lane) -> None:
         pass
 

@@ -86,6 +86,9 @@ class Speculator:
         if self.lengths.resting <= LISTEN:
             self.drafter.saw(lane, start, hidden)
 
+    def follow(self) -> None:
+        self.drafter.follow()
+
     def forget(self, lane: Lane) -> None:
         self.drafter.forget(lane)
 
