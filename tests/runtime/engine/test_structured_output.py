@@ -134,6 +134,9 @@ class Knowing:
     def forget(self, lane: Lane) -> None:
         pass
 
+    def follow(self) -> None:
+        pass
+
     def give_back(self) -> bool:
         return False
 
