@@ -119,7 +119,7 @@ def test_what_is_forced_altogether_takes_no_step(model: Model, monkeypatch: pyte
 class Knowing:
     """Drafts that are right as often as not, from answers by their prompts."""
 
-    name, most = "knowing", 4
+    name, most, reads_states = "knowing", 4, False
 
     def __init__(self, answers: Mapping[tuple[int, ...], Many[int]]) -> None:
         self._answers = answers
