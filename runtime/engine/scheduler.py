@@ -79,12 +79,8 @@ class Scheduler:
 
     def reap(self) -> None:
         """Take in who has come; let go of who is cancelled or out of time."""
-        while self._arrivals:
-            job = self._arrivals.popleft()
-            job.number = self._arrived
-            self._arrived += 1
-            self._jobs.append(job)
-        self._jobs.sort(key=lambda job: job.rank)
+        if self._arrivals:
+            self._take_arrivals()
         now = self._clock()
         for job in list(self._jobs):
             if job.cancelled:
@@ -93,6 +89,14 @@ class Scheduler:
                 self._finish(job, job.strategy.reason)
             elif job.deadline is not None and now >= job.deadline:
                 self._finish(job, "time")
+
+    def _take_arrivals(self) -> None:
+        while self._arrivals:
+            job = self._arrivals.popleft()
+            job.number = self._arrived
+            self._arrived += 1
+            self._jobs.append(job)
+        self._jobs.sort(key=lambda job: job.rank)
 
     def abandon(self, error: RuntimeFault) -> None:
         """End all requests with a fault."""
@@ -109,7 +113,7 @@ class Scheduler:
         began = self._clock()
         if self.speculator is not None:
             count = sum(len(job.strategy.lanes) for job in jobs)
-            drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single) and job.task.speculate]
+            drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single) and _drafts(job)]
             self.speculator.propose(drafting, count, self._rows - count)
         drafted = self._clock()
         ran = self._run([_decoding(job) for job in jobs], began)
@@ -270,7 +274,7 @@ class Scheduler:
             except RuntimeFault as error:
                 self._fail(job, error)
                 return
-        if self.speculator is not None:
+        if self.speculator is not None and _drafts(job):
             for lane, chunk, start in zip(fed.lanes, chunks, starts, strict=True):
                 self.speculator.saw(lane, start, chunk.hidden)
         for lane in job.strategy.lanes:
@@ -309,6 +313,11 @@ class Scheduler:
         lane.leave()
         if self.speculator is not None:
             self.speculator.forget(lane)
+
+
+def _drafts(job: Job) -> bool:
+    """Whether drafts may be made for it: of beams each is a text of its own, which forks and leaves."""
+    return job.task.speculate and isinstance(job.strategy, Single)
 
 
 def _decoding(job: Job) -> Fed:

@@ -72,6 +72,8 @@ class MtpDrafter:
         state = self._states.get(lane)
         if state is None:
             state = self._states[lane] = _State(self._session.new_sequence(self._pages))
+        if lane.history.generated.size == 1:
+            self._prompts.append(lane)
         goes_on = start == state.at + state.count
         if goes_on and state.sequence.length + state.count + read + self.most < WINDOW:
             state.unread.append(hidden[:read].copy())
@@ -80,15 +82,13 @@ class MtpDrafter:
         kept = np.concatenate([*(state.unread if goes_on else ()), hidden[:read]])[-BEGIN:]
         self._restart(state, lane.sequence.length - len(kept))
         state.unread, state.count = [kept], len(kept)
-        if lane.history.generated.size == 1:
-            self._prompts.append(lane)
 
     def follow(self) -> None:
         """Prompts are read as soon as the model has: what drafting costs later is drafting alone."""
-        for lane in self._prompts:
+        prompts, self._prompts = self._prompts, []
+        for lane in prompts:
             if lane.ready and self._prepare(lane, 0):
                 self._catch_up([lane], [self._states[lane]])
-        self._prompts = []
 
     def forget(self, lane: Lane) -> None:
         state = self._states.pop(lane, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from dsv3c.runtime.devices.device import Floats
@@ -16,6 +17,7 @@ from dsv3c.runtime.engine.speculation.growth import growth
 from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
 from dsv3c.runtime.errors import OutOfPages, RuntimeFault
 
+Result = TypeVar("Result")
 LISTEN = 32  # steps before drafts are looked at again, from which on a drafter follows the text
 
 
@@ -59,7 +61,7 @@ class Speculator:
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]
         able = [each for each in drafting if each.left > 1]
         count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
-        if count and self.fault is None:
+        if count:
             for each, drafts in zip(able, self._proposed(able, count), strict=True):
                 each.lane.drafts = drafts[: min(count, each.left - 1, each.lane.sequence.capacity - each.lane.size)]
                 self._reserve(each.lane)
@@ -84,10 +86,10 @@ class Speculator:
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
         if self.lengths.resting <= LISTEN:
-            self.drafter.saw(lane, start, hidden)
+            self._kept(lambda: self.drafter.saw(lane, start, hidden), None)
 
     def follow(self) -> None:
-        self.drafter.follow()
+        self._kept(self.drafter.follow, None)
 
     def forget(self, lane: Lane) -> None:
         self.drafter.forget(lane)
@@ -110,12 +112,17 @@ class Speculator:
         }
 
     def _proposed(self, drafting: Many[Drafting], count: int) -> Many[Ints]:
+        return self._kept(lambda: self.drafter.propose(drafting, count), [NO_TOKENS for _ in drafting])
+
+    def _kept(self, call: Callable[[], Result], instead: Result) -> Result:
         """A drafter that fails is left alone from then on: texts do without it."""
+        if self.fault is not None:
+            return instead
         try:
-            return self.drafter.propose(drafting, count)
+            return call()
         except RuntimeFault as fault:
             self.fault = fault
-            return [NO_TOKENS for _ in drafting]
+            return instead
 
     def _reserve(self, lane: Lane) -> None:
         """Drafts take free pages only; without them they are left out."""

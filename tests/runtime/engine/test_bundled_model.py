@@ -128,6 +128,17 @@ def test_a_load_of_random_requests_on_half_of_the_cache_is_answered_as_alone(
     assert not different
 
 
+def test_requests_without_drafts_leave_no_page_with_the_drafter(artifact: Path, bundled_model: Path) -> None:
+    whole = (bundled_model / "eval.txt").read_text(encoding="utf-8")
+    with runtime.load(artifact, context=1024, speculate="mtp", prefix_cache=False) as drafted:
+        prompt = drafted.tokenizer.encode(whole[:4000])[:600]  # in two steps
+        for how in ({"num_beams": 2, "temperature": 0}, {"speculate": False}, {"temperature": 0}):
+            drafted.generate(prompt, max_new_tokens=3, **how)
+            assert drafted.session.pool.free_pages == drafted.session.pool.pages
+        drafter = drafted.engine.scheduler.speculator.drafter  # type: ignore[union-attr]
+        assert drafter._states == {}  # type: ignore[attr-defined]
+
+
 def test_a_second_question_about_the_same_text_starts_at_once(model: Model, bundled_model: Path) -> None:
     whole = (bundled_model / "eval.txt").read_text(encoding="utf-8")
     prompt = model.tokenizer.encode(whole[:4000])[:450]
