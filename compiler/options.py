@@ -29,6 +29,25 @@ def debug_level() -> int:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """The folder of an adapter that is merged, and how many times what it says. As text, `NAME` or `NAME=SCALE`."""
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise BadOptionError(option="lora", value=self.scale, expected="a finite number for the scale")
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def __str__(self) -> str:
+        return self.name if self.scale == 1 else f"{self.name}={self.scale:g}"
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """Options of one compilation.
 
@@ -43,6 +62,7 @@ class CompileOptions:
     method: how weights become codes (quantisation.choice), None for the default.
     calibration: a text that weights are rounded for and formats measured on, of which at most calibration_tokens count;
     None: where one is wanted, ours.
+    lora: adapters that are merged into the weights, in their order, before anything else is done with these.
     sparsity_threshold: weights below that part of the root mean square of their group become 0 before they are rounded.
     stop_after: name of the pass to stop at. dump_to: folder for the graph after each pass.
     overwrite: replace an existing artifact. restart: discard what an interrupted run with other options left.
@@ -61,6 +81,7 @@ class CompileOptions:
     method: str | None = None
     calibration: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
+    lora: tuple[Lora, ...] = ()
     sparsity_threshold: float = 0.0
     stop_after: str | None = None
     dump_to: Path | None = None
@@ -141,4 +162,5 @@ class CompileOptions:
             del kept[name]
         for name in ("calibration", "quant_plan"):
             kept[name] = kept[name] and kept[name].name
+        kept["lora"] = [str(adapter) for adapter in self.lora]
         return kept

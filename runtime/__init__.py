@@ -23,6 +23,8 @@ def load(
     device: str | None = None,
     gpu_layers: int | None = None,
     cpu_artifact: str | os.PathLike[str] | None = None,
+    speculate: str | os.PathLike[str] | None = None,
+    prefix_cache: bool = True,
 ) -> Model:
     """Check an artifact and load it: weights are mapped, the cache and the activations allocated.
 
@@ -31,12 +33,14 @@ def load(
     holds (1).
     device: of a GPU target, a number, a part of a name or a type (`dsv3c doctor` lists them). gpu_layers: how many of
     the last layers run there (all); the others run on the CPU, with the artifact `cpu_artifact` of the same model.
+    speculate: who drafts tokens for one step to verify: "mtp", the model's own layer; "ngram", the text itself; or the
+    path of a smaller artifact with the same tokens. prefix_cache: keep what was read for requests that begin alike.
     Raises dsv3c.runtime.errors.RuntimeFault.
     """
     # Imported here so that `import dsv3c.runtime` stays light.
     from dsv3c.runtime.artifact.artifact import Artifact
     from dsv3c.runtime.devices.device import Placement
-    from dsv3c.runtime.model import Model
+    from dsv3c.runtime.model import Model, Serving
 
     placement = Placement(threads, device, gpu_layers, cpu_artifact)
-    return Model.load(Artifact.open(path), placement, context, max_batch)
+    return Model.load(Artifact.open(path), placement, Serving(context, max_batch, speculate, prefix_cache))

@@ -6,7 +6,7 @@ arguments of the constructor and stay readable as attributes. `code` is a stable
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class Dsv3cError(Exception):
@@ -21,6 +21,10 @@ class Dsv3cError(Exception):
         text = self.message.format(**fields)
         hint = self.hint.format(**fields)
         super().__init__(f"{text}\n  hint: {hint}" if hint else text)
+
+    def again(self) -> Self:
+        """The same error, to be raised in another place or thread."""
+        return type(self)(**vars(self))
 
     @property
     def code(self) -> str:
@@ -325,6 +329,16 @@ class BenchTooLong(RequestFault):
     hint = "lower the depth, or the number of tokens to read or generate"
 
 
+class BenchBatchTooLarge(RequestFault):
+    message = "a batch of {batch} sequences is more than a step of this artifact holds, {limit}"
+    hint = "compile with --max-sequences {batch}, or measure smaller batches"
+
+
+class BenchCacheTooLarge(RequestFault):
+    message = "the largest batch needs a cache of {needed} tokens, kernels reach {limit}"
+    hint = "lower the depth, or the size of the batch"
+
+
 class ParameterInvalid(RequestFault):
     message = "{name} is {value!r}: {reason}"
     hint = "leave the parameter out to use the model's default"
@@ -340,9 +354,83 @@ class LogitsNotFinite(RequestFault):
     hint = "the weights hold NaN or infinity, or overflow in this format; run `dsv3c verify`, or compile with float32"
 
 
+class NoTokenAllowed(RequestFault):
+    message = "after {tokens} tokens every token is forbidden"
+    hint = (
+        "forbid fewer: suppress_tokens, bad_words_ids, no_repeat_ngram_size, logit_bias, min_new_tokens, min_length; "
+        "with json_schema, grammar or regex also what these need"
+    )
+
+
+class GuidanceMissing(RequestFault):
+    message = "json_schema, grammar and regex need the package llguidance, which cannot be imported: {reason}"
+    hint = "pip install 'dsv3c[guidance]', or 'dsv3c-runtime[guidance]' on a device"
+
+
+class GrammarInvalid(RequestFault):
+    message = "{name} cannot be followed: {reason}"
+    hint = "llguidance knows most of JSON Schema, its own dialect of Lark, and expressions without look-around"
+
+
+class GrammarFailed(RequestFault):
+    message = "after {tokens} tokens of the answer the grammar cannot be followed any further: {reason}"
+    hint = "make the grammar simpler, or its terminals less ambiguous"
+
+
+class TokenizerUnsuitable(RequestFault):
+    message = "this model's tokenizer cannot follow a grammar: {reason}"
+    hint = "tokens must be of bytes, as those of byte-level BPE are; leave out json_schema, grammar and regex"
+
+
+class SpeculationInvalid(RequestFault):
+    message = "speculation by {speculate!r} is not to be had: {reason}"
+    hint = 'leave it out, or draft by "ngram", which needs nothing, or by the path of a smaller artifact'
+
+
+class DraftDiffers(RequestFault):
+    message = "{path} cannot draft for this model: {reason}"
+    hint = "compile a smaller model of the same family, with the same tokenizer.json"
+
+
 class ModelClosed(RequestFault):
     message = "the model is closed"
     hint = "load it again"
+
+
+# ---- saved conversations
+
+
+class SaveRefused(RequestFault):
+    message = "cannot save the conversation as {path}: {reason}"
+    hint = "make room on the disk, or give another path; what was there before is unchanged"
+
+
+class SavedInvalid(RequestFault):
+    message = "{path} is no saved conversation: {reason}"
+    hint = "give a file that a conversation was saved to, or a path where nothing is yet"
+
+
+class SavedDamaged(RequestFault):
+    message = "{path} is a damaged conversation: {reason}"
+    hint = "it was cut off or changed after it was saved; copy it again, or delete it to begin anew"
+
+
+class SavedNewer(RequestFault):
+    message = "{path} has the conversation format {found}, this dsv3c reads up to {known}"
+    hint = "update dsv3c to at least the version that saved it ({writer})"
+
+
+class SavedElsewhere(RequestFault):
+    message = "{path} was saved with another artifact than {artifact}: {made}"
+    hint = (
+        "run it with that artifact on the same devices, or give another path to begin anew; rows of a cache are of "
+        "use only to the weights that computed them"
+    )
+
+
+class SavedTooLong(ContextOverflow):
+    message = "{path} has {tokens} tokens, the context holds {context}"
+    hint = "load with a larger context (the plan allows {largest}), or give another path to begin anew"
 
 
 # ---- measuring

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +17,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.devices.device import Device, Floats, Placement
+from dsv3c.runtime.devices.device import CPU_FAMILIES, Device, Floats, Placement, family_of
 from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
-from dsv3c.runtime.engine.generation import Event, Generation, Task, generate
+from dsv3c.runtime.engine.conversations import Conversations
+from dsv3c.runtime.engine.engine import Engine, Ticket
+from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, counting
+from dsv3c.runtime.engine.generation import Event, Generation, Task, settings
 from dsv3c.runtime.engine.generation_config import usable
-from dsv3c.runtime.engine.sampling import Draw, SamplingParams
+from dsv3c.runtime.engine.grammar import Grammar, Grammars
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.prefix_cache import PrefixCache
 from dsv3c.runtime.engine.session import Chunk, Ints, Request, Session, Want, floats
+from dsv3c.runtime.engine.speculation import choice
 from dsv3c.runtime.errors import (
     ContextInvalid,
     ContextOverflow,
+    DraftDiffers,
     EmptyPrompt,
     MalformedJson,
     ManifestInvalid,
@@ -80,6 +91,21 @@ class Perplexity:
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What requests a model is loaded for.
+
+    context: tokens one sequence may hold, max_batch: full sequences the cache has room for. speculate: who drafts,
+    "mtp" for the model's own layer, "ngram" for the text itself, or the path of a smaller artifact; None: nobody.
+    prefix_cache: whether pages of former requests are kept for those that begin alike.
+    """
+
+    context: int | None = None
+    max_batch: int | None = None
+    speculate: str | os.PathLike[str] | None = None
+    prefix_cache: bool = True
+
+
 class Model:
     """One artifact on one device. Threads may share it: their steps take turns.
 
@@ -87,35 +113,57 @@ class Model:
     for. Made by `dsv3c.runtime.load`.
     """
 
-    def __init__(self, artifact: Artifact, device: Device, context: int) -> None:
+    def __init__(
+        self, artifact: Artifact, device: Device, context: int, serving: Serving = Serving(), draft: Model | None = None
+    ) -> None:
         self.artifact = artifact
         self.config = Config(artifact.manifest.model)
         self.context = context
         self.session = Session(artifact.plan, device, artifact.manifest.vocab_size)
         self._lock = self.session.turns
+        self._draft = draft
         self._tokenizer: Tokenizer | None = None
+        own = weakref.proxy(self)  # what a model holds goes with its last user, not with a collection some time later
+        self._grammars = Grammars(lambda: own.tokenizer, artifact.manifest.vocab_size)
         # Read now: an artifact that takes the place of this one has other files.
         self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
         self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
         self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
-        self.defaults = SamplingParams.from_generation_config(self._generation_config)
+        self.defaults = defaults_of(artifact)
+        prefixes = PrefixCache(self.session.pool) if serving.prefix_cache else None
+        self._conversations = Conversations(self.session, artifact, prefixes, context)
+        draft_session = None if draft is None else draft.session
+        self.engine = Engine(self.session, prefixes, choice.speculator(serving.speculate, self.session, draft_session))
 
     @staticmethod
-    def load(artifact: Artifact, placement: Placement, context: int | None, max_batch: int | None) -> Model:
-        """Map and allocate everything. Raises ContextInvalid and whatever `place` raises."""
+    def load(artifact: Artifact, placement: Placement, serving: Serving) -> Model:
+        """Map and allocate everything. Raises ContextInvalid, what `place` raises, DraftDiffers."""
         plan = artifact.plan
         longest = min(plan.context, artifact.manifest.model.get("max_position_embeddings", plan.context))
-        length = _count("context", context, longest, plan.context)
-        batch = _count("max_batch", max_batch, 1, plan.bounds.S)
-        pages = -(-length // plan.page_size) * batch
+        length = _count("context", serving.context, longest, plan.context)
+        batch = _count("max_batch", serving.max_batch, 1, plan.bounds.S)
+        choice.check(serving.speculate, plan)
+        pages = (-(-length // plan.page_size) + choice.further_pages(serving.speculate, plan)) * batch
         # Kernels count slots in 32 bits.
         if pages * plan.page_size > 2**31 - 1:
             raise ContextInvalid(name="max_batch", value=batch, limit=(2**31 - 1) // length)
         chosen, device = place(artifact, pages * plan.page_size, placement)
+        draft = None
         try:
-            return Model(chosen, device, length)
+            path = choice.draft_path(serving.speculate)
+            if path is not None:
+                beside = Placement(threads=placement.threads if family_of(artifact) in CPU_FAMILIES else None)
+                small = Artifact.open(path)
+                few = min(batch, small.plan.bounds.S)
+                draft = Model.load(small, beside, Serving(max_batch=few, prefix_cache=False))
+            model = Model(chosen, device, length, serving, draft)
+            if draft is not None:
+                model._require_same_tokens(draft)
+            return model
         except BaseException:
             device.close()
+            if draft is not None:
+                draft.close()
             raise
 
     @property
@@ -176,25 +224,58 @@ class Model:
                 out[span] = self.session.step(ids[span], *steps, entry="mtp", hidden=states[span]).logits
         return out
 
-    def generate(self, prompt: Prompt, add_bos: bool | None = None, **params: Any) -> Generation:
-        """The answer to a text, token ids or chat messages; `params` are fields of SamplingParams.
+    def generate(self, prompt: Prompt, add_bos: bool | None = None, **how: Any) -> Generation:
+        """The answer to a text, token ids or chat messages. Of several results (`num_return_sequences`) the first, with
+        the others in `others`.
 
-        What is not given comes from generation_config.json. add_bos: whether a text begins with the BOS, by default
-        what `Tokenizer.encode` says; ids are taken as they are, and a chat template writes its own. Raises a class of
-        RequestFault.
+        how: fields of SamplingParams, and what `submit` takes. What is not given comes from generation_config.json.
+        add_bos: whether a text begins with the BOS, by default what `Tokenizer.encode` says; ids are taken as they are,
+        and a chat template writes its own. Raises a class of RequestFault.
         """
-        for event in self.stream(prompt, add_bos, **params):
-            if event.generation is not None:
-                return event.generation
-        raise AssertionError("a stream ends with its generation")
+        first, *others = self.submit(prompt, add_bos, **how).results()
+        return replace(first, others=tuple(others))
 
-    def stream(self, prompt: Prompt, add_bos: bool | None = None, **params: Any) -> Iterator[Event]:
+    def generate_batch(self, prompts: Many[Prompt], add_bos: bool | None = None, **how: Any) -> list[Generation]:
+        """As `generate`, for many prompts side by side; answers in the order of the prompts. Raises the first fault,
+        after the other requests were cancelled."""
+        tickets: list[Ticket] = []
+        try:
+            tickets += [self.submit(prompt, add_bos, **how) for prompt in prompts]
+            found = [ticket.results() for ticket in tickets]
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return [replace(first, others=tuple(others)) for first, *others in found]
+
+    def stream(self, prompt: Prompt, add_bos: bool | None = None, **how: Any) -> Iterator[Event]:
         """As `generate`, one event a token. Closing the iterator early gives the cache pages back.
 
-        Faults of the request are raised here, before the first event is asked for.
+        Faults of the request are raised here, before the first event is asked for; it is handed in with that.
         """
-        task = self._task(prompt, add_bos, self.defaults.updated(params))
+        task = self._task(prompt, add_bos, how)
         return self._events(task)
+
+    def submit(self, prompt: Prompt, add_bos: bool | None = None, **how: Any) -> Ticket:
+        """Hand a request in, from any thread or coroutine: it takes part in every step that somebody waits for.
+
+        how: fields of SamplingParams, and priority: requests with a lower one (0) wait for those with a higher one.
+        overflow: "stop" ends a text that fills the context, "slide" goes on with its beginning and its end. speculate:
+        False for none, if the model was loaded with it.
+        """
+        return self.engine.submit(self._task(prompt, add_bos, how), self._max_pages)
+
+    def parameters(self, how: Mapping[str, Any]) -> SamplingParams:
+        """How `submit` generates with these parameters: what is not given has the model's default. Raises
+        UnknownParameter, ParameterInvalid, TokenizerMissing, and for a grammar what `submit` raises."""
+        params, _ = settings(self.defaults, how, self.has_tokenizer)
+        self._grammar(params)
+        return params
+
+    def encode(self, prompt: Prompt, add_bos: bool | None = None) -> list[int]:
+        """The token ids that a prompt stands for, however many the context holds."""
+        ids: list[int] = self.session.tokens(self._encode(prompt, add_bos, True)).tolist()
+        return ids
 
     def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
         """Over windows ids[window·i : window·i + window + 1], each starting cold; a last short one counts as well."""
@@ -213,21 +294,40 @@ class Model:
                 total += float(_nll(chunk.logits, targets).sum())
         return Perplexity(total / (ids.size - 1), ids.size - 1)
 
+    def save_session(self, path: str | os.PathLike[str], tokens: ArrayLike, extra: Mapping[str, Any] = {}) -> None:
+        """Save a text with what is cached of it, for `restore_session` of the same artifact. extra: further JSON. An
+        earlier one is replaced. Raises SaveRefused."""
+        self._require_open()
+        self._conversations.save(Path(path), self.session.tokens(tokens), extra)
+
+    def restore_session(self, path: str | os.PathLike[str]) -> tuple[Ints, Mapping[str, Any]]:
+        """The tokens and the extra of `save_session`. A prompt that begins with these tokens is not read again. Raises
+        SavedInvalid, SavedNewer, SavedDamaged, SavedElsewhere, SavedTooLong, OutOfPages."""
+        self._require_open()
+        return self._conversations.restore(Path(path))
+
     def new_sequence(self) -> Sequence:
         """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
         self._require_open()
-        return self.session.new_sequence(-(-self.context // self.artifact.plan.page_size))
+        return self.session.new_sequence(self._max_pages)
+
+    def count_experts(self, window: int = WINDOW) -> AbstractContextManager[ExpertStats]:
+        """While it is open, count the experts of all tokens that the model computes, for whomever, and apart those of
+        the last `window` tokens. Entering raises NoExperts, ExpertsUnknown, ParameterInvalid."""
+        return counting(self.session, self.config, window)
 
     def report(self) -> dict[str, Any]:
         """What loading obtained: device, kernel level, threads, bytes of each kind, huge pages, free cache pages."""
         self._require_open()
         pool = self.session.pool
         pages = {"context": self.context, "cache_pages": pool.pages, "cache_pages_free": pool.free_pages}
-        return {**self.session.device.report(), **pages}
+        return {**self.session.device.report(), **pages, **self.engine.report()}
 
     def close(self) -> None:
         """Give all memory back; safe to call twice."""
         self.session.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Model:
         return self
@@ -237,38 +337,48 @@ class Model:
     ) -> None:
         self.close()
 
+    @property
+    def _max_pages(self) -> int:
+        return -(-self.context // self.artifact.plan.page_size)
+
     def _events(self, task: Task) -> Iterator[Event]:
-        with _Lease(self) as sequence:
+        yield from self.engine.submit(task, self._max_pages)
 
-            def feed(tokens: Ints) -> Floats:
-                with self._lock:
-                    self._require_open()
-                    (logits,) = self.session.run([Request(sequence, tokens, "last")])
-                    return logits.reshape(-1)
+    def _task(self, prompt: Prompt, add_bos: bool | None, how: Mapping[str, Any]) -> Task:
+        params, request = settings(self.defaults, how, self.has_tokenizer)
+        slides = request.overflow == "slide"
+        ids = self._checked(self._encode(prompt, add_bos, slides), slides)
+        params.checked(self.session.vocab_size).limit(ids.size)
+        return Task(
+            prompt=ids,
+            params=params,
+            end_tokens=params.end_tokens(self.end_tokens),
+            vocab_size=self.session.vocab_size,
+            context=self.context,
+            decode=self.tokenizer.decode if self.has_tokenizer else None,
+            overflow=request.overflow,
+            priority=request.priority,
+            speculate=request.speculate,
+            grammar=self._grammar(params),
+        )
 
-            def drawn(tokens: Ints, draw: Draw) -> int:
-                with self._lock:
-                    self._require_open()
-                    (token,) = self.session.draw([Request(sequence, tokens, "last", draw)])
-                    return token
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """Raises TokenizerMissing, GuidanceMissing, TokenizerUnsuitable, GrammarInvalid."""
+        if params.guide is None:
+            return None
+        if not self.has_tokenizer:
+            raise TokenizerMissing(what=params.guide[0])
+        return self._grammars.find(*params.guide, params.end_tokens(self.end_tokens))
 
-            yield from generate(task, feed, draw=drawn if self.session.can_draw else None)
-
-    def _task(self, prompt: Prompt, add_bos: bool | None, params: SamplingParams) -> Task:
-        if params.stop and not self.has_tokenizer:
-            raise TokenizerMissing(what="a stop string")
-        ids = self._checked(self._encode(prompt, add_bos))
-        decode = self.tokenizer.decode if self.has_tokenizer else None
-        room = self.context - ids.size
-        return Task(ids, params, self.end_tokens, self.session.vocab_size, room, decode)
-
-    def _encode(self, prompt: Prompt, add_bos: bool | None) -> Any:
+    def _encode(self, prompt: Prompt, add_bos: bool | None, slides: bool) -> Any:
         if isinstance(prompt, str):
-            self._require_room(prompt)
+            if not slides:
+                self._require_room(prompt)
             return self.tokenizer.encode(prompt, add_bos)
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             text = self.tokenizer.render_chat(prompt)
-            self._require_room(text)
+            if not slides:
+                self._require_room(text)
             return self.tokenizer.encode_plain(text)
         return prompt
 
@@ -279,12 +389,12 @@ class Model:
             largest = self.artifact.plan.context
             raise PromptTooLong(characters=len(text), tokens=least, context=self.context, largest=largest)
 
-    def _checked(self, token_ids: ArrayLike) -> Ints:
+    def _checked(self, token_ids: ArrayLike, slides: bool = False) -> Ints:
         self._require_open()
         ids = self.session.tokens(token_ids)
         if ids.size == 0:
             raise EmptyPrompt()
-        if ids.size > self.context:
+        if ids.size > self.context and not slides:
             raise ContextOverflow(tokens=ids.size, context=self.context, largest=self.artifact.plan.context)
         return ids
 
@@ -292,6 +402,18 @@ class Model:
         # The lock spans the whole run: chunks are views that the next step overwrites.
         with self._lock, _Lease(self) as sequence:
             yield from self.session.chunks([Request(sequence, ids, want)])
+
+    def _require_same_tokens(self, draft: Model) -> None:
+        """Raises DraftDiffers unless the draft's ids are those of the same tokens."""
+        sizes = self.session.vocab_size, draft.session.vocab_size
+        path = draft.artifact.folder
+        if sizes[0] != sizes[1]:
+            raise DraftDiffers(path=path, reason=f"it has {sizes[1]} tokens, the model has {sizes[0]}")
+        if not (self.has_tokenizer and draft.has_tokenizer):
+            return
+        differ = self.tokenizer.differences(draft.tokenizer)
+        if differ:
+            raise DraftDiffers(path=path, reason=f"token {differ[0]} is not the same in both")
 
     def _require_open(self) -> None:
         if self.session.closed:
@@ -326,6 +448,14 @@ class _Lease:
     def __exit__(self, *exception: object) -> None:
         with self._model._lock:
             self._sequence.close()
+
+
+def defaults_of(artifact: Artifact) -> SamplingParams:
+    """How a model generates where nothing else is said."""
+    config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
+    defaults = SamplingParams.from_generation_config(config)
+    has_tokenizer = "tokenizer.json" in artifact.manifest.files
+    return defaults if has_tokenizer else defaults.updated({"stop": ()})  # ids alone have no strings
 
 
 def _generation_config(artifact: Artifact) -> Mapping[str, Any]:

@@ -27,6 +27,13 @@ class Turns:
     def __enter__(self) -> None:
         self._lock.acquire()
 
+    def try_enter(self) -> bool:
+        """As `__enter__` where nobody else has the turn; then `leave` gives it up."""
+        return self._lock.acquire(blocking=False)
+
+    def leave(self) -> None:
+        self._lock.release()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

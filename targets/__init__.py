@@ -86,6 +86,7 @@ TABLE: Mapping[str, TargetRow] = {
         options={
             "provider": "the execution provider the graph is meant for: cpu, cuda or webgpu  [default: cpu]",
             "accuracy_level": "4 rounds what meets MatMulNBits and QMoE to int8, 0 does not  [default: cpu 4, else 0]",
+            "experts": "1 makes the experts that tokens visit outputs, for generate --expert-stats  [default: 0]",
         },
         needs=("onnx",),
     ),

@@ -36,6 +36,8 @@ BASE = "dsv3c.runtime.errors"  # of all errors
 TEXT = ("dsv3c.runtime.text.tokenizer", BASE)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
 STORED = tuple(f"dsv3c.runtime.artifact.{name}" for name in ("plan", "plan_reader", "costs", "dispatches", "weights"))
+# What the native program has as constants: the runtime's defaults, and what its chat template renders.
+GENERATING = (*TEXT, "dsv3c.runtime.engine.generation_config", "dsv3c.runtime.engine.params")
 # The runtime's, likewise; on top stand the commands, and the package itself, where users import from.
 RUNTIME_LAYERS = (
     ("errors", "progress", "turns"),
@@ -51,6 +53,7 @@ RUNTIME_OPTIONAL = {
     "dsv3c.runtime.cli.bench_plot": {"matplotlib"},
     "dsv3c.runtime.devices.onnx.device": {"onnxruntime"},
     "dsv3c.runtime.devices.vulkan.binding": {"vulkan"},
+    "dsv3c.runtime.engine.grammar": {"llguidance"},
 }
 
 
@@ -95,7 +98,8 @@ def allowed(module: str) -> tuple[str, ...]:
         room = rest[0] if rest else ""
         layer = next((number for number, names in enumerate(TARGET_LAYERS) if room in names), len(TARGET_LAYERS))
         lower = (name for names in TARGET_LAYERS[:layer] for name in names)
-        return (*BOTTOM, *STORED, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
+        constants = GENERATING if rest[:2] == ["cpu", "native"] else ()
+        return (*BOTTOM, *STORED, *constants, *(f"dsv3c.targets.{name}" for name in (*lower, room)))
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
     from_runtime = {
         "errors": (BASE,),

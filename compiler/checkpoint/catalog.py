@@ -15,7 +15,7 @@ from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
-from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Weight, tensor_of
+from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, Weight, tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
@@ -27,7 +27,7 @@ class LogicalTensor:
     """A logical tensor: its shape and its parts, one part a expert when it is stacked."""
 
     shape: tuple[int, ...]
-    parts: tuple[Weight, ...]
+    parts: tuple[Readable, ...]
     stacked: bool
 
 

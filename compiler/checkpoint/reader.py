@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,14 @@ from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
+from dsv3c.compiler.checkpoint.lora import Adapter, merged
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
+from dsv3c.compiler.options import Lora
 
 CONFIG = "config.json"
 _SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -36,7 +38,7 @@ class Checkpoint:
 
     In a logical name `*` stands for the number of an expert: such a tensor is stacked, its first dimension the experts,
     and `parts` and `part` give one expert at a time. A tied head is not listed. `notes` are sentences about what was
-    inferred, ignored or found odd.
+    inferred, ignored or found odd. With adapters, tensors are what these make of them when they are read.
     """
 
     def __init__(
@@ -46,17 +48,20 @@ class Checkpoint:
         entries: Mapping[str, LogicalTensor],
         weight_files: tuple[str, ...],
         notes: tuple[str, ...],
+        adapters: tuple[Adapter, ...] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.notes = notes
+        self.adapters = adapters
         self.shapes = {name: entry.shape for name, entry in entries.items()}
         self._entries = entries
         self._weight_files = weight_files
 
     @classmethod
-    def open(cls, folder: Path | str) -> Checkpoint:
-        """Check names, shapes and dtypes of the whole folder; no data is read but the order of GPTQ's groups.
+    def open(cls, folder: Path | str, lora: Sequence[Lora] = ()) -> Checkpoint:
+        """Check names, shapes and dtypes of the whole folder, and of adapters, which are merged in their order; no data
+        is read but the order of GPTQ's groups.
 
         Raises a subclass of CheckpointError for every fault.
         """
@@ -69,7 +74,11 @@ class Checkpoint:
         beyond = check_tokenizer(folder, config.vocab_size)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
-        return cls(folder, config, entries, weight_files, inferred + mtp_notes + ignored + warnings + beyond)
+        notes = inferred + mtp_notes + ignored + warnings + beyond
+        if not lora:
+            return cls(folder, config, entries, weight_files, notes)
+        found = merged(config, entries, lora)
+        return cls(folder, found.config, found.entries, weight_files, notes + found.notes, found.adapters)
 
     def read(self, name: str) -> Float32:
         """The whole tensor, with all experts when it is stacked. Errors as for `part`."""
@@ -109,17 +118,27 @@ class Checkpoint:
         parts = [weight.coded() for weight in entry.parts]
         return np.stack(parts if len({part.dtype for part in parts}) == 1 else [as_float32(part) for part in parts])
 
-    def file_names(self) -> tuple[str, ...]:
-        """Every file the model comes from."""
-        return (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
+    def files(self) -> dict[str, Path]:
+        """Every file the model comes from, by what it is called; those of adapters are called by number and scale."""
+        names = (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
+        found = {name: self.path / name for name in names}
+        for number, adapter in enumerate(self.adapters, start=1):
+            found |= {f"lora.{number}/{adapter.given}/{path.name}": path for path in adapter.files}
+        return found
 
     def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
         """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,
         from several threads."""
-        names = self.file_names()
+        files = self.files()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = pool.map(lambda name: _sha256(self.path / name, name, progress), names)
-            return dict(zip(names, digests, strict=True))
+            digests = pool.map(lambda item: _sha256(item[1], item[0], progress), files.items())
+            return dict(zip(files, digests, strict=True))
+
+    def provenance(self) -> dict[str, Any]:
+        """What a manifest says of where the weights come from, the hashes of adapters' files among those of all."""
+        found = {"name": self.path.resolve().name, "files": self.file_hashes()}
+        adapters = [{"name": adapter.name, "scale": adapter.given.scale} for adapter in self.adapters]
+        return {**found, "adapters": adapters} if adapters else found
 
     def _entry(self, name: str) -> LogicalTensor:
         entry = self._entries.get(name)

@@ -23,6 +23,7 @@ from dsv3c.compiler.cli.tune import tune_command
 from dsv3c.runtime import __version__
 from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.bench import bench_command
+from dsv3c.runtime.cli.chat import chat_command
 from dsv3c.runtime.cli.generate import generate_command
 from dsv3c.runtime.cli.verify import verify_command
 
@@ -48,6 +49,7 @@ def root() -> None:
 for command in (
     compile_command,
     generate_command,
+    chat_command,
     bench_command,
     eval_command,
     tune_command,

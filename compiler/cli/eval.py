@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import weight_format
+from dsv3c.compiler.cli.params import lora_option, weight_format
 from dsv3c.runtime.cli.eval import HELP, counting_options, measure, show_report, threads_option
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
 from dsv3c.runtime.cli.params import PATH, device_options, json_option
+
+if TYPE_CHECKING:
+    from dsv3c.compiler.options import Lora
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
 PLOT_SUFFIX = ".svg"
@@ -84,6 +87,7 @@ Examples:
     metavar="FILE",
     help="Of a sweep: the text that weights are rounded for, by methods other than rtn.  [default: that of `compile`]",
 )
+@lora_option
 @click.option(
     "-o",
     "--output",
@@ -103,7 +107,7 @@ Examples:
 def eval_command(
     artifact: Path | None, against: Path | None, sweep: Path | None, as_json: bool, texts: Any, **options: Any
 ) -> None:
-    of_sweep = {name: options.pop(name) for name in ("formats", "methods", "calibration", "outputs", "plot", "keep")}
+    of_sweep = {name: options.pop(name) for name in _OF_SWEEP}
     if (artifact is None) == (sweep is None):
         raise click.UsageError("give an ARTIFACT, or a checkpoint with --sweep")
     if sweep is not None:
@@ -115,6 +119,7 @@ def eval_command(
     _evaluate(artifact, against, as_json, texts=texts, **options)
 
 
+_OF_SWEEP = ("formats", "methods", "calibration", "lora", "outputs", "plot", "keep")
 _DEVICE = ("device", "gpu_layers", "cpu_artifact")
 
 
@@ -153,6 +158,7 @@ def _sweep(
     formats: tuple[str, ...] | None,
     methods: tuple[str, ...],
     calibration: Path | None,
+    lora: tuple[Lora, ...],
     outputs: tuple[Path, ...],
     plot: Path | None,
     keep: Path | None,
@@ -167,7 +173,7 @@ def _sweep(
     check_tables(outputs)
     if plot is not None:
         check_plot(plot)
-    chosen = Chosen(formats, methods, calibration, options["threads"], keep)
+    chosen = Chosen(formats, methods, calibration, lora, options["threads"], keep)
     with terminal_progress() or nullcontext(NotesOnly()) as progress:
         sweep = Sweep.of(checkpoint, texts, settings, chosen)
         stored = next((path for path in outputs if path.suffix.lower() == ".json"), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,7 +15,7 @@ from dsv3c.compiler.options import AUTO, CALIBRATION_TOKENS, LEAST_CALIBRATION_T
 from dsv3c.runtime.cli.params import PATH, Finite
 
 if TYPE_CHECKING:
-    from dsv3c.compiler.options import CompileOptions
+    from dsv3c.compiler.options import CompileOptions, Lora
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +41,18 @@ def compile_options(given: Mapping[str, Any]) -> CompileOptions:
     if given["quant"] is not None:
         return CompileOptions(**given)
     return CompileOptions(**{**given, "quant": CompileOptions.quant, "kept": None})
+
+
+def adapters(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[Lora, ...]:
+    """Adapters as they are given, FOLDER or FOLDER=SCALE; a folder that has such a name is that folder."""
+    from dsv3c.compiler.options import Lora
+
+    found = []
+    for text in value:
+        folder, _, scale = text.rpartition("=")
+        number = Finite().convert(scale, param, ctx) if folder and not Path(text).exists() else None
+        found.append(Lora(Path(text)) if number is None else Lora(Path(folder), number))
+    return tuple(found)
 
 
 def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -92,6 +105,16 @@ def cache_dtype(ctx: click.Context, param: click.Parameter, value: str | None) -
     return CACHE_DTYPES[name]
 
 
+lora_option = click.option(
+    "--lora",
+    multiple=True,
+    callback=adapters,
+    metavar="ADAPTER",
+    help="Merge this adapter into the weights before anything else: the folder of a LoRA as PEFT writes it. "
+    "ADAPTER=0.5 merges half of it. Repeatable.",
+)
+
+
 def model_options(command: Command) -> Command:
     """Adds what decides how large and how exact the compiled model is: fields of CompileOptions."""
     options = (
@@ -112,6 +135,7 @@ def model_options(command: Command) -> Command:
             "nf4 -g64. auto chooses one for each weight, within --target-bpw or --max-size.  "
             "[default: int8; weights that the checkpoint has quantised keep their format]",
         ),
+        lora_option,
         click.option(
             "--target-bpw",
             type=Finite(min=0, min_open=True),

@@ -79,7 +79,7 @@ class Run:
     def of(cls, source: Checkpoint, options: CompileOptions, header: bytes) -> Run:
         """checkpoint: by the name of each file its size and the time of its last change, as JSON has them; that of
         the calibration too."""
-        paths = {name: source.path / name for name in source.file_names()}
+        paths = source.files()
         if options.calibration is not None:
             paths[_TEXT] = options.calibration
         states = {name: os.stat(path) for name, path in paths.items()}

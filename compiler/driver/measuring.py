@@ -17,7 +17,7 @@ from dsv3c import targets
 from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.driver.workplace import scratch
 from dsv3c.compiler.errors import NoLocalTargetError
-from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.options import CompileOptions, Lora
 from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact, ArtifactTarget
 from dsv3c.runtime.devices.cpu.features import ISA_VARIABLE, MACHINES, cpu_flags, machine, permitted, require_machine
 from dsv3c.runtime.devices.device import Placement
@@ -50,15 +50,23 @@ def local_target() -> str:
 
 
 @contextmanager
-def reference(path: Path, compile: Compile, progress: Progress | None = None) -> Iterator[Path]:
-    """An artifact itself, or a checkpoint compiled to float32 for this machine's CPU in a temporary folder."""
+def reference(
+    path: Path, compile: Compile, progress: Progress | None = None, lora: tuple[Lora, ...] = ()
+) -> Iterator[Path]:
+    """An artifact itself, or a checkpoint compiled to float32 for this machine's CPU in a temporary folder, with
+    adapters in it."""
     if not _is_checkpoint(path):
         yield path
         return
     with scratch("dsv3c-reference") as folder:
         out = folder / f"{path.resolve().name}-{REFERENCE}"
-        compile(path, out, CompileOptions(target=local_target(), quant=REFERENCE), progress)
+        compile(path, out, CompileOptions(target=local_target(), quant=REFERENCE, lora=lora), progress)
         yield out
+
+
+def adapters_of(against: Path, checkpoint: Path, options: CompileOptions) -> tuple[Lora, ...]:
+    """What is merged into a reference: what is into the checkpoint, where it is that. So rounding alone is measured."""
+    return options.lora if against.resolve() == checkpoint.resolve() else ()
 
 
 def reference_name(path: Path) -> str:
@@ -94,13 +102,15 @@ def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> 
     return texts
 
 
-def figures(folder: Path, options: CompileOptions, compile: Compile, progress: Progress) -> dict[str, Any]:
+def figures(
+    folder: Path, checkpoint: Path, options: CompileOptions, compile: Compile, progress: Progress
+) -> dict[str, Any]:
     """What goes into the manifest of the artifact in `folder`, which is loaded as it is: figures of `options.measure`,
     and against `options.measure_against` if there is one."""
     assert options.measure is not None
     texts, against = [options.measure], options.measure_against
     if against is None:
         return evaluate(folder, texts, Settings(), Placement(), progress=progress).to_dict()
-    with reference(against, compile, progress) as other:
+    with reference(against, compile, progress, adapters_of(against, checkpoint, options)) as other:
         name = reference_name(against)
         return evaluate(folder, texts, Settings(), Placement(), other, progress, name).to_dict()

@@ -169,7 +169,7 @@ def compile_checkpoint(
     if out is not None:
         _check_before(checkpoint, out, options)
     progress.stage("reading the checkpoint's headers")
-    source = Checkpoint.open(checkpoint)
+    source = Checkpoint.open(checkpoint, options.lora)
     options = settled(options, source, target)
     destination = out or default_output(checkpoint, options)
     if out is None:  # the name of the output tells the format, and that may be the checkpoint's
@@ -232,7 +232,7 @@ def compile_checkpoint(
         artifact.write_json(folder / MANIFEST, manifest | {"files": files})
         artifact.check_loads(folder, options.target)
         if options.measure is not None:
-            manifest |= {"quality": measuring.figures(folder, options, compile_checkpoint, progress)}
+            manifest |= {"quality": measuring.figures(folder, checkpoint, options, compile_checkpoint, progress)}
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
@@ -318,13 +318,14 @@ def settled(options: CompileOptions, source: Checkpoint, target: Target) -> Comp
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
     format = kept.formats(options)[0] if options.quant_plan is None else "mixed"
-    return Path("artifacts") / f"{checkpoint.resolve().name}-{format}-{options.target.split(':')[0]}"
+    model = "+".join((checkpoint.resolve().name, *(adapter.name for adapter in options.lora)))
+    return Path("artifacts") / f"{model}-{format}-{options.target.split(':')[0]}"
 
 
 def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
-    """Largest size of each symbolic dim; N, the cache slots, is chosen when the artifact is loaded."""
-    pages = -(-config.max_position_embeddings // PAGE_SIZE)
-    return {"T": options.max_tokens, "R": options.max_rows, "S": options.max_sequences, "P": pages}
+    """Largest size of each symbolic dim, with a row for each sequence; N, the cache slots, is chosen at loading."""
+    pages, sequences = -(-config.max_position_embeddings // PAGE_SIZE), options.max_sequences
+    return {"T": options.max_tokens, "R": max(options.max_rows, sequences), "S": sequences, "P": pages}
 
 
 def lower(
@@ -451,8 +452,7 @@ def _show(
 
 
 def _places(file: weights.WeightFile) -> dict[str, FileRange]:
-    stored = (tensor for tensors in file.tensors.values() for tensor in tensors)
-    return {tensor.name: FileRange(tensor.offset, tensor.component.nbytes) for tensor in stored}
+    return {each.name: FileRange(each.offset, each.component.nbytes) for part in file.tensors.values() for each in part}
 
 
 def whole_plan(lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:
@@ -474,7 +474,7 @@ def _manifest(
         "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
         "model": {"name": source.path.resolve().name, **source.config.to_dict()},
-        "source": {"name": source.path.resolve().name, "files": source.file_hashes()},
+        "source": source.provenance(),
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {
             "weights": " + ".join(kept.formats(options)),

@@ -76,7 +76,7 @@ def plan_checkpoint(
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)
-    source = Checkpoint.open(checkpoint)
+    source = Checkpoint.open(checkpoint, options.lora)
     notes = source.notes + text_files.check(checkpoint, source.config)
     config, options = source.config, pipeline.settled(options, source, target)
     longest = config.max_position_embeddings

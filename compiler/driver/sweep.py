@@ -19,7 +19,7 @@ from dsv3c.compiler.driver import checks, measuring, pipeline
 from dsv3c.compiler.driver.workplace import scratch, write_whole
 from dsv3c.compiler.errors import Dsv3cError, SweepDiffersError, SweepFileError
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.compiler.options import CompileOptions
+from dsv3c.compiler.options import CompileOptions, Lora
 from dsv3c.compiler.quantisation.choice import NEAREST
 from dsv3c.runtime.artifact.artifact import WEIGHTS
 from dsv3c.runtime.artifact.jsonfile import read_json
@@ -44,11 +44,13 @@ _VERSION = 1
 class Chosen:
     """The rows, and how they are made. formats: None for USUAL, those that the target has. methods: formats without
     codes have rounding to nearest alone. calibration: the text for methods that take one, None for the compiler's own.
+    lora: adapters that are merged into all of them, and into what they are compared with.
     """
 
     formats: tuple[str, ...] | None = None
     methods: tuple[str, ...] = (NEAREST,)
     calibration: Path | None = None
+    lora: tuple[Lora, ...] = ()
     threads: int | None = None
     keep: Path | None = None
 
@@ -146,7 +148,7 @@ class Sweep:
             checks.check_formats(each)
             checks.check_supported(each, _target(target))
             checks.check_method(each)
-        source = Checkpoint.open(checkpoint)
+        source = Checkpoint.open(checkpoint, chosen.lora)
         longest = min(DEFAULT_CONTEXT, source.config.max_position_embeddings)
         settings = replace(settings, context=settings.context or longest)
         read = measuring.check_texts(checkpoint, texts, settings)
@@ -181,7 +183,9 @@ class Sweep:
         told = progress or Silent()
         with ExitStack() as stack:
             folder = stack.enter_context(self._place())
-            baseline = CompileOptions(target=self.target, quant=measuring.REFERENCE, overwrite=True)
+            baseline = CompileOptions(
+                target=self.target, quant=measuring.REFERENCE, lora=self.chosen.lora, overwrite=True
+            )
             pipeline.compile_checkpoint(self.checkpoint, folder / measuring.REFERENCE, baseline, told)
             for key in left:
                 yield self._measured(folder, key, told)
@@ -231,8 +235,9 @@ def _rows(target: str, chosen: Chosen) -> dict[tuple[str, str], CompileOptions]:
         methods = chosen.methods if WeightFormat.parse(format).has_codes else (NEAREST,)
         for method in methods:
             text = None if method == NEAREST else chosen.calibration
-            options = CompileOptions(target=target, quant=format, method=method, calibration=text, overwrite=True)
-            rows[format, method] = options
+            rows[format, method] = CompileOptions(
+                target=target, quant=format, method=method, calibration=text, lora=chosen.lora, overwrite=True
+            )
     return rows
 
 

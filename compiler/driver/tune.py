@@ -276,7 +276,7 @@ def _bench(model: Path, options: CompileOptions, progress: Progress) -> Iterator
             compile_checkpoint(model, base, options, progress)
             if options.quant == AUTO or options.quant_plan is not None:
                 options = options_of(base)  # which has the formats that were settled
-            source = Checkpoint.open(model)
+            source = Checkpoint.open(model, options.lora)
             options = settled(options, source, target)
             lowered = lower(source.config, source.shapes, options, target)
             planned = plan(lowered.entries, lowered.bounds)
@@ -309,7 +309,7 @@ def options_of(folder: Path) -> CompileOptions:
     formats = quantization.get("formats", {}) if isinstance(quantization, dict) else {}
     if not isinstance(formats, dict) or not all(isinstance(format, str) for format in formats.values()):
         raise NotTunableError(path=folder, reason="its manifest.json has formats of weights that are none")
-    return CompileOptions(**{**stored, "emit": (), "formats": formats})
+    return CompileOptions(**{**stored, "emit": (), "lora": (), "formats": formats})
 
 
 def _is_option(name: str, value: object) -> bool:

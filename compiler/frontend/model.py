@@ -47,22 +47,31 @@ class Rotary(NamedTuple):
     sin: Tensor
 
 
+class LayerOutput(NamedTuple):
+    x: Tensor  # [T, hidden_size]
+    cache: Tensor
+    experts: Tensor | None  # [T, num_experts_per_tok], ids of those that a token visits; None in a layer without
+
+
 class StepOutput(NamedTuple):
     logits: Tensor  # [R, vocab_size]
     hidden: Tensor  # [T, hidden_size], after the final norm: what the MTP layer reads
     caches: list[Tensor]
+    experts: dict[int, Tensor]  # of each layer that has some, as in LayerOutput
 
 
 def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> StepOutput:
     """One step of the main model. `caches` has one [N, latent_dim] per layer."""
     rotary = rotary_angles(op, config, step)
     x = op.take(weight("model.embed_tokens.weight"), step.tokens)
-    written = []
+    written, chosen = [], {}
     for layer in range(config.num_hidden_layers):
-        x, cache = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
+        x, cache, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
         written.append(cache)
+        if experts is not None:
+            chosen[layer] = experts
     hidden = rms_norm(op, x, weight("model.norm.weight"), config.rms_norm_eps)
-    return StepOutput(lm_head(op, config, weight, hidden, step), hidden, written)
+    return StepOutput(lm_head(op, config, weight, hidden, step), hidden, written, chosen)
 
 
 def forward_mtp(
@@ -79,10 +88,11 @@ def forward_mtp(
     token = rms_norm(op, op.take(embedding, step.tokens), weight(f"{prefix}.enorm.weight"), config.rms_norm_eps)
     before = rms_norm(op, hidden, weight(f"{prefix}.hnorm.weight"), config.rms_norm_eps)
     x = op.linear(op.concat(token, before, axis=-1), weight(f"{prefix}.eh_proj.weight"))
-    x, cache = decoder_layer(op, config, weight, layer, x, step, rotary_angles(op, config, step), cache)
+    x, cache, experts = decoder_layer(op, config, weight, layer, x, step, rotary_angles(op, config, step), cache)
     x = rms_norm(op, x, weight(f"{prefix}.shared_head.norm.weight"), config.rms_norm_eps)
     own_head = weight_or_none(weight, f"{prefix}.shared_head.head.weight")
-    return StepOutput(lm_head(op, config, weight, x, step, own_head), x, [cache])
+    chosen = {} if experts is None else {layer: experts}
+    return StepOutput(lm_head(op, config, weight, x, step, own_head), x, [cache], chosen)
 
 
 def weight_or_none(weight: Weights, name: str) -> Tensor | None:
@@ -109,15 +119,16 @@ def decoder_layer(
     step: StepInputs,
     rotary: Rotary,
     cache: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> LayerOutput:
     prefix = f"model.layers.{layer}"
     h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
     attended, cache = attention(op, config, weight, f"{prefix}.self_attn", h, step, rotary, cache)
     x = op.add(x, attended)
     h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps)
     if config.is_moe(layer):
-        return op.add(x, moe(op, config, weight, f"{prefix}.mlp", h)), cache
-    return op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), cache
+        mixed, experts = moe(op, config, weight, f"{prefix}.mlp", h)
+        return LayerOutput(op.add(x, mixed), cache, experts)
+    return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), cache, None)
 
 
 def rms_norm(op: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -205,8 +216,9 @@ def mlp(op: Any, weight: Weights, prefix: str, x: Tensor) -> Tensor:
     return op.linear(op.mul(silu(op, gate), up), weight(f"{prefix}.down_proj.weight"))
 
 
-def moe(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -> Tensor:
-    """Every expert on every token, mixed by weights that are zero for experts not chosen: exact, and dense.
+def moe(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every expert on every token, mixed by weights that are zero for experts not chosen: exact, and dense. Also the
+    ids of those that are chosen.
 
     Weights named with `*` are stacked over the experts: [E, moe_intermediate_size, hidden_size].
     """
@@ -218,8 +230,8 @@ def moe(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -
     mix = op.reshape(op.transpose(mix, axes=(1, 0)), shape=(config.n_routed_experts, "T", 1))
     routed = op.sum(op.mul(out, mix), axis=0, keepdims=False)
     if config.n_shared_experts == 0:
-        return routed
-    return op.add(routed, mlp(op, weight, f"{prefix}.shared_experts", x))
+        return routed, ids
+    return op.add(routed, mlp(op, weight, f"{prefix}.shared_experts", x)), ids
 
 
 def route(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS, cache_name
+from dsv3c.compiler.core.chosen import experts_name
 from dsv3c.compiler.core.ir import Dim, Graph, TensorType, Value
 from dsv3c.compiler.core.storage import memory_owner
 from dsv3c.compiler.formats.coded_rows import LARGEST, CodedRows
@@ -16,17 +17,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def trace(config: ModelConfig, shapes: Shapes, page_size: int, cache_dtype: str = "f32") -> Graph:
-    """The main model as graph `step`: results logits, hidden, and the written caches under their own names.
+    """The main model as graph `step`: results logits, hidden, the written caches under their own names, and of each
+    layer with experts those that tokens visit.
 
     shapes: the logical tensors of the checkpoint, stacked experts under their `*` name.
     """
     step, weight, op = _step(page_size), _params(shapes), ops.Recorder()
     caches = [_cache(config, layer, cache_dtype) for layer in range(config.num_hidden_layers)]
-    return _graph("step", model.forward(op, config, weight, step, caches))
+    output = model.forward(op, config, weight, step, caches)
+    graph = _graph("step", output)
+    chosen = ((experts_name(layer), experts) for layer, experts in output.experts.items())
+    return Graph(graph.name, (*graph.results, *chosen))
 
 
 def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, cache_dtype: str = "f32") -> Graph:
-    """Multi-token prediction module `depth` as graph `mtp`, with the further input hidden [T, hidden_size]."""
+    """Multi-token prediction module `depth` as graph `mtp`, with the further input hidden [T, hidden_size].
+
+    Which experts its tokens visit is no result, as these are guesses."""
     layer = config.num_hidden_layers + depth
     hidden = ops.leaf("input", "hidden", TensorType("f32", ("T", config.hidden_size)))
     cache = _cache(config, layer, cache_dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -99,13 +100,15 @@ class Verification:
 class Artifact:
     """A folder whose manifest, plan and weights header fit each other and the files on disk.
 
-    `root` is held open: whatever is read later is of the same folder, not of one that was put in its place.
+    `root` is held open: whatever is read later is of the same folder, not of one that was put in its place. parts: what
+    is said of others that run some of its layers.
     """
 
     root: Folder
     manifest: Manifest
     plan: Plan
     tensors: Mapping[str, Tensor]
+    parts: tuple[str, ...] = ()
 
     @staticmethod
     def open(folder: str | os.PathLike[str]) -> Artifact:
@@ -123,6 +126,13 @@ class Artifact:
     @property
     def folder(self) -> Path:
         return self.root.path
+
+    @property
+    def identity(self) -> str:
+        """Two artifacts with the same one compute the same rows of the caches from the same tokens, up to rounding."""
+        files = [self.manifest.files[name].sha256 for name in (PLAN, WEIGHTS)]
+        content = [files, self.manifest.target.name, self.manifest.content["model"], self.parts]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def checked_bytes(self, name: str, limit: int = _FILE_LIMIT) -> bytes:
         """The whole of a file; what was read is what was hashed. Raises HashMismatch, and as `Folder.read`."""

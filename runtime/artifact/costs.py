@@ -1,12 +1,12 @@
 """What a step must read and compute, from the plan: the yardstick for measured times.
 
-plan.json may hold `costs`, by kernel. From it and the sizes of the buffers of a call follow, for a step of T tokens
-behind d tokens that are in the cache already:
+plan.json may hold `costs`, by kernel. From it and the sizes of the buffers of a call follow, for a step of T tokens of
+one or more sequences, each behind d tokens that are in the cache already:
 
-* weight bytes: all weight operands of the call, but `table_rows` lookups read one row of a table each, and kernels over
-  experts read the active ones. At T = 1 these are exactly the chosen and the shared experts. Beyond, the count is the
-  expectation when every token chooses at random, E·(1 − (1 − k/E)^T) + shared: routing that prefers some experts reads
-  less.
+* weight bytes: all weight operands of the call, once for all its tokens, but `table_rows` lookups read one row of a
+  table each, and kernels over experts read the active ones. At T = 1 these are exactly the chosen and the shared
+  experts. Beyond, the count is the expectation when every token chooses at random, E·(1 − (1 − k/E)^T) + shared:
+  routing that prefers some experts reads less.
 * cache bytes: every visible position once a step, also where a kernel reads it again from a nearer cache.
 * operations: two a multiply-add of the matrix products and of attention over the visible positions.
 """
@@ -51,22 +51,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class StepShape:
-    """What one step is given: its entry, T tokens of one sequence behind `start` cached ones, R rows with logits."""
+    """What one step is given: its entry, T tokens, R rows with logits. Its sequences have an equal share of the tokens,
+    each behind `start` cached ones of its own."""
 
     entry: str
     tokens: int
     rows: int
     start: int
+    sequences: int = 1
 
     @property
     def positions(self) -> int:
         """Positions of the cache that the step sees, its own included."""
-        return self.start + self.tokens
+        return self.sequences * self.start + self.tokens
 
     @property
     def pairs(self) -> int:
         """Pairs of a token and a position it sees."""
-        return self.tokens * self.start + self.tokens * (self.tokens + 1) // 2
+        return self.tokens * self.start + self.tokens * (self.tokens // self.sequences + 1) // 2
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -125,7 +125,9 @@ class Entry:
     """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
 
     cuts: before each layer; empty where the entry cannot be cut. base: of an entry that ends with tokens, the one whose
-    calls its own begin with, and whose bounds it has.
+    calls its own begin with, and whose bounds it has. experts: by layer, the buffer int32 [T, experts a token] with the
+    ids of those that each token visits; empty where that does not stay to the end of a step. Not read as outputs are,
+    by every step, but only when asked for.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Entry:
     max_tokens: int
     cuts: tuple[Cut, ...] = ()
     base: str | None = None
+    experts: Mapping[int, int] = field(default_factory=dict)
 
     def drawn(self, name: str, calls: Sequence[Call], token: int) -> Entry:
         """The entry that goes on with `calls`, which sample, and gives the buffer `token` instead of logits."""
@@ -147,6 +150,7 @@ class Entry:
         stated: dict[str, Any] = {"calls": _calls_to_json(self.calls), "outputs": buffers, "rows": self._rows()}
         stated |= {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
         stated |= {"cuts": [cut.to_json() for cut in self.cuts]} if self.cuts else {}
+        stated |= {"experts": {str(layer): index for layer, index in self.experts.items()}} if self.experts else {}
         return stated | ({"inputs": dict(self.inputs)} if self.inputs else {})
 
     def drawn_to_json(self, base: Entry) -> dict[str, Any]:
@@ -187,6 +191,11 @@ class Plan:
     def row_bytes(self, output: Output) -> int:
         """Bytes of a row of a result."""
         return self.buffers[output.buffer].bytes // output.count(self.bounds.T, self.bounds.R)
+
+    def expert_ids(self, entry: str, tokens: int) -> dict[int, tuple[int, int]]:
+        """By layer, the buffer of `Entry.experts` and how many of its elements a step of so many tokens writes."""
+        experts = self.entries[entry].experts
+        return {layer: (index, self.buffers[index].size // self.bounds.T * tokens) for layer, index in experts.items()}
 
     @property
     def caches(self) -> tuple[Buffer, ...]:

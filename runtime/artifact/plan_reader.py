@@ -35,6 +35,7 @@ _KINDS = ("input", "cache", "arena", "weight")
 _COUNTED = {"T": "tokens", "R": "rows"}
 _ROWS = {"logits": "R", "token": "R", "hidden": "T"}  # as a session reads them
 _CACHE_NAME = re.compile(r"cache\.(0|[1-9][0-9]{0,5})(\.[a-z][a-z0-9_]*)?")
+_LAYER = re.compile(r"0|[1-9][0-9]{0,5}")
 _MOST_WIDTH = 2**20
 _MOST_SLOT_BYTES = 2**30  # of all caches: with 2**31 slots, sizes are far below 64 bits
 
@@ -247,7 +248,21 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     cuts = tuple(_cut(Fields(cut, f"{name}.cuts[{i}]", PlanInvalid), calls, buffers) for i, cut in enumerate(found))
     if any(buffers[cut.residual].size % bounds.T for cut in cuts):
         raise fields.fail("cuts", f"the residual must have a row for each of {bounds.T} tokens")
-    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), min_tokens, max_tokens, cuts)
+    limits, experts = (min_tokens, max_tokens), _experts(fields, buffers, bounds)
+    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), *limits, cuts, experts=experts)
+
+
+def _experts(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds) -> Mapping[int, int]:
+    """Earlier plans have none."""
+    listed = fields.object("experts") if "experts" in fields.value else Fields({}, "experts", PlanInvalid)
+    found = {}
+    for layer in listed.value:
+        if not _LAYER.fullmatch(layer):
+            raise listed.fail(layer, "is not the number of a layer")
+        index = found[int(layer)] = listed.integer(layer, 0, len(buffers) - 1)
+        if (buffers[index].kind, buffers[index].dtype) != ("arena", "int32") or buffers[index].size % bounds.T:
+            raise listed.fail(layer, f"must be an int32 buffer of the arena, with a row for each of {bounds.T} tokens")
+    return MappingProxyType(found)
 
 
 def _cut(fields: Fields, calls: Sequence[Call], buffers: tuple[Buffer, ...]) -> Cut:

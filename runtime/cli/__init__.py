@@ -15,6 +15,7 @@ import click
 from dsv3c.runtime import __version__
 from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.bench import bench_command
+from dsv3c.runtime.cli.chat import chat_command
 from dsv3c.runtime.cli.doctor import doctor_command
 from dsv3c.runtime.cli.eval import eval_command
 from dsv3c.runtime.cli.generate import generate_command
@@ -32,7 +33,15 @@ def root() -> None:
     """
 
 
-for command in (generate_command, bench_command, eval_command, inspect_command, verify_command, doctor_command):
+for command in (
+    generate_command,
+    chat_command,
+    bench_command,
+    eval_command,
+    inspect_command,
+    verify_command,
+    doctor_command,
+):
     root.add_command(command)
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dsv3c.runtime.artifact.artifact import Manifest
 from dsv3c.runtime.artifact.costs import Work
+from dsv3c.runtime.cli.bench_batches import batches_text, over_one, step_row
+from dsv3c.runtime.cli.markdown import ABSENT, duration, number, percent, table
 from dsv3c.runtime.cli.output import size
-from dsv3c.runtime.measure.bench import Breakdown, Operation, Result, Settings
+from dsv3c.runtime.measure.bench import Result, Settings
+from dsv3c.runtime.measure.breakdown import Breakdown, Operation
 from dsv3c.runtime.measure.limits import Limits
 
 Row = dict[str, Any]
-ABSENT = "–"
 RATES = ("GB/s", "of read", "GFLOP/s", "of matrix")
 LEAST_SHARE = 0.005  # of a breakdown's time, below which a kernel gets no line of its own in Markdown
 
@@ -77,8 +79,9 @@ def render(report: Report, form: str) -> str:
 
 
 def test_row(report: Report, result: Result) -> Row:
-    """One test. Names are those of llama-bench where it has them; bytes and operations are per token."""
-    work = result.work
+    """One test. Names are those of llama-bench where it has them; bytes and operations are per token, but those of
+    `step_` of a step of a decode."""
+    work, tokens = result.work, result.all_tokens
     generates = result.kind == "tg"
     return {
         "model": report.model,
@@ -90,16 +93,19 @@ def test_row(report: Report, result: Result) -> Row:
         "n_prompt": 0 if generates else result.tokens,
         "n_gen": result.tokens if generates else 0,
         "n_depth": result.depth,
+        "n_sequences": result.sequences,
         "repetitions": len(result.seconds),
         "median_ts": result.median,
         "avg_ts": sum(result.speeds) / len(result.speeds),
         "stddev_ts": result.deviation,
         "min_ts": min(result.speeds),
         "max_ts": max(result.speeds),
-        "weight_bytes": work and work.weight_bytes / result.tokens,
-        "cache_bytes": work and work.cache_bytes / result.tokens,
-        "flops": work and work.flops / result.tokens,
+        "weight_bytes": work and work.weight_bytes / tokens,
+        "cache_bytes": work and work.cache_bytes / tokens,
+        "flops": work and work.flops / tokens,
         **report.rates(work, result.median_seconds),
+        **step_row(result, report.limits),
+        **over_one(result, report.results),
     }
 
 
@@ -180,18 +186,20 @@ def _csv_table(rows: Sequence[Row]) -> str:
 
 def _markdown(report: Report) -> str:
     parts = [_markdown_tests(report), _limits_text(report)]
+    if any(result.sequences > 1 for result in report.results):
+        parts.append(batches_text([test_row(report, result) for result in report.results if result.kind == "tg"]))
     parts += [_markdown_breakdown(report, breakdown) for breakdown in report.breakdowns]
     return "\n".join(parts)
 
 
 def _markdown_tests(report: Report) -> str:
     titles = ("model", "quant", "level", "threads", "test", "t/s", "min … max", "MB/token", *RATES)
-    return _table(titles, (_test_cells(report, result) for result in report.results), left=5)
+    return table(titles, (_test_cells(report, result) for result in report.results), left=5)
 
 
 def _test_cells(report: Report, result: Result) -> list[str]:
     row = test_row(report, result)
-    read = None if result.work is None else result.work.bytes / result.tokens / 1e6
+    read = None if result.work is None else result.work.bytes / result.all_tokens / 1e6
     return [
         report.model,
         report.quant,
@@ -200,7 +208,7 @@ def _test_cells(report: Report, result: Result) -> list[str]:
         result.name,
         f"{row['median_ts']:.2f} ± {row['stddev_ts']:.2f}",
         f"{row['min_ts']:.2f} … {row['max_ts']:.2f}",
-        _number(read),
+        number(read),
         *_rate_cells(row),
     ]
 
@@ -212,11 +220,11 @@ def _limits_text(report: Report) -> str:
             return f"The limits of this machine are not measured with artifacts for {report.device.get('device')}.\n"
         note = "The limits of this machine are not known: the artifact has no routines that measure them."
         return f"{note} Compile it again with this version of dsv3c.\n"
-    integers = f", {_number(limits.int8_rate / 1e9)} GOP/s in int8" if limits.int8_rate else ""
-    floats = _number(limits.float_rate and limits.float_rate / 1e9)
+    integers = f", {number(limits.int8_rate / 1e9)} GOP/s in int8" if limits.int8_rate else ""
+    floats = number(limits.float_rate and limits.float_rate / 1e9)
     used = "of int8 in products with integer weights, of float32 in others" if report.integer else "of float32"
     return (
-        f"Limits measured in this run: memory is read at {_number(limits.read_bandwidth / 1e9)} GB/s; products run at "
+        f"Limits measured in this run: memory is read at {number(limits.read_bandwidth / 1e9)} GB/s; products run at "
         f"{floats} GFLOP/s in float32{integers}. `of matrix` is the share {used}.\n"
     )
 
@@ -228,11 +236,11 @@ def _markdown_breakdown(report: Report, breakdown: Breakdown) -> str:
     if others := breakdown.operations[len(shown) :]:
         cells.append(_others(others, breakdown))
     spent = (
-        f"{_time(breakdown.seconds)}: kernels {_time(breakdown.kernels)}, between them {_time(breakdown.between)}, "
-        f"session {_time(breakdown.session)}; {breakdown.launches} kernel calls, "
+        f"{duration(breakdown.seconds)}: kernels {duration(breakdown.kernels)}, between them "
+        f"{duration(breakdown.between)}, session {duration(breakdown.session)}; {breakdown.launches} kernel calls, "
         f"{breakdown.launches / breakdown.layers:.1f} a layer"
     )
-    return f"### {breakdown.name}\n\n{spent}.\n\n{_table(titles, cells, left=2)}"
+    return f"### {breakdown.name}\n\n{spent}.\n\n{table(titles, cells, left=2)}"
 
 
 def _operation_cells(report: Report, breakdown: Breakdown, operation: Operation) -> list[str]:
@@ -242,8 +250,8 @@ def _operation_cells(report: Report, breakdown: Breakdown, operation: Operation)
         operation.kernel,
         operation.weight,
         str(operation.calls),
-        _time(operation.seconds),
-        _percent(row["time_share"]),
+        duration(operation.seconds),
+        percent(row["time_share"]),
         size(work.bytes) if work and work.bytes else ABSENT,
         *_rate_cells(row),
     ]
@@ -252,46 +260,15 @@ def _operation_cells(report: Report, breakdown: Breakdown, operation: Operation)
 def _others(operations: Sequence[Operation], breakdown: Breakdown) -> list[str]:
     """One line for kernels that take next to no time; JSON and CSV list them."""
     calls, seconds = sum(item.calls for item in operations), sum(item.seconds for item in operations)
-    share = _percent(_ratio(seconds, breakdown.seconds))
-    return [f"{len(operations)} others", "", str(calls), _time(seconds), share, *[ABSENT] * (1 + len(RATES))]
+    share = percent(_ratio(seconds, breakdown.seconds))
+    return [f"{len(operations)} others", "", str(calls), duration(seconds), share, *[ABSENT] * (1 + len(RATES))]
 
 
 def _rate_cells(row: Row) -> list[str]:
-    read = [_number(row["gb_per_s"]), _percent(row["read_share"])] if row["gb_per_s"] else [ABSENT, ABSENT]
-    done = [_number(row["gflops"]), _percent(row["matrix_share"])] if row["gflops"] else [ABSENT, ABSENT]
+    read = [number(row["gb_per_s"]), percent(row["read_share"])] if row["gb_per_s"] else [ABSENT, ABSENT]
+    done = [number(row["gflops"]), percent(row["matrix_share"])] if row["gflops"] else [ABSENT, ABSENT]
     return [*read, *done]
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A Markdown table that reads well as plain text too; the first `left` columns stand left, the others right."""
-    body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(titles), *body]) for i in range(len(titles))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line(titles), line(rule), *map(line, body)]) + "\n"
 
 
 def _ratio(value: float, limit: float | None) -> float | None:
     return value / limit if limit else None
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, never an exponent."""
-    if value is None:
-        return ABSENT
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f}"
-
-
-def _percent(share: float | None) -> str:
-    return ABSENT if share is None else f"{share:.1%}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
@@ -49,10 +49,31 @@ class InOrder(click.Group):
 
 
 class Command(click.Command):
-    """A command of either program: PROGRAM in its help stands for the name of the one that runs."""
+    """A command of either program: PROGRAM in its help stands for the name of the one that runs.
+
+    sections: titles with the names of the options that the help lists below them, in this order; the others come last.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._sections = sections or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {option.name: option.get_help_record(ctx) for option in options}
+        for title, names in self._sections.items():
+            _write_options(formatter, title, [records.pop(name, None) for name in names])
+        _write_options(formatter, "Options", records.values())
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace("PROGRAM", ctx.find_root().info_name or "dsv3c")
+
+
+def _write_options(formatter: click.HelpFormatter, title: str, records: Iterable[tuple[str, str] | None]) -> None:
+    shown = [record for record in records if record is not None]
+    if shown:
+        with formatter.section(title):
+            formatter.write_dl(shown)
 
 
 def run(root: click.Command, args: Sequence[str] | None, program: str) -> int:

@@ -23,7 +23,7 @@ UNITS = ("kB", "MB", "GB", "TB")
 QUANTITY = re.compile(r"[\d.]+( [\w/]+){0,2}")  # a number with its unit
 
 
-def echo(text: str = "", nl: bool = True, err: bool = False) -> None:
+def echo(text: str | bytes = "", nl: bool = True, err: bool = False) -> None:
     """Print to stdout, or stderr. Raises OutputLost when it cannot be written, BrokenPipeError when nobody reads it.
 
     A closed stderr is a wish for silence, a closed stdout is a result that is lost.

@@ -123,3 +123,9 @@ class NotesOnly:
 def terminal_progress() -> TerminalProgress | None:
     """A progress display on stderr, or None where stderr is not a terminal."""
     return TerminalProgress(sys.stderr) if sys.stderr is not None and sys.stderr.isatty() else None
+
+
+def batch_progress() -> TerminalProgress | None:
+    """The same for a command whose results come meanwhile: not where they go to the terminal too."""
+    shown = sys.stdout is not None and sys.stdout.isatty()
+    return None if shown else terminal_progress()

@@ -68,8 +68,19 @@ class Device(Protocol):
     def output(self, entry: str, name: str) -> NDArray[Any]:
         """Flat host view of an entry's output, valid until the next `run`: "token" i32, all others f32."""
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        """By layer, a copy of what the plan's `Entry.experts` says, of the tokens of the last `run`, which was of that
+        entry: flat, as many ids a token as it visits experts. Costs nothing where nobody asks."""
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         """Copy cache rows [source, source + count) to [target, target + count) in every layer."""
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        """A copy of rows [start, start + count) of every cache, by its name: [count, width], of the cache's type;
+        bfloat16 as its uint16 bit patterns."""
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Put rows as `read_slots` gives them, of every cache, from `start` on."""
 
     def report(self) -> dict[str, Any]:
         """What was obtained: kernel level, threads, bytes, huge pages."""

@@ -73,8 +73,17 @@ def map_descriptor(descriptor: int, path: Path, size: int) -> Bytes:
 
 def typed(data: Bytes, offset: int, dtype: str, size: int) -> NDArray[Any]:
     """Flat view of `size` elements at a byte offset; bfloat16 is viewed as its uint16 bit patterns."""
-    element = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    element = _element(dtype)
     return data[offset : offset + size * element.itemsize].view(element)
+
+
+def _element(dtype: str) -> np.dtype[Any]:
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def empty_rows(cache: Buffer, count: int) -> NDArray[Any]:
+    """[count, width], not initialised: room for rows of a cache on their way from or to a device."""
+    return np.empty((count, cache.width), _element(cache.dtype))
 
 
 def cache_offsets(caches: Iterable[Buffer], slots: int, alignment: int) -> tuple[dict[str, int], int]:

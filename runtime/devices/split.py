@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.plan import Buffer, Cut, Entry, Output, Plan
+from dsv3c.runtime.artifact.plan import Buffer, Entry, Output, Plan
 from dsv3c.runtime.devices.device import CPU_FAMILIES, Device, Floats, Placement, family_of, open_device
 from dsv3c.runtime.errors import BadPlacement, CannotSplit, NoCallTimes
 
@@ -30,7 +30,8 @@ def below(plan: Plan, layer: int) -> Plan:
     def lower(entry: Entry) -> Entry:
         cut = entry.cuts[layer]
         outputs = MappingProxyType({RESIDUAL: Output(cut.residual, "T")})
-        return replace(entry, calls=entry.calls[: cut.first], outputs=outputs, cuts=())
+        experts = {at: buffer for at, buffer in entry.experts.items() if at < layer}
+        return replace(entry, calls=entry.calls[: cut.first], outputs=outputs, cuts=(), experts=experts)
 
     return _used(plan, {name: lower(entry) for name, entry in plan.entries.items() if entry.cuts})
 
@@ -43,20 +44,20 @@ def above(plan: Plan, layer: int) -> Plan:
     sizes = {plan.buffers[entry.cuts[layer].residual].size for entry in plan.entries.values() if entry.cuts}
     (size,) = sizes  # T * hidden_size, in every entry
     given = len(plan.buffers)
-    entries = {
-        name: _upper(entry, entry.cuts[layer], given) if entry.cuts else entry for name, entry in plan.entries.items()
-    }
+    entries = {name: _upper(entry, layer, given) if entry.cuts else entry for name, entry in plan.entries.items()}
     return _used(replace(plan, buffers=(*plan.buffers, Buffer(RESIDUAL, "input", "float32", size))), entries)
 
 
-def _upper(entry: Entry, cut: Cut, given: int) -> Entry:
+def _upper(entry: Entry, layer: int, given: int) -> Entry:
+    cut = entry.cuts[layer]
     calls = {number: entry.calls[number] for number in (*cut.kept, *range(cut.first, len(entry.calls)))}
     for number, operand in cut.readers:
         if number in calls:
             name, buffers = calls[number]
             calls[number] = name, (*buffers[:operand], given, *buffers[operand + 1 :])
     inputs = MappingProxyType({**entry.inputs, RESIDUAL: given})
-    return replace(entry, calls=tuple(calls.values()), inputs=inputs, cuts=())
+    experts = {at: buffer for at, buffer in entry.experts.items() if at >= layer}
+    return replace(entry, calls=tuple(calls.values()), inputs=inputs, cuts=(), experts=experts)
 
 
 def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
@@ -64,7 +65,7 @@ def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
     used = {index for index, buffer in enumerate(plan.buffers) if buffer.kind == "input"}
     for entry in entries.values():
         used |= {index for _, buffers in entry.calls for index in buffers}
-        used |= {output.buffer for output in entry.outputs.values()}
+        used |= {output.buffer for output in entry.outputs.values()} | set(entry.experts.values())
     kept = sorted(used)
     place = {index: number for number, index in enumerate(kept)}
     buffers = tuple(plan.buffers[index] for index in kept)
@@ -75,7 +76,10 @@ def _used(plan: Plan, entries: Mapping[str, Entry]) -> Plan:
     def again(entry: Entry) -> Entry:
         calls = tuple((name, tuple(place[index] for index in buffers)) for name, buffers in entry.calls)
         outputs = {name: replace(output, buffer=place[output.buffer]) for name, output in entry.outputs.items()}
-        return replace(entry, calls=calls, outputs=MappingProxyType(outputs), inputs=moved(entry.inputs))
+        experts = {layer: place[index] for layer, index in entry.experts.items()}
+        return replace(
+            entry, calls=calls, outputs=MappingProxyType(outputs), inputs=moved(entry.inputs), experts=experts
+        )
 
     renewed = MappingProxyType({name: again(entry) for name, entry in entries.items()})
     return replace(plan, buffers=buffers, entries=renewed)
@@ -87,18 +91,31 @@ def split(artifact: Artifact, lower: Artifact, upper_layers: int) -> tuple[Artif
     The upper side's plan is the one for a session: it has the entries that both can run. Raises CannotSplit.
     """
     _require_alike(artifact, lower)
+    if _expert_layers(artifact) != _expert_layers(lower):
+        artifact, lower = _without_experts(artifact), _without_experts(lower)
     cut = layer_count(artifact) - upper_layers
     first, second = below(lower.plan, cut), above(artifact.plan, cut)
     whole = {name for name, entry in artifact.plan.entries.items() if not entry.cuts}
     entries = {name: entry for name, entry in second.entries.items() if name in whole or name in first.entries}
     # The work of a step would be that of one side only.
     second = replace(second, entries=MappingProxyType(entries), costs=None)
-    return replace(lower, plan=first), replace(artifact, plan=second)
+    parts = (lower.identity, f"the last {upper_layers} layers")
+    return replace(lower, plan=first), replace(artifact, plan=second, parts=parts)
 
 
 def layer_count(artifact: Artifact) -> int:
     """Layers that can be shared out; 0 where the artifact's entries cannot be cut."""
     return min((len(entry.cuts) for entry in artifact.plan.entries.values() if entry.cuts), default=0)
+
+
+def _expert_layers(artifact: Artifact) -> set[int]:
+    """Layers of which the plan says which experts tokens visit."""
+    return {layer for entry in artifact.plan.entries.values() for layer in entry.experts}
+
+
+def _without_experts(artifact: Artifact) -> Artifact:
+    entries = {name: replace(entry, experts={}) for name, entry in artifact.plan.entries.items()}
+    return replace(artifact, plan=replace(artifact.plan, entries=MappingProxyType(entries)))
 
 
 def _require_alike(artifact: Artifact, lower: Artifact) -> None:
@@ -155,9 +172,20 @@ class SplitDevice:
     def output(self, entry: str, name: str) -> Floats:
         return self._upper.output(entry, name)
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        below = self._lower.experts(entry) if entry in self._shared else {}
+        return {**below, **self._upper.experts(entry)}
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         for device in (self._lower, self._upper):
             device.copy_slots(source, target, count)
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        return {**self._lower.read_slots(start, count), **self._upper.read_slots(start, count)}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for device in (self._lower, self._upper):
+            device.write_slots(start, rows)
 
     def report(self) -> dict[str, Any]:
         sides = {"lower": self._lower.report(), "upper": self._upper.report()}

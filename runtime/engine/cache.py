@@ -6,6 +6,10 @@ each of which has as many rows for it, of its own width.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,12 +19,20 @@ Copy = tuple[int, int]  # rows of the first page are to be copied to the second
 
 
 class PagePool:
-    """`pages` pages of `page_size` tokens. A page is free, or has one or more references."""
+    """`pages` pages of `page_size` tokens. A page is free, or has one or more references.
+
+    One of them may be that of a keeper, who wants the page for its content. A page that only its keeper refers to is
+    idle: it counts as free, and is taken when none is left that is really so, the one that became idle first before
+    the others. `taken` is called with it then: the keeper's reference is gone.
+    """
 
     def __init__(self, pages: int, page_size: int) -> None:
         self.page_size = page_size
+        self.taken: Callable[[int], None] = _nobody
         self._references = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
+        self._kept: set[int] = set()
+        self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
     def pages(self) -> int:
@@ -28,20 +40,24 @@ class PagePool:
 
     @property
     def free_pages(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._idle)
+
+    @property
+    def idle_pages(self) -> int:
+        return len(self._idle)
 
     def references(self, page: int) -> int:
         return self._references[_page(page, len(self._references))]
 
     def require(self, pages: int) -> None:
         """Raises OutOfPages unless that many pages are free."""
-        if _length(pages) > len(self._free):
-            raise OutOfPages(free=len(self._free), page_size=self.page_size, wanted=pages)
+        if _length(pages) > self.free_pages:
+            raise OutOfPages(free=self.free_pages, page_size=self.page_size, wanted=pages)
 
     def allocate(self) -> int:
         """A free page, with one reference. Raises OutOfPages."""
         self.require(1)
-        page = self._free.pop()
+        page = self._free.pop() if self._free else self._take_idle()
         self._references[page] = 1
         return page
 
@@ -49,6 +65,7 @@ class PagePool:
         """Add a reference to a page in use."""
         self._require_used(page)
         self._references[page] += 1
+        self._idle.pop(page, None)
         return page
 
     def release(self, page: int) -> None:
@@ -57,6 +74,23 @@ class PagePool:
         self._references[page] -= 1
         if self._references[page] == 0:
             self._free.append(page)
+        elif self._references[page] == 1 and page in self._kept:
+            self._idle[page] = None
+
+    def keep(self, page: int) -> None:
+        """Add the keeper's reference to a page in use."""
+        if page in self._kept:
+            raise PageMisuse(page=page, reason="is kept already")
+        self.share(page)
+        self._kept.add(page)
+
+    def drop(self, page: int) -> None:
+        """Drop the keeper's reference."""
+        if page not in self._kept:
+            raise PageMisuse(page=page, reason="is not kept")
+        self._kept.remove(page)
+        self._idle.pop(page, None)
+        self.release(page)
 
     def writable(self, page: int) -> int:
         """A page with the same meaning that only the caller refers to: `page` itself, or a fresh one when it is
@@ -65,8 +99,15 @@ class PagePool:
         if self._references[page] == 1:
             return page
         fresh = self.allocate()
-        self._references[page] -= 1
+        self.release(page)
         return fresh
+
+    def _take_idle(self) -> int:
+        page, _ = self._idle.popitem(last=False)
+        self._kept.remove(page)
+        self._references[page] = 0
+        self.taken(page)
+        return page
 
     def _require_used(self, page: int) -> None:
         if self._references[_page(page, len(self._references))] == 0:
@@ -76,12 +117,15 @@ class PagePool:
 class Sequence:
     """One sequence's cache: `length` tokens in `pages`, at most `max_pages` pages long.
 
-    Used by one thread at a time. `close` gives the pages back; a closed sequence is empty and may be used again.
+    keys: of its first full pages, what they are known by where pages are shared by content (`PrefixCache`); they go
+    with the tokens they stand for. Used by one thread at a time. `close` gives the pages back; a closed sequence is
+    empty and may be used again.
     """
 
     def __init__(self, pool: PagePool, max_pages: int) -> None:
         self.pool = pool
         self.length = 0
+        self.keys: list[bytes] = []
         self._table = np.zeros(max_pages, np.int32)
         self._count = 0
 
@@ -108,9 +152,10 @@ class Sequence:
         self.pool.require(self.pages_needed(length))
         copies = []
         if self._must_copy(length):
-            last = int(self._table[self._count - 1])
-            self._table[self._count - 1] = fresh = self.pool.writable(last)
-            copies.append((last, fresh))
+            index = self.length // self.pool.page_size
+            shared = int(self._table[index])
+            self._table[index] = fresh = self.pool.writable(shared)
+            copies.append((shared, fresh))
         while self._count < self._pages_of(length):
             self._table[self._count] = self.pool.allocate()
             self._count += 1
@@ -121,6 +166,8 @@ class Sequence:
         if not 0 <= _length(length) <= self.length:
             raise PageMisuse(page="-", reason=f"cannot roll back from {self.length} tokens to {length}")
         self.length = length
+        del self.keys[length // self.pool.page_size :]
+        # From the end on: of idle pages those that others build on are taken last.
         while self._count > self._pages_of(length):
             self._count -= 1
             self.pool.release(int(self._table[self._count]))
@@ -135,7 +182,25 @@ class Sequence:
         other._count = self._pages_of(length)
         for i in range(other._count):
             other._table[i] = self.pool.share(int(self._table[i]))
+        other.keys = self.keys[: length // self.pool.page_size]
         return other
+
+    def adopt(self, pages: Many[int], keys: Many[bytes]) -> None:
+        """An empty sequence takes full pages that are in use, with their keys, as its first tokens."""
+        if self._count or len(pages) > self._table.size:
+            reason = f"cannot be taken by a sequence that holds {self._count} pages of at most {self._table.size}"
+            raise PageMisuse(page="-", reason=reason)
+        for page in pages:
+            self._table[self._count] = self.pool.share(page)
+            self._count += 1
+        self.length = len(pages) * self.pool.page_size
+        self.keys = list(keys)
+
+    def replace(self, index: int, page: int) -> None:
+        """Let page `index` of the sequence be `page`, which is in use and holds the same rows."""
+        former = int(self._table[index])
+        self._table[index] = self.pool.share(page)
+        self.pool.release(former)
 
     def close(self) -> None:
         self.truncate(0)
@@ -144,10 +209,16 @@ class Sequence:
         return -(-length // self.pool.page_size)
 
     def _must_copy(self, length: int) -> int:
-        # Only the last page is ever written again: `truncate` leaves no page behind it.
+        # Only the page of the next position is ever written again, and only when it holds tokens. What is reserved
+        # behind it is the sequence's own.
         partial = self.length % self.pool.page_size
-        shared = bool(partial) and self.pool.references(int(self._table[self._count - 1])) > 1
+        index = self.length // self.pool.page_size
+        shared = bool(partial) and self.pool.references(int(self._table[index])) > 1
         return int(shared and length > self.length)
+
+
+def _nobody(page: int) -> None:
+    """What a pool without a keeper tells: it has no idle pages."""
 
 
 def _page(page: int, pages: int) -> int:

@@ -1,28 +1,54 @@
-"""Generate from one prompt: feed it, sample, stream the text, stop. What came out and how fast it was."""
+"""What a request asks for, and what comes of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
-import numpy as np
-
-from dsv3c.runtime.devices.device import Floats
-from dsv3c.runtime.engine.sampling import Draw, Sampler, SamplingParams
+from dsv3c.runtime.engine.grammar import Grammar
+from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.session import Ints
-from dsv3c.runtime.text.stream import Decode, StopFilter, StreamDecoder
+from dsv3c.runtime.errors import ParameterInvalid, TokenizerMissing
+from dsv3c.runtime.text.stream import Decode
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "time", "cancelled"]
+Overflow = Literal["stop", "slide"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities, before any processor: of the token that was taken, and of
+    the likeliest, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """Speculation over one answer: how many tokens were proposed, how many of them were right, in how many steps."""
+
+    proposed: int = 0
+    accepted: int = 0
+    steps: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        return self.accepted / self.proposed if self.proposed else 0.0
 
 
 @dataclass(frozen=True)
 class Generation:
-    """The whole answer. token_ids are without the end token. Times leave out what the consumer of a stream took.
+    """One whole answer. token_ids are without the end token.
 
-    finish_reason is "stop" (end token or stop string) or "length" (max_new_tokens or the context is used up).
+    finish_reason is "stop" (end token or stop string), "length" (max_new_tokens, or the context is used up), "time"
+    (max_time) or "cancelled". Times are of the steps that the request took part in, and leave out what the consumer
+    took. cached_tokens: of the prompt, what the prefix cache spared. dropped_tokens: what slid out of the context.
+    forced_tokens: of the answer, what a grammar left no choice about, so that it was not drawn.
+    score: of a beam, the sum of its log-probabilities with the length penalty. others: further results of the request,
+    in their order.
     """
 
     text: str
@@ -32,6 +58,13 @@ class Generation:
     prompt_seconds: float
     decode_seconds: float
     steps: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int = 0
+    dropped_tokens: int = 0
+    forced_tokens: int = 0
+    drafted: Drafted = field(default_factory=Drafted)
+    score: float | None = None
+    others: tuple[Generation, ...] = ()
 
     @property
     def first_token_seconds(self) -> float:
@@ -39,7 +72,8 @@ class Generation:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+        read = self.prompt_tokens - self.cached_tokens
+        return read / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -49,95 +83,80 @@ class Generation:
 
 @dataclass(frozen=True)
 class Event:
-    """One token of a stream: text that became certain with it (may be empty). The last one has the generation.
+    """One token of a stream: text that became certain with it (may be empty). The last one of a result has the
+    generation.
 
-    The last event may have no token: an end token, or text that was held back, comes without one.
+    The last event may have no token: an end token, or text that was held back, comes without one. index: of the
+    result, where a request has several.
     """
 
     text: str
     token_id: int | None = None
     generation: Generation | None = None
+    index: int = 0
+    logprobs: TokenLogprobs | None = None
 
     @property
     def finish_reason(self) -> FinishReason | None:
         return None if self.generation is None else self.generation.finish_reason
 
 
-class Feed(Protocol):
-    """Appends tokens to one sequence and returns a copy of the last token's logits [V]."""
-
-    def __call__(self, tokens: Ints) -> Floats: ...
-
-
-class DrawToken(Protocol):
-    """Appends tokens to one sequence and lets the device draw the next, without its logits being read."""
-
-    def __call__(self, tokens: Ints, draw: Draw) -> int: ...
-
-
 @dataclass(frozen=True)
 class Task:
-    """One prompt with all that is needed to answer it. `room`: tokens the context holds beyond the prompt."""
+    """One prompt with all that is needed to answer it.
+
+    context: tokens that the text may have. overflow: what happens to one that gets longer, "stop" ends it, "slide" goes
+    on with its beginning and its end. priority: lower ones wait for higher ones. speculate:
+    whether drafts may be made for it. grammar: what the answer follows.
+    """
 
     prompt: Ints
     params: SamplingParams
     end_tokens: frozenset[int]
     vocab_size: int
-    room: int
+    context: int
     decode: Decode | None
+    overflow: Overflow = "stop"
+    priority: int = 0
+    speculate: bool = True
+    grammar: Grammar | None = None
+
+    @property
+    def limit(self) -> int:
+        """New tokens at most."""
+        limit = self.params.limit(self.prompt.size)
+        return limit if self.overflow == "slide" else min(limit, self.context - self.prompt.size)
 
 
-def generate(
-    task: Task, feed: Feed, clock: Callable[[], float] = time.perf_counter, draw: DrawToken | None = None
-) -> Iterator[Event]:
-    """Events of one generation, the last with the result. Without `task.decode` texts are empty.
+@dataclass(frozen=True)
+class RequestOptions:
+    """What a request says beside its parameters. Raises ParameterInvalid."""
 
-    draw: for a device that can, used as long as the sampler leaves the logits as they are.
-    """
-    params = task.params
-    sampler = Sampler(params, task.vocab_size)
-    sampler.observe(task.prompt)
-    decoder = StreamDecoder(task.decode or _no_text)
-    stop = StopFilter(params.stop)
-    end_tokens = frozenset[int]() if params.ignore_eos else task.end_tokens
-    limit = min(params.max_new_tokens, task.room)
-    tokens: list[int] = []
-    texts: list[str] = []
-    seconds = [0.0, 0.0]  # of the prompt up to the first token, of all later tokens
-    steps = 0
-    reason: FinishReason = "length"
-    feeding = task.prompt
-    while len(tokens) < limit:
-        begin = clock()
-        wanted = None if draw is None else sampler.draw()
-        if draw is None or wanted is None:
-            token = sampler.sample(feed(feeding))
-        else:
-            token = sampler.token(draw(feeding, wanted))
-        if token not in end_tokens:
-            piece = stop.push(decoder.push(token))
-        seconds[bool(steps)] += clock() - begin
-        steps += 1
-        if token in end_tokens:
-            reason = "stop"
-            break
-        tokens.append(token)
-        texts.append(piece)
-        if stop.stopped:
-            reason = "stop"
-            yield Event(piece, token)
-            break
-        yield Event(piece, token)
-        sampler.observe([token])
-        feeding = np.array([token], np.int32)
-    rest = stop.push(decoder.flush())
-    if stop.stopped:
-        reason = "stop"
-    rest += stop.flush()
-    texts.append(rest)
-    times = (seconds[False], seconds[True], max(0, steps - 1))
-    yield Event(rest, None, Generation("".join(texts), tuple(tokens), reason, task.prompt.size, *times))
+    priority: int = 0
+    overflow: Overflow = "stop"
+    speculate: bool = True
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "priority": type(self.priority) is not int and "it must be an integer",
+            "overflow": self.overflow not in get_args(Overflow) and 'it must be "stop" or "slide"',
+            "speculate": type(self.speculate) is not bool and "it must be True or False",
+        }
+        for name, reason in wrong.items():
+            if reason:
+                raise ParameterInvalid(name=name, value=getattr(self, name), reason=reason)
 
 
-def _no_text(tokens: Many[int]) -> str:
-    return ""
+def settings(
+    defaults: SamplingParams, how: Mapping[str, Any], has_tokenizer: bool
+) -> tuple[SamplingParams, RequestOptions]:
+    """What `how` says of a request to a model with these defaults. Raises UnknownParameter, ParameterInvalid, and
+    TokenizerMissing for stop strings that a model without one cannot look for."""
+    options = RequestOptions(**{name: how[name] for name in _OPTIONS if name in how})
+    params = defaults.updated({name: value for name, value in how.items() if name not in _OPTIONS})
+    if params.stop and not has_tokenizer:
+        raise TokenizerMissing(what="a stop string")
+    return params, options
+
+
+_OPTIONS = tuple(each.name for each in fields(RequestOptions))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from dsv3c.runtime.artifact.plan import DRAW_WORDS, Plan
 from dsv3c.runtime.devices.device import Device, Floats
 from dsv3c.runtime.engine.cache import PagePool, Sequence
+from dsv3c.runtime.engine.expert_stats import ExpertStats
 from dsv3c.runtime.engine.sampling import FORMS, Draw
 from dsv3c.runtime.errors import (
     ContextInvalid,
@@ -49,13 +50,18 @@ class StepOutput:
 class Request:
     """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them.
 
-    draw: how the device draws a token from those of the last, which are then not read; for `Session.draw`.
+    draws: how the device draws a token from each of these rows of logits, which are then not read; none or one a row.
     """
 
     sequence: Sequence
     tokens: Ints
     want: Want
-    draw: Draw | None = None
+    draws: tuple[Draw, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that are wanted."""
+        return {"none": 0, "last": min(1, self.tokens.size), "all": self.tokens.size}[self.want]
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Session:
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
         self.turns = Turns()  # at the device
+        self.expert_stats: list[ExpertStats] = []  # who counts the experts that tokens visit
         self.closed = False
 
     def close(self) -> None:
@@ -169,7 +176,8 @@ class Session:
         )
         self._require_usable()
         self._check_batch(batch)
-        name = self._entry_for(batch.tokens.size) if entry is None else entry
+        longest = max(1, int(np.bincount(batch.sequence).max()))
+        name = self._entry_for(longest, batch.tokens.size) if entry is None else entry
         states = None if hidden is None else floats("hidden", hidden)
         self._check_entry(name, batch.tokens.size, states)
         return self._execute(name, batch, states)
@@ -193,6 +201,13 @@ class Session:
                 request.sequence.truncate(length)
             raise
 
+    def reserve(self, sequence: Sequence, length: int) -> None:
+        """Make positions up to `length` writable: pages are taken, a shared one is copied. Raises as
+        `Sequence.reserve` does, which changes nothing then."""
+        size = self.plan.page_size
+        for source, target in sequence.reserve(length):
+            self.device.copy_slots(source * size, target * size, size)
+
     def run(self, requests: Many[Request]) -> list[Floats]:
         """As `chunks`; returns a copy of the wanted logits of each request: [0 or 1 or number of tokens, V]."""
         found: list[list[Floats]] = [[] for _ in _listed("requests", requests)]
@@ -207,12 +222,12 @@ class Session:
         names = [name for name in ("decode", "prefill") if name in self.plan.entries]
         return all(f"{name}.{form}" in self.plan.entries for name in names for form in FORMS)
 
-    def draw(self, requests: Many[Request]) -> list[int]:
-        """As `chunks`, for requests that all have a `draw`; what the device drew for each, for `Sampler.token`."""
-        found = [0] * len(_listed("requests", requests))
+    def draw(self, requests: Many[Request]) -> list[list[int]]:
+        """As `chunks`, for requests that all have draws; what the device drew for each row, for `Sampler.token`."""
+        found: list[list[int]] = [[] for _ in _listed("requests", requests)]
         for chunk in self.chunks(requests):
-            if chunk.drawn is not None and chunk.drawn.size:
-                found[chunk.request] = int(chunk.drawn[0])
+            if chunk.drawn is not None:
+                found[chunk.request] += chunk.drawn.tolist()
         return found
 
     def _reserve(self, requests: Many[Request]) -> None:
@@ -228,20 +243,18 @@ class Session:
         self.pool.require(sum(needed))
         for index, request in enumerate(requests):
             try:
-                copies = request.sequence.reserve(request.sequence.length + request.tokens.size)
+                self.reserve(request.sequence, request.sequence.length + request.tokens.size)
             except BaseException:
                 for earlier in requests[:index]:
                     earlier.sequence.truncate(earlier.sequence.length)
                 raise
-            for source, target in copies:
-                size = self.plan.page_size
-                self.device.copy_slots(source * size, target * size, size)
 
     def _next_step(self, requests: Many[Request], done: list[int]) -> list[_Piece]:
         """The pieces of the next step: requests in order, as long as tokens, rows and sequences fit."""
         bounds = self.plan.bounds
         left = [request.tokens.size - count for request, count in zip(requests, done, strict=True)]
-        room = self.plan.entries[self._entry_for(min(sum(left), bounds.T))].max_tokens if any(left) else 0
+        longest, total = min(max(left, default=0), bounds.T), min(sum(left), bounds.T)
+        room = self.plan.entries[self._entry_for(longest, total)].max_tokens
         rows, pieces = bounds.R, list[_Piece]()
         for index, request in enumerate(requests):
             count = min(left[index], room)
@@ -258,6 +271,7 @@ class Session:
 
     def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
         tokens, positions, owner, rows = [], [], [], []
+        draws: list[Draw] = []
         total = 0
         for index, piece in enumerate(pieces):
             request = requests[piece.request]
@@ -267,15 +281,18 @@ class Session:
             owner.append(np.full(piece.count, index, np.int32))
             total += piece.count
             rows.append(np.arange(total - piece.rows, total, dtype=np.int32))
+            first = piece.start if request.want == "all" else 0
+            draws += request.draws[first : first + piece.rows]
         batch = _Batch(
             tokens=np.concatenate(tokens),
             positions=np.concatenate(positions),
             sequence=np.concatenate(owner),
             pages=[requests[piece.request].sequence.pages for piece in pieces],
             rows=np.concatenate(rows),
-            draws=[draw for piece in pieces if piece.rows and (draw := requests[piece.request].draw) is not None],
+            draws=draws,
         )
-        output = self._execute(self._drawing(self._entry_for(total), requests), batch, None)
+        entry = self._entry_for(max(piece.count for piece in pieces), total)
+        output = self._execute(self._drawing(entry, requests), batch, None)
         # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
         for piece in pieces:
             requests[piece.request].sequence.length += piece.count
@@ -286,20 +303,22 @@ class Session:
             yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden, drawn)
             token, row = token + piece.count, row + piece.rows
 
-    def _entry_for(self, tokens: int) -> str:
+    def _entry_for(self, longest: int, tokens: int) -> str:
+        """For a step of so many tokens, of which `longest` are of one sequence: what `prefill` does once for each
+        sequence, to rebuild its keys and values, is paid for by the tokens of that sequence."""
         decode, prefill = self.plan.entries.get("decode"), self.plan.entries.get("prefill")
         if decode is None or prefill is None:
             return "decode" if prefill is None else "prefill"
         pays_from = self.device.prefill_min_tokens or prefill.min_tokens
-        return "decode" if tokens < pays_from and tokens <= decode.max_tokens else "prefill"
+        return "decode" if longest < pays_from and tokens <= decode.max_tokens else "prefill"
 
     def _drawing(self, entry: str, requests: Many[Request]) -> str:
         """The entry that draws for these requests, itself if none has a draw."""
-        draws = [request.draw for request in requests if request.draw is not None]
+        draws = [draw for request in requests for draw in request.draws]
         if not draws:
             return entry
-        if len(draws) != len(requests) or any(request.want != "last" for request in requests):
-            raise StepInvalid(where="requests", reason="some of them draw a token from the last logits, others do not")
+        if any(len(request.draws) != request.rows for request in requests):
+            raise StepInvalid(where="requests", reason="some rows of logits have a draw, others do not")
         return f"{entry}.{max((draw.form for draw in draws), key=FORMS.index)}"
 
     def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
@@ -319,6 +338,7 @@ class Session:
             inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
         with self.turns:
             self.device.run(entry)
+            self._count_experts(entry)
         if "token" in self.plan.entries[entry].outputs:
             drawn = self.device.output(entry, "token")[:rows]
             return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
@@ -328,6 +348,12 @@ class Session:
         states = self.device.output(entry, "hidden")
         width = states.size // bounds.T
         return StepOutput(logits, states[: count * width].reshape(count, width))
+
+    def _count_experts(self, entry: str) -> None:
+        if self.expert_stats:
+            chosen = self.device.experts(entry)
+            for stats in self.expert_stats:
+                stats.add_step(chosen)
 
     @property
     def usable(self) -> bool:
@@ -350,8 +376,8 @@ class Session:
             self.tokens(tokens)  # says which
         if not isinstance(request.want, str) or request.want not in get_args(Want):
             raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(get_args(Want))}")
-        if request.draw is not None and not isinstance(request.draw, Draw):
-            raise StepInvalid(where="requests", reason="`draw` must be a Draw")
+        if not isinstance(request.draws, tuple) or not all(isinstance(draw, Draw) for draw in request.draws):
+            raise StepInvalid(where="requests", reason="`draws` must be a tuple of Draw")
 
     def _check_batch(self, batch: _Batch) -> None:
         bounds, count = self.plan.bounds, batch.tokens.size

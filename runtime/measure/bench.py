@@ -1,74 +1,100 @@
 """Measure a model: prefill and decode at chosen depths of the context, and each kernel of a step.
 
 A test is named as llama-bench names it: pp512 reads 512 tokens at once, tg128 generates 128 one by one, and `@ d4096`
-means behind 4096 tokens that are in the cache already, not counted. Token ids are random, as are the tokens in the
-cache, which were really read. Every test runs once as a warm-up and then `repetitions` times.
+means behind 4096 tokens that are in the cache already, not counted. `@ b16` decodes 16 sequences side by side, a token
+of each in every step. Token ids are random, other ones in each sequence, as are the tokens in the cache, which were
+really read. Every test runs once as a warm-up and then `repetitions` times.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.artifact.costs import Cost, StepShape, Work, call_work, total
+from dsv3c.runtime.artifact.costs import Work
 from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.work import steps_work
 from dsv3c.runtime.devices.cpu.library import Library
-from dsv3c.runtime.devices.device import Device, Floats, Placement
+from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.session import Ints, Request, Session
-from dsv3c.runtime.errors import BenchTooLong
+from dsv3c.runtime.errors import BenchBatchTooLarge, BenchCacheTooLarge, BenchTooLong
+from dsv3c.runtime.measure.breakdown import Breakdown, Run, summary
 from dsv3c.runtime.measure.limits import Limits, measure_loaded
+from dsv3c.runtime.measure.watch import Watch
 from dsv3c.runtime.progress import Progress, Silent
 
 _SEED = 0
-_LAYER = re.compile(r"^model\.layers\.\d+\.|~\d+")
-_BRACES = re.compile(r"\{.*\}")
+_MOST_SLOTS = 2**31 - 1  # kernels count them in 32 bits
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Prefills of each of `prompts` tokens and decodes of each of `generated`, at each of `depths`."""
+    """Prefills of each of `prompts` tokens and decodes of each of `generated`, at each of `depths`; decodes with each
+    of `batches` sequences side by side."""
 
     prompts: tuple[int, ...] = (512,)
     generated: tuple[int, ...] = (128,)
     depths: tuple[int, ...] = (0,)
     repetitions: int = 5
+    batches: tuple[int, ...] = (1,)
 
     @property
     def context(self) -> int:
         """Tokens of the longest test, its depth included."""
         return max(self.depths) + max((*self.prompts, *self.generated), default=0)
 
+    @property
+    def sequences(self) -> int:
+        """Of the largest test."""
+        return max(self.batches) if self.generated else 1
+
+    def pages(self, page_size: int) -> int:
+        """Of the cache: for the longest test, and for what further sequences generate beside it."""
+        longest_decode = max(self.depths) + max(self.generated, default=0)
+        return -(-self.context // page_size) + (self.sequences - 1) * -(-longest_decode // page_size)
+
 
 @dataclass(frozen=True)
-class Result:
-    """One test: `kind` "pp" or "tg", seconds of each repetition, the work of one (None when the plan has no costs)."""
+class Case:
+    """What is measured: `kind` "pp" or "tg", tokens of each sequence, behind `depth` others of its own."""
 
     kind: str
     tokens: int
     depth: int
-    seconds: tuple[float, ...]
-    work: Work | None
+    sequences: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.kind}{self.tokens}" + (f" @ d{self.depth}" if self.depth else "")
+        batch = f" @ b{self.sequences}" if self.sequences > 1 else ""
+        return f"{self.kind}{self.tokens}{batch}" + (f" @ d{self.depth}" if self.depth else "")
+
+
+@dataclass(frozen=True)
+class Result(Case):
+    """One test: seconds of each repetition, the work of one (None when the plan has no costs)."""
+
+    seconds: tuple[float, ...] = ()
+    work: Work | None = None
+
+    @property
+    def all_tokens(self) -> int:
+        """Of all sequences."""
+        return self.tokens * self.sequences
 
     @property
     def speeds(self) -> list[float]:
-        """Tokens a second of each repetition."""
-        return [self.tokens / seconds for seconds in self.seconds]
+        """Tokens a second of each repetition, of all sequences together."""
+        return [self.all_tokens / seconds for seconds in self.seconds]
 
     @property
     def median(self) -> float:
@@ -84,95 +110,11 @@ class Result:
         return statistics.median(self.seconds)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Calls of one kernel with one kind of weight in a step: their number, seconds together, work together."""
-
-    kernel: str
-    weight: str
-    calls: int
-    seconds: float
-    work: Work | None
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """A test's time by kernel, medians over repetitions (for a decode: over its steps).
-
-    seconds: of a repetition as the caller sees it. kernels: spent in kernels. between: lost between them.
-    The rest is the session's: inputs written, logits copied. launches: kernel calls.
-    """
-
-    name: str
-    seconds: float
-    kernels: float
-    between: float
-    launches: int
-    layers: int
-    operations: tuple[Operation, ...]
-
-    @property
-    def session(self) -> float:
-        return max(0.0, self.seconds - self.kernels - self.between)
-
-
-@dataclass
-class _Watch:
-    """A device that notes what it runs, and when `timed` how long each call takes."""
-
-    device: Device
-    timed: bool = False
-    steps: list[StepShape] = field(default_factory=list)
-    calls: list[NDArray[np.float64]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def forks(self) -> bool:
-        return self.device.forks
-
-    @property
-    def inputs(self) -> Mapping[str, NDArray[Any]]:
-        return self.device.inputs
-
-    @property
-    def slots(self) -> int:
-        return self.device.slots
-
-    @property
-    def prefill_min_tokens(self) -> int | None:
-        return self.device.prefill_min_tokens
-
-    def run(self, entry: str) -> None:
-        tokens, rows = (int(value) for value in self.inputs["control"][:2])
-        self.steps.append(StepShape(entry, tokens, rows, int(self.inputs["positions"][0])))
-        if not self.timed:
-            self.device.run(entry)
-            return
-        start = time.perf_counter()
-        self.calls.append(self.device.run_timed(entry))
-        self.seconds.append(time.perf_counter() - start)
-
-    def run_timed(self, entry: str) -> NDArray[np.float64]:
-        return self.device.run_timed(entry)
-
-    def output(self, entry: str, name: str) -> Floats:
-        return self.device.output(entry, name)
-
-    def copy_slots(self, source: int, target: int, count: int) -> None:
-        self.device.copy_slots(source, target, count)
-
-    def report(self) -> dict[str, Any]:
-        return self.device.report()
-
-    def close(self) -> None:
-        self.device.close()
-
-    def clear(self) -> None:
-        self.steps, self.calls, self.seconds = [], [], []
-
-
 class Bench:
-    """One artifact on one device, to be measured; a context manager. Raises what loading raises, or BenchTooLong."""
+    """One artifact on one device, to be measured; a context manager.
+
+    Raises what loading raises, or BenchTooLong, BenchBatchTooLarge, BenchCacheTooLarge.
+    """
 
     def __init__(
         self,
@@ -182,12 +124,11 @@ class Bench:
     ) -> None:
         artifact = Artifact.open(path)
         plan = artifact.plan
-        if settings.context > plan.context:
-            raise BenchTooLong(needed=settings.context, limit=plan.context)
-        pages = -(-settings.context // plan.page_size)
+        _check(settings, plan)
         self.settings = settings
-        self.artifact, self.device = place(artifact, pages * plan.page_size, placement or Placement())
-        self._watch = _Watch(self.device)
+        slots = settings.pages(plan.page_size) * plan.page_size
+        self.artifact, self.device = place(artifact, slots, placement or Placement())
+        self._watch = Watch(self.device)
         self._session = Session(self.artifact.plan, self._watch, artifact.manifest.vocab_size)
         self._random = np.random.default_rng(_SEED)
 
@@ -208,156 +149,109 @@ class Bench:
     def results(self, progress: Progress | None = None) -> list[Result]:
         """All tests, by depth, prefills first."""
         told = progress or Silent()
-        return [self._result(*test, told) for test in self._tests(told)]
+        return [self._result(sequences, case, told) for sequences, case in self._cases(told)]
 
     def breakdowns(self, progress: Progress | None = None) -> list[Breakdown]:
-        """A prefill of the first size and a decode, by kernel, at each depth."""
+        """A prefill of the first size and decodes of the first size, by kernel, at each depth."""
         told = progress or Silent()
         firsts = {("pp", size) for size in self.settings.prompts[:1]} | {("tg", n) for n in self.settings.generated[:1]}
-        return [self._breakdown(*test, told) for test in self._tests(told) if test[1:3] in firsts]
+        cases = ((sequences, case) for sequences, case in self._cases(told) if (case.kind, case.tokens) in firsts)
+        return [self._breakdown(sequences, case, told) for sequences, case in cases]
 
-    def _tests(self, progress: Progress) -> Iterable[tuple[Sequence, str, int]]:
-        """(sequence filled to a depth, kind, tokens) of each test; the sequence must be handed back as it was."""
-        sequence = self._session.new_sequence()
-        sizes = [("pp", size) for size in self.settings.prompts] + [("tg", n) for n in self.settings.generated]
+    def _cases(self, progress: Progress) -> Iterator[tuple[Many[Sequence], Case]]:
+        """Each test, with its sequences filled to its depth; they must be handed back as they were."""
+        settings = self.settings
+        sizes = [("pp", size, 1) for size in settings.prompts]
+        sizes += [("tg", size, batch) for size in settings.generated for batch in settings.batches]
+        sequences = [self._session.new_sequence() for _ in range(settings.sequences)]
         try:
-            for depth in sorted(set(self.settings.depths)):
-                if depth > sequence.length:
-                    progress.stage(f"filling the cache to {depth}")
-                    self._feed(sequence, self._ids(depth - sequence.length))
-                for kind, tokens in sizes:
-                    yield sequence, kind, tokens
+            for depth in sorted(set(settings.depths)):
+                self._fill(sequences, depth, progress)
+                for kind, tokens, batch in sizes:
+                    yield sequences[:batch], Case(kind, tokens, depth, batch)
         finally:
-            sequence.close()
+            for sequence in sequences:
+                sequence.close()
 
-    def _result(self, sequence: Sequence, kind: str, tokens: int, progress: Progress) -> Result:
-        depth, run = sequence.length, self._runner(kind)
-        progress.stage(_test_name(kind, tokens, depth), self.settings.repetitions + 1)
+    def _fill(self, sequences: Many[Sequence], depth: int, progress: Progress) -> None:
+        if depth <= sequences[0].length:
+            return
+        progress.stage(f"filling the cache to {depth}", len(sequences))
+        for sequence in sequences:
+            self._run([Request(sequence, self._ids(depth - sequence.length), "last")])
+            progress.advance()
+
+    def _result(self, sequences: Many[Sequence], case: Case, progress: Progress) -> Result:
+        run = self._runner(case.kind)
+        progress.stage(case.name, self.settings.repetitions + 1)
         seconds = []
         for _ in range(self.settings.repetitions + 1):
-            ids = self._ids(tokens)
+            ids = self._ids(len(sequences), case.tokens)
             self._watch.clear()
             start = time.perf_counter()
-            run(sequence, ids)
+            run(sequences, ids)
             seconds.append(time.perf_counter() - start)
-            sequence.truncate(depth)
+            _truncate(sequences, case.depth)
             progress.advance()
         work = steps_work(self.artifact.plan, self._watch.steps)
-        return Result(kind, tokens, depth, tuple(seconds[1:]), work)
+        return Result(**vars(case), seconds=tuple(seconds[1:]), work=work)
 
-    def _breakdown(self, sequence: Sequence, kind: str, tokens: int, progress: Progress) -> Breakdown:
-        depth = sequence.length
-        name = f"{_test_name(kind, tokens, depth)} by kernel"
+    def _breakdown(self, sequences: Many[Sequence], case: Case, progress: Progress) -> Breakdown:
         # A decode repeats with each of its steps.
-        count, size = (self.settings.repetitions, tokens) if kind == "pp" else (tokens, 1)
-        progress.stage(name, count + 1)
+        count, size = (self.settings.repetitions, case.tokens) if case.kind == "pp" else (case.tokens, 1)
+        progress.stage(f"{case.name} by kernel", count + 1)
         self._watch.timed = True
         runs, seconds = [], []
         try:
             for _ in range(count + 1):
-                ids = self._ids(size)
+                ids = self._ids(len(sequences), size)
                 self._watch.clear()
                 start = time.perf_counter()
-                self._feed(sequence, ids)
+                self._feed(sequences, ids)
                 seconds.append(time.perf_counter() - start)
-                runs.append(_Run(self._watch.steps, self._watch.calls, sum(self._watch.seconds)))
-                if kind == "pp" or len(runs) == 1:
-                    sequence.truncate(depth)
+                runs.append(Run(self._watch.steps, self._watch.calls, sum(self._watch.seconds)))
+                if case.kind == "pp" or len(runs) == 1:
+                    _truncate(sequences, case.depth)
                 progress.advance()
         finally:
             self._watch.timed = False
-            sequence.truncate(depth)
-        title = _test_name(kind, tokens, depth) if kind == "pp" else _test_name("one token of tg", tokens, depth)
+            _truncate(sequences, case.depth)
+        part = "" if case.kind == "pp" else "one token of " if case.sequences == 1 else "one step of "
         cached = len({cache.layer for cache in self.artifact.plan.caches})
         layers = int(self.artifact.manifest.model.get("num_hidden_layers", cached))
-        return _summary(self.artifact.plan, title, layers, runs[1:], seconds[1:])
+        return summary(self.artifact.plan, part + case.name, layers, runs[1:], seconds[1:])
 
-    def _runner(self, kind: str) -> Callable[[Sequence, Ints], None]:
+    def _runner(self, kind: str) -> Callable[[Many[Sequence], Ints], None]:
         return self._feed if kind == "pp" else self._decode
 
-    def _feed(self, sequence: Sequence, ids: Ints) -> None:
-        self._session.run([Request(sequence, ids, "last")])
+    def _feed(self, sequences: Many[Sequence], ids: Ints) -> None:
+        """ids [sequences, n]: their next tokens. The logits of the last ones are computed, and left where they are."""
+        self._run([Request(sequence, row, "last") for sequence, row in zip(sequences, ids, strict=True)])
 
-    def _decode(self, sequence: Sequence, ids: Ints) -> None:
-        for index in range(ids.size):
-            self._feed(sequence, ids[index : index + 1])
+    def _decode(self, sequences: Many[Sequence], ids: Ints) -> None:
+        for index in range(ids.shape[1]):
+            self._feed(sequences, ids[:, index : index + 1])
 
-    def _ids(self, count: int) -> Ints:
-        return self._random.integers(0, self.artifact.manifest.vocab_size, count, np.int32)
+    def _run(self, requests: Many[Request]) -> None:
+        for _ in self._session.chunks(requests):
+            pass
 
-
-@dataclass(frozen=True)
-class _Run:
-    """The steps of a repetition, the seconds of each call of each step, and of all steps on the device."""
-
-    steps: list[StepShape]
-    calls: list[NDArray[np.float64]]
-    seconds: float
+    def _ids(self, *shape: int) -> Ints:
+        return self._random.integers(0, self.artifact.manifest.vocab_size, shape, np.int32)
 
 
-def steps_work(plan: Plan, steps: Iterable[StepShape]) -> Work | None:
-    """The work of steps; None when the plan does not state costs."""
-    if plan.costs is None:
-        return None
-    return total(_call_work(plan, step, call) for step in steps for call in plan.entries[step.entry].calls)
+def _check(settings: Settings, plan: Plan) -> None:
+    if settings.context > plan.context:
+        raise BenchTooLong(needed=settings.context, limit=plan.context)
+    bounds = plan.bounds
+    most = min(bounds.S, bounds.R, bounds.T)
+    if settings.sequences > most:
+        raise BenchBatchTooLarge(batch=settings.sequences, limit=most)
+    slots = settings.pages(plan.page_size) * plan.page_size
+    if slots > _MOST_SLOTS:
+        raise BenchCacheTooLarge(needed=slots, limit=_MOST_SLOTS)
 
 
-def weight_label(plan: Plan, buffers: Iterable[int]) -> str:
-    """The name of a call's largest weight without its layer; empty when it has none."""
-    weights = [plan.buffers[index] for index in buffers if plan.buffers[index].kind == "weight"]
-    if not weights:
-        return ""
-    name = _LAYER.sub("", max(weights, key=lambda buffer: buffer.bytes).name)
-    return _BRACES.sub(_shortened, name).removesuffix(".weight")
-
-
-def _shortened(match: re.Match[str]) -> str:
-    """Of more than two names only their last parts: {experts.*.up_proj,shared_experts.up_proj,…} is up_proj."""
-    parts = match[0].strip("{}").split(",")
-    if len(parts) <= 2:
-        return match[0]
-    last = list(dict.fromkeys(part.rpartition(".")[2] for part in parts))
-    return "{" + ",".join(last) + "}" if len(last) > 1 else last[0]
-
-
-def _call_work(plan: Plan, step: StepShape, call: tuple[str, tuple[int, ...]]) -> Work:
-    kernel, indices = call
-    weight_bytes = sum(plan.buffers[index].bytes for index in set(indices) if plan.buffers[index].kind == "weight")
-    return call_work((plan.costs or {}).get(kernel, Cost()), weight_bytes, step)
-
-
-def _summary(plan: Plan, name: str, layers: int, runs: list[_Run], seconds: list[float]) -> Breakdown:
-    spent: dict[tuple[str, str], list[float]] = {}
-    calls: dict[tuple[str, str], int] = {}
-    works: dict[tuple[str, str], Work] = {}
-    for number, run in enumerate(runs):
-        for step, times in zip(run.steps, run.calls, strict=True):
-            for call, one in zip(plan.entries[step.entry].calls, times, strict=True):
-                key = call[0], weight_label(plan, call[1])
-                spent.setdefault(key, [0.0] * len(runs))[number] += float(one)
-                calls[key] = calls.get(key, 0) + 1
-                works[key] = works.get(key, Work()) + _call_work(plan, step, call)
-    count = len(runs)
-    operations = [
-        Operation(
-            *key,
-            calls=calls[key] // count,
-            seconds=statistics.median(times),
-            work=None if plan.costs is None else works[key].over(count),
-        )
-        for key, times in spent.items()
-    ]
-    inside = [sum(float(times.sum()) for times in run.calls) for run in runs]
-    return Breakdown(
-        name=name,
-        seconds=statistics.median(seconds),
-        kernels=statistics.median(inside),
-        between=statistics.median(run.seconds - used for run, used in zip(runs, inside, strict=True)),
-        launches=sum(calls.values()) // count,
-        layers=layers,
-        operations=tuple(sorted(operations, key=lambda operation: -operation.seconds)),
-    )
-
-
-def _test_name(kind: str, tokens: int, depth: int) -> str:
-    return Result(kind, tokens, depth, (), None).name
+def _truncate(sequences: Many[Sequence], depth: int) -> None:
+    for sequence in sequences:
+        sequence.truncate(depth)

@@ -23,7 +23,7 @@ from dsv3c.runtime.engine.session import Ints, Request
 from dsv3c.runtime.errors import LogitsNotFinite, VocabulariesDiffer
 from dsv3c.runtime.measure.divergence import Divergence, Estimate, Scores
 from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, Text, Window, beginning, cut, read_text
-from dsv3c.runtime.model import Model
+from dsv3c.runtime.model import Model, Serving
 from dsv3c.runtime.progress import Progress, Silent
 
 
@@ -86,7 +86,7 @@ def evaluate(
     with ExitStack() as stack:
         placements = (placement, *(_fitting(artifact, placement) for artifact in artifacts[1:]))
         models = [
-            stack.enter_context(Model.load(artifact, place, context, None))
+            stack.enter_context(Model.load(artifact, place, Serving(context, prefix_cache=False)))
             for artifact, place in zip(artifacts, placements, strict=True)
         ]
         device = _device(models[0].report())

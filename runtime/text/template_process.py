@@ -90,7 +90,10 @@ class _Home:
 class _Child:
     def __init__(self, command: list[str]) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        # In a group of its own: Ctrl-C in a terminal is for those who wait for it.
+        self._process = subprocess.Popen(
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, process_group=0
+        )
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError("pipes were asked for")
         self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()

@@ -72,6 +72,15 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def id_bound(self) -> int:
+        """One more than the largest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def to_json(self) -> str:
+        """What tokenizer.json says, without settings of training."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         """Ids of a text as a prompt: what begins a text, the text, what ends it.
 
@@ -135,6 +144,11 @@ class Tokenizer:
             return None
         return found
 
+    def differences(self, other: Tokenizer) -> list[int]:
+        """Ids that do not stand for the same token in both, in order; what only one of them has is left out."""
+        own, others = ({i: t for t, i in each._tokenizer.get_vocab(True).items()} for each in (self, other))
+        return sorted(token for token in own.keys() & others.keys() if own[token] != others[token])
+
     def special_token(self, name: str) -> str | None:
         """A special token by its role in tokenizer_config.json: bos_token, eos_token, pad_token, …"""
         value = self._config.get(_text(name))
@@ -145,6 +159,10 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template_source() is not None
+
+    def template_mentions(self, word: str) -> bool:
+        """Whether the chat template has this word, such as the name of a message's field that it may use."""
+        return word in (self._template_source() or "")
 
     def render_chat(self, messages: Many[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the chat template makes of messages, ready for the assistant's answer.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
+from dsv3c.compiler.core.chosen import chosen_experts, computed
 from dsv3c.compiler.core.cuts import GraphCut, cuts
 from dsv3c.compiler.core.ir import Value, is_weight
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
@@ -135,7 +136,7 @@ class PlanBuilder:
             numbers[value] = list(range(len(calls), len(calls) + len(made)))
             calls += made
         outputs = {}
-        for result, value in entry.graph.results:
+        for result, value in computed(entry.graph):
             if not is_cache(memory_owner(value)):
                 size = components(value.type, self.bounds)[0].size
                 buffer = self.arena(value, Operand(result, value.dtype, size), 0)
@@ -145,7 +146,12 @@ class PlanBuilder:
         inputs = {}
         if hidden is not None:
             inputs["hidden"] = self.input("hidden", "float32", components(hidden.type, self.bounds)[0].size)
-        return plan.Entry(name, tuple(calls), outputs, inputs, entry.min_tokens, self.bounds["T"], found)
+        experts = {
+            layer: self.arena(value, Operand("experts", value.dtype, components(value.type, self.bounds)[0].size), 0)
+            for layer, value in chosen_experts(entry.graph).items()
+        }
+        limits = entry.min_tokens, self.bounds["T"]
+        return plan.Entry(name, tuple(calls), outputs, inputs, *limits, found, experts=experts)
 
     def _cut(self, cut: GraphCut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
         size = components(cut.residual.type, self.bounds)[0].size

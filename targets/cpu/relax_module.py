@@ -22,6 +22,7 @@ from tvm import relax, tirx
 
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
+from dsv3c.compiler.core.chosen import computed
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, plain, tensor_name
 from dsv3c.compiler.core.target import EntryGraph
@@ -142,7 +143,7 @@ class _Function:
                 for value in values:
                     if ops.lookup(value.op).role not in ("leaf", "view"):
                         self._call(value, lower(value, self._bounds))
-                results = [self._stored[_owner(value)]["data"] for _, value in graph.results]
+                results = [self._stored[_owner(value)]["data"] for _, value in computed(graph)]
                 output = self._builder.emit_output(relax.Tuple(results))
             self._builder.emit_func_output(output, list(self._parameters.values()))
         return list(self._parameters)
@@ -229,5 +230,5 @@ def _results(graph: Graph) -> list[dict[str, Any]]:
     """The tensors of the tuple, with the shape that the flat elements stand for."""
     return [
         {"name": name, "dtype": TVM_DTYPES[type.dtype], "shape": list(type.shape)}
-        for name, type in ((name, plain(value.type)) for name, value in graph.results)
+        for name, type in ((name, plain(value.type)) for name, value in computed(graph))
     ]

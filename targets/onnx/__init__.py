@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dsv3c.compiler.core.ir import Value
+from dsv3c.compiler.core.chosen import computed
+from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.formats.table import WeightFormat
@@ -27,15 +28,24 @@ class UnknownAccuracyLevel(Dsv3cError):
     hint = "4 rounds activations to int8 and is the fastest; 0 leaves the choice to ONNX Runtime, which keeps float32"
 
 
+class UnknownOnnxExperts(Dsv3cError):
+    message = "target onnx cannot have experts={value}"
+    hint = (
+        "experts=1 makes the experts that tokens visit outputs of the graph, to be counted; experts=0 leaves them out"
+    )
+
+
 @dataclass(frozen=True)
 class Onnx:
     """The ONNX target. `onnx` is imported when the first graph is planned.
 
-    provider: the execution provider the graph is meant for. accuracy_level: of MatMulNBits and QMoE.
+    provider: the execution provider the graph is meant for. accuracy_level: of MatMulNBits and QMoE. experts: whether
+    those that tokens visit are outputs, which every step then pays for.
     """
 
     provider: str = "cpu"
     accuracy_level: int = 4
+    experts: bool = False
     name: str = "onnx"
     layout: str = ""
     integer_activations: bool = False
@@ -45,14 +55,17 @@ class Onnx:
         return PROVIDERS[self.provider]
 
     def configured(self, options: Mapping[str, str]) -> Onnx:
-        """Raises UnknownOnnxProvider, UnknownAccuracyLevel."""
+        """Raises UnknownOnnxProvider, UnknownAccuracyLevel, UnknownOnnxExperts."""
         provider = options.get("provider", self.provider)
         if provider not in PROVIDERS:
             raise UnknownOnnxProvider(provider=provider, known=", ".join(PROVIDERS))
         level = options.get("accuracy_level", str(DEFAULT_ACCURACY_LEVEL.get(provider, 0)))
         if level not in ACCURACY_LEVELS:
             raise UnknownAccuracyLevel(level=level, known=", ".join(ACCURACY_LEVELS))
-        return replace(self, provider=provider, accuracy_level=int(level))
+        experts = options.get("experts", "0")
+        if experts not in ("0", "1"):
+            raise UnknownOnnxExperts(value=experts)
+        return replace(self, provider=provider, accuracy_level=int(level), experts=experts == "1")
 
     def supports(self, format: WeightFormat, op: str) -> bool:
         """Codes of matrices as MatMulNBits and QMoE read them, those of an embedding row by row."""
@@ -64,12 +77,21 @@ class Onnx:
     def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         from dsv3c.targets.onnx.emit import plan
 
-        return plan(entries, bounds, self.accuracy_level)
+        return plan(self._counted(entries), bounds, self.accuracy_level)
 
     def emit(self, planned: Planned) -> Emission:
         from dsv3c.targets.onnx.emit import emit
 
         return emit(planned, self.provider, self.accuracy_level)
+
+    def _counted(self, entries: Mapping[str, EntryGraph]) -> Mapping[str, EntryGraph]:
+        """The graphs with results that say which experts tokens visit only if they are wanted."""
+        if self.experts:
+            return entries
+        return {
+            name: replace(entry, graph=Graph(entry.graph.name, computed(entry.graph)))
+            for name, entry in entries.items()
+        }
 
 
 TARGET = Onnx()

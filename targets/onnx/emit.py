@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dsv3c.compiler.core.caches import cache_of, caches_of, is_cache
-from dsv3c.compiler.core.ir import Value, is_weight
+from dsv3c.compiler.core.chosen import chosen_experts, experts_name
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import aligned
 from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned
 from dsv3c.runtime.artifact import plan as stored
@@ -108,7 +109,7 @@ def _model(
     # An input with an initialiser may be left out.
     b.initializers["num_logits_to_keep"] = numpy_helper.from_array(np.array([0], np.int64), "num_logits_to_keep")
     _lower(lowering, entry, prefill)
-    outputs = _outputs(lowering, dict(graph.results), caches)
+    outputs = [*_outputs(lowering, dict(graph.results), caches), *_experts(lowering, graph)]
     proto = helper.make_model(
         helper.make_graph(b.nodes, "model" if name == "decode" else name, inputs, outputs, [*b.initializers.values()]),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
@@ -198,6 +199,16 @@ def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[s
     return found
 
 
+def _experts(lowering: Lowering, graph: Graph) -> list[ValueInfoProto]:
+    """The outputs that say which experts tokens visit, under the names of the results."""
+    found = []
+    for layer, value in chosen_experts(graph).items():
+        lowering.b.node("Identity", lowering[value], out=experts_name(layer))
+        shape: list[Any] = ["tokens", int(value.shape[1])]
+        found.append(helper.make_tensor_value_info(experts_name(layer), TensorProto.INT64, shape))
+    return found
+
+
 def _plan(
     graphs: Mapping[str, EntryGraph], bounds: Mapping[str, int]
 ) -> tuple[tuple[Buffer, ...], dict[str, stored.Entry], int]:
@@ -211,13 +222,18 @@ def _plan(
         size = outputs[name].count(limits.T, limits.R) * int(width)
         buffers.append(Buffer(name, "arena", "float32", size, at))
         at += aligned(buffers[-1].bytes)
-    entries = {}
+    entries, experts = {}, {}
+    for layer, value in chosen_experts(graphs["decode"].graph).items():
+        experts[layer] = len(buffers)
+        buffers.append(Buffer(experts_name(layer), "arena", "int32", limits.T * int(value.shape[1]), at))
+        at += aligned(buffers[-1].bytes)
     for name, entry in graphs.items():
         given, inputs = {str(value.attrs["name"]): value for value in entry.graph.values() if value.op == "input"}, {}
         if "hidden" in given:
             inputs["hidden"] = len(buffers)
             buffers.append(Buffer("hidden_in", "input", "float32", limits.T * int(results["hidden"].shape[1])))
-        entries[name] = stored.Entry(name, (), outputs, inputs, entry.min_tokens, limits.T)
+        mine = experts if chosen_experts(entry.graph) else {}
+        entries[name] = stored.Entry(name, (), outputs, inputs, entry.min_tokens, limits.T, experts=mine)
         caches = caches_of([entry.graph])
         buffers += [Buffer(cache.name, "cache", cache.dtype, 0, width=cache.width) for cache in caches]
     return tuple(buffers), entries, at

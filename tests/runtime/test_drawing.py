@@ -11,7 +11,9 @@ from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.plan import Output, Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
-from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import FORMS, Draw, Sampler
 from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
 
@@ -100,22 +102,22 @@ def test_each_request_gets_its_own_draw_in_one_step() -> None:
     expected = [int(row.argmax()) + word for row, word in zip(logits, (10, 20), strict=True)]
     draws = draw("greedy", 10), draw("ordered", 20)
     requests = [
-        Request(drawing.new_sequence(), prompt, "last", each) for prompt, each in zip(prompts, draws, strict=True)
+        Request(drawing.new_sequence(), prompt, "last", (each,)) for prompt, each in zip(prompts, draws, strict=True)
     ]
-    assert drawing.draw(requests) == expected
+    assert drawing.draw(requests) == [[token] for token in expected]
     assert drawing.device.steps == [("decode.ordered", 3, 2)]  # type: ignore[attr-defined]
 
 
 def test_a_long_prompt_draws_in_its_last_step() -> None:
     drawing = session(content())
-    drawing.draw([Request(drawing.new_sequence(), np.arange(11, dtype=np.int32), "last", draw("filtered", 1))])
+    drawing.draw([Request(drawing.new_sequence(), np.arange(11, dtype=np.int32), "last", (draw("filtered", 1),))])
     assert drawing.device.steps == [("prefill.filtered", 8, 0), ("decode.filtered", 3, 1)]  # type: ignore[attr-defined]
 
 
 def test_requests_with_and_without_draws_do_not_mix() -> None:
     drawing = session(content())
     requests = [
-        Request(drawing.new_sequence(), np.array([1], np.int32), "last", each) for each in (None, draw("greedy", 0))
+        Request(drawing.new_sequence(), np.array([1], np.int32), "last", each) for each in ((), (draw("greedy", 0),))
     ]
     with pytest.raises(errors.StepInvalid, match="draw"):
         drawing.draw(requests)
@@ -145,7 +147,8 @@ def test_a_device_and_the_host_take_the_same_uniform_numbers() -> None:
     for _ in range(5):
         found = device.draw()
         assert found is not None
-        assert host.sample(logits) == int(found.words[4:5].view(np.uint32)[0]) * 1000 >> 32
+        expected = int(found.words[4:5].view(np.uint32)[0]) * 1000 >> 32
+        assert host.sample(logits, History()) == device.token(expected) == expected
 
 
 @pytest.mark.parametrize(("drawn", "said"), [(-1, "nan"), (-2, "inf"), (-3, "-inf")])

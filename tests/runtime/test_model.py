@@ -132,12 +132,34 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"top_k": -1}', b'{"top_p": 0, "top_k": "x"}', b"[]", b"{", b'\xef\xbb\xbf{"top_k": 20.0}']
+    "content",
+    [
+        b'{"top_k": -1}',
+        b'{"top_p": 0, "top_k": "x"}',
+        b"[]",
+        b"{",
+        b'\xef\xbb\xbf{"top_k": 20.0}',
+        b'{"max_length": 2, "stop_strings": ["no tokenizer"], "suppress_tokens": [-1, 10000], "num_beams": 4}',
+    ],
 )
 def test_defaults_of_an_artifact_never_keep_it_from_loading(tmp_path: Path, content: bytes) -> None:
     with load(toy.write_artifact(tmp_path / "toy", generation_config__json=content)) as model:
         assert model.defaults.top_k == (20 if b"20.0" in content else 0)
         assert list(model.generate(PROMPT, top_k=1, temperature=1, max_new_tokens=3).token_ids) == greedy(PROMPT, 3)
+
+
+def test_an_end_token_of_the_request_stops_instead_of_the_models(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = greedy(PROMPT, 6)
+    monkeypatch.setattr(Model, "end_tokens", frozenset({answer[2]}))
+    found = model.generate(PROMPT, eos_token_id=answer[4])
+    assert (list(found.token_ids), found.finish_reason) == (answer[: answer.index(answer[4])], "stop")
+
+
+def test_lengths_of_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "end_tokens", frozenset(range(model.session.vocab_size - 1)))
+    assert len(model.generate(PROMPT, max_length=len(PROMPT) + 3, ignore_eos=True).token_ids) == 3
+    assert len(model.generate(PROMPT, min_new_tokens=3, max_new_tokens=3).token_ids) == 3
+    assert len(model.generate(PROMPT, min_length=len(PROMPT) + 2, max_new_tokens=2).token_ids) == 2
 
 
 def test_a_text_begins_with_the_bos_unless_it_is_left_out(tmp_path: Path) -> None:
@@ -300,7 +322,7 @@ def test_prompt_of_another_kind(model: Model, prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_new_tokens", 0), ("max_new_tokens", -5), ("temperature", float("nan")), ("temperature", -1), ("top_p", 0),
-     ("top_p", 2), ("stop", [""])],
+     ("top_p", 2), ("stop", [""]), ("max_length", 3), ("suppress_tokens", [10**6])],
 )  # fmt: skip
 def test_parameters_are_checked_before_the_first_event(model: Model, name: str, value: Any) -> None:
     with pytest.raises(errors.ParameterInvalid, match=name):

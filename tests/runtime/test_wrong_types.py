@@ -76,7 +76,7 @@ def test_requests(model: Model) -> None:
     request()
     for name in ("sequence", "tokens", "want"):
         assert refused(lambda value, name=name: request(**{name: value})) == len(VALUES)
-    assert refused(lambda value: request(draw=value)) == len(VALUES) - 1  # None is none
+    assert refused(lambda value: request(draws=value)) == len(VALUES)
     assert refused(lambda value: request(tokens=np.array([toy.VOCAB], np.int32))) == len(VALUES)
     for run in (session.run, session.draw, lambda value: list(session.chunks(value))):
         assert refused(run) > 15

@@ -225,6 +225,13 @@ class ToyDevice:
         for cache in self.caches.values():
             cache[target : target + count] = cache[source : source + count]
 
+    def read_slots(self, start: int, count: int) -> dict[str, NDArray[Any]]:
+        return {name: cache[start : start + count].copy() for name, cache in self.caches.items()}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for name, cache in self.caches.items():
+            cache[start : start + len(rows[name])] = rows[name]
+
     def report(self) -> dict[str, Any]:
         return {"device": "toy"}
 

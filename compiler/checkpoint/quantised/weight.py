@@ -31,15 +31,12 @@ _LARGEST_SCALE = np.float32(2.0**119)  # times 255
 _LARGEST_EXPONENT = 252  # 2^125 times 6
 
 
-class Weight(Protocol):
+class Readable(Protocol):
     """A vector or matrix that can be read.
 
-    names: of the stored tensors it is made of. coding: how it is stored in codes, None for floats and for codes that no
-    kind of coded arrays has. decode and coded raise a CheckpointError for values that cannot be.
+    coding: how it is stored in codes, None for floats and for codes that no kind of coded arrays has. decode and coded
+    raise a CheckpointError for values that cannot be.
     """
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -47,14 +44,21 @@ class Weight(Protocol):
     @property
     def coding(self) -> Coding | None: ...
 
-    def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
-        """These rows of one matrix of a stack."""
-
     def decode(self, out: Float32 | None = None) -> Float32:
         """The values, written to `out` when it is given."""
 
     def coded(self) -> Array:
         """An array of coded.KINDS where it is stored in codes, else what `decode` gives."""
+
+
+class Weight(Readable, Protocol):
+    """One as a checkpoint has it. names: of the stored tensors it is made of."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
+        """These rows of one matrix of a stack."""
 
 
 class Quantisation(Protocol):

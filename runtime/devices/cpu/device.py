@@ -100,11 +100,20 @@ class CpuDevice:
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
         return self._arrays[self._plan.entries[entry].outputs[name].buffer]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self.inputs["control"][0]))
+        return {layer: self._arrays[index][:size].copy() for layer, (index, size) in sizes.items()}
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        for buffer, array in zip(self._plan.buffers, self._arrays, strict=True):
-            if buffer.kind == "cache":
-                rows = array.reshape(self.slots, buffer.width)
-                rows[target : target + count] = rows[source : source + count]
+        for rows in self._rows().values():
+            rows[target : target + count] = rows[source : source + count]
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        return {name: rows[start : start + count].copy() for name, rows in self._rows().items()}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for name, kept in self._rows().items():
+            kept[start : start + len(rows[name])] = rows[name]
 
     def report(self) -> dict[str, Any]:
         return {
@@ -129,6 +138,11 @@ class CpuDevice:
         if hasattr(self, "library"):
             _set_threads(self.library, 1)
             del self._watch, self._weights, self._arena, self._caches, self.library
+
+    def _rows(self) -> dict[str, NDArray[Any]]:
+        """The caches by name: [slots, width]."""
+        buffers = zip(self._plan.buffers, self._arrays, strict=True)
+        return {b.name: array.reshape(self.slots, b.width) for b, array in buffers if b.kind == "cache"}
 
     def _array(self, artifact: Artifact, buffer: Buffer) -> NDArray[Any]:
         if buffer.kind == "weight":

@@ -5,9 +5,10 @@ A step is one copy of its inputs, the replay of a graph, one copy of each result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import byref, c_float
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ from dsv3c.runtime.devices.cuda.memory import Places
 from dsv3c.runtime.devices.cuda.modules import Module, fitting_level
 from dsv3c.runtime.devices.device_memory import disjoint, require_countable
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
-from dsv3c.runtime.devices.memory import typed
+from dsv3c.runtime.devices.memory import empty_rows, typed
 from dsv3c.runtime.errors import DeviceLacks
+
+Name = TypeVar("Name", int, str)  # of an array that is copied
 
 CAPABILITIES = {"mma-m16n8k16": (8, 0)}  # what forms of kernels require: the compute capability it came with
 
@@ -131,6 +134,13 @@ class CudaDevice:
     def output(self, entry: str, name: str) -> NDArray[Any]:
         return self._outputs.arrays[entry, name]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self._control[0]))
+        found = {layer: np.empty(size, np.int32) for layer, (_, size) in sizes.items()}
+        addresses = {layer: self._places.addresses[index] for layer, (index, _) in sizes.items()}
+        self._read_back(found, addresses, "the experts of a step")
+        return found
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         with self._gpu.guarded("a copy of cache pages"):
             self._gpu.enter()
@@ -139,6 +149,19 @@ class CudaDevice:
                     first, row = self._places.cache_address(cache.name), cache.slot_bytes
                     to, of = first + (target + start) * row, first + (source + start) * row
                     self._gpu.driver.call("cuMemcpyDtoDAsync", to, of, size * row, self._gpu.stream)
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        rows = {cache.name: empty_rows(cache, count) for cache in self._plan.caches}
+        self._read_back(rows, self._cache_addresses(start), "cache pages that are read")
+        return rows
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        addresses, driver, stream = self._cache_addresses(start), self._gpu.driver, self._gpu.stream
+        with self._staged({name: rows[name] for name in addresses}, "cache pages that are written") as staged:
+            for name, host in staged.items():
+                host[:] = np.ascontiguousarray(rows[name]).reshape(-1).view(np.uint8)
+                driver.call("cuMemcpyHtoDAsync", addresses[name], host.ctypes.data, host.size, stream)
+            driver.call("cuStreamSynchronize", stream)
 
     def report(self) -> dict[str, Any]:
         self._gpu.enter()
@@ -162,6 +185,36 @@ class CudaDevice:
         for close in reversed(self._closers):
             close()
         self._closers = []
+
+    @contextmanager
+    def _staged(self, arrays: Mapping[Name, NDArray[Any]], what: str) -> Iterator[dict[Name, NDArray[np.uint8]]]:
+        """Pinned memory for each of the arrays, as bytes; none for empty ones."""
+        sizes = {name: array.nbytes for name, array in arrays.items() if array.size}
+        self._gpu.enter()
+        whole, staged, end = self._gpu.pinned(sum(sizes.values()), what), dict[Name, NDArray[np.uint8]](), 0
+        for name, size in sizes.items():
+            staged[name] = whole[end : end + size]
+            end += size
+        with self._gpu.guarded(what):
+            try:
+                yield staged
+            finally:
+                self._gpu.free_pinned(whole)
+
+    def _read_back(self, arrays: Mapping[Name, NDArray[Any]], addresses: Mapping[Name, int], what: str) -> None:
+        """Fill host arrays with what lies in the device's memory from each one's address on."""
+        driver, stream = self._gpu.driver, self._gpu.stream
+        with self._staged(arrays, what) as staged:
+            for name, host in staged.items():
+                driver.call("cuMemcpyDtoHAsync", host.ctypes.data, addresses[name], host.size, stream)
+            driver.call("cuStreamSynchronize", stream)
+            for name, host in staged.items():
+                arrays[name].reshape(-1).view(np.uint8)[:] = host
+
+    def _cache_addresses(self, slot: int) -> dict[str, int]:
+        """Where the row of a slot lies in each cache."""
+        places = self._places
+        return {cache.name: places.cache_address(cache.name) + slot * cache.slot_bytes for cache in self._plan.caches}
 
     def _record(self, entry: str, tokens: int, rows: int, grids: NDArray[np.uint32]) -> LaunchGraph:
         steps = self._steps[entry]

@@ -19,7 +19,7 @@ from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.cpu.library import copied
 from dsv3c.runtime.devices.device_memory import Needs, disjoint, require_countable
 from dsv3c.runtime.devices.dispatch import Launch, Steps, table_of, usable
-from dsv3c.runtime.devices.memory import map_descriptor
+from dsv3c.runtime.devices.memory import empty_rows, map_descriptor
 from dsv3c.runtime.devices.metal.gpu import Gpu, address, choose
 from dsv3c.runtime.errors import (
     DeviceLacks,
@@ -111,6 +111,15 @@ class MetalDevice:
             self._copy(self._gpu.part(self._buffers[index], 0, size), self._gpu.host(front), f"the output {name}")
         return self._outputs[index]
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes, found = self._plan.expert_ids(entry, int(self.inputs["control"][0])), dict[int, NDArray[np.int32]]()
+        for layer, (index, size) in sizes.items():
+            ids = found[layer] = np.empty(size, np.int32)
+            device = self._gpu.part(self._buffers[index], 0, ids.nbytes)
+            self._copy(device, self._gpu.host(ids), "the experts of a step")
+        self._gpu.wait("the experts of a step")
+        return found
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
         for start, slots in disjoint(source, target, count):
             for cache, buffer in zip(self._plan.caches, self._caches, strict=True):
@@ -118,6 +127,28 @@ class MetalDevice:
                 taken = self._gpu.part(buffer, (source + start) * row, size)
                 self._copy(taken, self._gpu.part(buffer, (target + start) * row, size), "a copy of cache pages")
         self._gpu.wait("a copy of cache pages")
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        rows = {cache.name: empty_rows(cache, count) for cache in self._plan.caches}
+        for host, device in self._pairs(start, rows):
+            self._copy(device, host, "cache pages that are read")
+        self._gpu.wait("cache pages that are read")
+        return rows
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        # DLPack takes no array that may not be written.
+        whole = {name: np.require(array, requirements=("C", "W")) for name, array in rows.items()}
+        for host, device in self._pairs(start, whole):
+            self._copy(host, device, "cache pages that are written")
+        self._gpu.wait("cache pages that are written")
+
+    def _pairs(self, start: int, rows: Mapping[str, NDArray[Any]]) -> list[tuple[Any, Any]]:
+        """(rows on the host, their place in the cache) of each cache, as TVM copies them."""
+        return [
+            (self._gpu.host(array.reshape(-1)), self._gpu.part(buffer, start * cache.slot_bytes, array.nbytes))
+            for cache, buffer in zip(self._plan.caches, self._caches, strict=True)
+            if (array := rows[cache.name]).size
+        ]
 
     def report(self) -> dict[str, Any]:
         return {

@@ -48,7 +48,7 @@ _ELEMENTS: Mapping[str, tuple[Any, str]] = {  # dtype of a cache: (numpy type, n
 }
 _ACTIVATIONS = {name: element for element, name in (_ELEMENTS["float32"], _ELEMENTS["float16"])}
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_PAST, _PRESENT, _HIDDEN = "past_key_values.", "present.", "hidden_states"
+_PAST, _PRESENT, _HIDDEN, _EXPERTS = "past_key_values.", "present.", "hidden_states", "experts."
 # Of an input or output: type, and dims, those by name being free. A free batch may also be 1, which is all we feed.
 Signature = tuple[str, tuple[int | str, ...]]
 Ints = NDArray[np.int32]
@@ -112,7 +112,14 @@ class OrtDevice:
         raise NoCallTimes(what="an ONNX artifact", instead=f"leave out --per-op; {profiler}")
 
     def output(self, entry: str, name: str) -> NDArray[np.float32]:
-        buffer = self._plan.buffers[self._plan.entries[entry].outputs[name].buffer]
+        return self._arena_array(self._plan.entries[entry].outputs[name].buffer)
+
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self.inputs["control"][0]))
+        return {layer: self._arena_array(index)[:size].copy() for layer, (index, size) in sizes.items()}
+
+    def _arena_array(self, index: int) -> NDArray[Any]:
+        buffer = self._plan.buffers[index]
         return typed(self._arena.data, buffer.offset, buffer.dtype, buffer.size)
 
     def _rows_of(self, entry: str, name: str) -> NDArray[np.float32]:
@@ -124,6 +131,15 @@ class OrtDevice:
         for cache in self._caches.values():
             rows = self._rows(cache, np.arange(source, source + count))
             self._put_rows(cache, np.arange(target, target + count), rows)
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        slots = np.arange(start, start + count)
+        return {self._buffers_by_input[past].name: self._rows(cache, slots) for past, cache in self._caches.items()}
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        for past, cache in self._caches.items():
+            given = rows[self._buffers_by_input[past].name]
+            self._put_rows(cache, np.arange(start, start + len(given)), given)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -188,8 +204,13 @@ class OrtDevice:
             "logits": np.empty((1, kept, logits.shape[1]), np.float32),
             "last_hidden_state": np.empty((1, count, width), np.float32),
         }
-        for name, array in found.items():
-            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        chosen = {
+            layer: np.empty((count, self._top_k(index)), np.int64)
+            for layer, index in self._plan.entries[entry].experts.items()
+        }
+        results: dict[str, NDArray[Any]] = {**found, **{f"{_EXPERTS}{layer}": ids for layer, ids in chosen.items()}}
+        for name, array in results.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         copies = self._bind_caches(binding, session, piece)
         try:
             session.run_with_iobinding(binding)
@@ -199,6 +220,12 @@ class OrtDevice:
             self._put_rows(cache, piece.slots[piece.past :], self._rows(rows_of, np.arange(piece.past, end)))
         logits[mine] = found["logits"][0, local[mine] - (count - kept)]
         hidden[piece.tokens] = found["last_hidden_state"][0]
+        for layer, index in self._plan.entries[entry].experts.items():
+            self._arena_array(index).reshape(-1, self._top_k(index))[piece.tokens] = chosen[layer]
+
+    def _top_k(self, index: int) -> int:
+        """Experts a token, by a buffer of those."""
+        return self._plan.buffers[index].size // self._plan.bounds.T
 
     def _bind_caches(self, binding: Any, session: Any, piece: _Piece) -> list[tuple[Any, Any]]:
         """Bind past and present of every cache; returns (cache, copy) for those that were not bound in place."""
@@ -286,7 +313,12 @@ class OrtDevice:
         return {
             "logits": ("tensor(float)", ("batch", "kept", self._vocab_size)),
             "last_hidden_state": ("tensor(float)", ("batch", "sequence", self._width(entry))),
-        } | {name.replace(_PAST, _PRESENT): self._row(name, "total") for name in pasts}
+            **{name.replace(_PAST, _PRESENT): self._row(name, "total") for name in pasts},
+            **{
+                f"{_EXPERTS}{layer}": ("tensor(int64)", ("tokens", self._top_k(index)))
+                for layer, index in self._plan.entries[entry].experts.items()
+            },
+        }
 
     def _width(self, entry: str) -> int:
         outputs = self._plan.entries[entry].outputs

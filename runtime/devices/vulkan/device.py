@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.artifact.dispatches import AXES
 from dsv3c.runtime.artifact.plan import NEVER, Output
-from dsv3c.runtime.devices.device_memory import disjoint
 from dsv3c.runtime.devices.dispatch import Key, Steps, table_of, usable
 from dsv3c.runtime.devices.memory import typed
 from dsv3c.runtime.devices.vulkan.binding import check
@@ -28,6 +27,7 @@ from dsv3c.runtime.devices.vulkan.matrices import MATRIX, Matrices
 from dsv3c.runtime.devices.vulkan.memory import Places
 from dsv3c.runtime.devices.vulkan.pipelines import Pipelines
 from dsv3c.runtime.devices.vulkan.recording import GRID_BYTES, CommandRecorder
+from dsv3c.runtime.devices.vulkan.slots import Slots, read_back
 from dsv3c.runtime.devices.vulkan.subgroups import SHUFFLE, WIDTH
 from dsv3c.runtime.errors import DeviceLacks
 
@@ -70,6 +70,7 @@ class VulkanDevice:
         self._pipelines = Pipelines(self._gpu, artifact, forms)
         self._closers.append(self._pipelines.close)
         self._places = Places(self._gpu, artifact, self.slots)
+        self._slots = Slots(self._gpu, plan, self._places)
         self.inputs: Mapping[str, NDArray[Any]] = self._places.inputs
         self._control = self.inputs["control"]
         self._steps = {name: Steps(plan, table, entry) for name, entry in plan.entries.items()}
@@ -135,24 +136,23 @@ class VulkanDevice:
         assert self._places.arena.mapped is not None
         return typed(self._places.arena.mapped, buffer.offset, buffer.dtype, buffer.size)
 
+    def experts(self, entry: str) -> Mapping[int, NDArray[np.int32]]:
+        sizes = self._plan.expert_ids(entry, int(self._control[0]))
+        places = {layer: (self._places.arena, self._plan.buffers[index].offset) for layer, (index, _) in sizes.items()}
+        found = {layer: np.empty(size, np.int32) for layer, (_, size) in sizes.items()}
+        if found:
+            targets = {layer: ids.view(np.uint8) for layer, ids in found.items()}
+            read_back(self._gpu, places, targets, "the experts of a step")
+        return found
+
     def copy_slots(self, source: int, target: int, count: int) -> None:
-        gpu, vk = self._gpu, self._gpu.vk
-        commands = gpu.commands()
-        vk.vkBeginCommandBuffer(commands, vk.VkCommandBufferBeginInfo())
-        for start, size in disjoint(source, target, count):
-            for cache, place in zip(self._plan.caches, self._places.caches, strict=True):
-                region = vk.VkBufferCopy(
-                    srcOffset=place.offset + (source + start) * cache.slot_bytes,
-                    dstOffset=place.offset + (target + start) * cache.slot_bytes,
-                    size=size * cache.slot_bytes,
-                )
-                vk.vkCmdCopyBuffer(commands, place.buffer.handle, place.buffer.handle, 1, [region])
-            _order_copies(vk, commands)
-        vk.vkEndCommandBuffer(commands)
-        try:
-            gpu.submit(gpu.submission(commands), "a copy of cache pages")
-        finally:
-            gpu.discard(commands)
+        self._slots.copy(source, target, count)
+
+    def read_slots(self, start: int, count: int) -> Mapping[str, NDArray[Any]]:
+        return self._slots.read(start, count)
+
+    def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:
+        self._slots.write(start, rows)
 
     def report(self) -> dict[str, Any]:
         physical, has, needs = self._gpu.physical, self._gpu.capabilities, self._places.needs
@@ -220,13 +220,3 @@ class _Outputs:
         stages = vk.VK_PIPELINE_STAGE_TRANSFER_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT
         vk.vkCmdPipelineBarrier(commands, *stages, 0, 1, [barrier], 0, None, 0, None)
         vk.vkEndCommandBuffer(commands)
-
-
-def _order_copies(vk: Any, commands: Any) -> None:
-    """What was copied is seen by the copies and kernels that follow."""
-    read, write = vk.VK_ACCESS_TRANSFER_READ_BIT, vk.VK_ACCESS_TRANSFER_WRITE_BIT
-    barrier = vk.VkMemoryBarrier(
-        srcAccessMask=write, dstAccessMask=read | write | vk.VK_ACCESS_SHADER_READ_BIT | vk.VK_ACCESS_SHADER_WRITE_BIT
-    )
-    after = vk.VK_PIPELINE_STAGE_TRANSFER_BIT | vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT
-    vk.vkCmdPipelineBarrier(commands, vk.VK_PIPELINE_STAGE_TRANSFER_BIT, after, 0, 1, [barrier], 0, None, 0, None)

@@ -53,7 +53,7 @@ int cpu_cores(void);
 
 typedef struct kernel_table kernel_table;
 
-// Load the library of `level`, a copy with threads of its own, and bind the calls of both entries to the buffers at
+// Load the library of `level`, a copy with threads of its own, and bind the calls of all entries to the buffers at
 // `data`, one address a buffer.
 dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *data, const int64_t *sizes,
                           int32_t *threads, kernel_table **table);
@@ -82,7 +82,7 @@ struct dsv3c_model {
   kernel_table *kernels;
   uint64_t *cache_starts;  // of each cache in `caches`, in bytes; behind the last their end
   int32_t *tokens, *positions, *sequence, *page_table, *rows, *control;
-  const float *logits_of_decode, *logits_of_prefill;
+  float *hidden;  // input of the entry mtp
   uint32_t *references;  // of each page
   int32_t *free_pages;   // a stack
   int32_t page_count, free_count;
@@ -90,5 +90,21 @@ struct dsv3c_model {
   uint64_t runs;
   tokenizer *tokenizer;
 };
+
+// Where an entry leaves the buffer `logits` or `hidden`; the next step writes over it.
+const float *model_output(const dsv3c_model *model, uint32_t buffer);
+
+// ---- run.c
+
+// Told of each step of a run that ended well: the first position of its tokens, their number, their states.
+typedef struct {
+  dsv3c_status (*see)(void *who, int32_t first, int32_t count, const float *hidden);
+  void *who;
+} step_watcher;
+
+// As dsv3c_run of one request. watcher: NULL for nobody.
+dsv3c_status run_watched(dsv3c_model *model, const dsv3c_request *request, const step_watcher *watcher);
+// The entry of a step of so many tokens, of which `longest` are of one sequence.
+const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens);
 
 #endif

@@ -46,8 +46,11 @@ struct kernel_table {
   dl_tensor *tensors;       // by buffer
   int64_t *shapes;
   ffi_any *arguments;
-  kernel_call *calls;  // of decode, then of prefill
+  kernel_call *calls;  // of one entry behind the other, in the order of ENTRIES
 };
+
+static const plan_entry *const ENTRIES[] = {&dsv3c_plan.decode, &dsv3c_plan.prefill, &dsv3c_plan.mtp};
+enum { ENTRY_COUNT = sizeof ENTRIES / sizeof *ENTRIES };
 
 static int64_t one = 1;  // the stride of every tensor: all are flat
 static _Thread_local char raised[256];
@@ -159,7 +162,8 @@ static void bind(kernel_table *table, const plan_entry *entry, kernel_call *call
 
 dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *data, const int64_t *sizes,
                           int32_t *threads, kernel_table **out) {
-  const plan_entry *decode = &dsv3c_plan.decode, *prefill = &dsv3c_plan.prefill;
+  size_t all_calls = 0, all_arguments = 0;
+  for (int i = 0; i < ENTRY_COUNT; i++) all_calls += ENTRIES[i]->calls, all_arguments += ENTRIES[i]->arguments;
   kernel_table *table = calloc(1, sizeof *table);
   if (!table) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
   *out = table;
@@ -167,21 +171,27 @@ dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *da
   table->functions = calloc(dsv3c_plan.kernel_count, sizeof *table->functions);
   table->tensors = calloc(dsv3c_plan.buffer_count, sizeof *table->tensors);
   table->shapes = calloc(dsv3c_plan.buffer_count, sizeof *table->shapes);
-  table->arguments = calloc(decode->arguments + prefill->arguments, sizeof *table->arguments);
-  table->calls = calloc(decode->calls + prefill->calls, sizeof *table->calls);
+  table->arguments = calloc(all_arguments, sizeof *table->arguments);
+  table->calls = calloc(all_calls, sizeof *table->calls);
   if (!table->functions || !table->tensors || !table->shapes || !table->arguments || !table->calls)
     return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the table of kernels");
   TRY(load_library(artifact, &level->library, table));
   TRY(find_functions(table));
   TRY(set_threads(table->library, threads));
   fill_tensors(table, data, sizes);
-  bind(table, decode, table->calls, table->arguments);
-  bind(table, prefill, table->calls + decode->calls, table->arguments + decode->arguments);
+  kernel_call *calls = table->calls;
+  ffi_any *arguments = table->arguments;
+  for (int i = 0; i < ENTRY_COUNT; i++) {
+    bind(table, ENTRIES[i], calls, arguments);
+    calls += ENTRIES[i]->calls;
+    arguments += ENTRIES[i]->arguments;
+  }
   return DSV3C_OK;
 }
 
 dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry) {
-  const kernel_call *call = table->calls + (entry == &dsv3c_plan.decode ? 0 : dsv3c_plan.decode.calls);
+  const kernel_call *call = table->calls;
+  for (int i = 0; ENTRIES[i] != entry; i++) call += ENTRIES[i]->calls;
   for (const kernel_call *end = call + entry->calls; call < end; call++) {
     ffi_any result = {.type_index = FFI_NONE};
     if (call->function(0, call->arguments, call->count, &result) == 0) continue;

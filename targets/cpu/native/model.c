@@ -12,7 +12,7 @@ enum { THREADS_LIMIT = 256 };
 
 static const plan_table *const plan = &dsv3c_plan;
 
-static void *place(dsv3c_model *model, const plan_buffer *buffer) {
+static void *place(const dsv3c_model *model, const plan_buffer *buffer) {
   switch (buffer->place) {
     case IN_INPUTS: return model->inputs.data + buffer->at;
     case IN_ARENA: return model->arena.data + buffer->at;
@@ -41,9 +41,10 @@ static void find_inputs(dsv3c_model *model) {
   int32_t **inputs[PLAN_INPUTS] = {&model->tokens,     &model->positions, &model->sequence,
                                    &model->page_table, &model->rows,      &model->control};
   for (int i = 0; i < PLAN_INPUTS; i++) *inputs[i] = place(model, &plan->buffers[plan->inputs[i]]);
-  model->logits_of_decode = place(model, &plan->buffers[plan->decode.logits]);
-  model->logits_of_prefill = place(model, &plan->buffers[plan->prefill.logits]);
+  if (plan->mtp.steps) model->hidden = place(model, &plan->buffers[plan->hidden_input]);
 }
+
+const float *model_output(const dsv3c_model *model, uint32_t buffer) { return place(model, &plan->buffers[buffer]); }
 
 // One cache behind the other, as far as that is memory that could be had.
 static dsv3c_status allocate_caches(dsv3c_model *model) {
@@ -136,6 +137,6 @@ void dsv3c_close(dsv3c_model *model) {
 
 dsv3c_info dsv3c_info_of(const dsv3c_model *model) {
   if (!model) return (dsv3c_info){0};
-  return (dsv3c_info){model->level->name, model->threads,   plan->vocab_size,     model->context,
-                      model->tokenizer != 0, plan->end_tokens, plan->end_token_count};
+  return (dsv3c_info){model->level->name, model->threads, plan->vocab_size, model->context, model->tokenizer != 0,
+                      plan->chat.head != 0, plan->mtp.steps != 0, plan->end_tokens, plan->end_token_count};
 }

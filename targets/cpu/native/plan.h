@@ -8,6 +8,7 @@
 #include "dsv3c.h"
 
 enum { PLAN_CONTROL = 16, PLAN_INPUTS = 6, PLAN_ALIGNMENT = 64 };
+#define PLAN_NONE 0xffffffffu
 
 typedef enum { IN_INPUTS, IN_ARENA, IN_CACHE, IN_WEIGHTS } plan_place;
 
@@ -25,7 +26,7 @@ typedef struct {
   const uint32_t *steps;
   size_t words;
   size_t calls, arguments;  // of all steps
-  uint32_t logits;          // the buffer that holds them
+  uint32_t logits, hidden;  // buffers: the rows asked for; the states of all tokens after the final norm, or PLAN_NONE
   int32_t min_tokens, max_tokens;
 } plan_entry;
 
@@ -44,6 +45,16 @@ typedef struct {
   plan_file library;
 } plan_level;
 
+// A chat template that only joins texts. Where it does not, or there is none, `lacks` says so, and no text is there.
+// The last two: NULL where answers in a conversation are not written as they are; `lacks` then says that.
+typedef struct {
+  const char *lacks;
+  const char *head;                       // before the first text of the user
+  const char *system_head, *system_tail;  // around the text of the system, which stands before that; NULL: it takes none
+  const char *tail;                       // behind the last text of the user
+  const char *user_tail, *assistant_tail; // behind a text that another one follows
+} plan_chat;
+
 typedef struct {
   int32_t tokens, rows, sequences, pages;  // bounds of one step; pages of one sequence
   int32_t page_size, vocab_size, context;
@@ -55,13 +66,16 @@ typedef struct {
   size_t buffer_count;
   const char *const *kernels;
   size_t kernel_count;
-  plan_entry decode, prefill;
+  plan_entry decode, prefill, mtp;
+  uint32_t hidden_input;  // a buffer: what mtp reads beside the other inputs, states of `hidden_size` numbers
+  int32_t hidden_size;
   const plan_level *levels;
   size_t level_count;
   plan_file weights, tokenizer;  // tokenizer.path NULL: ids only
   const int32_t *end_tokens;
   size_t end_token_count;
-  dsv3c_sampling sampling;
+  dsv3c_parameters parameters;  // the defaults
+  plan_chat chat;
 } plan_table;
 
 extern const plan_table dsv3c_plan;

@@ -48,22 +48,26 @@ static dsv3c_status reserve(dsv3c_model *model, const dsv3c_request *requests, s
   return DSV3C_OK;
 }
 
-static const plan_entry *entry_for(const dsv3c_model *model, int64_t tokens) {
+const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens) {
   if (!plan->prefill.steps) return &plan->decode;
   if (!plan->decode.steps) return &plan->prefill;
   int32_t pays_from = model->level->prefill_min_tokens ? model->level->prefill_min_tokens : plan->prefill.min_tokens;
-  return tokens < pays_from && tokens <= plan->decode.max_tokens ? &plan->decode : &plan->prefill;
+  return longest < pays_from && tokens <= plan->decode.max_tokens ? &plan->decode : &plan->prefill;
 }
 
 static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
 
 // The pieces of the next step: requests in order, as long as tokens, rows and sequences fit. Returns their number.
 static int32_t next_step(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
-  int64_t total = 0;
-  for (size_t i = 0; i < count; i++)
-    total += (int64_t)requests[i].count - (requests[i].sequence->length - requests[i].sequence->before);
+  int64_t total = 0, longest = 0;
+  for (size_t i = 0; i < count; i++) {
+    int64_t left = (int64_t)requests[i].count - (requests[i].sequence->length - requests[i].sequence->before);
+    total += left;
+    longest = left > longest ? left : longest;
+  }
   if (total == 0) return 0;
-  int32_t room = entry_for(model, least(total, plan->tokens))->max_tokens, rows = plan->rows, pieces = 0;
+  const plan_entry *entry = entry_for(model, least(longest, plan->tokens), least(total, plan->tokens));
+  int32_t room = entry->max_tokens, rows = plan->rows, pieces = 0;
   for (size_t i = 0; i < count && pieces < plan->sequences; i++) {
     dsv3c_sequence *s = requests[i].sequence;
     int32_t done = s->length - s->before, left = (int32_t)requests[i].count - done, n = least(left, room), wanted = 0;
@@ -107,22 +111,39 @@ static void hand_out_logits(const float *logits, const step_piece *pieces, int32
   }
 }
 
-static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count,
+                              const step_watcher *watcher) {
   for (int32_t pieces; (pieces = next_step(model, requests, count)) > 0;) {
-    const plan_entry *entry = entry_for(model, fill_inputs(model, pieces));
+    int32_t total = fill_inputs(model, pieces), longest = 0;
+    for (int32_t i = 0; i < pieces; i++)
+      if (model->pieces[i].count > longest) longest = model->pieces[i].count;
+    const plan_entry *entry = entry_for(model, longest, total);
     TRY(kernels_run(model->kernels, entry));
     TRY(memory_require(&model->weights, &plan->weights));
-    hand_out_logits(entry == &plan->decode ? model->logits_of_decode : model->logits_of_prefill, model->pieces, pieces);
+    hand_out_logits(model_output(model, entry->logits), model->pieces, pieces);
     for (int32_t i = 0; i < pieces; i++) model->pieces[i].sequence->length += model->pieces[i].count;
+    if (!watcher) continue;
+    const step_piece *piece = model->pieces;
+    TRY(watcher->see(watcher->who, piece->sequence->length - piece->count, piece->count,
+                     model_output(model, entry->hidden)));
   }
   return DSV3C_OK;
 }
 
-dsv3c_status dsv3c_run(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
-  if (!model || (count && !requests)) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_run needs a model and requests");
+static dsv3c_status run_all(dsv3c_model *model, const dsv3c_request *requests, size_t count,
+                            const step_watcher *watcher) {
   TRY(reserve(model, requests, count));
-  dsv3c_status status = run_steps(model, requests, count);
+  dsv3c_status status = run_steps(model, requests, count, watcher);
   for (size_t i = 0; status != DSV3C_OK && i < count; i++)
     sequence_cut(requests[i].sequence, requests[i].sequence->before);
   return status;
+}
+
+dsv3c_status dsv3c_run(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
+  if (!model || (count && !requests)) return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_run needs a model and requests");
+  return run_all(model, requests, count, 0);
+}
+
+dsv3c_status run_watched(dsv3c_model *model, const dsv3c_request *request, const step_watcher *watcher) {
+  return run_all(model, request, 1, watcher);
 }

@@ -11,8 +11,12 @@ from typing import Any
 from dsv3c.runtime.artifact.plan import Buffer, Call, Entry, Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, read_header
+from dsv3c.runtime.engine.generation_config import usable
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.targets.cpu.native.chat_pieces import ChatPieces
 
 _ALIGNMENT = 64
+_TOKENIZER = "native/tokenizer.bin"
 _INPUTS = ("tokens", "positions", "sequence", "page_table", "rows", "control")
 _PLACES = {"input": "IN_INPUTS", "arena": "IN_ARENA", "cache": "IN_CACHE", "weight": "IN_WEIGHTS"}
 # DLPack's code and bits. bfloat16 goes as uint16, as the Python runtime hands it over.
@@ -29,7 +33,7 @@ _DTYPES = {
 _CHUNK = 1 << 22
 
 
-def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
+def plan_source(folder: Path, manifest: Mapping[str, Any], chat: ChatPieces) -> str:
     """The C file for the artifact in `folder`; `manifest` needs no table of files."""
     header, tensors = _tensors(folder / "weights.safetensors")
     content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
@@ -37,7 +41,7 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
     starts, input_bytes = _input_offsets(plan.buffers)
     starts |= {name: tensor.offset for name, tensor in tensors.items()}
     starts |= {cache.name: number for number, cache in enumerate(plan.caches)}
-    entries = {name: plan.entries[name] for name in ("decode", "prefill") if name in plan.entries}
+    entries = {name: plan.entries[name] for name in ("decode", "prefill", "mtp") if name in plan.entries}
     kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry.calls})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
@@ -48,7 +52,8 @@ def plan_source(folder: Path, manifest: Mapping[str, Any]) -> str:
         *(_steps(name, entry.calls) for name, entry in entries.items()),
         _levels(folder, manifest["target"]["levels"]),
         _end_tokens(folder, manifest["model"]),
-        _table(folder, plan, manifest["model"], entries, header, input_bytes),
+        *_lists(_defaults(folder, manifest["model"])),
+        _table(folder, plan, manifest["model"], entries, header, input_bytes, chat),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -108,9 +113,9 @@ def _table(
     entries: Mapping[str, Entry],
     header: int,
     input_bytes: int,
+    chat: ChatPieces,
 ) -> str:
     bounds, numbers = plan.bounds, plan.inputs
-    tokenizer = "native/tokenizer.bin"
     fields = {
         "tokens": bounds.T,
         "rows": bounds.R,
@@ -129,13 +134,15 @@ def _table(
         "kernels": "kernels",
         "kernel_count": "sizeof kernels / sizeof *kernels",
         **{name: _entry(name, entry) for name, entry in entries.items()},
+        **_mtp(plan),
         "levels": "levels",
         "level_count": "sizeof levels / sizeof *levels",
         "weights": file_row(folder, "weights.safetensors", header),
-        "tokenizer": file_row(folder, tokenizer) if (folder / tokenizer).exists() else "{0}",
+        "tokenizer": file_row(folder, _TOKENIZER) if (folder / _TOKENIZER).exists() else "{0}",
         "end_tokens": "end_tokens",
         "end_token_count": "sizeof end_tokens / sizeof *end_tokens - 1",
-        "sampling": _sampling(_generation_config(folder)),
+        "parameters": _parameters(_defaults(folder, model)),
+        "chat": chat_constants(chat),
     }
     rows = "\n".join(f"  .{name} = {value}," for name, value in fields.items())
     return f"const plan_table dsv3c_plan = {{\n{rows}\n}};"
@@ -145,16 +152,70 @@ def _entry(name: str, entry: Entry) -> str:
     calls = entry.calls
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
-    sizes = f"{len(calls)}, {arguments}, {entry.outputs['logits'].buffer}, {entry.min_tokens}, {entry.max_tokens}"
+    logits, hidden = (_output(entry, output) for output in ("logits", "hidden"))
+    sizes = f"{len(calls)}, {arguments}, {logits}, {hidden}, {entry.min_tokens}, {entry.max_tokens}"
     return f"{{{name}_steps, {words}, {sizes}}}"
 
 
-def _sampling(config: Mapping[str, Any]) -> str:
-    """As SamplingParams.from_generation_config of the runtime: greedy unless the config says `do_sample`."""
-    values = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "top_k": 0}
-    values |= {name: config[name] for name in values if config.get(name) is not None}
-    values["temperature"] = values["temperature"] if config.get("do_sample") else 0.0
-    return "{" + ", ".join(f".{name} = {value!r}" for name, value in values.items()) + "}"
+def _output(entry: Entry, name: str) -> str:
+    return str(entry.outputs[name].buffer) if name in entry.outputs else "PLAN_NONE"
+
+
+def _mtp(plan: Plan) -> dict[str, Any]:
+    """What the entry mtp reads beside the inputs of all."""
+    if "mtp" not in plan.entries:
+        return {}
+    hidden = plan.entries["mtp"].inputs["hidden"]
+    return {"hidden_input": hidden, "hidden_size": plan.buffers[hidden].size // plan.bounds.T}
+
+
+def _defaults(folder: Path, model: Mapping[str, Any]) -> SamplingParams:
+    """As the runtime has them; without text there is nothing to stop at."""
+    config, _ = usable(_generation_config(folder), model["vocab_size"])
+    params = SamplingParams.from_generation_config(config)
+    return params if (folder / _TOKENIZER).exists() else params.updated({"stop": ()})
+
+
+def _lists(params: SamplingParams) -> Iterable[str]:
+    """The lists that `_parameters` refers to, as far as they have elements."""
+    for i, word in enumerate(params.bad_words_ids):
+        yield f"static const int32_t bad_word_{i}[] = {{{', '.join(map(str, word))}}};"
+    words = [f"{{bad_word_{i}, {len(word)}}}" for i, word in enumerate(params.bad_words_ids)]
+    stops = [f"{{{_string(text)}, {len(text.encode())}}}" for text in params.stop]
+    for kind, name, rows in (
+        ("dsv3c_ids", "bad_words", words),
+        ("int32_t", "suppressed", [str(token) for token in params.suppress_tokens]),
+        ("dsv3c_string", "stops", stops),
+    ):
+        if rows:
+            yield f"static const {kind} {name}[] = {{{', '.join(rows)}}};"
+
+
+_NUMBERS = (
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size", "min_length"),
+    *("min_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+)
+
+
+def _parameters(params: SamplingParams) -> str:
+    """A dsv3c_parameters. Beams are not for one sequence."""
+    sampling = [f".{name} = {getattr(params, name)!r}" for name in _NUMBERS]
+    sampling.append(".eos_token_id = {end_tokens, sizeof end_tokens / sizeof *end_tokens - 1}")
+    if params.bad_words_ids:
+        sampling.append(f".bad_words_ids = bad_words, .bad_words_count = {len(params.bad_words_ids)}")
+    if params.suppress_tokens:
+        sampling.append(f".suppress_tokens = {{suppressed, {len(params.suppress_tokens)}}}")
+    fields = [f".sampling = {{{', '.join(sampling)}}}"]
+    if params.stop:
+        fields.append(f".stop = stops, .stop_count = {len(params.stop)}")
+    fields += [f".max_new_tokens = {params.max_new_tokens or 0}", f".max_time = {params.max_time or 0.0!r}"]
+    return "{" + ", ".join(fields) + "}"
+
+
+def chat_constants(chat: ChatPieces) -> str:
+    """A plan_chat."""
+    values = ((name, value) for name, value in vars(chat).items() if value is not None)
+    return "{" + ", ".join(f".{name} = {_string(value)}" for name, value in values) + "}"
 
 
 def file_row(folder: Path, name: str, checked: int | None = None) -> str:

@@ -51,7 +51,7 @@ def test_headers_are_read_once(
 ) -> None:
     opened: list[Path] = []
     open_checkpoint = Checkpoint.open
-    monkeypatch.setattr(Checkpoint, "open", lambda path: (opened.append(path), open_checkpoint(path))[1])
+    monkeypatch.setattr(Checkpoint, "open", lambda path, lora: (opened.append(path), open_checkpoint(path, lora))[1])
     monkeypatch.chdir(tmp_path)
     report = pipeline.compile_checkpoint(tiny, out, CompileOptions(kept=None))
     assert report.out == (out or Path("artifacts/tiny-int8-x86"))

@@ -60,6 +60,11 @@ FUSIONS = {
 }  # fmt: skip
 
 
+def test_every_sequence_of_a_step_can_have_a_row_of_logits(checkpoint: Checkpoint) -> None:
+    few, many = (CompileOptions(max_rows=16, max_sequences=count) for count in (8, 40))
+    assert [pipeline.step_bounds(checkpoint.config, each)["R"] for each in (few, many)] == [16, 40]
+
+
 @pytest.mark.parametrize("form", FUSIONS)
 def test_each_fusion_fires_as_often_as_the_bundled_model_has_it(form: str, checkpoint: Checkpoint) -> None:
     _, counts = run(checkpoint, form, CompileOptions())

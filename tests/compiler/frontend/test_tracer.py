@@ -66,7 +66,10 @@ def test_the_trace_is_valid_and_names_its_inputs_and_results(checkpoint: Checkpo
         "rows": "i32[R]",
         **caches,
     }
-    assert [name for name, _ in graph.results] == ["logits", "hidden", *caches]
+    experts = [f"experts.{layer}" for layer in layers if checkpoint.config.is_moe(layer)]
+    assert [name for name, _ in graph.results] == ["logits", "hidden", *caches, *experts]
+    top_k = checkpoint.config.num_experts_per_tok
+    assert {str(graph.result(name).type) for name in experts} <= {f"i32[T, {top_k}]"}
     assert graph.result("logits").type == parse_type("f32[R, 96]")
     assert graph.result("hidden").type == parse_type("f32[T, 64]")
 
@@ -86,6 +89,8 @@ def test_recording_and_computing_the_model_agree(checkpoint: Checkpoint) -> None
     computed = model.forward(ops.Evaluator(), config, checkpoint.read, step, caches)
     np.testing.assert_allclose(recorded["logits"], computed.logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(recorded["hidden"], computed.hidden, rtol=1e-5, atol=1e-5)
+    for layer, experts in computed.experts.items():
+        np.testing.assert_array_equal(recorded[f"experts.{layer}"], experts)
     for layer, cache in enumerate(computed.caches):
         np.testing.assert_allclose(recorded[f"cache.{layer}"], cache, rtol=1e-5, atol=1e-5)
 

@@ -20,6 +20,20 @@ def test_pairs_are_the_causal_triangle_behind_the_depth() -> None:
     assert DECODE.pairs == 10
 
 
+def test_sequences_side_by_side_see_each_its_own_positions() -> None:
+    batch = StepShape("decode", tokens=3, rows=3, start=9, sequences=3)
+    assert (batch.positions, batch.pairs) == (3 * DECODE.positions, 3 * DECODE.pairs)
+    pairs = StepShape("decode", tokens=6, rows=6, start=10, sequences=3)
+    assert (pairs.positions, pairs.pairs) == (3 * 12, 3 * (11 + 12))
+
+
+def test_a_batch_reads_weights_once_and_the_experts_that_its_tokens_choose_together() -> None:
+    batch = StepShape("decode", tokens=3, rows=3, start=9, sequences=3)
+    assert call_work(Cost(row_flops=6, cache_row_bytes=7), 100, batch) == Work(100, 3 * 10 * 7, 3 * 6)
+    experts = call_work(Cost(experts=8, top_k=2), 80, batch)
+    assert experts.weight_bytes == pytest.approx(10 * 8 * (1 - (1 - 2 / 8) ** 3))
+
+
 def test_a_product_reads_its_weight_once_and_works_for_each_row() -> None:
     assert call_work(Cost(row_flops=6), 100, PREFILL) == Work(100, 0, 4 * 6)
     assert call_work(Cost(rows="R", row_flops=6), 100, PREFILL) == Work(100, 0, 2 * 6)

@@ -65,6 +65,8 @@ def plans(draw: st.DrawFn) -> Plan:
     buffers = [Buffer(name, "input", "int32", size) for name, size in bounds.step_inputs().items()]
     buffers += [Buffer("before", "input", "float32", bounds.T * 3), logits, hidden]
     given, first, second = len(buffers) - 3, len(buffers) - 2, len(buffers) - 1
+    chosen = len(buffers)
+    buffers.append(Buffer("chosen", "arena", "int32", bounds.T * 2, 3072))
     caches = range(len(buffers), len(buffers) + len(rows))
     buffers += [Buffer(f"cache.{i}", "cache", dtype, 0, width=width) for i, (dtype, width) in enumerate(rows)]
     buffers += draw(st.lists(st.sampled_from(WEIGHTS), unique=True))
@@ -85,7 +87,8 @@ def plans(draw: st.DrawFn) -> Plan:
         made = (*calls(), ("k_0", (second,) * operands["k_0"]))
         cut = Cut(len(made) - 1, tuple(range(len(made) - 1)), second, ((len(made) - 1, 0),))
         inputs = {"hidden": given} if draw(st.booleans()) else {}
-        return Entry(name, made, outputs, inputs, draw(SMALL), draw(st.integers(1, bounds.T)), draw(cuts(cut)))
+        limits, experts = (draw(SMALL), draw(st.integers(1, bounds.T))), draw(st.sampled_from([{}, {2: chosen}]))
+        return Entry(name, made, outputs, inputs, *limits, draw(cuts(cut)), experts=experts)
 
     entries = {name: entry(name) for name in draw(st.sampled_from([["decode"], ["decode", "prefill", "mtp"]]))}
     if draw(st.booleans()):

@@ -135,6 +135,23 @@ def test_bfloat16_may_be_stored_as_uint16() -> None:
 
 
 @pytest.mark.parametrize(
+    ("layer", "size", "told"),
+    [("0", 16, ""), ("0", 15, "each of 8 tokens"), ("x", 16, "number of a layer"), ("01", 16, "number of a layer")],
+)
+def test_experts_of_a_layer_are_a_buffer_with_a_row_for_each_token(layer: str, size: int, told: str) -> None:
+    content = toy.plan_content()
+    content["buffers"].append({"name": "chosen", "kind": "arena", "dtype": "int32", "size": size, "offset": 0})
+    index = len(content["buffers"]) - 1
+    content["entries"]["decode"]["experts"] = {layer: index}
+    if told:
+        with pytest.raises(errors.PlanInvalid, match=told):
+            parse(content)
+        return
+    assert parse(content).entries["decode"].experts == {0: index}
+    assert parse(content).expert_ids("decode", 3) == {0: (index, 6)}
+
+
+@pytest.mark.parametrize(
     ("keys", "value"),
     [
         (["version"], "1"),
@@ -207,6 +224,10 @@ def test_bfloat16_may_be_stored_as_uint16() -> None:
         (["entries", "mtp", "inputs", "hidden"], 0),
         (["entries", "mtp", "inputs", "hidden"], 8),
         (["entries", "mtp", "inputs"], []),
+        (["entries", "decode", "experts"], []),
+        (["entries", "decode", "experts"], {"1": ARENA}),
+        (["entries", "decode", "experts"], {"1": 0}),
+        (["entries", "decode", "experts"], {"1": 99}),
     ],
     ids=str,
 )

@@ -140,6 +140,47 @@ def test_csv(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["kernel"] for row in operations} == {"toy_step"}
 
 
+def test_sequences_side_by_side(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args = (artifact, "-p", "7", "-n", "3", "-b", "1,3", "-d", "10", "-r", "1")
+    report = json.loads(run(capsys, *args, "-o", "json"))
+    prompt, one, three = report["tests"]
+    assert [test["test"] for test in report["tests"]] == ["pp7 @ d10", "tg3 @ d10", "tg3 @ b3 @ d10"]
+    assert (three["n_gen"], three["n_sequences"], three["n_depth"]) == (3, 3, 10)
+    (seconds,) = three["samples_s"]
+    assert three["median_ts"] == pytest.approx(9 / seconds)
+    assert three["median_ts_each"] == pytest.approx(3 / seconds)
+    assert three["step_seconds"] == pytest.approx(seconds / 3)
+    assert (three["weight_bytes"], three["step_weight_bytes"]) == (pytest.approx(4 / 3), 4)
+    assert three["step_bytes"] == pytest.approx(4 + 2 * 3 * 12)
+    assert three["weight_gb_per_s"] == pytest.approx(4 / (seconds / 3) / 1e9)
+    assert three["allowed_ts"] == pytest.approx(3 * 1e9 / (4 + 2 * 3 * 12))
+    assert three["read_share"] == pytest.approx(three["median_ts"] / three["allowed_ts"])
+    assert three["over_one"] == pytest.approx(three["median_ts"] / one["median_ts"])
+    assert three["over_one_by_bytes"] == pytest.approx(3 * (4 + 24) / (4 + 72))
+    assert (one["over_one"], one["over_one_by_bytes"]) == (1, 1)
+    assert {prompt[name] for name in ("step_seconds", "allowed_ts", "over_one")} == {None}
+    out = run(capsys, *args)
+    table = cells(out.partition("### Sequences side by side")[2])
+    assert table[0][:2] == ["test", "t/s"] and [row[0] for row in table[2:]] == ["tg3 @ d10", "tg3 @ b3 @ d10"]
+    assert table[3][-1] == "1.11"
+    assert "side by side" not in run(capsys, artifact, *SIZES)
+
+
+def test_a_batch_without_one_sequence_or_costs_says_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, monkeypatch, {})
+    toy.write_artifact(Path(path))
+    out = run(capsys, path, "-p", "0", "-n", "3", "-b", "3", "-r", "1")
+    (row,) = cells(out.partition("### Sequences side by side")[2])[2:]
+    assert row[0] == "tg3 @ b3" and row[4:] == ["–"] * 7
+
+
+def test_a_batch_beyond_a_step_is_an_error(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["bench", artifact, "-p", "0", "-n", "3", "-b", "1,4"]) == 1
+    assert "a batch of 4 sequences is more than a step of this artifact holds, 3" in capsys.readouterr().err
+
+
 def test_zero_leaves_a_test_out(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(run(capsys, artifact, "-p", "0", "-n", "2,3", "-r", "1", "-o", "json"))
     assert [test["test"] for test in report["tests"]] == ["tg2", "tg3"]
@@ -159,6 +200,8 @@ def test_zero_leaves_a_test_out(artifact: str, capsys: pytest.CaptureFixture[str
         ("-o", "xml"),
         ("-p", "0", "-n", "0"),
         ("--plot", "speed.jpg"),
+        ("-b", "0"),
+        ("--text", "book.txt"),
     ],
 )
 def test_wrong_options_are_wrong_usage(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,17 +251,26 @@ def test_a_plot_replaces_an_earlier_one_and_nothing_else(
 
 
 def test_the_plot_stays_inside_its_frame() -> None:
-    results = [Result("tg", 8, depth, (1.0, 1.3), None) for depth in (0, 4096, 16000)]
-    root = ElementTree.fromstring(bench_plot.svg(bench_plot.lines_of(results), "a < b"))
+    results = [Result("tg", 8, depth, seconds=(1.0, 1.3)) for depth in (0, 4096, 16000)]
+    root = ElementTree.fromstring(bench_plot.svg(bench_plot.chart_of(results), "a < b"))
     for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
         assert bench_plot.LEFT <= float(circle.attrib["cx"]) <= bench_plot.WIDTH - bench_plot.RIGHT
         assert bench_plot.TOP <= float(circle.attrib["cy"]) <= bench_plot.HEIGHT - bench_plot.BOTTOM
 
 
+def test_several_batches_are_drawn_over_their_size() -> None:
+    results = [Result("tg", 8, depth, batch, (1.0,)) for depth in (0, 64) for batch in (16, 1)]
+    chart = bench_plot.chart_of(results)
+    assert (chart.over, chart.unit) == ("batch size", "sequences side by side")
+    assert [(name, [at for at, _ in line]) for name, line in chart.lines] == [("tg8", [1, 16]), ("tg8 @ d64", [1, 16])]
+    assert chart.unit in bench_plot.svg(chart, "a")
+    assert [name for name, _ in bench_plot.chart_of(results[::2]).lines] == ["tg8 @ b16"]
+
+
 def test_prefill_is_drawn_where_nothing_was_decoded() -> None:
-    prefill, decode = Result("pp", 8, 0, (1.0,), None), Result("tg", 8, 0, (1.0,), None)
-    assert bench_plot.lines_of([prefill, decode]) == [("tg8", [decode])]
-    assert bench_plot.lines_of([prefill]) == [("pp8", [prefill])]
+    prefill, decode = Result("pp", 8, 0, seconds=(1.0,)), Result("tg", 8, 0, seconds=(1.0,))
+    assert bench_plot.chart_of([prefill, decode]).lines == [("tg8", [(0, decode)])]
+    assert bench_plot.chart_of([prefill]).lines == [("pp8", [(0, prefill)])]
 
 
 @pytest.mark.parametrize(

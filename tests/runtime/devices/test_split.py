@@ -19,9 +19,11 @@ from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.devices.device import Device
 from dsv3c.runtime.devices.split import SplitDevice, above, below, layer_count, open_split
+from dsv3c.runtime.engine.saved import restore, save
 from dsv3c.runtime.engine.session import Request, Session
-from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid
+from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid, SavedElsewhere
 from tests.runtime import toy
+from tests.runtime.slots import SPANS, check_rows
 
 SLOTS = 1024
 LAYERS = 4  # of the bundled model, without that of multi-token prediction
@@ -103,6 +105,55 @@ def test_multi_token_prediction_runs_on_the_upper_side(artifact: Artifact, share
         drafts(shared(2)), drafts(Session(artifact.plan, whole, artifact.manifest.vocab_size))
     )
     whole.close()
+
+
+@pytest.mark.parametrize("upper_layers", range(1, LAYERS))
+def test_both_sides_say_which_experts_tokens_visit(
+    upper_layers: int, artifact: Artifact, shared: Callable[[int], Session]
+) -> None:
+    def experts(session: Session) -> dict[int, list[int]]:
+        session.step([5, 6, 7], [0, 1, 2], [0] * 3, [[0]], [2])
+        return {layer: ids.tolist() for layer, ids in session.device.experts("decode").items()}
+
+    whole = on_cpu(artifact)
+    expected = experts(Session(artifact.plan, whole, artifact.manifest.vocab_size))
+    assert expected.keys() == {1, 2, 3} and all(len(ids) == 3 * 4 for ids in expected.values())
+    assert experts(shared(upper_layers)) == expected
+    whole.close()
+
+
+def test_experts_that_one_side_does_not_know_are_not_told_by_the_other(artifact: Artifact) -> None:
+    entries = {name: replace(entry, experts={}) for name, entry in artifact.plan.entries.items()}
+    older = replace(artifact, plan=replace(artifact.plan, entries=MappingProxyType(entries)))
+    for upper, lower in ((artifact, older), (older, artifact)):
+        _, device = open_split(upper, lower, 2, on_cpu, on_cpu)
+        assert device.experts("decode") == {}
+        device.close()
+
+
+def test_rows_of_slots_are_read_and_written_on_both_sides(artifact: Artifact, shared: Callable[[int], Session]) -> None:
+    check_rows(shared(2).device, artifact.plan, *SPANS[1])
+
+
+def test_a_saved_conversation_has_the_rows_of_both_sides_and_names_both_artifacts(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    found = []
+    for place in (tmp_path / "talk", None):
+        upper, device = open_split(artifact, artifact, 2, on_cpu, on_cpu)
+        session = Session(upper.plan, device, artifact.manifest.vocab_size)
+        tokens = session.tokens(range(5, 45))
+        if place is not None:
+            sequence = session.new_sequence()
+            session.run([Request(sequence, tokens, "none")])
+            save(place, session, upper, sequence, tokens)
+            with pytest.raises(SavedElsewhere):
+                restore(place, session, artifact, 100)
+        else:
+            sequence = restore(tmp_path / "talk", session, upper, 100).sequence
+        found += session.run([Request(sequence, session.tokens([7]), "last")])
+        device.close()
+    np.testing.assert_array_equal(*found)
 
 
 def test_each_side_has_its_own_weights_and_caches_only(artifact: Artifact) -> None:

@@ -55,6 +55,19 @@ def test_reserve_changes_nothing_when_it_fails() -> None:
         sequence.reserve(MAX_PAGES * PAGE_SIZE + 1)
 
 
+def test_a_shared_page_is_copied_where_more_is_reserved_behind_it() -> None:
+    pool = PagePool(6, PAGE_SIZE)
+    sequence = Sequence(pool, MAX_PAGES)
+    sequence.reserve(2 * PAGE_SIZE)
+    sequence.length = 3
+    shared, behind = sequence.pages.tolist()
+    sequence.fork()
+    assert sequence.pages_needed(4) == 1
+    ((source, target),) = sequence.reserve(4)
+    assert source == shared
+    assert sequence.pages.tolist() == [target, behind]
+
+
 @pytest.mark.parametrize("length", [-1, 5])
 def test_roll_back_and_fork_only_to_what_is_there(length: int) -> None:
     sequence = Sequence(PagePool(3, PAGE_SIZE), MAX_PAGES)

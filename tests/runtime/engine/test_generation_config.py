@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3c.runtime.engine.generation_config import usable
-from dsv3c.runtime.engine.sampling import SamplingParams
+from dsv3c.runtime.engine.generation_config import PARAMETERS, usable
+from dsv3c.runtime.engine.params import SamplingParams
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -27,6 +27,18 @@ NAN, INFINITY = float("nan"), float("inf")
         ("min_p", 0.05, 0.05),
         *(("repetition_penalty", value, 1.0) for value in (0, -1, 1, 1.0)),
         ("repetition_penalty", 1.1, 1.1),
+        *(("typical_p", value, 1.0) for value in (0, -1, 1)),
+        ("diversity_penalty", -1, 0.0),
+        *((name, -2, -2.0) for name in ("length_penalty", "frequency_penalty", "presence_penalty")),
+        *((name, value, 1) for name in ("num_beams", "num_beam_groups", "num_return_sequences") for value in (0, 1.0)),
+        *((name, -1, 0) for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size")),
+        *(("early_stopping", value, meant) for value, meant in ((True, True), (0, False), ("never", "never"))),
+        ("max_new_tokens", 64.0, 64),
+        ("stop_strings", "end", ["end"]),
+        ("stop_strings", ["a", "b"], ["a", "b"]),
+        ("max_time", 3, 3.0),
+        ("suppress_tokens", [3, 4.0], [3, 4]),
+        ("bad_words_ids", [[3, 4.0], [5]], [[3, 4], [5]]),
         *(("temperature", value, float(value)) for value in (0, 0.6, 2)),
         *(("do_sample", value, True) for value in (True, 1, 1.0)),
         *(("do_sample", value, False) for value in (False, 0)),
@@ -54,6 +66,13 @@ def test_values_have_one_form(name: str, found: Any, meant: Any) -> None:
         *(("do_sample", value, None) for value in ("false", "true", 2, [])),
         *(("eos_token_id", value, None) for value in (-1, 100, "</s>", True, 1.5, [100], [[1]])),
         ("eos_token_id", [1, 100, -1, 2], [1, 2]),
+        ("suppress_tokens", [1, -1, 2], [1, 2]),
+        ("bad_words_ids", [[1], [], [2, 100], 3], [[1]]),
+        *(("max_new_tokens", value, None) for value in (0, -1, "64", 1.5)),
+        *(("num_beams", value, None) for value in ("4", 1.5, [4])),
+        *(("early_stopping", value, None) for value in ("always", 2)),
+        *(("stop_strings", value, None) for value in ("", ["a", ""], 3)),
+        *(("max_time", value, None) for value in (0, -1, "1")),
     ],
 )
 def test_what_is_of_no_use_is_left_out_and_told(name: str, found: Any, left: Any) -> None:
@@ -67,11 +86,13 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3),
 )
-names = st.sampled_from(["do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "eos_token_id"])
+names = st.sampled_from([*PARAMETERS, "eos_token_id", "max_length", "seed", "stop", "logit_bias"])
 
 
 @given(st.dictionaries(names, json_values))
 def test_no_default_keeps_a_model_from_generating(config: dict[str, Any]) -> None:
     kept, _ = usable(config, 100)
     assert usable(kept, 100) == (kept, ())
-    assert SamplingParams.from_generation_config(config) == SamplingParams.from_generation_config(kept)
+    assert SamplingParams.from_generation_config(config)  # an artifact made before has the file as it was
+    params = SamplingParams.from_generation_config(kept)
+    assert params.checked(100).limit(10**6) >= 1

@@ -1,18 +1,19 @@
-"""Sampling: filters against a plain definition, seeds, and every parameter that makes no sense."""
+"""Sampling: what is drawn and how often, seeds and streams, devices and drafts, logits that cannot be used."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3c.runtime import errors
-from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import Draw, Sampler
 
 LOGITS = np.array([1.0, 4.0, 2.0, 3.0, -np.inf], np.float32)
 NAN = float("nan")
@@ -21,46 +22,7 @@ INF = float("inf")
 
 def drawn(logits: np.ndarray[Any, Any], count: int = 300, **params: Any) -> list[int]:
     sampler = Sampler(SamplingParams(seed=1, **params), logits.size)
-    return [sampler.sample(logits) for _ in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[("temperature", v) for v in (-0.1, NAN, INF, "1", None, True, 10**400)],
-        *[("top_k", v) for v in (-1, 1.5, NAN, "3", True)],
-        *[("top_p", v) for v in (0, -1, 1.01, NAN, None)],
-        *[("min_p", v) for v in (-0.1, 1.1, NAN)],
-        *[("repetition_penalty", v) for v in (0, -1, NAN, INF)],
-        *[("max_new_tokens", v) for v in (0, -1, 1.5, NAN, None, "9")],
-        *[("seed", v) for v in (-1, 0.5, "x")],
-        *[("stop", v) for v in ("", ("a", ""), (1,), 3, {"a"})],
-        *[("ignore_eos", v) for v in (1, None)],
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_parameter_invalid(name: str, value: Any) -> None:
-    with pytest.raises(errors.ParameterInvalid, match=name):
-        SamplingParams().updated({name: value})
-
-
-def test_unknown_parameter_lists_the_known() -> None:
-    with pytest.raises(errors.UnknownParameter, match=r"'temprature'; known: temperature, top_k"):
-        SamplingParams().updated({"temprature": 1})
-
-
-def test_one_stop_string_stands_for_a_list() -> None:
-    assert SamplingParams(stop="end").stop == ("end",)  # type: ignore[arg-type]
-    assert SamplingParams(max_new_tokens=10**30).max_new_tokens == 10**30
-
-
-def test_defaults_of_a_checkpoint() -> None:
-    config = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": None, "eos_token_id": 1, "other": []}
-    assert SamplingParams.from_generation_config(config) == SamplingParams(temperature=0.8, top_p=0.95)
-    assert SamplingParams.from_generation_config({"do_sample": True}).temperature == 1
-    assert SamplingParams.from_generation_config({"temperature": 0.8}).temperature == 0
-    odd = {"do_sample": True, "temperature": "hot", "top_k": -1, "top_p": 0, "min_p": 7}
-    assert SamplingParams.from_generation_config(odd) == SamplingParams(temperature=1.0)
+    return [sampler.sample(logits, History()) for _ in range(count)]
 
 
 def test_greedy_takes_the_likeliest_and_the_lower_id_of_two() -> None:
@@ -71,7 +33,101 @@ def test_greedy_takes_the_likeliest_and_the_lower_id_of_two() -> None:
 def test_seed_reproduces() -> None:
     assert drawn(LOGITS, temperature=1) == drawn(LOGITS, temperature=1)
     one, two = (Sampler(SamplingParams(temperature=1, seed=seed), 5) for seed in (1, 2))
-    assert [one.sample(LOGITS) for _ in range(30)] != [two.sample(LOGITS) for _ in range(30)]
+    assert [one.sample(LOGITS, History()) for _ in range(30)] != [two.sample(LOGITS, History()) for _ in range(30)]
+
+
+def test_results_of_one_request_have_streams_of_their_own() -> None:
+    def tokens(seed: int, stream: int) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=1, seed=seed), 1000, stream=stream)
+        return [sampler.sample(np.zeros(1000, np.float32), History()) for _ in range(8)]
+
+    found = {(seed, stream): tokens(seed, stream) for seed in (0, 1) for stream in (0, 1, 2)}
+    assert len({tuple(each) for each in found.values()}) == 6
+    assert all(tokens(*key) == found[key] for key in found)
+    assert found[1, 0][0] == int(np.random.Generator(np.random.PCG64(1)).random() * 1000)
+
+
+@given(st.lists(st.sampled_from(["sample", "token", "draw", "guess", "scores"]), max_size=12), st.integers(0, 3))
+def test_each_token_takes_one_number_whoever_draws_it(calls: list[str], ahead: int) -> None:
+    """Of logits that are all alike the token says which number was taken."""
+    logits, history = np.zeros(4096, np.float32), History()
+    sampler, numbers = Sampler(SamplingParams(temperature=1, seed=5), 4096), np.random.Generator(np.random.PCG64(5))
+    expected = [int(numbers.random() * 4096) for _ in range(len(calls) + ahead + 1)]
+    for call in calls:
+        if call == "sample":
+            assert sampler.sample(logits, history) == expected.pop(0)
+        elif call == "token":
+            sampler.token(expected.pop(0))
+        elif call == "draw":
+            assert drawn_by_device(sampler.draw(ahead), 4096) == expected[ahead]
+        elif call == "guess":
+            assert sampler.guess(logits, ahead) == expected[ahead]
+        else:
+            sampler.scores(logits, history)
+
+
+def drawn_by_device(draw: Draw | None, size: int) -> int:
+    assert draw is not None
+    return int(draw.words[4:5].view(np.uint32)[0]) * size >> 32
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"suppress_tokens": [3]}, {"repetition_penalty": 1.1}, {"typical_p": 0.9}, {"logprobs": 0}, {"min_new_tokens": 2}],
+    ids=str,
+)
+def test_a_device_draws_nothing_that_the_host_must_change_or_see(params: dict[str, Any]) -> None:
+    ends = frozenset([1])
+    assert Sampler(SamplingParams(temperature=1).updated(params), 5, ends).draw() is None
+    assert Sampler(SamplingParams().updated(params), 5, ends).draw() is None or "typical_p" in params
+
+
+def test_scores_are_logits_by_temperature_and_cut() -> None:
+    sampler = Sampler(SamplingParams(temperature=0.5, top_k=3, suppress_tokens=(1,)), 5)
+    np.testing.assert_array_equal(sampler.scores(LOGITS, History()), [2, -np.inf, 4, 6, -np.inf])
+    greedy = Sampler(SamplingParams(top_k=1), 5).scores(LOGITS, History())
+    np.testing.assert_array_equal(greedy, LOGITS)
+    greedy[0] = 9
+    assert LOGITS[0] == 1
+
+
+@given(st.integers(0, 2**32), st.sampled_from([{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.5}]))
+def test_what_is_drawn_is_what_the_scores_leave(seed: int, params: dict[str, Any]) -> None:
+    logits = np.random.default_rng(seed).normal(0, 2, 50).astype(np.float32)
+    sampler = Sampler(SamplingParams(temperature=1.5, seed=seed, repetition_penalty=1.5).updated(params), 50)
+    history = History([3, 7])
+    left = set(np.flatnonzero(sampler.scores(logits, history) > -np.inf).tolist())
+    assert {sampler.sample(logits, history) for _ in range(20)} <= left
+
+
+def test_a_guess_meets_the_token_where_the_logits_are_the_same() -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (4, 100)).astype(np.float32)
+    for params in ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.0, "typical_p": 0.8}, {}):
+        sampler = Sampler(SamplingParams(seed=3, **params), 100)  # type: ignore[arg-type]
+        guessed = [sampler.guess(row, ahead) for ahead, row in enumerate(logits)]
+        assert [sampler.sample(row, History()) for row in logits] == guessed
+
+
+def test_processors_of_the_caller_come_last() -> None:
+    def only(logits: Any, history: History) -> None:
+        logits[:4] = -np.inf
+
+    sampler = Sampler(SamplingParams(logit_bias=((4, 7.0),)), 5, more=[only])
+    assert sampler.sample(np.zeros(5, np.float32), History()) == 4 and sampler.draw() is None
+
+
+def test_all_banned_is_one_error() -> None:
+    sampler = Sampler(SamplingParams(suppress_tokens=(0, 1, 2, 3), temperature=1, seed=1), 5)
+    with pytest.raises(errors.NoTokenAllowed, match="after 2 tokens"):
+        sampler.sample(LOGITS, History([1, 2]))
+
+
+def test_a_fault_takes_no_number() -> None:
+    one, two = (Sampler(SamplingParams(temperature=1, seed=3), 1000) for _ in range(2))
+    for call in (lambda: one.sample(np.full(1000, np.nan, np.float32), History()), lambda: one.token(-1)):
+        with pytest.raises(errors.LogitsNotFinite):
+            call()
+    assert one.sample(np.zeros(1000, np.float32), History()) == two.sample(np.zeros(1000, np.float32), History())
 
 
 def test_frequencies_follow_the_probabilities() -> None:
@@ -106,26 +162,6 @@ def test_extreme_temperatures(temperature: float) -> None:
     assert found == ({1} if temperature < 1 else {0, 1, 2, 3})
 
 
-def test_repetition_penalty() -> None:
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 5)
-    sampler.observe([1, 1, 4])
-    assert sampler.sample(LOGITS) == 3
-    sampler.observe(np.array([3], np.int32))
-    assert sampler.sample(LOGITS) == 1 and LOGITS[1] == 4
-    negative = np.array([-1.0, -1.5], np.float32)
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), 2)
-    sampler.observe([0])
-    assert sampler.sample(negative) == 1
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("penalty", "expected"), [(1e300, 2), (math.ulp(0.0), 1)])
-def test_a_penalty_beyond_float32_makes_no_logits_that_are_not_finite(penalty: float, expected: int) -> None:
-    sampler = Sampler(SamplingParams(repetition_penalty=penalty), 3)
-    sampler.observe([0, 1])
-    assert sampler.sample(np.array([0.0, 3.0, 2.0], np.float32)) == expected
-
-
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_not_finite(value: float, temperature: float) -> None:
@@ -137,34 +173,11 @@ def test_logits_not_finite(value: float, temperature: float) -> None:
         drawn(np.full(3, -np.inf, np.float32), 1, temperature=temperature)
 
 
-@given(st.integers(0, 2**32), st.integers(0, 600), st.floats(0.01, 1), st.floats(0, 1), st.floats(0.05, 20))
-@settings(max_examples=100, deadline=None)
-def test_candidates_are_those_of_the_definition(seed: int, k: int, p: float, min_p: float, temperature: float) -> None:
-    # Rounded so that equal logits occur.
-    logits = np.random.default_rng(seed).normal(0, 2, 700).round(1).astype(np.float32)
-    sampler = Sampler(SamplingParams(temperature=temperature, top_k=k, top_p=p, min_p=min_p), logits.size)
-    ids, _ = sampler._candidates(logits, float(logits.max()))
-    found = list(range(logits.size)) if ids is None else ids.tolist()
-    assert sorted(found) == sorted(plain_candidates(logits, k, p, min_p, temperature))
-
-
-def plain_candidates(logits: Any, k: int, p: float, min_p: float, temperature: float) -> list[int]:
-    weights = np.exp((logits - logits.max()) / np.float32(temperature)).astype(np.float64)
-    order = np.argsort(-weights, kind="stable")[: k or None]
-    kept, share = [], 0.0
-    for token in order:
-        kept.append(int(token))
-        share += weights[token]
-        if p < 1 and share >= p * weights[order].sum() * (1 - 1e-12):
-            break
-    return [token for token in kept if weights[token] >= np.float32(min_p)]
-
-
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.95}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.05}], ids=str)
 def test_a_large_vocabulary_is_fast(params: dict[str, Any]) -> None:
     logits = np.random.default_rng(0).normal(0, 3, 129_280).astype(np.float32)
     sampler = Sampler(SamplingParams(temperature=0.8, seed=0, **params), logits.size)
-    best = min(_seconds(lambda: sampler.sample(logits)) for _ in range(5))
+    best = min(_seconds(lambda: sampler.sample(logits, History())) for _ in range(5))
     assert best < 0.05
 
 

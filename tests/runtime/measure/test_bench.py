@@ -18,9 +18,11 @@ from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
-from dsv3c.runtime.errors import BenchTooLong
+from dsv3c.runtime.artifact.work import steps_work
+from dsv3c.runtime.errors import BenchBatchTooLarge, BenchTooLong
 from dsv3c.runtime.measure import bench, limits
-from dsv3c.runtime.measure.bench import Bench, Result, Settings, steps_work, weight_label
+from dsv3c.runtime.measure.bench import Bench, Result, Settings
+from dsv3c.runtime.measure.breakdown import weight_label
 from dsv3c.runtime.measure.limits import Limits
 from tests.runtime import toy
 
@@ -95,12 +97,14 @@ def test_a_plan_without_costs_has_no_work() -> None:
 
 
 def test_speeds_of_a_result() -> None:
-    result = Result("tg", 10, 0, (1.0, 2.0, 5.0), None)
+    result = Result("tg", 10, 0, seconds=(1.0, 2.0, 5.0))
     assert result.speeds == [10, 5, 2]
     assert (result.median, result.median_seconds) == (5, 2)
     assert result.deviation == pytest.approx(np.std([10, 5, 2], ddof=1))
-    assert Result("tg", 10, 0, (1.0,), None).deviation == 0
-    assert (result.name, Result("pp", 512, 4096, (), None).name) == ("tg10", "pp512 @ d4096")
+    assert Result("tg", 10, 0, seconds=(1.0,)).deviation == 0
+    assert (result.name, Result("pp", 512, 4096).name) == ("tg10", "pp512 @ d4096")
+    batch = Result("tg", 10, 64, 16, seconds=(2.0,))
+    assert (batch.name, batch.speeds) == ("tg10 @ b16 @ d64", [80])
 
 
 class TimedToy(toy.ToyDevice):
@@ -151,6 +155,51 @@ def test_a_breakdown_adds_up(toy_bench: Any) -> None:
     assert operation.work == Work(8, 2 * (8 + 9), 90)
     # The work of a token is the mean over the steps: at 5 to 8 cached tokens, 7.5 with its own.
     assert found[3].operations[0].work == Work(4, 2 * 7.5, 10)
+
+
+def test_a_batch_decodes_a_token_of_each_sequence_in_every_step(toy_bench: Any) -> None:
+    with toy_bench(Settings((7,), (3,), (0, 10), repetitions=1, batches=(1, 3))) as measured:
+        seen: list[Any] = []
+        run = toy.ToyDevice.run
+
+        def noted(entry: str) -> None:
+            inputs, count = measured.device.inputs, int(measured.device.inputs["control"][0])
+            seen.append((inputs["tokens"][:count].tolist(), inputs["positions"][:count].tolist()))
+            run(measured.device, entry)
+
+        measured.device.run = noted
+        results = measured.results()
+        assert measured._session.pool.free_pages == measured._session.pool.pages
+    assert [each.name for each in results] == [
+        "pp7", "tg3", "tg3 @ b3", "pp7 @ d10", "tg3 @ d10", "tg3 @ b3 @ d10",
+    ]  # fmt: skip
+    decodes = [step for step in measured.device.steps if step[:2] == ("decode", 3)]
+    assert decodes == [("decode", 3, 3)] * 12  # three steps, twice, at each depth
+    *_, last = seen
+    assert last[1] == [12, 12, 12]
+    assert len(set(last[0])) > 1
+    assert results[-1].work == Work(3 * 4, 2 * 3 * (11 + 12 + 13), 3 * 30)
+
+
+def test_a_batch_is_broken_down_by_step(toy_bench: Any) -> None:
+    with toy_bench(Settings((), (4,), (5,), batches=(1, 2))) as measured:
+        one, two = measured.breakdowns()
+    assert [one.name, two.name] == ["one token of tg4 @ d5", "one step of tg4 @ b2 @ d5"]
+    assert two.operations[0].work == Work(4, 2 * 2 * 7.5, 2 * 10)
+
+
+def test_the_cache_has_room_for_the_batch_and_no_more() -> None:
+    assert Settings((8,), (6,), (9,)).pages(4) == 5  # of the prompt behind the depth
+    assert Settings((8,), (6,), (9,), batches=(1, 3)).pages(4) == 5 + 2 * 4
+    assert Settings((8,), (), (0,), batches=(3,)).pages(4) == 2  # nothing is generated
+
+
+def test_a_batch_beyond_a_step_is_refused_before_anything_is_loaded(toy_bench: Any) -> None:
+    toy_bench(Settings((), (1,), batches=(3,)))
+    toy_bench(Settings((8,), (), batches=(4,)))
+    with pytest.raises(BenchBatchTooLarge, match="compile with --max-sequences 4") as caught:
+        toy_bench(Settings((), (1,), batches=(2, 4)))
+    assert (caught.value.batch, caught.value.limit) == (4, 3)
 
 
 def test_the_context_is_checked_before_anything_is_loaded(toy_bench: Any) -> None:

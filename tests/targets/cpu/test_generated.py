@@ -12,6 +12,7 @@ import pytest
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.cpu.kernels import build
+from dsv3c.targets.cpu.native.chat_pieces import ChatPieces
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.x86 import levels
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -55,7 +56,7 @@ def test_the_plan_of_a_small_model(artifact: Path, golden: Golden) -> None:
 
 def test_the_native_tables_of_a_small_model(artifact: Path, golden: Golden) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-    golden.check(plan_source(artifact, manifest))
+    golden.check(plan_source(artifact, manifest, ChatPieces("none")))
 
 
 def test_a_small_kernel_in_tir(golden: Golden) -> None:

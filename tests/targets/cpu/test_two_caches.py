@@ -14,6 +14,7 @@ from dsv3c.compiler.core.caches import caches_of
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.engine.session import Request
 from dsv3c.targets.cpu.emit import emit
+from dsv3c.targets.cpu.native.chat_pieces import ChatPieces
 from dsv3c.targets.cpu.native.tables import plan_source
 from dsv3c.targets.cpu.relax_module import relax_module
 from dsv3c.targets.x86 import TARGET as X86
@@ -90,7 +91,8 @@ def test_a_page_that_is_written_behind_a_fork_is_copied_in_all_caches(folder: Pa
 
 
 def test_the_native_tables_have_a_row_for_each_cache(described: Path) -> None:
-    text = plan_source(described, json.loads((described / "manifest.json").read_text(encoding="utf-8")))
+    manifest = json.loads((described / "manifest.json").read_text(encoding="utf-8"))
+    text = plan_source(described, manifest, ChatPieces("none"))
     names = [cache.name for cache in Artifact.open(described).plan.caches]
     assert f"cache_bytes[] = {{{', '.join('96' if name.endswith('index') else '80' for name in names)}}};" in text
     for number, name in enumerate(names):

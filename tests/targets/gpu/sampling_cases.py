@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.history import History
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.sampling import Sampler
 from dsv3c.runtime.errors import LogitsNotFinite
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
@@ -27,7 +29,7 @@ def token_of(logits, params, uniform):
     sampler = Sampler(params, logits.size)
     sampler._random = Fixed(uniform)
     try:
-        return sampler.sample(logits)
+        return sampler.sample(logits, History())
     except LogitsNotFinite:
         best = logits[logits.argmax()]
         return -1 if np.isnan(best) else -2 if best > 0 else -3

@@ -24,6 +24,7 @@ from dsv3c.runtime.errors import (
 )
 from dsv3c.targets.gpu.capabilities import NOTHING
 from tests.device.metal import Runner
+from tests.runtime.slots import SPANS, check_rows
 from tests.targets.gpu.op_tests import GpuOpTests, Launches
 from tests.targets.gpu.shim.library import ShimFault
 from tests.targets.metal import loader
@@ -114,6 +115,11 @@ def test_slots_are_copied_as_if_all_at_once(device, artifact, source, target, co
     expected[target : target + count] = rows[source : source + count]
     for cache in device._caches:
         np.testing.assert_array_equal(contents(device, cache).reshape(SLOTS, width), expected)
+
+
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(start, count, device, artifact):
+    check_rows(device, artifact.plan, start, count)
 
 
 def test_a_kernel_that_the_compiler_refuses_is_named(device, monkeypatch):

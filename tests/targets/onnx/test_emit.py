@@ -11,12 +11,15 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from dsv3c import targets
+from dsv3c import runtime, targets
 from dsv3c.compiler.driver.pipeline import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
-from dsv3c.targets.onnx import UnknownAccuracyLevel, UnknownOnnxProvider
+from dsv3c.runtime.engine.expert_stats import ExpertsUnknown
+from dsv3c.targets.onnx import UnknownAccuracyLevel, UnknownOnnxExperts, UnknownOnnxProvider
 from tests.conformance.configs import CONFIGS
+from tests.runtime.experts import counted as counts
+from tests.runtime.experts import visited
 from tests.targets.onnx.conftest import Export, Exported
 
 INLINE_BYTES = 1024
@@ -140,6 +143,24 @@ def test_unknown_provider_lists_the_known() -> None:
     with pytest.raises(UnknownOnnxProvider, match="'tpu'") as error:
         targets.get("onnx").configured({"provider": "tpu"})
     assert "cpu, cuda, webgpu" in str(error.value)
+
+
+def test_experts_are_outputs_only_where_they_are_wanted(export: Export) -> None:
+    plain, counted = export("v3-grouped-yarn"), export("v3-grouped-yarn", target="onnx:experts=1")
+    names = [{value.name for value in loaded(model).graph.output} for model in (plain, counted)]
+    assert names[1] - names[0] == {"experts.1", "experts.2"}
+    truth = visited(counted.checkpoint, counted.tokens)
+    with runtime.load(counted.folder) as model, model.count_experts() as stats:
+        model.logits(counted.tokens)
+    experts = counted.checkpoint.config.n_routed_experts
+    assert {layer: found.counts.tolist() for layer, found in stats.layers.items()} == counts(truth, experts)
+    with runtime.load(plain.folder) as model, pytest.raises(ExpertsUnknown, match="experts=1"), model.count_experts():
+        pass
+
+
+def test_unknown_choice_of_experts() -> None:
+    with pytest.raises(UnknownOnnxExperts, match="experts=yes"):
+        targets.get("onnx").configured({"experts": "yes"})
 
 
 @pytest.mark.parametrize("level", ["5", "-1", "high"])

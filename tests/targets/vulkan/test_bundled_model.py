@@ -15,6 +15,8 @@ from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.engine_checks import check_batches, check_drafts
+from tests.runtime.experts import counted, visited
 
 ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
@@ -55,6 +57,19 @@ def stepper(checkpoint, quant, entry="decode"):
 def random_tokens(lengths):
     generator = np.random.default_rng(5)
     return [generator.integers(0, 2048, length).astype(np.int32) for length in lengths]
+
+
+def test_the_experts_of_a_step_are_those_of_the_definition(loaded, checkpoint):
+    (tokens,) = random_tokens((9,))
+    model = loaded("float32")
+    with model.count_experts() as stats:
+        model.logits(tokens)
+        model.generate([5, 6, 7], max_new_tokens=3, temperature=0, ignore_eos=True)  # whose tokens the device draws
+    assert stats.tokens == 9 + 3 + 2
+    with model.count_experts() as stats:
+        model.logits(tokens)
+    truth = counted(visited(checkpoint, tokens), 16)
+    assert {layer: found.counts.tolist() for layer, found in stats.layers.items()} == truth
 
 
 def test_float32_gives_the_reference_logits(loaded):
@@ -174,3 +189,13 @@ def test_the_commands_run_on_the_device(artifacts, vulkan):
     report = command("bench", folder, "-p", "8", "-n", "2", "-r", "1", "--per-op", "-o", "json")
     assert {row["test"] for row in report["tests"]} == {"pp8", "tg2"}
     assert vulkan in {row["name"] for row in command("doctor", "--json")["devices"]["vulkan"]["devices"]}
+
+
+def test_a_batch_is_answered_as_each_prompt_alone(loaded):
+    check_batches(loaded("float32"))
+
+
+@pytest.mark.parametrize("drafter", ["mtp", "ngram"])
+def test_drafts_that_the_device_verifies_change_no_text(drafter, loaded, artifacts, vulkan):
+    with runtime.load(artifacts("float32"), context=256, max_batch=4, speculate=drafter) as drafted:
+        check_drafts(drafted, loaded("float32"))

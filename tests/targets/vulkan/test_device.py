@@ -13,6 +13,7 @@ from dsv3c.runtime.devices.vulkan.device import VulkanDevice
 from dsv3c.runtime.devices.vulkan.gpu import Gpu
 from dsv3c.runtime.engine.session import Request, Session
 from dsv3c.runtime.errors import DeviceLacks, DeviceMemoryShort, HashMismatch, KernelMissing, ModuleInvalid
+from tests.runtime.slots import SPANS, check_rows
 from tests.targets.vulkan.modules import capabilities, named, validate
 
 SLOTS = 64
@@ -89,6 +90,12 @@ def test_slots_are_copied_as_they_were_also_when_runs_overlap(source, target, co
     device.copy_slots(source, target, count)
     for cache, wanted in zip(caches, expected, strict=True):
         np.testing.assert_array_equal(cache, wanted)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(start, count, direct, opened, artifact):
+    check_rows(opened(direct), artifact.plan, start, count)
 
 
 def test_a_step_allocates_and_records_nothing_once_its_launches_are_known(opened, artifact, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from dsv3c import runtime
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.engine_checks import check_batches, check_drafts
 
 LAYERS = 4
 
@@ -29,3 +30,11 @@ def test_the_reference_is_met_wherever_the_layers_run(gpu_layers, artifacts, vul
     used = {0: {"cpu"}, LAYERS: {"vulkan"}}.get(gpu_layers, {"cpu", "vulkan"})
     sides = [report] if "lower" not in report else [report["lower"], report["upper"]]
     assert {side["device"] for side in sides} == used
+
+
+def test_a_batch_is_answered_as_each_prompt_alone_on_both_devices(artifacts, vulkan, cpu_artifact):
+    where = {"gpu_layers": 2, "cpu_artifact": cpu_artifact, "context": 256, "max_batch": 4}
+    with runtime.load(artifacts("float32"), **where) as model:
+        check_batches(model)
+        with runtime.load(artifacts("float32"), **where, speculate="mtp") as drafted:
+            check_drafts(drafted, model)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dsv3c.runtime.engine.sampling import Sampler, SamplingParams
+from dsv3c.runtime.engine.params import SamplingParams
+from dsv3c.runtime.engine.processors.filters import candidates
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.sampling.steps import Sample
@@ -28,7 +29,7 @@ def params_of(random, vocab):
 
 def is_near_an_edge(logits, params, uniform):
     """Whether the number that the sampler draws stands so near a border between two ids that rounding decides."""
-    _, weights = Sampler(params, logits.size)._candidates(logits, float(logits.max()))
+    _, weights = candidates(logits, float(logits.max()), params)
     total = np.cumsum(weights, dtype=np.float64)
     borders = np.abs(total - uniform * total[-1]) < NEAR * total[-1]
     if params.top_p == 1:

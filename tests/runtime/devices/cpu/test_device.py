@@ -19,6 +19,7 @@ from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
+from tests.runtime.slots import SPANS, check_rows
 from tests.runtime.toy import expected_logits
 
 pytestmark = pytest.mark.skipif(
@@ -66,6 +67,14 @@ def test_copies_slots_in_every_cache(folder: Path) -> None:
     found = session.run([Request(s, session.tokens([6]), "last") for s in (first, second)])
     for rows in found:
         np.testing.assert_array_equal(rows, expected_logits([1, 2, 3, 4, 5, 6])[-1:])
+
+
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(folder: Path, start: int, count: int) -> None:
+    artifact = Artifact.open(folder)
+    device = CpuDevice(artifact, 64, 1)
+    check_rows(device, artifact.plan, start, count)
+    device.close()
 
 
 def test_running_allocates_nothing(folder: Path) -> None:

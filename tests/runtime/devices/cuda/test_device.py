@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from dsv3c.runtime.engine.session import Request, Session
 from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.experts import visited
+from tests.runtime.slots import SPANS, check_rows
 
 SLOTS = 64
 # The cache is bfloat16 there: a value between two of its numbers may fall to either side.
@@ -236,6 +239,25 @@ def test_slots_are_copied_as_they_were_also_when_runs_overlap(source, target, co
     gpu.driver.call("cuMemcpyDtoHAsync", host.ctypes.data, places.cache_address(caches[-1].name), host.size, gpu.stream)
     gpu.wait("a copy")
     np.testing.assert_array_equal(host.reshape(SLOTS, width), expected)
+
+
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(start, count, opened, artifact):
+    check_rows(opened(), artifact.plan, start, count)
+
+
+def test_the_experts_of_a_step_are_read_when_asked_for_and_not_before(compiled, fake):
+    fake.register(compiled("float32"))
+    artifact = Artifact.open(compiled("float32").folder)
+    truth = visited(Checkpoint.open(BUNDLED_MODEL), TOKENS)
+    with closing(CudaDevice(artifact, SLOTS, None)) as device:
+        logits(device, artifact)
+        found = device.experts("decode")  # of one token, the last that was read again
+        assert found.keys() == truth.keys() and {ids.size for ids in found.values()} == {4}
+        session = Session(artifact.plan, device, artifact.manifest.vocab_size)
+        session.run([Request(session.new_sequence(), TOKENS, "none")])
+        for layer, ids in device.experts("decode").items():
+            np.testing.assert_array_equal(np.sort(ids.reshape(-1, 4)), truth[layer])
 
 
 def test_the_report_says_what_was_obtained(opened):

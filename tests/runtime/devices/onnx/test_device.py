@@ -32,6 +32,7 @@ from dsv3c.runtime.measure.bench import Bench, Settings
 from dsv3c.runtime.model import Model
 from tests.conformance.runs import relative_error
 from tests.conftest import BUNDLED_MODEL
+from tests.runtime.engine_checks import check_batches, check_drafts
 
 Ids = NDArray[np.int32]
 LIMIT = 1e-5
@@ -305,3 +306,12 @@ def test_external_data_outside_of_the_weights_file_are_refused(
     replace_graph(folder, model.SerializeToString())
     with pytest.raises(GraphInvalid, match=r"model\.onnx"):
         runtime.load(folder)
+
+
+def test_a_batch_is_answered_as_each_prompt_alone(model: Model) -> None:
+    check_batches(model)
+
+
+def test_speculation_changes_no_text(model: Model, artifact: Path) -> None:
+    with runtime.load(artifact, context=256, max_batch=3, speculate="ngram") as drafted:
+        check_drafts(drafted, model)

@@ -16,6 +16,7 @@ from dsv3c.runtime.engine.session import Request
 from dsv3c.runtime.errors import GraphInvalid, PlanInvalid
 from dsv3c.runtime.model import Model
 from tests.runtime import toy
+from tests.runtime.slots import SPANS, check_rows
 
 PARTS = {"key": (TensorProto.FLOAT, toy.LATENT), "codes": (TensorProto.INT8, toy.CODES)}
 ROWS = {"key": ["token", "position", "token", "position"], "codes": ["token", "position", "token"]}
@@ -114,6 +115,11 @@ def test_every_cache_keeps_its_rows_also_apart_and_behind_a_fork(model: Model) -
     for sequence in (*sequences, fork):
         sequence.close()
     assert model.report()["cache_bytes"] == model.report()["cache_slots"] * toy.LAYERS * (16 + 3)
+
+
+@pytest.mark.parametrize(("start", "count"), SPANS)
+def test_rows_of_slots_are_read_and_written(model: Model, start: int, count: int) -> None:
+    check_rows(model.session.device, model.session.plan, start, count)
 
 
 def test_a_graph_with_another_row_than_the_plan_states_is_refused(tmp_path: Path) -> None:

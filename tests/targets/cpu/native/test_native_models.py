@@ -45,11 +45,23 @@ def test_small_steps_and_float32(model_type: str, tmp_path: Path, monkeypatch: p
         found = native.run(*[(sequence, ids, want) for sequence, (ids, want) in zip(sequences, batch, strict=True)])
         expected = model.session.run([Request(model.new_sequence(), ids.astype(np.int32), want) for ids, want in batch])
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        for kind in ("off", "ngram", *(("mtp",) if native.info.has_mtp else ())):
+            params = {"seed": 3, "temperature": 0.5, "max_new_tokens": 30}
+            assert (
+                native.generate([5, 6, 5, 6], kind, **params).token_ids
+                == model.generate([5, 6, 5, 6], **params).token_ids
+            )
+    assert native.info.has_mtp == (model_type == "deepseek_v3")
     for sequence in sequences:
         native.free(sequence)
     with pytest.raises(Failure) as failed:
         native.encode("text")
     assert failed.value.status == "NO_TOKENIZER"
+    with pytest.raises(Failure, match="NO_TOKENIZER: this model was compiled without a tokenizer: there is no text to"):
+        native.generation([5], stop=["a"])
+    if not native.info.has_mtp:
+        with pytest.raises(Failure, match="BAD_ARGUMENT: this model has no layer for multi-token prediction"):
+            native.generation([5], "mtp")
     native.close()
 
 

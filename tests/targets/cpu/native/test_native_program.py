@@ -118,6 +118,34 @@ def test_the_end_of_an_answer_ends_it(folder: Path, run: Run) -> None:
     assert (report["finish_reason"], len(report["token_ids"])) == ("length", 200)
 
 
+def test_what_is_asked_for_is_what_the_python_runtime_gives(folder: Path, run: Run) -> None:
+    options = {
+        "max_new_tokens": "40", "seed": "3", "top_k": "50", "top_p": "0.98", "min_p": "0.001", "typical_p": "0.95",
+        "repetition_penalty": "1.1", "frequency_penalty": "0.2", "presence_penalty": "-0.1", "temperature": "1.1",
+        "no_repeat_ngram_size": "4", "min_new_tokens": "5", "min_length": "30",
+    }  # fmt: skip
+    lists = {"suppress_tokens": [272, 16], "eos_token_id": [1, 13], "bad_words_ids": [[14], [273, 5]]}
+    command = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    command += ["--suppress-tokens", "272 16", "--eos-token-id", "1,13", "--stop", "xyz", "--stop", "the"]
+    command += ["--bad-words-ids", "14", "--bad-words-ids", "273 5", "--logit-bias", "11=-1.5", "--logit-bias", "20=2"]
+    with runtime.load(folder) as model:
+        params = {name: float(value) if "." in value else int(value) for name, value in options.items()}
+        expected = model.generate(PROMPT, stop=("xyz", "the"), logit_bias={11: -1.5, 20: 2}, **params, **lists)
+    for kind in ("off", "ngram", "mtp"):
+        done = run("-p", PROMPT, *command, "--speculate", kind)
+        assert (done.returncode, done.stdout.decode()) == (0, PROMPT + expected.text + "\n")
+
+
+def test_a_default_gives_way_to_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    plan = copy / "native" / "src" / "plan.c"
+    text = plan.read_text(encoding="utf-8")
+    plan.write_text(text.replace(".min_new_tokens = 0", ".min_new_tokens = 9"), encoding="utf-8")
+    native.build(plan.parent, copy / "native")
+    done = subprocess.run([copy / "native" / "dsv3c-run", "--ids", "5", "-n", "3"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr.startswith(b"3 tokens")) == (0, True)
+
+
 def test_the_context_ends_an_answer(run: Run) -> None:
     report = json.loads(run("--ids", "0 1 2", "--context", "10", "-n", "100", "--json", "--ignore-eos").stdout)
     assert (report["finish_reason"], len(report["token_ids"])) == ("length", 7)
@@ -139,6 +167,15 @@ WRONG_USAGE = (
     ("--ids", "99999999999999999999"),
     ("-p", "a", "-j", "257"),
     ("-p", "a", "one", "two"),
+    ("-p", "a", "--stop", ""),
+    ("-p", "a", "--speculate", "luck"),
+    ("-p", "a", "--logit-bias", "5"),
+    ("-p", "a", "--logit-bias", "5=1", "--logit-bias", "5=2"),
+    ("-p", "a", "--bad-words-ids", ""),
+    ("-p", "a", "--max-time", "0"),
+    ("-p", "a", "--system", "b"),
+    ("--ids", "1", "--chat"),
+    ("--ids", "1", "--no-bos"),
 )
 
 
@@ -155,6 +192,8 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...]) -> None:
         (("--ids", "1 5000"), b"", b"token id 5000 at position 1 is not in 0..2047"),
         (("--ids", "-"), b"\n", b"the prompt has no tokens"),
         (("-p", "-"), b"a\xff", b"the text is not UTF-8"),
+        (("--ids", "1", "--eos-token-id", "5000"), b"", b"eos_token_id: token id 5000 is not in 0..2047"),
+        (("--ids", "1", "--suppress-tokens", "5000"), b"", b"suppress_tokens: token id 5000 is not in 0..2047"),
         (("-p", "a", "/nonexistent"), b"", b"cannot open /nonexistent/weights.safetensors: No such file or directory"),
     ],
 )
@@ -318,6 +357,10 @@ def test_the_sources_are_clean_under_sanitizers(copy: Path) -> None:
     for arguments, status in (
         (("-p", PROMPT * 40, "-n", "20", "--seed", "1", "--top-k", "50"), 0),
         (("--ids", "1 2 3", "-n", "20", "--temperature", "0", "--json", "--repetition-penalty", "1.2"), 0),
+        (("-p", "the king " * 9, "-n", "30", "--temperature", "0", "--speculate", "ngram", "--stop", "never"), 0),
+        (("-p", PROMPT * 40, "-n", "20", "--seed", "1", "--speculate", "mtp", "--typical-p", "0.9"), 0),
+        (("--ids", "1", "-n", "9", "--bad-words-ids", "1 2", "--suppress-tokens", "3", "--logit-bias", "4=-inf"), 0),
+        (("-p", "a", "--chat"), 1),
         (("--ids", "1 5000"), 1),
         (("-p", "a", str(copy / "native")), 1),
         (("-p", "a", "--context", "1", "-n", "1"), 1),

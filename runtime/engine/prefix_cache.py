@@ -1,0 +1,105 @@
+"""Prefixes that were computed once: full pages are found by what they hold and shared by all that begin alike.
+
+A page is known by a hash over its tokens and the key of the page before it, hence over all tokens up to its end:
+what is cached of a token depends on these alone. Keys are BLAKE2b of 256 bits and relied upon, tokens are not compared:
+nobody can make two texts with one key. Pages that no sequence uses stay in the cache until the pool needs them, least
+recently used first. A sequence gives its pages back from the end on and holds all before them, so that no page goes
+before those that continue it.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3c.runtime.engine.cache import PagePool, Sequence
+from dsv3c.runtime.errors import PageMisuse
+
+_SALT = b"dsv3c page"
+
+
+class PrefixCache:
+    """Keeps full pages of `pool`, whose keeper it is. Used by one thread at a time, as the pool.
+
+    hits: of the tokens that were looked up, `lookups`, how many were there.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._pages: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+        self.hits = self.lookups = 0
+        pool.taken = self._forget
+
+    @property
+    def cached_pages(self) -> int:
+        return len(self._pages)
+
+    def match(self, sequence: Sequence, tokens: NDArray[np.int32]) -> int:
+        """The empty `sequence` takes the longest cached run of full pages of `tokens`; returns its length.
+
+        One token at least is left over, since its logits are wanted.
+        """
+        self._require_own(sequence)
+        size = self._pool.page_size
+        most = min(max(0, tokens.size - 1), sequence.capacity) // size
+        pages: list[int] = []
+        keys: list[bytes] = []
+        key = b""
+        for index in range(most):
+            key = _key(key, tokens[index * size : (index + 1) * size])
+            page = self._pages.get(key)
+            if page is None:
+                break
+            pages.append(page)
+            keys.append(key)
+        sequence.adopt(pages, keys)
+        self.lookups += tokens.size
+        self.hits += sequence.length
+        return sequence.length
+
+    def insert(self, sequence: Sequence, tokens: NDArray[np.int32]) -> None:
+        """Cache the full pages of `sequence` that hold the first of its `tokens`, as far as both go.
+
+        Nothing is written to them later, so all caches must have their rows. Pages that another sequence brought
+        before take the place of its own. What is cached already costs nothing: call it whenever a page may be full.
+        """
+        self._require_own(sequence)
+        size, keys = self._pool.page_size, sequence.keys
+        if keys and self._pages.get(keys[-1]) != sequence.pages[len(keys) - 1]:
+            keys.clear()  # the cache was cleared meanwhile
+        for index in range(len(keys), min(tokens.size, sequence.length) // size):
+            key = _key(keys[-1] if keys else b"", tokens[index * size : (index + 1) * size])
+            page = self._pages.get(key)
+            if page is None:
+                self._add(key, int(sequence.pages[index]))
+            elif page != sequence.pages[index]:
+                sequence.replace(index, page)
+            keys.append(key)
+
+    def clear(self) -> None:
+        """Give all pages back that no sequence uses, and know none any more."""
+        for page in self._keys:
+            self._pool.drop(page)
+        self._pages.clear()
+        self._keys.clear()
+
+    def _add(self, key: bytes, page: int) -> None:
+        self._pool.keep(page)
+        self._pages[key] = page
+        self._keys[page] = key
+
+    def _forget(self, page: int) -> None:
+        del self._pages[self._keys.pop(page)]
+
+    def _require_own(self, sequence: Sequence) -> None:
+        if sequence.pool is not self._pool:
+            raise PageMisuse(page="-", reason="the sequence belongs to another session")
+
+
+def _key(before: bytes, tokens: NDArray[np.int32]) -> bytes:
+    """before: the key of the page before, empty for the first. All pages have as many tokens: no two inputs read alike
+    though nothing is put between their parts."""
+    return blake2b(before + tokens.astype("<i4").tobytes(), digest_size=32, person=_SALT).digest()

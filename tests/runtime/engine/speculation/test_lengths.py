@@ -1,0 +1,127 @@
+"""How many drafts are tried, on devices that exist as a formula: seconds of a step by its rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
+
+Cost = Callable[[int], float]
+
+
+def bound_by_memory(rows: int) -> float:
+    return 1.0 + 0.02 * rows
+
+
+def mixture(rows: int) -> float:
+    """DeepSeek-V3's shape: 8 of 256 experts a token are most of what is read."""
+    return 0.2 + 0.8 * 256 * (1 - (1 - 8 / 256) ** rows) / 8
+
+
+def bound_by_arithmetic(rows: int) -> float:
+    return float(rows)
+
+
+class Decoding:
+    """Decodes with one lane; a draft is right with probability `right`, and costs `draft` seconds."""
+
+    def __init__(self, cost: Cost, right: float, draft: float = 0.0, noise: float = 0.0, most: int = 4) -> None:
+        self.lengths, self.acceptance = Lengths(most, lambda rows: cost(rows) / cost(1)), Acceptance()
+        self.seconds = self.tokens = 0.0
+        self.counts: list[int] = []
+        self._cost, self._right, self._draft, self._noise = cost, right, draft, noise
+        self._random = random.Random(7)
+
+    def run(self, steps: int) -> Decoding:
+        for _ in range(steps):
+            resting = self.lengths.resting > 0
+            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63)
+            right = 0
+            while right < count and self._random.random() < self._right:
+                right += 1
+            drafting = self._draft * count
+            step = self._cost(1 + count) * (1 + self._noise * self._random.random())
+            if resting:
+                self.lengths.rested(step)
+            else:
+                self.lengths.measured(1, 1 + count, 1 + right, drafting, step)
+            if count:
+                self.acceptance.add(count, right)
+            self.counts.append(count)
+            self.seconds += drafting + step
+            self.tokens += 1 + right
+        return self
+
+    @property
+    def gain(self) -> float:
+        """Against plain decoding of as many tokens."""
+        return self.tokens * self._cost(1) * (1 + self._noise / 2) / self.seconds
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("right", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("cost", [bound_by_memory, mixture, bound_by_arithmetic])
+def test_speculation_is_never_slower(cost: Cost, right: float, noise: float) -> None:
+    for steps in (30, 100, 400, 3000):
+        assert Decoding(cost, right, draft=0.1, noise=noise).run(steps).gain >= 0.98
+
+
+def test_drafts_that_are_right_on_a_device_bound_by_memory_are_as_many_as_may_be() -> None:
+    decoding = Decoding(bound_by_memory, right=0.95).run(400)
+    assert decoding.gain > 3
+    assert sum(count == 4 for count in decoding.counts[-200:]) > 150
+
+
+def test_a_mixture_takes_none_where_a_dense_model_takes_some() -> None:
+    mixed, dense = (Decoding(cost, right=0.6, draft=0.05).run(600) for cost in (mixture, bound_by_memory))
+    assert sum(mixed.counts[100:]) < 0.05 * 500
+    assert sum(dense.counts[100:]) > 500
+
+
+def test_what_did_not_pay_is_tried_again_less_and_less_often() -> None:
+    counts = Decoding(bound_by_arithmetic, right=0.2).run(3000).counts
+    tried = [step for step, count in enumerate(counts) if count]
+    assert len(tried) > 2
+    pauses = [second - first for first, second in pairwise(tried)]
+    assert pauses[-1] > 4 * pauses[0]
+
+
+def test_a_text_that_becomes_predictable_is_drafted_for_again() -> None:
+    decoding = Decoding(bound_by_memory, right=0.0, draft=0.05).run(300)
+    decoding._right = 1.0
+    before = decoding.tokens / decoding.seconds
+    decoding.seconds = decoding.tokens = 0.0
+    decoding.run(600)
+    assert decoding.tokens / decoding.seconds > 2 * before
+
+
+def test_a_plain_step_is_measured_again_while_drafts_pay() -> None:
+    counts = Decoding(bound_by_memory, right=0.9).run(400).counts
+    assert 3 <= counts[10:].count(0) <= 12
+
+
+def test_no_room_no_drafts() -> None:
+    lengths = Lengths(4, lambda rows: 1 + rows / 100)
+    for _ in range(20):
+        lengths.measured(8, 8, 8, 0.0, 1.0)
+    assert lengths.choose(8, [0.99] * 8, room=7) == 0
+    assert lengths.choose(8, [0.99] * 8, room=17) in (1, 2)
+    assert lengths.choose(8, [], room=17) == 0
+
+
+def test_acceptance_counts_what_is_known() -> None:
+    acceptance = Acceptance()
+    before = acceptance.rate
+    acceptance.add(3, 0)  # of the second and third nothing is known
+    after_one = acceptance.rate
+    assert after_one < before
+    for _ in range(100):
+        acceptance.add(2, 2)
+    assert acceptance.rate > 0.97
+    copied = acceptance.copy()
+    copied.add(1, 0)
+    assert copied.rate < acceptance.rate

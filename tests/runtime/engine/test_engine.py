@@ -1,0 +1,130 @@
+"""Threads, coroutines and processes that share an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsv3c.runtime import errors
+from dsv3c.runtime.model import Model
+from tests.runtime import toy
+from tests.runtime.engine.test_scheduler import device, free, greedy, submit, tokens
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[Model]:
+    artifact = toy.toy_artifact(tmp_path, T=16, R=8, S=8)
+    with Model(artifact, toy.ToyDevice(artifact.plan, 512), context=64) as made:
+        yield made
+
+
+def test_coroutines_share_the_steps(model: Model) -> None:
+    async def answer(first: int) -> list[int]:
+        found = await submit(model, [first, 3], 10).wait()
+        return list(found[0].token_ids)
+
+    async def all_of_them() -> list[list[int]]:
+        return await asyncio.gather(*(answer(first) for first in range(6)))
+
+    assert asyncio.run(all_of_them()) == [greedy([first, 3], 10) for first in range(6)]
+    assert len(device(model).steps) < 3 * 10  # not one by one
+    assert asyncio.run(all_of_them()) == [greedy([first, 3], 10) for first in range(6)]  # in another loop
+
+
+def test_a_coroutine_streams_and_stops(model: Model) -> None:
+    async def first_tokens(count: int) -> list[int | None]:
+        found: list[int | None] = []
+        events = submit(model, [5, 3], 30).__aiter__()
+        async for event in events:
+            found.append(event.token_id)
+            if len(found) == count:
+                break
+        await events.aclose()  # type: ignore[attr-defined]
+        return found
+
+    assert asyncio.run(first_tokens(4)) == greedy([5, 3], 4)
+    assert model.engine.scheduler.idle and free(model) == 128
+
+
+def test_a_cancelled_coroutine_cancels_its_request(model: Model) -> None:
+    async def cancelled() -> None:
+        task = asyncio.create_task(submit(model, [5, 3], 50).wait())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    model.engine.scheduler.reap()
+    assert model.engine.scheduler.idle and free(model) == 128
+
+
+def test_a_fault_of_one_request_is_raised_where_it_is_waited_for(model: Model) -> None:
+    good = submit(model, [1, 2], 4)
+    with pytest.raises(errors.TokenOutOfRange):
+        submit(model, [99], 4)
+    with pytest.raises(errors.UnknownParameter):
+        submit(model, [1], 4, temprature=1)
+    assert tokens(good) == greedy([1, 2], 4)
+
+
+def test_cancelling_from_another_thread_ends_a_wait(model: Model) -> None:
+    ticket = submit(model, [1, 2], 60)
+    run = toy.ToyDevice.run
+
+    def slow(self: toy.ToyDevice, entry: str) -> None:
+        time.sleep(0.01)
+        run(self, entry)
+
+    model.session.device.run = slow.__get__(model.session.device)  # type: ignore[method-assign]
+    timer = threading.Timer(0.08, ticket.cancel)
+    timer.start()
+    found = ticket.results()[0]
+    timer.join()
+    assert found.finish_reason == "cancelled"
+    assert list(found.token_ids) == greedy([1, 2], len(found.token_ids)) and len(found.token_ids) < 60
+    assert free(model) == 128
+
+
+def test_closing_the_model_ends_what_waits(model: Model) -> None:
+    ticket = submit(model, [1, 2], 9)
+    events = iter(ticket)
+    next(events)
+    model.close()
+    with pytest.raises(errors.ModelClosed):
+        list(events)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_of_a_process_with_a_step_under_way_is_told(model: Model) -> None:
+    """The thread that makes the step is not in the child: what it was at cannot go on there, new requests can."""
+    other, entered, leave = submit(model, [1, 2], 5), threading.Event(), threading.Event()
+    run = toy.ToyDevice.run
+
+    def held(self: toy.ToyDevice, entry: str) -> None:
+        entered.set()
+        leave.wait(5)
+        run(self, entry)
+
+    model.session.device.run = held.__get__(model.session.device)  # type: ignore[method-assign]
+    thread = threading.Thread(target=other.results)
+    thread.start()
+    entered.wait(5)
+    child = os.fork()
+    if child == 0:
+        model.session.device.forks = True  # type: ignore[attr-defined]
+        leave.set()
+        try:
+            other.results()
+        except errors.Forked:
+            os._exit(0 if tokens(submit(model, [4, 2], 3)) == greedy([4, 2], 3) else 2)
+        os._exit(1)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

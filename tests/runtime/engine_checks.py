@@ -1,0 +1,48 @@
+"""What the engine owes on every device: a batch is answered as each of its prompts alone, whoever drafts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
+from dsv3c.runtime.model import Model
+
+LENGTHS = (3, 17, 1, 26)
+HOWS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 0.8, "top_p": 0.95, "seed": 11},
+    {"temperature": 0, "num_beams": 3},
+)
+
+
+def prompts(vocab_size: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
+    rng = np.random.default_rng(8)
+    return [rng.integers(3, vocab_size, length).tolist() for length in lengths]
+
+
+def check_batches(model: Model, count: int = 6) -> None:
+    """For a model in float32. Raises AssertionError."""
+    texts = prompts(model.config.vocab_size)
+    for how in HOWS:
+        alone = [model.generate(text, max_new_tokens=count, **how).token_ids for text in texts]
+        assert [each.token_ids for each in model.generate_batch(texts, max_new_tokens=count, **how)] == alone
+    assert model.session.pool.free_pages == model.session.pool.pages
+
+
+def check_drafts(drafted: Model, plain: Model, count: int = 16) -> None:
+    """As many drafts as the drafter of `drafted` makes, and the text of `plain`. Raises AssertionError."""
+    speculator = drafted.engine.scheduler.speculator
+    assert speculator is not None
+    speculator.lengths.choose = (  # type: ignore[method-assign]
+        lambda lanes, rates, room: min(speculator.drafter.most, room // len(rates)) if rates else 0
+    )
+    if isinstance(speculator.drafter, NgramDrafter):
+        speculator.drafter.shortest = 1  # any token that comes again
+    texts = [text * 2 for text in prompts(plain.config.vocab_size, (20, 12))]
+    for how in HOWS[:2]:
+        wanted = [plain.generate(text, max_new_tokens=count, **how).token_ids for text in texts]
+        assert [each.token_ids for each in drafted.generate_batch(texts, max_new_tokens=count, **how)] == wanted
+    assert speculator.fault is None
+    assert speculator.drafted.proposed > 0
