@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +210,16 @@ class Terminal:
         before, mark, self._shown = self._shown.partition(text.encode())
         return (before + mark).decode()
 
+    def interrupt(self, text: str) -> None:
+        """Ctrl-C until the text comes: between its prompt and its first wait for a key, readline notes a signal and
+        heeds it with the next one (readline_until_enter_or_signal in CPython)."""
+        for _ in range(5):
+            self.type("\x03")
+            with suppress(AssertionError):
+                self.until(text, 15)
+                return
+        raise AssertionError(self._shown.decode())
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -237,10 +248,9 @@ def test_ctrl_c_stops_an_answer_and_twice_the_program(talking: Path) -> None:
         terminal.type("/stats\n")
         assert "2 messages" in terminal.until("finish_reason cancelled")
         terminal.until("> ")
-        terminal.type("\x03")
-        terminal.until("Ctrl-C once more")
+        terminal.interrupt("Ctrl-C once more")
         terminal.until("> ")
-        terminal.type("\x03")
+        terminal.interrupt("\r\n")
         assert terminal.process.wait(60) == 0
     finally:
         terminal.close()
