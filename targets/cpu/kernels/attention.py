@@ -2,13 +2,13 @@
 
 A token attends to positions 0 … its own. Up to sixteen heads share each pass over the cache. Scores have the heads in
 the lanes, so softmax, which runs online (Milakov and Gimelshein 2018, arXiv 1805.02867) over blocks of slots, needs no
-horizontal step. When there are few tokens and heads, the context is cut into chunks whose partial results are merged
-by their maxima and sums (Flash-Decoding, Dao and others 2023).
+horizontal step. A long context is cut into chunks whose partial results are merged by their maxima and sums
+(Flash-Decoding, Dao and others 2023). Where it is cut depends on its length alone, so a token gets the same bits
+whatever is computed beside it: few tokens spread their chunks over the threads, many take a thread each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from dsv3c.compiler.formats.rows16 import LANES
@@ -17,17 +17,23 @@ from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
+from dsv3c.targets.cpu.kernels import attention_chunks as chunks
 from dsv3c.targets.cpu.kernels import cache_codes
-from dsv3c.targets.cpu.kernels.cache import cache_row
-from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
+from dsv3c.targets.cpu.kernels.attention_unit import BLOCK, PAGE, Part, Unit, parts, tiles_of
+from dsv3c.targets.cpu.kernels.frame import (
+    PARALLEL_WORK,
+    Buffer,
+    Operand,
+    PrimFunc,
+    local,
+    loop,
+    prim_func,
+    settled,
+)
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
 from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store, transpose
 
 Expr = Any
-
-PAGE = 16  # slots that are contiguous in memory; pages hold a multiple of them
-BLOCK = 64  # slots of one softmax step
-PARTS = 16  # partial results at least, so tasks at most
 
 
 def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
@@ -39,79 +45,13 @@ def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
         paging.cache,
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
-        Operand("scratch", "f32", parts(spec.heads) * _Part.of(spec, 0).size),
+        Operand("scratch", "f32", parts(spec.heads) * Part.of(spec, 0).size),
     )
 
 
-def tiles_of(heads: int) -> int:
-    """Groups of at most sixteen heads."""
-    return -(-heads // LANES)
-
-
-def parts(heads: int) -> int:
-    """Partial results that the scratch operand holds."""
-    return max(PARTS, 4 * tiles_of(heads))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Offsets of one task's slice of the scratch operand, in float32 elements. Rows of sixteen hold heads."""
-
-    query: Expr  # [width, 16], or bfloat16 pairs [width/2, 16]
-    scores: Expr  # [BLOCK + 1, 16], then the probabilities: float32 (times the factors, if any), or bfloat16 pairs
-    largest: Expr  # [16] of the unscaled scores
-    total: Expr  # [16]
-    factor: Expr  # [16]
-    sums: Expr  # [heads of a tile, rank]
-    rows: Expr  # [PAGE, width]: of a coded cache the rows that are scored, as numbers
-    factors: Expr  # [BLOCK]: of their latents, see `coded`
-    size: int
-
-    @classmethod
-    def of(cls, spec: MlaAbsorbed, index: Expr) -> _Part:
-        width, rank = spec.paging.width, spec.paging.rank
-        sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
-        sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
-        size = sum(sizes)
-        return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What the emission of one chunk of one token's context needs."""
-
-    spec: MlaAbsorbed
-    level: IsaLevel
-    buffers: dict[str, Buffer]
-    at: _Part
-    token: Expr
-    head: Expr  # the first
-    heads: int
-
-    @property
-    def scratch(self) -> Buffer:
-        return self.buffers["scratch"]
-
-    @property
-    def paired(self) -> bool:
-        """Whether products take pairs of bfloat16."""
-        paging = self.spec.paging
-        whole = paging.rank % (2 * WIDTH) == 0 and paging.d % 2 == 0
-        return self.level.dot2 is not None and paging.element == "bf16" and whole
-
-    def page(self, slot: Expr) -> Expr:
-        """Offset of the cache row of a slot, and of the PAGE rows from there on."""
-        return cache_row(self.spec.paging, self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
-
-    def get(self, offset: Expr) -> Expr:
-        return load(self.scratch, offset, LANES)
-
-    def put(self, offset: Expr, value: Expr) -> None:
-        store(self.scratch, offset, value, LANES)
-
-
 def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
-    """Parallel over tokens, head tiles and chunks of the context; then, where there are chunks, over heads."""
+    """Items are tokens times head tiles. Where there are fewer than parts, rounds of items whose chunks have a task
+    each; else tasks of whole contexts."""
     paging = spec.paging
     assert paging.page_size % PAGE == 0, f"a page holds {paging.page_size} slots, which is no multiple of {PAGE}"
     tiles = tiles_of(spec.heads)
@@ -123,55 +63,65 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
         positions = buffers["positions"]
         tokens = T.bind(buffers["control"][spec.rows.index])
         items = T.bind(tokens * tiles)
-        chunks = T.bind(T.max(T.floordiv(slices, T.max(items, 1)), 1))
-        units = T.bind(items * chunks)
+        most, worth = slices // tiles, level.tuning.context_chunk
+        shared = local("i32", 2)  # tasks of an item (first the longest context), items of a round
+        store(shared, 0, T.int32(1), 1)
+        store(shared, 1, items, 1)
+        with T.If(items < slices), T.Then():
+            with T.serial(0, tokens) as t:
+                store(shared, 0, T.max(shared[0], positions[t] + 1), 1)
+            store(shared, 0, chunks.wanted(shared[0], most, worth), 1)
+            store(shared, 1, T.floordiv(slices, shared[0]), 1)
+        apart, at_once = T.bind(shared[0]), T.bind(shared[1])
 
-        def unit(index: Expr, part: Expr) -> tuple[_Unit, Expr]:
-            item = T.bind(T.floordiv(index, chunks))
+        def unit(item: Expr, part: Expr) -> Unit:
             token = T.bind(T.floordiv(item, tiles))
             # Tiles overlap when they do not divide the heads: a head done twice gets the same result twice.
             head = T.bind(T.min(T.floormod(item, tiles) * tile, spec.heads - tile))
-            return _Unit(spec, level, buffers, _Part.of(spec, part), token, head, tile), T.floormod(index, chunks)
+            token, head = settled(token, head)
+            return Unit(spec, level, buffers, Part.of(spec, part), token, head, tile)
 
-        with loop(T.bind(T.min(units, slices)), parallel) as part:
-            with T.serial(0, T.floordiv(units - part + (slices - 1), slices)) as step:
-                one, chunk = unit(T.bind(part + step * slices), part)
-                context = T.bind(positions[one.token] + 1)
-                used, length = _cut(context, chunks, level.tuning.context_chunk)
-                start = T.bind(chunk * length)
-                with T.If(start < context), T.Then():
-                    _attend(one, start, T.bind(T.min(start + length, context)))
-                    with T.If(used == 1), T.Then():
-                        _write(one)
-        longest = local("i32", 1)
-        store(longest, 0, T.int32(0), 1)
-        with T.If(chunks > 1), T.Then():
-            with T.serial(0, tokens) as t:
-                store(longest, 0, T.max(longest[0], positions[t] + 1), 1)
-        with T.If(longest[0] > level.tuning.context_chunk), T.Then():
-            with loop(T.bind(items * tile), parallel) as index:
-                first = T.bind(T.floordiv(index, tile) * chunks)
-                one, _ = unit(first, first)
-                used, _ = _cut(T.bind(positions[one.token] + 1), chunks, level.tuning.context_chunk)
+        def cut(one: Unit) -> tuple[Expr, Expr, Expr]:
+            context = T.bind(positions[one.token] + 1)
+            return context, *settled(*chunks.cut(context, most, worth))
+
+        with T.serial(0, T.floordiv(items + at_once - 1, T.max(at_once, 1))) as turn:
+            first = T.bind(turn * at_once)
+            here = T.bind(T.min(items - first, at_once))
+            tasks = T.bind(here * apart)
+            with loop(T.bind(T.min(tasks, slices)), parallel) as part:
+                with T.serial(0, T.floordiv(tasks - part + (slices - 1), slices)) as step:
+                    index = T.bind(part + step * slices)
+                    one = unit(T.bind(first + T.floordiv(index, apart)), part)
+                    context, used, length = cut(one)
+                    begin = T.bind(T.floormod(index, apart))
+                    last = T.bind(T.Select(apart > 1, T.min(begin + 1, used), used))
+                    with T.serial(0, T.max(last - begin, 0)) as i:
+                        start = T.bind((begin + i) * length)
+                        with T.If(i == 0), T.Then():
+                            _load_query(one)
+                        _attend(one, *settled(start, T.min(start + length, context)))
+                        with T.If(T.And(used > 1, apart == 1)), T.Then():
+                            chunks.fold(one, T.bind(i == 0))
+                    with T.If(T.And(used == 1, begin == 0)), T.Then():
+                        chunks.write(one, one.at.sums, one.at.total)
+                    with T.If(T.And(used > 1, apart == 1)), T.Then():
+                        chunks.write(one, one.at.merged, one.at.merged_total)
+            with T.If(apart > 1), T.Then(), loop(T.bind(here * tile), parallel) as index:
+                item = T.bind(T.floordiv(index, tile))
+                one = unit(T.bind(first + item), T.bind(item * apart))
+                _, used, _ = cut(one)
                 with T.If(used > 1), T.Then():
-                    _merge(one, T.bind(T.floormod(index, tile)), used, slices)
+                    chunks.merge(one, T.bind(T.floormod(index, tile)), used, most)
 
     return prim_func(operands(spec), body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
 
 
-def _cut(context: Expr, chunks: Expr, worth: int) -> tuple[Expr, Expr]:
-    """(chunks a context is cut into, at most `chunks` and of `worth` slots at least; slots of each, whole pages)."""
-    wanted = T.bind(T.min(chunks, T.floordiv(context + (worth - 1), worth)))
-    length = T.bind(T.floordiv(T.floordiv(context + wanted - 1, wanted) + (PAGE - 1), PAGE) * PAGE)
-    return T.bind(T.floordiv(context + length - 1, length)), length
-
-
-def _attend(unit: _Unit, start: Expr, end: Expr) -> None:
+def _attend(unit: Unit, start: Expr, end: Expr) -> None:
     """Slots start..end (start on a page) into the unit's part: sums relative to its largest score, and their total."""
     at = unit.at
     unit.put(at.largest, f32(LOWEST, LANES))
     unit.put(at.total, f32(0, LANES))
-    _load_query(unit)
     with T.serial(0, unit.heads) as h:
         row = T.bind(at.sums + h * unit.spec.paging.rank)
         columns(unit.spec.paging.rank, lambda c, lanes: store(unit.scratch, row + c, f32(0, lanes), lanes))
@@ -187,7 +137,7 @@ def _attend(unit: _Unit, start: Expr, end: Expr) -> None:
         _add_values(unit, first, valid)
 
 
-def _load_query(unit: _Unit) -> None:
+def _load_query(unit: Unit) -> None:
     """The query with its heads in the lanes, zeros where the tile has none."""
     paging, at = unit.spec.paging, unit.at
     row = T.bind(unit.token * unit.spec.heads + unit.head)
@@ -210,7 +160,7 @@ def _load_query(unit: _Unit) -> None:
                     store(unit.scratch, at.query + (offset + i) * LANES + h, source[start + i], 1)
 
 
-def _load_pairs(unit: _Unit, source: Buffer, starts: list[Expr], n: int, out: Expr) -> None:
+def _load_pairs(unit: Unit, source: Buffer, starts: list[Expr], n: int, out: Expr) -> None:
     """scratch[out + i*16 + h] = bfloat16 pair (q[h, 2i], q[h, 2i + 1])."""
     even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
     whole = n // (2 * LANES)
@@ -231,7 +181,7 @@ def _load_pairs(unit: _Unit, source: Buffer, starts: list[Expr], n: int, out: Ex
                 store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
 
 
-def _score_page(unit: _Unit, base: Expr, following: Expr, first: Expr) -> None:
+def _score_page(unit: Unit, base: Expr, following: Expr, first: Expr) -> None:
     """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; `following` come next.
 
     Slots past the context get whatever the page holds there; nothing reads their scores.
@@ -280,7 +230,7 @@ def _score_page(unit: _Unit, base: Expr, following: Expr, first: Expr) -> None:
                 store(unit.scratch, where, load(total, part, lanes), lanes)
 
 
-def _decoded(unit: _Unit, rows: Expr, count: int, slot: Expr) -> Expr:
+def _decoded(unit: Unit, rows: Expr, count: int, slot: Expr) -> Expr:
     """Where `count` coded rows, of the block's slots from `slot` on, lie in scratch as numbers: each is scored with all
     heads, and a scalar of memory goes into all lanes at no cost. Notes the factors of their latents."""
     paging, at = unit.spec.paging, unit.at
@@ -293,13 +243,13 @@ def _decoded(unit: _Unit, rows: Expr, count: int, slot: Expr) -> Expr:
     return at.rows
 
 
-def _dot2(unit: _Unit, acc: Expr, vector: Expr, word: Expr) -> Expr:
+def _dot2(unit: Unit, acc: Expr, vector: Expr, word: Expr) -> Expr:
     """acc + vector . word: a vector of pairs of bfloat16 with one pair, which comes as a float32."""
     assert unit.level.dot2 is not None
     return DOT2[unit.level.dot2].emit(acc, vector, splat(word, unit.level.lanes))
 
 
-def _soften(unit: _Unit, valid: Expr) -> None:
+def _soften(unit: Unit, valid: Expr) -> None:
     """Scores of the first `valid` slots into probabilities relative to the largest score so far."""
     at, scale = unit.at, f32(unit.spec.scale, LANES)
     largest, total = local("f32", LANES), local("f32", LANES)
@@ -337,7 +287,7 @@ def _soften(unit: _Unit, valid: Expr) -> None:
     unit.put(at.total, load(total, 0, LANES))
 
 
-def _add_values(unit: _Unit, first: Expr, valid: Expr) -> None:
+def _add_values(unit: Unit, first: Expr, valid: Expr) -> None:
     """sums = sums * factor + probabilities . latent rows of the `valid` slots from `first` on."""
     group = 8  # heads at a time: as many sums as registers hold
     steps = 2 if unit.paired else 1  # slots that one product takes
@@ -356,7 +306,7 @@ def _add_values(unit: _Unit, first: Expr, valid: Expr) -> None:
 
 
 def _value_tile(
-    unit: _Unit, first: Expr, valid: Expr, at: Expr, lanes: int, vectors: int, heads: range, steps: int
+    unit: Unit, first: Expr, valid: Expr, at: Expr, lanes: int, vectors: int, heads: range, steps: int
 ) -> None:
     """`vectors` vectors of columns from `at` on, for some heads."""
     paging, part = unit.spec.paging, unit.at
@@ -385,7 +335,7 @@ def _value_tile(
             store(unit.scratch, where, load(total, 0, lanes), lanes)
 
 
-def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Expr]:
+def _values(unit: Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Expr]:
     """Vectors of latent columns: float32 of one row, before its factor, or bfloat16 pairs of two rows."""
     cache, element = unit.buffers["cache"], unit.spec.paging.element
     if unit.spec.paging.coded:
@@ -398,46 +348,3 @@ def _values(unit: _Unit, rows: list[Expr], lanes: int, vectors: int) -> list[Exp
         order = [index for i in range(v * lanes, (v + 1) * lanes) for index in (i, 2 * lanes + i)]
         out.append(T.bind(T.reinterpret(f"float32x{lanes}", T.bind(T.Shuffle(both, order)))))
     return out
-
-
-def _write(unit: _Unit) -> None:
-    """y of the unit's heads from its part alone."""
-    rank = unit.spec.paging.rank
-    with T.serial(0, unit.heads) as h:
-        row, out = T.bind(unit.at.sums + h * rank), _out(unit, h)
-        inverse = T.bind(f32(1) / unit.scratch[unit.at.total + h])
-
-        def normalise(at: Expr, lanes: int) -> None:
-            store(unit.buffers["y"], out + at, load(unit.scratch, row + at, lanes) * splat(inverse, lanes), lanes)
-
-        columns(rank, normalise)
-
-
-def _out(unit: _Unit, h: Expr) -> Expr:
-    return T.bind((unit.token * unit.spec.heads + unit.head + h) * unit.spec.paging.rank)
-
-
-def _merge(unit: _Unit, h: Expr, used: Expr, slices: int) -> None:
-    """y of head `h` from the `used` parts that start with the unit's own."""
-    scratch, rank, size, out = unit.scratch, unit.spec.paging.rank, unit.at.size, _out(unit, h)
-    weights, largest, total = local("f32", slices), local("f32", 1), local("f32", 1)
-    store(largest, 0, f32(LOWEST), 1)
-    store(total, 0, f32(0), 1)
-    with T.serial(0, used) as i:
-        store(largest, 0, T.max(largest[0], scratch[unit.at.largest + h + i * size]), 1)
-    with T.serial(0, used) as i:
-        weight = T.bind(exp((scratch[unit.at.largest + h + i * size] - largest[0]) * f32(unit.spec.scale), 1))
-        store(weights, i, weight, 1)
-        store(total, 0, total[0] + weight * scratch[unit.at.total + h + i * size], 1)
-    inverse = T.bind(f32(1) / total[0])
-    row = T.bind(unit.at.sums + h * rank)
-
-    def column(at: Expr, lanes: int) -> None:
-        acc = local("f32", WIDTH)
-        store(acc, 0, f32(0, lanes), lanes)
-        with T.serial(0, used) as i:
-            weight = splat(weights[i], lanes)
-            store(acc, 0, load(scratch, row + i * size + at, lanes) * weight + load(acc, 0, lanes), lanes)
-        store(unit.buffers["y"], out + at, load(acc, 0, lanes) * splat(inverse, lanes), lanes)
-
-    columns(rank, column)

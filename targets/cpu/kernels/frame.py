@@ -130,3 +130,12 @@ def stack(element: str, lanes: int, size: int) -> Buffer:
     """
     annotations = {"disable_lower_builtin": True}
     return T.alloc_buffer((size,), f"{TVM_DTYPES[element]}x{lanes}", scope="global", annotations=annotations)
+
+
+def settled(*values: Expr) -> list[Expr]:
+    """Integers that TVM's simplifier takes as they are: it looks through bindings, and offsets in which it finds all
+    that these come from cost it seconds a kernel, or minutes."""
+    memory = local("i32", len(values))
+    for i, value in enumerate(values):
+        T.buffer_store(memory, value, [i])
+    return [T.bind(memory[i]) for i in range(len(values))]
