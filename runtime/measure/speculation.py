@@ -155,7 +155,8 @@ def _comparison(
             drafted.append([])
             for index, prompt in enumerate(prompts):
                 seed = repetition * len(prompts) + index
-                for way, answers in ((None, plain[-1]), (speculator, drafted[-1])):
+                ways = ((None, plain[-1]), (speculator, drafted[-1]))
+                for way, answers in ways if seed % 2 else reversed(ways):  # what comes second may find a warmer machine
                     scheduler.speculator = way
                     answers.append(_answer(model, prompt, settings.new_tokens, temperature, seed))
             progress.advance()

@@ -29,11 +29,13 @@ class Narrow:
     """dot4 in two steps, for codes below 128, which several products share the second of.
 
     pairs(codes, x): int16, codes[r, 2j] * x[2j] + codes[r, 2j + 1] * x[2j + 1]. widen: int32 lanes, the sums of two of
-    these.
+    these. held: sums as they are, which LLVM must have in registers at this place: it orders what lies between such
+    places by itself, and one sum after the other, which takes every register for codes, is what it would choose.
     """
 
     pairs: Callable[[Expr, Expr], Expr]
     widen: Callable[[Expr], Expr]
+    held: Callable[[Expr], Expr]
 
     @staticmethod
     def most(bits: int) -> int:
@@ -65,34 +67,42 @@ def signed_dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
     return dot4_meaning(acc, codes.view(np.int8), x)
 
 
-def _vnni512(acc: Expr, codes: Expr, x: Expr) -> Expr:
-    """acc int32x16, codes uint32x16 (four codes a lane), x int32 (four int8)."""
-    return T.call_llvm_pure_intrin(
-        "int32x16",
-        "llvm.x86.avx512.vpdpbusd.512",
-        acc,
-        T.reinterpret("uint8x64", codes),
-        T.reinterpret("int8x64", T.broadcast(x, 16)),
-    )
-
-
-def _madd(lanes: int, instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
-    """dot4 by two multiplications of 16-bit pairs: bytes 0 and 2, then bytes 1 and 3. 255 * 127 * 2 fits in 32 bits."""
+def _vnni(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    """dot4 in one instruction: the same of AVX-512 and, of eight lanes, of AVX-VNNI, whichever the level has."""
 
     def emit(acc: Expr, codes: Expr, x: Expr) -> Expr:
-        pairs, word = f"int16x{2 * lanes}", f"int32x{lanes}"
-        low_bytes = T.broadcast(T.uint32(0x00FF00FF), lanes)
-        eight = T.broadcast(T.int16(8), 2 * lanes)
-        x_pairs = T.reinterpret(pairs, T.broadcast(x, lanes))
-        x_even = T.shift_right(T.shift_left(x_pairs, eight), eight)
-        x_odd = T.shift_right(x_pairs, eight)
-        even = T.bitwise_and(codes, low_bytes)
-        odd = T.bitwise_and(T.shift_right(codes, T.broadcast(T.uint32(8), lanes)), low_bytes)
-        first = T.call_llvm_pure_intrin(word, instruction, T.reinterpret(pairs, even), x_even)
-        second = T.call_llvm_pure_intrin(word, instruction, T.reinterpret(pairs, odd), x_odd)
-        return acc + (first + second)
+        return T.call_llvm_pure_intrin(
+            f"int32x{lanes}",
+            f"llvm.x86.avx512.vpdpbusd.{32 * lanes}",
+            acc,
+            T.reinterpret(f"uint8x{4 * lanes}", codes),
+            T.reinterpret(f"int8x{4 * lanes}", T.broadcast(x, lanes)),
+        )
 
     return emit
+
+
+def _madd512(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """dot4 by two multiplications of 16-bit pairs: bytes 0 and 2, then bytes 1 and 3. 255 * 127 * 2 fits in 32 bits."""
+    low_bytes, eight = T.broadcast(T.uint32(0x00FF00FF), 16), T.broadcast(T.int16(8), 32)
+    x_pairs = T.reinterpret("int16x32", T.broadcast(x, 16))
+    x_even = T.shift_right(T.shift_left(x_pairs, eight), eight)
+    x_odd = T.shift_right(x_pairs, eight)
+    even = T.bitwise_and(codes, low_bytes)
+    odd = T.bitwise_and(T.shift_right(codes, T.broadcast(T.uint32(8), 16)), low_bytes)
+    first = T.call_llvm_pure_intrin("int32x16", _PMADDWD512, T.reinterpret("int16x32", even), x_even)
+    second = T.call_llvm_pure_intrin("int32x16", _PMADDWD512, T.reinterpret("int16x32", odd), x_odd)
+    return acc + (first + second)
+
+
+def _signs256(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """dot4 of signed codes by their magnitudes and x with their signs: 2 * 128 * 127 fits in 16 bits."""
+    bytes_, words = "int8x32", "int16x16"
+    signed, factors = T.reinterpret(bytes_, codes), T.reinterpret(bytes_, T.broadcast(x, 8))
+    magnitudes = T.max(signed, T.broadcast(T.int8(0), 32) - signed)  # of -128 its bits, which are 128 unsigned
+    products = T.call_llvm_pure_intrin(bytes_, "llvm.x86.avx2.psign.b", factors, signed)
+    pairs = T.call_llvm_pure_intrin(words, _PMADDUBSW256, magnitudes, products)
+    return acc + T.call_llvm_pure_intrin("int32x8", _PMADDWD256, pairs, T.broadcast(T.int16(1), 16))
 
 
 def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
@@ -108,7 +118,18 @@ def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
         ones = T.broadcast(T.int16(1), 2 * lanes)
         return T.call_llvm_pure_intrin(f"int32x{lanes}", by_pairs, sums, ones)
 
-    return Narrow(pairs, widen)
+    return Narrow(pairs, widen, lambda sums: T.call_extern(f"int16x{2 * lanes}", f"dsv3c_held{2 * lanes}", sums))
+
+
+def _held_ir(lanes: int) -> str:
+    """An empty instruction that takes and gives sums of int16, in the order of all of these."""
+    sums = f"<{lanes} x i16>"
+    return f"""
+define linkonce_odr hidden {sums} @dsv3c_held{lanes}({sums} %sums) alwaysinline nounwind {{
+  %held = call {sums} asm sideeffect "", "=v,0"({sums} %sums)
+  ret {sums} %held
+}}
+"""
 
 
 def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
@@ -133,22 +154,27 @@ def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
 
 _NEON = "llvm.aarch64.neon."
 _PMADDWD512, _PMADDWD256 = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx2.pmadd.wd"
+_PMADDUBSW512, _PMADDUBSW256 = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx2.pmadd.ub.sw"
 
 DOT4 = {
-    "vnni512": Intrinsic("vnni512", 16, _vnni512, dot4_meaning),
+    "vnni512": Intrinsic("vnni512", 16, _vnni(16), dot4_meaning),
+    "vnni256": Intrinsic("vnni256", 8, _vnni(8), dot4_meaning),
     "madd512": Intrinsic(
         "madd512",
         16,
-        _madd(16, _PMADDWD512),
+        _madd512,
         dot4_meaning,
-        narrow=_maddubs(16, "llvm.x86.avx512.pmaddubs.w.512", _PMADDWD512),
+        _held_ir(32),
+        narrow=_maddubs(16, _PMADDUBSW512, _PMADDWD512),
     ),
-    "madd256": Intrinsic(
-        "madd256",
+    "signs256": Intrinsic(
+        "signs256",
         8,
-        _madd(8, _PMADDWD256),
-        dot4_meaning,
-        narrow=_maddubs(8, "llvm.x86.avx2.pmadd.ub.sw", _PMADDWD256),
+        _signs256,
+        signed_dot4_meaning,
+        _held_ir(16),
+        signed=True,
+        narrow=_maddubs(8, _PMADDUBSW256, _PMADDWD256),
     ),
     "usdot": Intrinsic("usdot", 4, _arm_dot(f"{_NEON}usdot.v4i32.v16i8"), dot4_meaning),
     "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),

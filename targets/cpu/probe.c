@@ -96,6 +96,9 @@ typedef __m512i integers;
 static inline integers dot(integers sum, integers a, integers b) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)));
 }
+#elif defined(__AVXVNNI__)
+typedef __m256i integers;
+static inline integers dot(integers sum, integers a, integers b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
 #elif defined(__AVX2__)
 typedef __m256i integers;
 static inline integers dot(integers sum, integers a, integers b) {

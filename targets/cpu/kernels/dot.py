@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from math import gcd
-from operator import add
 from typing import Any
 
 from dsv3c.compiler.formats.packings import QUAD
@@ -275,45 +273,89 @@ def _dot_columns(
     x_starts: list[Expr],
     sums: list[list[Buffer]],
 ) -> None:
-    """Add the products of `count` columns from `column` on: of whole units, or of less than one."""
-    x_words = [
-        [T.bind(T.reinterpret("int32", load(x.data, start + (column + i), QUAD))) for i in range(0, count, QUAD)]
-        for start in x_starts
-    ]
-    for block, start in enumerate(starts):
-        if len(x_starts) == 1:
-            # A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page.
-            at = w.unit_at(start, T.floordiv(column, w.planes.columns))
-            for word in range(w.planes.words * -(-count // w.planes.columns)):
-                prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
-        for part in range(0, LANES, level.lanes):
-            codes = columns_quads(w, start, column, count, level.lanes, part)
-            _add_products(level, w.integer_bits, _operands(level, w, codes), x_words, sums[block], part)
+    """Add the products of `count` columns from `column` on: of whole units, or of less than one.
+
+    Four columns at a time for all rows, so that few registers hold codes and most hold sums.
+    """
+    if len(x_starts) == 1:
+        _prefetch_row(level, w, column, count, starts)
+    size = w.planes.columns if count % w.planes.columns == 0 else 2 * QUAD
+    added = [_Sums(level, w.integer_bits, buffers) for buffers in sums]
+    for first in range(0, count, size):
+        quads = [
+            [columns_quads(w, start, column + first, size, level.lanes, part) for part in range(0, LANES, level.lanes)]
+            for start in starts
+        ]
+        for i in range(size // QUAD):
+            at = column + (first + i * QUAD)
+            words = [T.bind(T.reinterpret("int32", load(x.data, start + at, QUAD))) for start in x_starts]
+            for block, parts in zip(added, quads, strict=True):
+                block.add([_operand(level, w, part[i]) for part in parts], words)
+            for block in added:
+                block.hold()
+    for block in added:
+        block.finish()
 
 
-def _add_products(
-    level: IsaLevel, bits: int, codes: list[Expr], x_words: list[list[Expr]], sums: list[Buffer], part: int
-) -> None:
-    """Add the products of quads of codes with words of each row."""
-    dot, lanes = DOT4[level.dot], level.lanes
-    most = dot.narrow.most(bits) if dot.narrow else 0
-    for first in range(0, len(codes), max(1, most)):
-        together = slice(first, first + max(1, most))
-        for row, words in enumerate(x_words):
-            total, products = load(sums[row], part, lanes), zip(codes[together], words[together], strict=True)
-            if dot.narrow and most:
-                total += dot.narrow.widen(reduce(add, [dot.narrow.pairs(*pair) for pair in products]))
-            else:
-                total = dot.emit(total, codes[first], words[first])
-            store(sums[row], part, total, lanes)
+def _prefetch_row(level: IsaLevel, w: Weight, column: Expr, count: int, starts: list[Expr]) -> None:
+    """A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page."""
+    for start in starts:
+        at = w.unit_at(start, T.floordiv(column, w.planes.columns))
+        for word in range(w.planes.words * -(-count // w.planes.columns)):
+            prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
+
+
+class _Sums:
+    """Sums of one block for each row, to which products of quads are added: in 16 bits as long as these hold them."""
+
+    def __init__(self, level: IsaLevel, bits: int, buffers: list[Buffer]) -> None:
+        self._dot, self._lanes, self._buffers = DOT4[level.dot], level.lanes, buffers
+        self._narrow = self._dot.narrow
+        self._most = self._narrow.most(bits) if self._narrow else 0
+        self._short: dict[tuple[int, int], Expr] = {}  # by row and part
+        self._held = 0  # pairs in each of these
+
+    def add(self, codes: list[Expr], words: list[Expr]) -> None:
+        """One quad of codes for each part of the block, one word of each row."""
+        for row, word in enumerate(words):
+            for number, code in enumerate(codes):
+                self._add(row, number, code, word)
+        self._held += 1
+        if self._held == self._most:
+            self.finish()
+
+    def _add(self, row: int, number: int, code: Expr, word: Expr) -> None:
+        if self._narrow is None or not self._most:
+            at = number * self._lanes
+            total = self._dot.emit(load(self._buffers[row], at, self._lanes), code, word)
+            store(self._buffers[row], at, total, self._lanes)
+            return
+        pairs = self._narrow.pairs(code, word)
+        before = self._short.get((row, number))
+        self._short[row, number] = T.bind(pairs if before is None else before + pairs)
+
+    def hold(self) -> None:
+        """Nothing of what follows begins before what was added is."""
+        for place, pairs in self._short.items():
+            assert self._narrow is not None
+            self._short[place] = T.bind(self._narrow.held(pairs))
+
+    def finish(self) -> None:
+        """All that was added is in the buffers."""
+        for (row, number), pairs in self._short.items():
+            assert self._narrow is not None
+            at = number * self._lanes
+            total = load(self._buffers[row], at, self._lanes) + self._narrow.widen(pairs)
+            store(self._buffers[row], at, total, self._lanes)
+        self._short, self._held = {}, 0
 
 
 def _columns_of(level: IsaLevel, w: Weight, starts: list[Expr]) -> mmla.ReadCodes:
     """Eight columns of a block as two groups of four."""
 
     def codes(block: int, column: Expr, part: int) -> tuple[Expr, Expr]:
-        low, high = _operands(level, w, eight_columns(w, starts[block], column, level.lanes, part))
-        return low, high
+        low, high = eight_columns(w, starts[block], column, level.lanes, part)
+        return _operand(level, w, low), _operand(level, w, high)
 
     return codes
 
@@ -323,7 +365,7 @@ def _is_signed(level: IsaLevel, w: Weight) -> bool:
     return w.integer_bits == 8 and DOT4[level.dot].signed
 
 
-def _operands(level: IsaLevel, w: Weight, codes: list[Expr]) -> list[Expr]:
-    """Quads of codes as the level's products want them."""
-    found = w.integers(codes, level.lanes, flipped=SIGN if _is_signed(level, w) else 0)
-    return found if w.planes.bits == 8 else [T.bind(quad) for quad in found]
+def _operand(level: IsaLevel, w: Weight, quad: Expr) -> Expr:
+    """A quad of codes as the level's products want it."""
+    (found,) = w.integers([quad], level.lanes, flipped=SIGN if _is_signed(level, w) else 0)
+    return found if w.planes.bits == 8 else T.bind(found)

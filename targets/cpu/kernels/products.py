@@ -13,7 +13,7 @@ from typing import Any
 
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
-from dsv3c.targets.cpu.intrinsics import PREFETCH_IR
+from dsv3c.targets.cpu.intrinsics import DOT4, PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx, decoded
 from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
@@ -45,7 +45,9 @@ def multiplies(format: WeightFormat) -> bool:
 
 def imports(level: IsaLevel, weight: WeightFormat) -> str:
     """LLVM IR that a kernel which calls `dot_rows` must import."""
-    return PREFETCH_IR + (TILES[level.matrix] if level.matrix and weight.integer_products else "")
+    if not weight.integer_products:
+        return PREFETCH_IR
+    return PREFETCH_IR + DOT4[level.dot].llvm + (TILES[level.matrix] if level.matrix else "")
 
 
 def dot_rows(

@@ -6,7 +6,7 @@ import pytest
 
 from dsv3c.targets.x86.levels import LEVELS
 from tests.selection import selected
-from tests.targets.cpu.emulation import EMULATED, emulation
+from tests.targets.cpu.emulation import EMULATED, EMULATED_VNNI, emulation
 from tests.targets.cpu.harness import Kernels, lacking
 
 
@@ -20,12 +20,12 @@ _BEST = next((level for level in reversed(LEVELS) if not lacking(level)), None)
 
 
 def param(level):
-    """The best level of this CPU always, those below it and the emulated one when everything is run."""
+    """The best level of this CPU always, those below it and the emulated ones when everything is run."""
     marks = [pytest.mark.isa(*level.requires), *([] if level is _BEST else [pytest.mark.thorough])]
     return pytest.param(level, marks=marks, id=level.name)
 
 
-@pytest.fixture(scope="session", params=[param(level) for level in (*LEVELS, EMULATED)])
+@pytest.fixture(scope="session", params=[param(level) for level in (*LEVELS, EMULATED_VNNI, EMULATED)])
 def level(request):
     return prepared(request.param)
 
@@ -40,7 +40,7 @@ def kernels(request, level, tmp_path_factory):
 @pytest.fixture
 def kernels_of_all_levels(tmp_path):
     """A function from cases to their Kernels at every level this CPU runs."""
-    usable = [prepared(level) for level in (*LEVELS, EMULATED) if not lacking(level)]
+    usable = [prepared(level) for level in (*LEVELS, EMULATED_VNNI, EMULATED) if not lacking(level)]
     return lambda cases: [Kernels(cases, level, tmp_path / level.name) for level in usable]
 
 
