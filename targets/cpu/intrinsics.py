@@ -29,13 +29,11 @@ class Narrow:
     """dot4 in two steps, for codes below 128, which several products share the second of.
 
     pairs(codes, x): int16, codes[r, 2j] * x[2j] + codes[r, 2j + 1] * x[2j + 1]. widen: int32 lanes, the sums of two of
-    these. held: sums as they are, which LLVM must have in registers at this place: it orders what lies between such
-    places by itself, and one sum after the other, which takes every register for codes, is what it would choose.
+    these.
     """
 
     pairs: Callable[[Expr, Expr], Expr]
     widen: Callable[[Expr], Expr]
-    held: Callable[[Expr], Expr]
 
     @staticmethod
     def most(bits: int) -> int:
@@ -46,7 +44,11 @@ class Narrow:
 @dataclass(frozen=True)
 class Intrinsic:
     """`emit` builds the expression; `meaning` computes the same on numpy arrays. `llvm`: IR its kernel must import.
-    `signed`: codes are, so 8-bit ones come less 128. `narrow`: what is faster for codes of fewer bits."""
+    `signed`: codes are, so 8-bit ones come less 128. `narrow`: what is faster for codes of fewer bits.
+
+    held(sums, type): the same sums, which LLVM must have at this place. What lies between two such places it
+    orders by itself: else one sum after the other, for which codes and activations take all of few registers.
+    """
 
     name: str
     lanes: int
@@ -55,6 +57,7 @@ class Intrinsic:
     llvm: str = ""
     signed: bool = False
     narrow: Narrow | None = None
+    held: Callable[[Expr, str], Expr] | None = None
 
 
 def dot4_meaning(acc: Array, codes: Array, x: Array) -> Array:
@@ -118,18 +121,21 @@ def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
         ones = T.broadcast(T.int16(1), 2 * lanes)
         return T.call_llvm_pure_intrin(f"int32x{lanes}", by_pairs, sums, ones)
 
-    return Narrow(pairs, widen, lambda sums: T.call_extern(f"int16x{2 * lanes}", f"dsv3c_held{2 * lanes}", sums))
+    return Narrow(pairs, widen)
 
 
-def _held_ir(lanes: int) -> str:
-    """An empty instruction that takes and gives sums of int16, in the order of all of these."""
-    sums = f"<{lanes} x i16>"
-    return f"""
-define linkonce_odr hidden {sums} @dsv3c_held{lanes}({sums} %sums) alwaysinline nounwind {{
-  %held = call {sums} asm sideeffect "", "=v,0"({sums} %sums)
-  ret {sums} %held
-}}
+# An empty instruction, which LLVM leaves in order with the others of its kind.
+_HELD256_IR = """
+define linkonce_odr hidden <8 x i32> @dsv3c_held256(<8 x i32> %sums) alwaysinline nounwind {
+  %held = call <8 x i32> asm sideeffect "", "=x,0"(<8 x i32> %sums)
+  ret <8 x i32> %held
+}
 """
+
+
+def _held256(sums: Expr, type_name: str) -> Expr:
+    held = T.call_extern("int32x8", "dsv3c_held256", T.reinterpret("int32x8", sums))
+    return T.reinterpret(type_name, held)
 
 
 def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
@@ -158,13 +164,12 @@ _PMADDUBSW512, _PMADDUBSW256 = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx2.
 
 DOT4 = {
     "vnni512": Intrinsic("vnni512", 16, _vnni(16), dot4_meaning),
-    "vnni256": Intrinsic("vnni256", 8, _vnni(8), dot4_meaning),
+    "vnni256": Intrinsic("vnni256", 8, _vnni(8), dot4_meaning, _HELD256_IR, held=_held256),
     "madd512": Intrinsic(
         "madd512",
         16,
         _madd512,
         dot4_meaning,
-        _held_ir(32),
         narrow=_maddubs(16, _PMADDUBSW512, _PMADDWD512),
     ),
     "signs256": Intrinsic(
@@ -172,9 +177,10 @@ DOT4 = {
         8,
         _signs256,
         signed_dot4_meaning,
-        _held_ir(16),
+        _HELD256_IR,
         signed=True,
         narrow=_maddubs(8, _PMADDUBSW256, _PMADDWD256),
+        held=_held256,
     ),
     "usdot": Intrinsic("usdot", 4, _arm_dot(f"{_NEON}usdot.v4i32.v16i8"), dot4_meaning),
     "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),

@@ -286,15 +286,21 @@ def _dot_columns(
             [columns_quads(w, start, column + first, size, level.lanes, part) for part in range(0, LANES, level.lanes)]
             for start in starts
         ]
-        for i in range(size // QUAD):
-            at = column + (first + i * QUAD)
-            words = [T.bind(T.reinterpret("int32", load(x.data, start + at, QUAD))) for start in x_starts]
+        together = added[0].together
+        for i in range(0, size // QUAD, together):
+            some = range(i, i + together)
+            words = [[_word(x, start + (column + (first + quad * QUAD))) for start in x_starts] for quad in some]
             for block, parts in zip(added, quads, strict=True):
-                block.add([_operand(level, w, part[i]) for part in parts], words)
+                block.add([[_operand(level, w, part[quad]) for part in parts] for quad in some], words)
             for block in added:
                 block.hold()
     for block in added:
         block.finish()
+
+
+def _word(x: Activation, at: Expr) -> Expr:
+    """Four activations as an int32."""
+    return T.bind(T.reinterpret("int32", load(x.data, at, QUAD)))
 
 
 def _prefetch_row(level: IsaLevel, w: Weight, column: Expr, count: int, starts: list[Expr]) -> None:
@@ -315,12 +321,20 @@ class _Sums:
         self._short: dict[tuple[int, int], Expr] = {}  # by row and part
         self._held = 0  # pairs in each of these
 
-    def add(self, codes: list[Expr], words: list[Expr]) -> None:
-        """One quad of codes for each part of the block, one word of each row."""
-        for row, word in enumerate(words):
-            for number, code in enumerate(codes):
-                self._add(row, number, code, word)
-        self._held += 1
+    @property
+    def together(self) -> int:
+        """Quads that a row takes before the next does: two where 16 bits hold no more, which then take no register."""
+        return 2 if self._most == 2 else 1
+
+    def add(self, codes: list[list[Expr]], words: list[list[Expr]]) -> None:
+        """Of `together` quads the codes of each part of the block, and a word of each row."""
+        for row in range(len(words[0])):
+            for parts, of_rows in zip(codes, words, strict=True):
+                for number, code in enumerate(parts):
+                    self._add(row, number, code, of_rows[row])
+            if self.together > 1:
+                self.finish()
+        self._held += len(codes)
         if self._held == self._most:
             self.finish()
 
@@ -335,10 +349,15 @@ class _Sums:
         self._short[row, number] = T.bind(pairs if before is None else before + pairs)
 
     def hold(self) -> None:
-        """Nothing of what follows begins before what was added is."""
+        """Nothing of what follows is computed before what was added, at levels where registers are few."""
+        if self._dot.held is None:
+            return
         for place, pairs in self._short.items():
-            assert self._narrow is not None
-            self._short[place] = T.bind(self._narrow.held(pairs))
+            self._short[place] = T.bind(self._dot.held(pairs, f"int16x{2 * self._lanes}"))
+        if self._short:
+            return
+        for buffer, at in ((b, at) for b in self._buffers for at in range(0, LANES, self._lanes)):
+            store(buffer, at, self._dot.held(load(buffer, at, self._lanes), f"int32x{self._lanes}"), self._lanes)
 
     def finish(self) -> None:
         """All that was added is in the buffers."""

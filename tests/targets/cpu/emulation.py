@@ -54,7 +54,7 @@ def _dpbusd(acc, codes, x):
     return T.call_extern("int32x8", "emulated_dpbusd", acc, codes, x)
 
 
-DOT4["emulated-vnni256"] = replace(DOT4["vnni256"], emit=_dpbusd, llvm=_DPBUSD)
+DOT4["emulated-vnni256"] = replace(DOT4["vnni256"], emit=_dpbusd, llvm=DOT4["vnni256"].llvm + _DPBUSD)
 EMULATED_VNNI = replace(LEVELS[0], name="emulated-avx-vnni", dot="emulated-vnni256")
 
 
