@@ -17,6 +17,7 @@ from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.link.platforms import LinkFailed, find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
+CALLS = Path(__file__).with_name("calls.c")
 GUARD = Path(__file__).parent / "native" / "guard.c"
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
@@ -70,8 +71,8 @@ def link_library(objects: Sequence[Path], level: IsaLevel, path: Path, plan: str
     """Link kernels with the thread pool and the routines that measure the machine.
 
     plan: the sha256 of the plan.json that they are for. The library exports every kernel under the TVM FFI calling
-    convention, `int dsv3c_threads(int)`, `dsv3c_plan`, what guard.h has, and the `dsv3c_probe_*` that measure the
-    machine. It needs libtvm_ffi, libm and libc.
+    convention, `int dsv3c_threads(int)`, `dsv3c_calls`, `dsv3c_plan`, what guard.h has, and the `dsv3c_probe_*` that
+    measure the machine. It needs libtvm_ffi, libm and libc.
 
     Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
@@ -83,7 +84,7 @@ def link_library(objects: Sequence[Path], level: IsaLevel, path: Path, plan: str
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
         path.parent.mkdir(parents=True, exist_ok=True)
         named = [] if plan is None else [f'-DDSV3C_PLAN="{plan}"']
-        sources, linked = map(str, (THREADPOOL, GUARD)), map(str, (probe, *objects))
+        sources, linked = map(str, (THREADPOOL, CALLS, GUARD)), map(str, (probe, *objects))
         _compile(compiler, ["-shared", *shared, "-pthread", *old, *named, *sources, *linked, "-lm"], path)
     return path
 

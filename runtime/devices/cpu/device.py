@@ -1,7 +1,8 @@
-"""The CPU device: mapped weights, one arena, one cache pool, kernels called through tvm_ffi.
+"""The CPU device: mapped weights, one arena, one cache pool, kernels called in a row by their library.
 
-Everything is resolved when the device opens. Running an entry is a loop over (function, arguments) pairs; nothing is
-looked up, converted or allocated on the way.
+Everything is resolved when the device opens. Running an entry is one call of C, or a loop over (function, arguments)
+pairs through tvm_ffi where calls are timed, fail, or are of a library without that routine; nothing is looked up,
+converted or allocated on the way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.artifact import PLAN, WEIGHTS, Artifact
 from dsv3c.runtime.artifact.plan import Buffer, Entry, Plan
+from dsv3c.runtime.devices.cpu.calls import Calls
 from dsv3c.runtime.devices.cpu.features import (
     MACHINES,
     check_threads,
@@ -74,17 +76,25 @@ class CpuDevice:
         self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
         self._path = artifact.folder / PLAN
         self._calls = _resolve(plan, self._arrays, self.library, self._threads)
+        self._structures = Calls(self.library, self._arrays)
+        self._at_once = {name: self._structures.entry(entry.calls) for name, entry in plan.entries.items()}
 
     def run(self, entry: str) -> None:
-        calls = iter(self._calls[entry])
+        at_once, calls = self._at_once[entry], self._calls[entry]
+        done = 0 if at_once is None else at_once()
+        # What is left: all calls of a library from before there was such a routine, or from the one that failed, which
+        # does so again and says why.
+        for number in range(done, len(calls)):
+            self._call(entry, number)
+        self._watch.require()
+
+    def _call(self, entry: str, number: int) -> None:
+        function, arguments = self._calls[entry][number]
         try:
-            for function, arguments in calls:
-                function(*arguments)
+            function(*arguments)
         except Exception as error:
-            number = len(self._calls[entry]) - len(list(calls)) - 1
             name = self._plan.entries[entry].calls[number][0]
             raise KernelFailed(path=self._path, name=name, reason=_first_line(error)) from error
-        self._watch.require()
 
     def run_timed(self, entry: str) -> NDArray[np.float64]:
         """As `run`; seconds that each call took, in the order of the plan."""
@@ -133,11 +143,12 @@ class CpuDevice:
         # The mappings go with the last view of them; a view that a caller kept stays valid memory. The library goes
         # with its last function, and its threads with it.
         self._calls = {}
+        self._at_once = {}
         self._arrays = []
         self.inputs = {}
         if hasattr(self, "library"):
             _set_threads(self.library, 1)
-            del self._watch, self._weights, self._arena, self._caches, self.library
+            del self._structures, self._watch, self._weights, self._arena, self._caches, self.library
 
     def _rows(self) -> dict[str, NDArray[Any]]:
         """The caches by name: [slots, width]."""

@@ -61,8 +61,11 @@ class Library:
 
     def kernel(self, tvm_ffi: Any, name: str) -> Any:
         """A function with the calling convention of TVM FFI. Raises KernelMissing."""
-        address = ctypes.cast(self.function(f"__tvm_ffi_{name}"), ctypes.c_void_p).value
-        return tvm_ffi.Function.__from_extern_c__(address, keep_alive_object=self)
+        return tvm_ffi.Function.__from_extern_c__(self.address(name), keep_alive_object=self)
+
+    def address(self, name: str) -> int:
+        """Of a kernel. Raises KernelMissing."""
+        return ctypes.cast(self.function(f"__tvm_ffi_{name}"), ctypes.c_void_p).value or 0
 
 
 _TEXT = 65  # a sha256 in hexadecimal and its end

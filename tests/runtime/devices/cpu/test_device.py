@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from dsv3c.runtime.devices.cpu import device as cpu
 from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.engine.session import Request, Session
+from tests.conftest import TESTS
 from tests.runtime import toy
 from tests.runtime.slots import SPANS, check_rows
 from tests.runtime.toy import expected_logits
@@ -27,9 +29,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+CALLS = TESTS.parent / "targets" / "cpu" / "calls.c"
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return toy.build_library(tmp_path_factory.mktemp("library"))
+    return toy.build_library(tmp_path_factory.mktemp("library"), str(CALLS))
 
 
 @pytest.fixture
@@ -47,6 +52,17 @@ def test_runs_the_toy(folder: Path) -> None:
         assert model.session.device.library.function("toy_threads")() == 2
     assert (report["level"], report["threads"], report["library"]) == ("base", 2, "kernels/base.so")
     assert report["cache_slots"] == 64
+
+
+def test_a_step_is_one_call_of_a_library_that_has_the_routine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuDevice, "_call", lambda *_: pytest.fail("a kernel was called from Python"))
+    with runtime.load(folder) as model:
+        np.testing.assert_array_equal(model.logits([3, 1, 2]), expected_logits([3, 1, 2]))
+
+
+def test_a_library_without_the_routine_is_called_kernel_by_kernel(tmp_path: Path) -> None:
+    with runtime.load(toy.write_artifact(tmp_path / "toy", library=toy.build_library(tmp_path))) as model:
+        np.testing.assert_array_equal(model.logits([3, 1, 2]), expected_logits([3, 1, 2]))
 
 
 def test_buffers_are_aligned_and_weights_are_the_file(folder: Path) -> None:
@@ -233,8 +249,12 @@ def test_kernels_that_name_another_plan_are_refused(tmp_path: Path) -> None:
         runtime.load(folder)
 
 
-def test_a_kernel_that_refuses_its_operands_is_named(folder: Path) -> None:
-    toy.edit_json(folder / "plan.json", "entries", "decode", "calls", 0, 1, value=[0, 1, 2])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_kernel_that_refuses_its_operands_is_named(folder: Path, at: int) -> None:
+    plan = json.loads((folder / "plan.json").read_text())
+    (call,) = plan["entries"]["decode"]["calls"]
+    toy.edit_json(folder / "plan.json", "entries", "decode", "calls", value=[call, call])
+    toy.edit_json(folder / "plan.json", "entries", "decode", "calls", at, 1, value=[0, 1, 2])
     toy.refresh(folder, "plan.json")
     with runtime.load(folder) as model, pytest.raises(errors.KernelFailed, match=r"toy_step with .*takes 13 operands"):
         model.logits([1])

@@ -1,0 +1,28 @@
+// A step in one call from Python: the kernels of an entry one after the other.
+//
+// Kernels follow the calling convention of TVM FFI (tvm/ffi/c_api.h); runtime/devices/cpu/calls.py fills the structures.
+
+#include <stdint.h>
+
+typedef struct {
+  int32_t type_index;
+  uint32_t padding;
+  union { int64_t integer; void *pointer; } value;
+} ffi_any;
+
+typedef int (*ffi_function)(void *self, const ffi_any *arguments, int32_t count, ffi_any *result);
+
+typedef struct {
+  ffi_function function;
+  const ffi_any *arguments;
+  int32_t count;
+} kernel_call;
+
+// Makes the calls until one fails; returns how many did not.
+__attribute__((visibility("default"))) int32_t dsv3c_calls(const kernel_call *calls, int32_t count) {
+  for (int32_t i = 0; i < count; i++) {
+    ffi_any result = {0};
+    if (calls[i].function(0, calls[i].arguments, calls[i].count, &result) != 0) return i;
+  }
+  return count;
+}
