@@ -88,14 +88,16 @@ def fold(unit: Unit, begins: Expr) -> None:
 def merge(unit: Unit, h: Expr, used: Expr, most: int) -> None:
     """y of head `h` from the `used` parts that start with the unit's own."""
     scratch, rank, size, out = unit.scratch, unit.spec.paging.rank, unit.at.size, _out(unit, h)
-    old, new = local("f32", most * LANES), local("f32", most * LANES)
-    largest, total = local("f32", LANES), local("f32", LANES)
+    old, new = local("f32", most), local("f32", most)
+    largest, total, factors = local("f32", LANES), local("f32", LANES), local("f32", 2 * LANES)
     store(largest, 0, f32(LOWEST, LANES), LANES)
     store(total, 0, f32(0, LANES), LANES)
     with T.serial(0, used) as i:
         weights = _weigh(unit, T.bind(i * size), largest, total, (0, 0))
-        store(old, i * LANES, weights[0], LANES)
-        store(new, i * LANES, weights[1], LANES)
+        store(factors, 0, weights[0], LANES)
+        store(factors, LANES, weights[1], LANES)
+        store(old, i, factors[h], 1)
+        store(new, i, factors[LANES + h], 1)
     inverse = T.bind(f32(1) / total[h])
     row = T.bind(unit.at.sums + h * rank)
 
@@ -103,9 +105,9 @@ def merge(unit: Unit, h: Expr, used: Expr, most: int) -> None:
         acc = local("f32", WIDTH)
         store(acc, 0, f32(0, lanes), lanes)
         with T.serial(0, used) as i:
-            kept = T.bind(load(acc, 0, lanes) * splat(old[i * LANES + h], lanes))
+            kept = T.bind(load(acc, 0, lanes) * splat(old[i], lanes))
             mine = T.bind(load(scratch, row + i * size + at, lanes))
-            store(acc, 0, mine * splat(new[i * LANES + h], lanes) + kept, lanes)
+            store(acc, 0, mine * splat(new[i], lanes) + kept, lanes)
         store(unit.buffers["y"], out + at, load(acc, 0, lanes) * splat(inverse, lanes), lanes)
 
     columns(rank, column)

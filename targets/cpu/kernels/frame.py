@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import Operand as Operand
@@ -21,6 +23,7 @@ Buffer = Any
 PrimFunc = Any
 
 ALIGNMENT = 64  # bytes, of every buffer a kernel gets
+HEAP = 1024  # bytes from which on TVM asks its runtime for memory
 PARALLEL_WORK = 32768  # multiply-adds (or elements) below which waking a thread costs more than it saves
 TVM_DTYPES = {
     "f32": "float32",
@@ -120,6 +123,8 @@ def tiles(count: Expr, tile: int, body: Callable[[list[Expr]], None]) -> None:
 
 def local(element: str, size: int) -> Buffer:
     """A buffer in registers or on the stack."""
+    size_bytes = size * np.dtype(TVM_DTYPES[element]).itemsize
+    assert size_bytes < HEAP, f"{size_bytes} bytes would be on TVM's heap, which a device does not have: see `stack`"
     return T.alloc_buffer((size,), TVM_DTYPES[element], scope="global")
 
 
