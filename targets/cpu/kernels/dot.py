@@ -92,7 +92,11 @@ def dot_tile(
         (x_start,) = x_starts
         coded_dot(level, w, x.data, starts, scale_starts, x_start, [row for (row,) in sums])
         return tile
-    _integer_dot(level, w, x, starts, scale_starts, x_starts, [row for row, _ in rows], tile, number)
+    most = max(1, level.tuning.token_tile * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
+    for first in range(0, len(blocks), most):
+        some = slice(first, first + most)
+        part = Tile(sums[some], level.lanes)
+        _integer_dot(level, w, x, starts[some], scale_starts[some], x_starts, [row for row, _ in rows], part, number)
     return tile
 
 
