@@ -159,6 +159,12 @@ def get(name: str) -> Any:
     return importlib.import_module(_entry(name).module).TARGET
 
 
+def configured(text: str) -> Any:
+    """The target that a target string names, as its options want it. Raises as `parse`, and as its `configured`."""
+    chosen = parse(text)
+    return get(chosen.name).configured(chosen.options)
+
+
 def _entry(name: str) -> TargetRow:
     if name not in TABLE:
         raise UnknownTarget(name=name, known=", ".join(TABLE))

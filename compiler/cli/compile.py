@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     metavar="FORM",
     help="Also write this form of the artifact: native (a C library and program), tvm (a TVM IRModule). Repeatable.",
 )
+@click.option(
+    "--cache-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Take compiled kernels of a CPU target from DIR, where earlier runs with it left them. The artifact has the "
+    "same bytes as without.",
+)
 @click.option("--to", "stop_after", metavar="PASS", help="Stop after this pass and write no artifact.")
 @click.option("--dump-to", type=PATH, metavar="DIR", help="Write the graph after each pass into DIR, numbered.")
 @click.option("--measure", type=PATH, metavar="FILE", help="Put into the manifest how well it predicts this text.")

@@ -33,7 +33,6 @@ from dsv3c.runtime.errors import TokenizerMissing
 from dsv3c.runtime.measure.quality import evaluate
 from dsv3c.runtime.measure.windows import DEFAULT_CONTEXT, Settings, Text, beginning, cut, read_text
 from dsv3c.runtime.progress import Progress
-from dsv3c.targets import TargetString
 
 REFERENCE = "float32"  # the format that others are compared with
 CONFIG = "config.json"
@@ -93,15 +92,15 @@ def check(checkpoint: Path, options: CompileOptions) -> None:
         return
     check_texts(checkpoint, [options.measure], Settings())
     require_machine(ArtifactTarget(options.target, ()))
-    _check_levels(targets.parse(options.target))
+    _check_levels(options.target)
     if options.measure_against is not None and not _is_checkpoint(options.measure_against):
         Artifact.open(options.measure_against)
 
 
-def _check_levels(chosen: TargetString) -> None:
+def _check_levels(target: str) -> None:
     """Raises as `choose_level` for kernel levels that would not run here."""
-    if chosen.name in MACHINES:
-        levels = targets.get(chosen.name).configured(chosen.options).levels()
+    if targets.parse(target).name in MACHINES:
+        levels = targets.configured(target).levels()
         choose_level([Level(level.name, level.requires, level.library) for level in levels], cpu_flags(), os.environ)
 
 

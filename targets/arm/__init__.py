@@ -15,6 +15,7 @@ from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
+    from dsv3c.targets.cpu.object_cache import ObjectCache
 
 _SYSTEMS = {"linux": ARM_LINUX, "macos": ARM_MACOS}
 
@@ -34,12 +35,13 @@ class Arm:
     """The ARM target. TVM is imported when the first kernel is built.
 
     cpu: decides which levels the artifact can have and whose tuning record the kernels follow. only: the names of those
-    that it has; without any, all. system: linux or macos.
+    that it has; without any, all. system: linux or macos. cache: of compiled kernels.
     """
 
     cpu: str = "generic"
     system: str = "linux"
     only: tuple[str, ...] = ()
+    cache: ObjectCache | None = None
     name: str = "arm"
     layout: str = "rows16"
     integer_activations: bool = True
@@ -78,7 +80,12 @@ class Arm:
         """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(planned, self._tuned())
+        return emit(planned, self._tuned(), self.cache)
+
+    def caching(self, folder: Path) -> Arm:
+        from dsv3c.targets.cpu.object_cache import ObjectCache
+
+        return replace(self, cache=ObjectCache.at(folder))
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel

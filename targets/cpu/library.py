@@ -58,11 +58,21 @@ def compile_module(module: Any, level: IsaLevel) -> Any:
     return tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
 
 
-def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
-    """The object file of PrimFuncs by name. DSV3C_DEBUG=4 prints them as TVMScript on stderr."""
-    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+def module_of(functions: Mapping[str, Any]) -> Any:
+    """The IRModule of PrimFuncs by the names that they get."""
+    return tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+
+
+def show(module: Any, level: IsaLevel) -> None:
+    """With DSV3C_DEBUG=4 print it as TVMScript on stderr."""
     if debug_level() >= 4:
         print(f"# {level.name}\n{module.script()}", file=sys.stderr)
+
+
+def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
+    """The object file of PrimFuncs by name. What is made of the same is the same to the byte."""
+    module = module_of(functions)
+    show(module, level)
     compile_module(module, level).write_to_file(str(path))
     return path
 

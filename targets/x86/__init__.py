@@ -13,6 +13,7 @@ from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
+    from dsv3c.targets.cpu.object_cache import ObjectCache
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,12 @@ class X86:
     """The x86 target. TVM is imported when the first kernel is built.
 
     cpu: the CPU whose tuning record the kernels follow; None takes the record of this machine, if there is one.
-    only: the names of the levels to build kernels for; without any, all.
+    only: the names of the levels to build kernels for; without any, all. cache: of compiled kernels.
     """
 
     cpu: str | None = None
     only: tuple[str, ...] = ()
+    cache: ObjectCache | None = None
     name: str = "x86"
     layout: str = "rows16"
     integer_activations: bool = True
@@ -60,7 +62,12 @@ class X86:
         """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(planned, self._tuned())
+        return emit(planned, self._tuned(), self.cache)
+
+    def caching(self, folder: Path) -> X86:
+        from dsv3c.targets.cpu.object_cache import ObjectCache
+
+        return replace(self, cache=ObjectCache.at(folder))
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel

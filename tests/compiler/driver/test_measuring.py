@@ -79,10 +79,9 @@ def test_perplexity_of_an_artifact_is_that_of_numpy(
 
 
 def test_the_local_target_builds_one_level_that_runs_here() -> None:
-    parsed = targets.parse(measuring.local_target())
-    levels = targets.get(parsed.name).configured(parsed.options).levels()
-    assert parsed.name in ("x86", "arm")
-    assert len(levels) == 1
+    target = targets.configured(measuring.local_target())
+    assert target.name in ("x86", "arm")
+    assert len(target.levels()) == 1
 
 
 def test_the_level_that_the_runtime_is_told_to_use_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

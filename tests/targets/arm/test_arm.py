@@ -17,8 +17,7 @@ from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, NoCrossCompiler, 
 
 
 def configured(text: str) -> arm.Arm:
-    parsed = targets.parse(text)
-    target: arm.Arm = targets.get(parsed.name).configured(parsed.options)
+    target: arm.Arm = targets.configured(text)
     return target
 
 
