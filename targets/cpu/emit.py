@@ -17,7 +17,7 @@ from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import SPECS, build
 from dsv3c.targets.cpu.kernels.frame import PrimFunc
-from dsv3c.targets.cpu.library import compile_object, link_library
+from dsv3c.targets.cpu.library import compile_object, compile_support, link_library, support_objects
 from dsv3c.targets.cpu.native import check_native, write_native
 from dsv3c.targets.cpu.object_cache import ObjectCache
 from dsv3c.targets.cpu.relax_module import write_modules
@@ -53,17 +53,20 @@ def emit(planned: Planned, levels: Iterable[IsaLevel], cache: ObjectCache | None
             files = [_files(unit, Path(objects), number) for number, unit in enumerate(units)]
 
             def compiled(number: int) -> None:
-                advance(len(units[number].functions) * len(units[number].users))
+                if number < len(units):
+                    advance(len(units[number].functions) * len(units[number].users))
 
             def blame_kernel(number: int, error: Exception) -> None:
-                _blame_kernel(units[number], specs, files[number], error)
+                if number < len(units):
+                    _blame_kernel(units[number], specs, files[number], error)
 
             def link(level: IsaLevel) -> None:
                 own = [found.values() for unit, found in zip(units, files, strict=True) if level in unit.users]
-                link_library(list(chain(*own)), level, folder / level.library, plan_sha256)
+                link_library([*support_objects(Path(objects)), *chain(*own)], level, folder / level.library)
 
             compiling = [partial(_compile, *pair, cache) for pair in zip(units, files, strict=True)]
-            in_children(compiling, compiled, Path(objects), blame_kernel)
+            support = partial(compile_support, levels[0].platform, Path(objects), plan_sha256)
+            in_children([*compiling, support], compiled, Path(objects), blame_kernel)
             in_children([partial(link, level) for level in levels], lambda number: None, folder)
 
     def write_tvm(folder: Path) -> None:
