@@ -16,7 +16,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,8 +109,9 @@ def _compiler() -> str:
 
 def _sweep(folder: Path) -> None:
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process renamed or removed it meanwhile
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 @contextmanager
