@@ -40,7 +40,10 @@ class Recorded:
         self.options = options
         assert isinstance(progress, NotesOnly)  # stderr is no terminal in a test
         manifest = {
-            "target": {"name": "x86", "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}]},
+            "target": {
+                "name": "x86:levels=x86-64-v3+x86-64-v4",
+                "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}],
+            },
             "quantization": {"weights": "int8", "head": "int8", "embedding": "bfloat16", "cache": "bfloat16"},
             "memory": {"weights_bytes": 9_900_000},
         }
