@@ -36,10 +36,9 @@ def kernel_command(spec: str, target: str, level: str | None, out: Path | None) 
     """
     from dsv3c import targets
 
-    chosen = targets.parse(target)
-    configured = targets.get(chosen.name).configured(chosen.options)
+    configured = targets.configured(target)
     if not configured.layout:
-        raise click.BadParameter(f"{chosen.name} has no kernels of its own", param_hint="'--target'")
+        raise click.BadParameter(f"{configured.name} has no kernels of its own", param_hint="'--target'")
     started = time.monotonic()
     if out is not None and out.exists():
         raise click.BadParameter(f"{out} is there already", param_hint="'--out'")

@@ -62,8 +62,7 @@ def opt_command(
     from dsv3c.compiler.errors import BadPassError, UnknownPassError
     from dsv3c.compiler.formats.table import UnknownWeightFormat
 
-    chosen = targets.parse(target)
-    configured = targets.get(chosen.name).configured(chosen.options)
+    configured = targets.configured(target)
     try:
         sequence = [named_passes.parse(text, configured) for text in passes]
     except (BadPassError, UnknownPassError, UnknownWeightFormat) as error:

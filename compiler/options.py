@@ -64,6 +64,7 @@ class CompileOptions:
     None: where one is wanted, ours.
     lora: adapters that are merged into the weights, in their order, before anything else is done with these.
     sparsity_threshold: weights below that part of the root mean square of their group become 0 before they are rounded.
+    cache_dir: folder that compiled kernels are taken from and kept in; it changes no byte of the artifact.
     stop_after: name of the pass to stop at. dump_to: folder for the graph after each pass.
     overwrite: replace an existing artifact. restart: discard what an interrupted run with other options left.
     emit: further forms of the artifact to write beside it, by the names that the target gives them.
@@ -88,6 +89,7 @@ class CompileOptions:
     overwrite: bool = False
     restart: bool = False
     emit: tuple[str, ...] = ()
+    cache_dir: Path | None = None
     measure: Path | None = None
     measure_against: Path | None = None
     kept: Mapping[str, str] | None = field(default_factory=dict, hash=False)
@@ -157,7 +159,7 @@ class CompileOptions:
     def to_dict(self) -> dict[str, object]:
         """What goes into the manifest: every option that changes the artifact."""
         kept = asdict(self)
-        transient = ("stop_after", "dump_to", "overwrite", "restart", "measure", "measure_against")
+        transient = ("cache_dir", "stop_after", "dump_to", "overwrite", "restart", "measure", "measure_against")
         for name in (*transient, "formats"):  # formats are a part of the quantisation
             del kept[name]
         for name in ("calibration", "quant_plan"):

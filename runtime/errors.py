@@ -138,8 +138,8 @@ class UnknownCapability(RuntimeFault):
 class IsaNotSupported(RuntimeFault):
     message = "kernel level {level} needs the CPU features {missing}, which this CPU lacks; the artifact has {known}"
     hint = (
-        "unset DSV3C_ISA and DSV3C_WITHOUT where they are set; x86 CPUs need AVX2, FMA and F16C at least, older ones "
-        "cannot run any artifact"
+        "unset DSV3C_ISA and DSV3C_WITHOUT where they are set, or compile without --levels; x86 CPUs need AVX2, FMA "
+        "and F16C at least, older ones cannot run any artifact"
     )
 
 

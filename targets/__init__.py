@@ -34,6 +34,15 @@ class TargetString:
     name: str
     options: Mapping[str, str]
 
+    def choosing(self, option: str, value: str) -> TargetString:
+        """The same with one option more. Raises UnknownTargetOption, OptionDiffers where it has another value."""
+        entry = _entry(self.name)
+        if option not in entry.options:
+            raise UnknownTargetOption.of(self.name, entry, option)
+        if self.options.get(option, value) != value:
+            raise OptionDiffers(target=self, option=option, value=value)
+        return TargetString(self.name, {**self.options, option: value})
+
     def __str__(self) -> str:
         chosen = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{chosen}" if chosen else self.name
@@ -46,7 +55,8 @@ TABLE: Mapping[str, TargetRow] = {
         summary="x86-64 CPUs: AVX2, AVX-512, VNNI, bfloat16 and AMX kernels, chosen when the artifact is loaded",
         options={
             "cpu": "take the tuning record of this name from artifacts/tuning  [default: this machine's, if any]",
-            "level": "build the kernels of this level alone, such as x86-64-v4  [default: all, for any x86 CPU]",
+            "levels": "the kernel levels to build, e.g. x86-64-v3, or x86-64-v3+x86-64-v4  "
+            "[default: all, for any x86 CPU]",
         },
         needs=("apache-tvm", "apache-tvm-ffi", "c-compiler"),
     ),
@@ -56,6 +66,7 @@ TABLE: Mapping[str, TargetRow] = {
         options={
             "cpu": "leave out what this CPU cannot run, e.g. cortex-a72, cortex-a76, neoverse-n1, apple-m1  "
             "[default: generic, for any]",
+            "levels": "the kernel levels to build, e.g. armv8.0, or armv8.0+armv8.6  [default: all that the CPU runs]",
             "os": "linux or macos  [default: linux; macos for CPUs of Apple]",
         },
         needs=("apache-tvm", "apache-tvm-ffi", "arm-linker"),
@@ -102,6 +113,16 @@ class UnknownTargetOption(Dsv3cError):
     message = "target {name} has no option {option!r}"
     hint = "{known}"
 
+    @classmethod
+    def of(cls, name: str, entry: TargetRow, option: str) -> UnknownTargetOption:
+        known = ", ".join(entry.options)
+        return cls(name=name, option=option, known=f"its options are {known}" if known else "it has no options")
+
+
+class OptionDiffers(Dsv3cError):
+    message = "the target {target} has an option {option!r} of its own, which is not {value!r}"
+    hint = "leave one of the two out"
+
 
 class MalformedTarget(Dsv3cError):
     message = "malformed target {text!r}: {reason}"
@@ -128,10 +149,7 @@ def parse(text: str) -> TargetString:
         if key in options:
             raise MalformedTarget(text=text, reason=f"option {key!r} stands twice")
         if key not in entry.options:
-            known = ", ".join(entry.options)
-            raise UnknownTargetOption(
-                name=name, option=key, known=f"its options are {known}" if known else "it has no options"
-            )
+            raise UnknownTargetOption.of(name, entry, key)
         options[key] = value
     return TargetString(name, options)
 
@@ -139,6 +157,12 @@ def parse(text: str) -> TargetString:
 def get(name: str) -> Any:
     """The object of the target called `name`; imports the target. Raises UnknownTarget."""
     return importlib.import_module(_entry(name).module).TARGET
+
+
+def configured(text: str) -> Any:
+    """The target that a target string names, as its options want it. Raises as `parse`, and as its `configured`."""
+    chosen = parse(text)
+    return get(chosen.name).configured(chosen.options)
 
 
 def _entry(name: str) -> TargetRow:

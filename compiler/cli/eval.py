@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dsv3c.compiler.cli.params import lora_option, weight_format
+from dsv3c.compiler.cli.params import lora_option, names, weight_format
 from dsv3c.runtime.cli.eval import HELP, counting_options, measure, show_report, threads_option
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".json", ".csv", ".md")
 PLOT_SUFFIX = ".svg"
-
-
-def names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names separated by commas, each once."""
-    if value is None:
-        return None
-    found = [part.strip() for part in value.split(",")]
-    if not all(found):
-        raise click.BadParameter(f"{value!r} must be names separated by commas")
-    return tuple(dict.fromkeys(found))
 
 
 def formats(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:

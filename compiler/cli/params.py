@@ -35,12 +35,25 @@ CACHE_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": 
 
 
 def compile_options(given: Mapping[str, Any]) -> CompileOptions:
-    """The options of a command; without a format, codes of the checkpoint are kept."""
+    """The options of a command; without a format, codes of the checkpoint are kept. Levels are an option of the target.
+
+    Raises click.BadParameter for a target that has none, or others already.
+    """
     from dsv3c.compiler.options import CompileOptions
 
-    if given["quant"] is not None:
-        return CompileOptions(**given)
-    return CompileOptions(**{**given, "quant": CompileOptions.quant, "kept": None})
+    fields = {name: value for name, value in given.items() if name != "levels"}
+    if given["levels"] is not None:
+        fields["target"] = _of_levels(given["target"], given["levels"])
+    if given["quant"] is None:
+        fields |= {"quant": CompileOptions.quant, "kept": None}
+    return CompileOptions(**fields)
+
+
+def _of_levels(target: str, levels: tuple[str, ...]) -> str:
+    try:
+        return str(targets.parse(target).choosing("levels", "+".join(levels)))
+    except Dsv3cError as error:
+        raise click.BadParameter(str(error), param_hint="'--levels'") from error
 
 
 def adapters(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[Lora, ...]:
@@ -61,6 +74,16 @@ def target_string(ctx: click.Context, param: click.Parameter, value: str) -> str
         return str(targets.parse(value))
     except Dsv3cError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas, each once."""
+    if value is None:
+        return None
+    found = [part.strip() for part in value.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"{value!r} must be names separated by commas")
+    return tuple(dict.fromkeys(found))
 
 
 def weight_format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -125,6 +148,13 @@ def model_options(command: Command) -> Command:
             default="x86",
             show_default=True,
             help="What to compile for; `dsv3c targets` lists the choices.",
+        ),
+        click.option(
+            "--levels",
+            callback=names,
+            metavar="NAME,…",
+            help="Kernel levels to build for a CPU, such as x86-64-v3,x86-64-v4-vnni. The CPU that runs the artifact "
+            "needs one of them.  [default: all of the target]",
         ),
         click.option(
             "-q",

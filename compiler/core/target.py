@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dsv3c.compiler.core.ir import Graph, Value
 from dsv3c.compiler.formats.table import WeightFormat
@@ -124,4 +124,15 @@ class Target(Protocol):
         """Build one kernel into `folder`, as an emission builds all. Raises Dsv3cError for what is no spec or level.
 
         Not asked of a target without a layout. level: None takes the first, or all that are built together.
+        """
+
+
+@runtime_checkable
+class CachingTarget(Target, Protocol):
+    """A target whose compiled kernels can be kept from one compilation to the next."""
+
+    def caching(self, folder: Path) -> Target:
+        """The same, with kernels taken from `folder`, and new ones kept there. What is emitted has the same bytes.
+
+        Raises a Dsv3cError for a folder that cannot be written, and so does emission.
         """

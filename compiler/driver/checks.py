@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dsv3c import targets
-from dsv3c.compiler.core.target import Emission, Target
+from dsv3c.compiler.core.target import CachingTarget, Emission, Target
 from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError
 from dsv3c.compiler.formats import rows
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat, listed
@@ -15,10 +15,23 @@ from dsv3c.compiler.quantisation import choice
 from dsv3c.passes.quantise import MATRIX_OPERANDS
 
 
-def check_apart(out: Path, dump_to: Path | None) -> None:
-    """Raises BadOptionError for graphs that would be written into the place of the artifact."""
-    if dump_to is not None and dump_to.resolve().is_relative_to(out.resolve()):
-        raise BadOptionError(option="dump_to", value=str(dump_to), expected=f"a folder outside of the artifact {out}")
+def check_apart(out: Path, options: CompileOptions) -> None:
+    """Raises BadOptionError for what would be written into the place of the artifact, and is none of it."""
+    for name in ("dump_to", "cache_dir"):
+        folder: Path | None = getattr(options, name)
+        if folder is not None and folder.resolve().is_relative_to(out.resolve()):
+            raise BadOptionError(option=name, value=str(folder), expected=f"a folder outside of the artifact {out}")
+
+
+def caching(target: Target, options: CompileOptions) -> Target:
+    """The target with the cache of kernels that is asked for, if one is. Raises BadOptionError for a target that has
+    none, and a Dsv3cError for a folder that cannot be written."""
+    if options.cache_dir is None:
+        return target
+    if not isinstance(target, CachingTarget):
+        expected = f"none for the target {target.name}, whose kernels are compiled each time"
+        raise BadOptionError(option="cache_dir", value=str(options.cache_dir), expected=expected)
+    return target.caching(options.cache_dir)
 
 
 def check_supported(options: CompileOptions, target: Target) -> None:

@@ -18,8 +18,16 @@ from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.driver.workplace import scratch
 from dsv3c.compiler.errors import NoLocalTargetError
 from dsv3c.compiler.options import CompileOptions, Lora
-from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact, ArtifactTarget
-from dsv3c.runtime.devices.cpu.features import ISA_VARIABLE, MACHINES, cpu_flags, machine, permitted, require_machine
+from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact, ArtifactTarget, Level
+from dsv3c.runtime.devices.cpu.features import (
+    ISA_VARIABLE,
+    MACHINES,
+    choose_level,
+    cpu_flags,
+    machine,
+    permitted,
+    require_machine,
+)
 from dsv3c.runtime.devices.device import Placement
 from dsv3c.runtime.errors import TokenizerMissing
 from dsv3c.runtime.measure.quality import evaluate
@@ -33,20 +41,18 @@ Compile = Callable[[Path, Path | None, CompileOptions, Progress | None], Any]
 
 
 def local_target() -> str:
-    """The target string for this machine's CPU, with the one level of its kernels that would run here where a target
-    has that choice. Raises NoLocalTargetError."""
+    """The target string for this machine's CPU, with the one level of its kernels that would run here. Raises
+    NoLocalTargetError."""
     family = next((name for name, known in MACHINES.items() if known == machine()), None)
     if family is None:
         raise NoLocalTargetError(reason=f"no target is for {machine()}")
-    if family != "x86":
-        return family
     flags = cpu_flags()
     levels = [level for level in targets.get(family).levels() if not level.missing(flags) and permitted(level.requires)]
     if not levels:
         raise NoLocalTargetError(reason="this CPU runs none of the kernel levels")
     wanted = os.environ.get(ISA_VARIABLE)
     chosen = wanted if wanted in {level.name for level in levels} else levels[-1].name
-    return f"{family}:level={chosen}"
+    return f"{family}:levels={chosen}"
 
 
 @contextmanager
@@ -80,14 +86,22 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def check(checkpoint: Path, options: CompileOptions) -> None:
-    """Before the long work: raises as `check_texts`, and for a target whose artifacts another machine runs, and a
-    reference that is no model."""
+    """Before the long work: raises as `check_texts`, and for a target whose artifacts another machine runs, levels that
+    this CPU lacks, and a reference that is no model."""
     if options.measure is None:
         return
     check_texts(checkpoint, [options.measure], Settings())
     require_machine(ArtifactTarget(options.target, ()))
+    _check_levels(options.target)
     if options.measure_against is not None and not _is_checkpoint(options.measure_against):
         Artifact.open(options.measure_against)
+
+
+def _check_levels(target: str) -> None:
+    """Raises as `choose_level` for kernel levels that would not run here."""
+    if targets.parse(target).name in MACHINES:
+        levels = targets.configured(target).levels()
+        choose_level([Level(level.name, level.requires, level.library) for level in levels], cpu_flags(), os.environ)
 
 
 def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:

@@ -161,8 +161,7 @@ def compile_checkpoint(
     fault of its own in what was written, which is opened as the runtime does before it is put in place.
     """
     started, progress = time.monotonic(), progress or Silent()
-    target_string = targets.parse(options.target)
-    target: Target = targets.get(target_string.name).configured(target_string.options)
+    target: Target = targets.configured(options.target)
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)
@@ -174,6 +173,7 @@ def compile_checkpoint(
     destination = out or default_output(checkpoint, options)
     if out is None:  # the name of the output tells the format, and that may be the checkpoint's
         _check_before(checkpoint, destination, options)
+    target = checks.caching(target, options)
     beforehand = source.notes + text_files.check(checkpoint, source.config)
     told = _tell(beforehand, progress)
     text = read_calibration(checkpoint, options)
@@ -242,7 +242,7 @@ def _check_before(checkpoint: Path, out: Path, options: CompileOptions) -> None:
     """Raises what is found wrong before any work."""
     if options.stop_after is None:
         artifact.check_free(out, options.overwrite)
-        checks.check_apart(out, options.dump_to)
+        checks.check_apart(out, options)
         measuring.check(checkpoint, options)
 
 

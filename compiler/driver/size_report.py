@@ -71,8 +71,7 @@ def plan_checkpoint(
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
-    target_string = targets.parse(options.target)
-    target: Target = targets.get(target_string.name).configured(target_string.options)
+    target: Target = targets.configured(options.target)
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)

@@ -262,6 +262,5 @@ def _has(target: str, format: str) -> bool:
 
 
 def _target(target: str) -> Target:
-    parsed = targets.parse(target)
-    configured: Target = targets.get(parsed.name).configured(parsed.options)
+    configured: Target = targets.configured(target)
     return configured

@@ -346,8 +346,7 @@ def best_level(target: TunableTarget) -> IsaLevel:
 
 
 def _tunable(model: Path, options: CompileOptions) -> TunableTarget:
-    chosen = targets.parse(options.target)
-    target = targets.get(chosen.name).configured(chosen.options)
+    target = targets.configured(options.target)
     if not isinstance(target, TunableTarget):
         raise NotTunableError(path=model, reason=f"kernels of the target {target.name} have no numbers to search")
     return target

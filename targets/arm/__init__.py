@@ -15,6 +15,7 @@ from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
+    from dsv3c.targets.cpu.object_cache import ObjectCache
 
 _SYSTEMS = {"linux": ARM_LINUX, "macos": ARM_MACOS}
 
@@ -33,19 +34,24 @@ class UnknownArmSystem(Dsv3cError):
 class Arm:
     """The ARM target. TVM is imported when the first kernel is built.
 
-    cpu: decides which levels the artifact has and whose tuning record the kernels follow. system: linux or macos.
+    cpu: decides which levels the artifact can have and whose tuning record the kernels follow. only: the names of those
+    that it has; without any, all. system: linux or macos. cache: of compiled kernels.
     """
 
     cpu: str = "generic"
     system: str = "linux"
+    only: tuple[str, ...] = ()
+    cache: ObjectCache | None = None
     name: str = "arm"
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
 
     def configured(self, options: Mapping[str, str]) -> Arm:
-        """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem."""
-        from dsv3c.targets.arm.levels import CPUS
+        """Apple's CPUs mean macOS unless `os` says otherwise. Raises UnknownArmCpu, UnknownArmSystem, and
+        UnknownLevelError, also for a level that the CPU does not run."""
+        from dsv3c.targets.arm.levels import CPUS, levels_of
+        from dsv3c.targets.cpu.isa import level_names
 
         cpu = options.get("cpu", "generic")
         if cpu not in CPUS:
@@ -53,7 +59,7 @@ class Arm:
         system = options.get("os", "macos" if cpu.startswith("apple-") else "linux")
         if system not in _SYSTEMS:
             raise UnknownArmSystem(system=system, known=", ".join(_SYSTEMS))
-        return replace(self, cpu=cpu, system=system)
+        return replace(self, cpu=cpu, system=system, only=level_names(options.get("levels"), levels_of(cpu)))
 
     def supports(self, format: WeightFormat, op: str) -> bool:
         from dsv3c.targets.cpu.kernels import supports
@@ -74,7 +80,12 @@ class Arm:
         """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(planned, self._tuned())
+        return emit(planned, self._tuned(), self.cache)
+
+    def caching(self, folder: Path) -> Arm:
+        from dsv3c.targets.cpu.object_cache import ObjectCache
+
+        return replace(self, cache=ObjectCache.at(folder))
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel
@@ -84,8 +95,10 @@ class Arm:
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
         from dsv3c.targets.arm.levels import levels_of
+        from dsv3c.targets.cpu.isa import of_names
 
-        return tuple(replace(level, platform=_SYSTEMS[self.system]) for level in levels_of(self.cpu))
+        chosen = of_names(levels_of(self.cpu), self.only)
+        return tuple(replace(level, platform=_SYSTEMS[self.system]) for level in chosen)
 
     def _tuned(self) -> tuple[IsaLevel, ...]:
         from dsv3c.targets.cpu.isa import tuned_levels

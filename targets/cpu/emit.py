@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from dsv3c.compiler.core.blame import blame, building, culprit
+from dsv3c.compiler.core.blame import blame, building
 from dsv3c.compiler.core.crossing import materialize_from
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
 from dsv3c.compiler.errors import is_fault
@@ -16,15 +17,19 @@ from dsv3c.targets.cpu.children import in_children
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import SPECS, build
 from dsv3c.targets.cpu.kernels.frame import PrimFunc
-from dsv3c.targets.cpu.library import compile_object, link_library
+from dsv3c.targets.cpu.library import compile_object, compile_support, link_library, support_objects
 from dsv3c.targets.cpu.native import check_native, write_native
+from dsv3c.targets.cpu.object_cache import ObjectCache
 from dsv3c.targets.cpu.relax_module import write_modules
 from dsv3c.targets.cpu.units import ObjectUnit, compiled_once
 from dsv3c.targets.link.platforms import find_compiler_for
 
 
-def emit(planned: Planned, levels: Iterable[IsaLevel]) -> Emission:
-    """The kernels of a plan, to be built for each level. Raises NoCCompiler, NoCrossCompiler."""
+def emit(planned: Planned, levels: Iterable[IsaLevel], cache: ObjectCache | None = None) -> Emission:
+    """The kernels of a plan, to be built for each level, or taken from the cache. Raises NoCCompiler, NoCrossCompiler.
+
+    Each is compiled on its own: that takes as long as all at once, and a model has some in common with others.
+    """
     entries, kernels = planned.graphs, planned.kernels
     levels = tuple(levels)
     find_compiler_for(levels[0].platform)
@@ -45,23 +50,23 @@ def emit(planned: Planned, levels: Iterable[IsaLevel]) -> Emission:
         built = [{name: _built(spec, level) for spec, name in kernels.items()} for level in levels]
         units, specs = compiled_once(levels, built), {name: spec for spec, name in kernels.items()}
         with tempfile.TemporaryDirectory() as objects:
-            files = [Path(objects, f"{number}.o") for number in range(len(units))]
+            files = [_files(unit, Path(objects), number) for number, unit in enumerate(units)]
 
             def compiled(number: int) -> None:
-                advance(len(units[number].functions) * len(units[number].users))
+                if number < len(units):
+                    advance(len(units[number].functions) * len(units[number].users))
 
             def blame_kernel(number: int, error: Exception) -> None:
-                _blame_kernel(units[number], specs, files[number], error)
+                if number < len(units):
+                    _blame_kernel(units[number], specs, files[number], error)
 
             def link(level: IsaLevel) -> None:
-                own = [file for unit, file in zip(units, files, strict=True) if level in unit.users]
-                link_library(own, level, folder / level.library, plan_sha256)
+                own = [found.values() for unit, found in zip(units, files, strict=True) if level in unit.users]
+                link_library([*support_objects(Path(objects)), *chain(*own)], level, folder / level.library)
 
-            compiling = [
-                partial(compile_object, unit.functions, unit.level, file)
-                for unit, file in zip(units, files, strict=True)
-            ]
-            in_children(compiling, compiled, Path(objects), blame_kernel)
+            compiling = [partial(_compile, *pair, cache) for pair in zip(units, files, strict=True)]
+            support = partial(compile_support, levels[0].platform, Path(objects), plan_sha256)
+            in_children([*compiling, support], compiled, Path(objects), blame_kernel)
             in_children([partial(link, level) for level in levels], lambda number: None, folder)
 
     def write_tvm(folder: Path) -> None:
@@ -97,18 +102,26 @@ def _built(spec: object, level: IsaLevel) -> PrimFunc:
         return build(spec, level)
 
 
-def _blame_kernel(unit: ObjectUnit, specs: Mapping[str, object], file: Path, error: Exception) -> None:
-    """Note which kernel of the unit it is that LLVM does not compile."""
+def _files(unit: ObjectUnit, folder: Path, number: int) -> dict[str, Path]:
+    """Where the object of each kernel goes; names are the same at other levels."""
+    return {name: folder / f"{number}-{name}.o" for name in unit.functions}
 
-    def fails(names: Sequence[str]) -> bool:
-        functions = {name: unit.functions[name] for name in names}
-        try:
-            in_children([partial(compile_object, functions, unit.level, file)], lambda number: None, file.parent)
-        except Exception:
-            return True
-        return False
 
-    if is_fault(error) and (name := culprit(list(unit.functions), fails)) is not None:
+def _compile(unit: ObjectUnit, files: Mapping[str, Path], cache: ObjectCache | None) -> None:
+    compile = compile_object if cache is None else cache.compile_object
+    for name, file in files.items():
+        compile({name: unit.functions[name]}, unit.level, file)
+
+
+def _blame_kernel(unit: ObjectUnit, specs: Mapping[str, object], files: Mapping[str, Path], error: Exception) -> None:
+    """Note which kernel of the unit it is that LLVM does not compile, if it is the kernel: it fails again alone."""
+    name = next((name for name, file in files.items() if not file.exists()), None)
+    if name is None or not is_fault(error):
+        return
+    again = partial(compile_object, {name: unit.functions[name]}, unit.level, files[name])
+    try:
+        in_children([again], lambda number: None, files[name].parent)
+    except Exception:
         blame(error, specs[name], unit.level.name)
 
 

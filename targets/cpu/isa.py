@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dsv3c.targets.calls.spec_text import check_level
 from dsv3c.targets.cpu.tuning import RECORDS, Tuning, read_record, tuning_of
 from dsv3c.targets.link.platforms import Platform
 
@@ -51,6 +52,22 @@ class IsaLevel:
     def missing(self, cpu_flags: frozenset[str]) -> tuple[str, ...]:
         """The required flags that `cpu_flags` lacks."""
         return tuple(flag for flag in self.requires if flag not in cpu_flags)
+
+
+def level_names(option: str | None, levels: Iterable[IsaLevel]) -> tuple[str, ...]:
+    """The names in the target option `levels`, with a plus between two; none where it is not given.
+
+    Raises UnknownLevelError for one that is not among the levels.
+    """
+    names, known = () if option is None else tuple(option.split("+")), [level.name for level in levels]
+    for name in names:
+        check_level(name, known)
+    return names
+
+
+def of_names(levels: Sequence[IsaLevel], names: Sequence[str]) -> tuple[IsaLevel, ...]:
+    """The levels of these names, in the levels' order; all for no name."""
+    return tuple(level for level in levels if not names or level.name in names)
 
 
 def tuned_levels(levels: Iterable[IsaLevel], cpu: str, folder: Path = RECORDS) -> tuple[IsaLevel, ...]:

@@ -14,11 +14,10 @@ from tvm import s_tir, tirx
 from dsv3c.compiler.options import debug_level
 from dsv3c.compiler.tools import run
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.link.platforms import LinkFailed, find_compiler_for, old_glibc
+from dsv3c.targets.link.platforms import LinkFailed, Platform, find_compiler_for, old_glibc
 
 THREADPOOL = Path(__file__).with_name("threadpool.c")
-CALLS = Path(__file__).with_name("calls.c")
-GUARD = Path(__file__).parent / "native" / "guard.c"
+_SUPPORT = (THREADPOOL, Path(__file__).with_name("calls.c"), Path(__file__).parent / "native" / "guard.c")
 PROBE = Path(__file__).with_name("probe.c")
 _PIPELINE = "dsv3c_cpu"
 _MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe")  # of ELF and of Mach-O
@@ -58,34 +57,56 @@ def compile_module(module: Any, level: IsaLevel) -> Any:
     return tirx.build(module, target=tvm_target(level), pipeline=_PIPELINE)
 
 
-def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
-    """The object file of PrimFuncs by name. DSV3C_DEBUG=4 prints them as TVMScript on stderr."""
-    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+def module_of(functions: Mapping[str, Any]) -> Any:
+    """The IRModule of PrimFuncs by the names that they get."""
+    return tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+
+
+def show(module: Any, level: IsaLevel) -> None:
+    """With DSV3C_DEBUG=4 print it as TVMScript on stderr."""
     if debug_level() >= 4:
         print(f"# {level.name}\n{module.script()}", file=sys.stderr)
+
+
+def compile_object(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
+    """The object file of PrimFuncs by name. What is made of the same is the same to the byte."""
+    module = module_of(functions)
+    show(module, level)
     compile_module(module, level).write_to_file(str(path))
     return path
 
 
-def link_library(objects: Sequence[Path], level: IsaLevel, path: Path, plan: str | None = None) -> Path:
-    """Link kernels with the thread pool and the routines that measure the machine.
+def compile_support(platform: Platform | None, folder: Path, plan: str | None = None) -> list[Path]:
+    """The objects of what the libraries of all levels have besides kernels: the thread pool, the caller of kernels, the
+    guard. plan: the sha256 of the plan.json that they are for. Raises NoCCompiler, NoCrossCompiler or LinkFailed."""
+    compiler = find_compiler_for(platform)
+    named = [] if plan is None else [f'-DDSV3C_PLAN="{plan}"']
+    objects = support_objects(folder)
+    for source, path in zip(_SUPPORT, objects, strict=True):
+        _compile(compiler, ["-c", "-pthread", *old_glibc(platform, compiler), *named, str(source)], path)
+    return objects
 
-    plan: the sha256 of the plan.json that they are for. The library exports every kernel under the TVM FFI calling
-    convention, `int dsv3c_threads(int)`, `dsv3c_calls`, `dsv3c_plan`, what guard.h has, and the `dsv3c_probe_*` that
-    measure the machine. It needs libtvm_ffi, libm and libc.
 
-    Raises NoCCompiler, NoCrossCompiler or LinkFailed.
+def support_objects(folder: Path) -> list[Path]:
+    """Where `compile_support` writes."""
+    return [folder / f"{source.stem}.o" for source in _SUPPORT]
+
+
+def link_library(objects: Sequence[Path], level: IsaLevel, path: Path) -> Path:
+    """Link kernels and the objects of `compile_support` with the routines that measure the machine.
+
+    The library exports every kernel under the TVM FFI calling convention, `int dsv3c_threads(int)`, `dsv3c_calls`,
+    `dsv3c_plan`, what guard.h has, and the `dsv3c_probe_*` that measure the machine. It needs libtvm_ffi, libm and
+    libc. Raises NoCCompiler, NoCrossCompiler or LinkFailed.
     """
     compiler = find_compiler_for(level.platform)
     old = old_glibc(level.platform, compiler)
     shared = [option.format(name=path.name) for option in level.platform.shared] if level.platform else []
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.o")
         _compile(compiler, ["-c", *level.cflags, str(PROBE)], probe)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        named = [] if plan is None else [f'-DDSV3C_PLAN="{plan}"']
-        sources, linked = map(str, (THREADPOOL, CALLS, GUARD)), map(str, (probe, *objects))
-        _compile(compiler, ["-shared", *shared, "-pthread", *old, *named, *sources, *linked, "-lm"], path)
+        _compile(compiler, ["-shared", *shared, "-pthread", *old, *map(str, (probe, *objects)), "-lm"], path)
     return path
 
 

@@ -1,14 +1,11 @@
 // What this machine can do at most, measured on the pool of a kernel library: how fast memory streams in, and how many
 // multiply-adds a second its vector units reach on registers. The callers take the time.
 //
-// Compiled with the vector flags of the library's level, so each library measures the units its kernels use.
+// Compiled with the vector flags of the library's level, so each library measures the units its kernels use. Their
+// instructions stand as assembly: immintrin.h alone takes longer to compile than all of this.
 
 #include <stddef.h>
 #include <stdint.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -88,21 +85,19 @@ static int float_part(int task, ParallelGroupEnv *env, void *closure) {
 // Products of bytes summed into i32, by the instructions this level has for it.
 #if defined(__AMX_INT8__)
 #define NO_INTEGERS  // but tiles
-#elif defined(__AVX512VNNI__)
-typedef __m512i integers;
-static inline integers dot(integers sum, integers a, integers b) { return _mm512_dpbusd_epi32(sum, a, b); }
-#elif defined(__AVX512BW__)
-typedef __m512i integers;
-static inline integers dot(integers sum, integers a, integers b) {
-  return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)));
-}
-#elif defined(__AVXVNNI__)
-typedef __m256i integers;
-static inline integers dot(integers sum, integers a, integers b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
 #elif defined(__AVX2__)
-typedef __m256i integers;
+typedef int32_t integers __attribute__((vector_size(VECTOR)));
+#if defined(__AVX512VNNI__)
+#define DOT "vpdpbusd %3, %2, %0"
+#elif defined(__AVXVNNI__)
+#define DOT "%{vex%} vpdpbusd %3, %2, %0"
+#else
+#define DOT "vpmaddubsw %3, %2, %1\n vpmaddwd %4, %1, %1\n vpaddd %1, %0, %0"
+#endif
 static inline integers dot(integers sum, integers a, integers b) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+  integers pairs, ones = (integers){0} + 0x10001;
+  __asm__(DOT : "+x"(sum), "=&x"(pairs) : "x"(a), "x"(b), "x"(ones));
+  return sum;
 }
 #elif defined(__aarch64__)
 typedef int32_t integers __attribute__((vector_size(16)));
@@ -152,22 +147,19 @@ enum { TILE_PRODUCTS = 16 * 16 * 64 };
 // Tiles of sixteen rows of 64 bytes. Four sums in turn are about what hides the latency of a product.
 static int tile_part(int task, ParallelGroupEnv *env, void *closure) {
   (void)task, (void)env;
-  // Constant, as GCC does not know that the instruction reads more than eight bytes.
   static const struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes[16];
     uint8_t rows[16];
   } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-  _tile_loadconfig(&config);  // clears the tiles too
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));  // clears the tiles too
   for (long round = ((const Burst *)closure)->rounds; round > 0; round--) {
     for (int i = 0; i < CHAINS; i += 4) {
-      _tile_dpbsud(0, 4, 6);
-      _tile_dpbsud(1, 5, 6);
-      _tile_dpbsud(2, 4, 7);
-      _tile_dpbsud(3, 5, 7);
+      __asm__ volatile("tdpbsud %tmm6, %tmm4, %tmm0\n tdpbsud %tmm6, %tmm5, %tmm1");
+      __asm__ volatile("tdpbsud %tmm7, %tmm4, %tmm2\n tdpbsud %tmm7, %tmm5, %tmm3");
     }
   }
-  _tile_release();
+  __asm__ volatile("tilerelease");
   return 0;
 }
 #endif

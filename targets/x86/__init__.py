@@ -9,16 +9,11 @@ from typing import TYPE_CHECKING
 
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
-from dsv3c.compiler.errors import Dsv3cError
 from dsv3c.compiler.formats.table import WeightFormat
 
 if TYPE_CHECKING:
     from dsv3c.targets.cpu.isa import IsaLevel
-
-
-class UnknownLevel(Dsv3cError):
-    message = "target x86 has no kernel level {level!r}"
-    hint = "its levels are {known}"
+    from dsv3c.targets.cpu.object_cache import ObjectCache
 
 
 @dataclass(frozen=True)
@@ -26,27 +21,27 @@ class X86:
     """The x86 target. TVM is imported when the first kernel is built.
 
     cpu: the CPU whose tuning record the kernels follow; None takes the record of this machine, if there is one.
-    level: the only one to build kernels for; None builds all.
+    only: the names of the levels to build kernels for; without any, all. cache: of compiled kernels.
     """
 
     cpu: str | None = None
-    level: str | None = None
+    only: tuple[str, ...] = ()
+    cache: ObjectCache | None = None
     name: str = "x86"
     layout: str = "rows16"
     integer_activations: bool = True
     cache_dtypes: tuple[str, ...] = ("bf16", "f32", "int8", "fp8")
 
     def configured(self, options: Mapping[str, str]) -> X86:
-        """Raises UnknownTuningRecord for a CPU without a record, UnknownLevel."""
+        """Raises UnknownTuningRecord for a CPU without a record, UnknownLevelError."""
+        from dsv3c.targets.cpu.isa import level_names
         from dsv3c.targets.cpu.tuning import check_known
         from dsv3c.targets.x86.levels import LEVELS
 
-        cpu, level = options.get("cpu"), options.get("level")
+        cpu = options.get("cpu")
         if cpu is not None:
             check_known(cpu)
-        if level is not None and level not in (known := [each.name for each in LEVELS]):
-            raise UnknownLevel(level=level, known=", ".join(known))
-        return replace(self, cpu=cpu, level=level)
+        return replace(self, cpu=cpu, only=level_names(options.get("levels"), LEVELS))
 
     def supports(self, format: WeightFormat, op: str) -> bool:
         from dsv3c.targets.cpu.kernels import supports
@@ -67,7 +62,12 @@ class X86:
         """Raises NoCCompiler, NoCrossCompiler."""
         from dsv3c.targets.cpu.emit import emit
 
-        return emit(planned, self._tuned())
+        return emit(planned, self._tuned(), self.cache)
+
+    def caching(self, folder: Path) -> X86:
+        from dsv3c.targets.cpu.object_cache import ObjectCache
+
+        return replace(self, cache=ObjectCache.at(folder))
 
     def build_kernel(self, spec: str, level: str | None, folder: Path) -> None:
         from dsv3c.targets.cpu.emit import build_kernel
@@ -76,9 +76,10 @@ class X86:
 
     def levels(self) -> tuple[IsaLevel, ...]:
         """What kernels are built for, with the numbers that hold for every CPU; lowest first."""
+        from dsv3c.targets.cpu.isa import of_names
         from dsv3c.targets.x86.levels import LEVELS
 
-        return tuple(level for level in LEVELS if self.level in (None, level.name))
+        return of_names(LEVELS, self.only)
 
     def _tuned(self) -> tuple[IsaLevel, ...]:
         from dsv3c.targets.cpu.isa import tuned_levels

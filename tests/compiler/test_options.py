@@ -53,7 +53,7 @@ def test_options_are_equal_and_hash_by_value() -> None:
 
 def test_the_manifest_gets_what_changes_the_artifact() -> None:
     plain = CompileOptions()
-    steered = CompileOptions(stop_after="pack", dump_to=Path("graphs"), overwrite=True)
+    steered = CompileOptions(stop_after="pack", dump_to=Path("graphs"), cache_dir=Path("kernels"), overwrite=True)
     assert plain.to_dict() == steered.to_dict()
     assert plain.to_dict() != CompileOptions(max_tokens=8).to_dict()
     assert {"target", "quant", "head_quant", "max_tokens"} <= plain.to_dict().keys()

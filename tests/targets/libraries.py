@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.library import compile_object, link_library
+from dsv3c.targets.cpu.library import compile_object, compile_support, link_library
 
 
 def build_library(functions: Mapping[str, Any], level: IsaLevel, path: Path) -> Path:
     """PrimFuncs under their names, compiled for `level` and linked into the library `path`."""
     with tempfile.TemporaryDirectory() as folder:
-        return link_library([compile_object(functions, level, Path(folder, "kernels.o"))], level, path)
+        kernels = compile_object(functions, level, Path(folder, "kernels.o"))
+        return link_library([kernels, *compile_support(level.platform, Path(folder))], level, path)

@@ -45,6 +45,17 @@ def test_malformed_strings(text: str, says: str) -> None:
         targets.parse(text)
 
 
+@pytest.mark.usefixtures("two_options")
+def test_an_option_is_added_unless_there_is_another_value() -> None:
+    parsed = targets.parse("toy:cpu=a")
+    assert str(parsed.choosing("libs", "b")) == "toy:cpu=a,libs=b"
+    assert parsed.choosing("cpu", "a") == parsed
+    with pytest.raises(targets.OptionDiffers, match="toy:cpu=a has an option 'cpu' of its own, which is not 'b'"):
+        parsed.choosing("cpu", "b")
+    with pytest.raises(targets.UnknownTargetOption, match="no option 'gpu'\n  hint: its options are cpu, libs"):
+        parsed.choosing("gpu", "a")
+
+
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(targets.UnknownTarget, match="x86"):
         targets.get("z80")

@@ -40,7 +40,10 @@ class Recorded:
         self.options = options
         assert isinstance(progress, NotesOnly)  # stderr is no terminal in a test
         manifest = {
-            "target": {"name": "x86", "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}]},
+            "target": {
+                "name": "x86:levels=x86-64-v3+x86-64-v4",
+                "levels": [{"name": "x86-64-v3"}, {"name": "x86-64-v4"}],
+            },
             "quantization": {"weights": "int8", "head": "int8", "embedding": "bfloat16", "cache": "bfloat16"},
             "memory": {"weights_bytes": 9_900_000},
         }
@@ -104,6 +107,30 @@ def test_compile_hands_its_options_on(recorded: Recorded, capsys: pytest.Capture
         overwrite=True,
         dump_to=Path("graphs"),
     )
+
+
+def test_levels_become_an_option_of_the_target(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "compile", "MODEL", "--levels", "x86-64-v3, x86-64-v4-vnni")
+    assert recorded.options == CompileOptions(target="x86:levels=x86-64-v3+x86-64-v4-vnni", kept=None)
+    run(capsys, "compile", "MODEL", "--target", "arm:os=macos,levels=armv8.0", "--levels", "armv8.0")
+    assert recorded.options == CompileOptions(target="arm:os=macos,levels=armv8.0", kept=None)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--target", "vulkan", "--levels", "x86-64-v3"], "target vulkan has no option 'levels'"),
+        (["--target", "x86:levels=x86-64-v4", "--levels", "x86-64-v3"], "which is not 'x86-64-v3'"),
+        (["--levels", "x86-64-v3,,"], "must be names separated by commas"),
+    ],
+)
+def test_levels_that_a_target_cannot_take_are_refused(
+    args: list[str], says: str, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["compile", "MODEL", *args]) == 2
+    error = capsys.readouterr().err
+    assert "Invalid value for '--levels'" in error and says in error
+    assert recorded.options is None
 
 
 @pytest.mark.parametrize(("given", "taken"), [("bf16", "bf16"), ("int8", "int8"), ("fp8", "fp8")])

@@ -12,6 +12,7 @@ from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Bounds, Buffer
 from dsv3c.targets.calls.recipes import Recipes
+from dsv3c.targets.cpu.isa import IsaLevel
 
 
 class FakeTarget:
@@ -25,6 +26,10 @@ class FakeTarget:
 
     def configured(self, options: Mapping[str, str]) -> FakeTarget:
         return self
+
+    def levels(self) -> tuple[IsaLevel, ...]:
+        """One that every CPU runs."""
+        return (IsaLevel("any", "any", (), dot="any", lanes=4),)
 
     def supports(self, format: WeightFormat, op: str) -> bool:
         return True

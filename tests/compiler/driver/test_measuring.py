@@ -17,7 +17,14 @@ from dsv3c.compiler.errors import BadOptionError, NoLocalTargetError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.device import Placement
-from dsv3c.runtime.errors import ArtifactMissing, TextFileInvalid, TextTooShort, TokenizerMissing, WrongMachine
+from dsv3c.runtime.errors import (
+    ArtifactMissing,
+    IsaNotSupported,
+    TextFileInvalid,
+    TextTooShort,
+    TokenizerMissing,
+    WrongMachine,
+)
 from dsv3c.runtime.measure.divergence import Estimate
 from dsv3c.runtime.measure.quality import Quality, Report, evaluate
 from dsv3c.runtime.measure.windows import Settings
@@ -72,18 +79,18 @@ def test_perplexity_of_an_artifact_is_that_of_numpy(
 
 
 def test_the_local_target_builds_one_level_that_runs_here() -> None:
-    parsed = targets.parse(measuring.local_target())
-    levels = targets.get(parsed.name).configured(parsed.options).levels()
-    assert parsed.name in ("x86", "arm")
-    assert len(levels) == 1 or parsed.name == "arm"
+    target = targets.configured(measuring.local_target())
+    assert target.name in ("x86", "arm")
+    assert len(target.levels()) == 1
 
 
 def test_the_level_that_the_runtime_is_told_to_use_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "machine", lambda: "x86_64")
-    monkeypatch.setattr(measuring, "cpu_flags", lambda: frozenset(targets.get("x86").levels()[1].requires))
-    assert measuring.local_target() == "x86:level=x86-64-v4"
+    requires = {level.name: level.requires for level in targets.get("x86").levels()}
+    monkeypatch.setattr(measuring, "cpu_flags", lambda: frozenset(requires["x86-64-v4"]))
+    assert measuring.local_target() == "x86:levels=x86-64-v4"
     monkeypatch.setenv("DSV3C_ISA", "x86-64-v3")
-    assert measuring.local_target() == "x86:level=x86-64-v3"
+    assert measuring.local_target() == "x86:levels=x86-64-v3"
 
 
 def test_a_machine_without_a_target_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,17 +146,24 @@ def test_nothing_is_left_of_what_cannot_be_measured(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "words.txt"]
 
 
-def test_what_cannot_be_measured_is_told_before_any_work(readable: Path, text: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_told_before_any_work(
+    readable: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_text("")
     short.write_text("Once upon a time")
-    elsewhere = "arm" if measuring.machine() == "x86_64" else "x86"
+    family, elsewhere = ("x86", "arm") if measuring.machine() == "x86_64" else ("arm", "x86")
     with pytest.raises(TextFileInvalid):
         measuring.check(readable, CompileOptions(measure=empty))
     with pytest.raises(TextTooShort):
         measuring.check(readable, CompileOptions(measure=short))
     with pytest.raises(WrongMachine):
         measuring.check(readable, CompileOptions(measure=text, target=elsewhere))
+    beyond = f"{family}:levels={targets.get(family).levels()[-1].name}"
+    monkeypatch.setattr(measuring, "cpu_flags", frozenset)
+    with pytest.raises(IsaNotSupported):
+        measuring.check(readable, CompileOptions(measure=text, target=beyond))
+    monkeypatch.undo()
     with pytest.raises(ArtifactMissing):
         measuring.check(readable, CompileOptions(measure=text, measure_against=tmp_path / "none"))
     (readable / "tokenizer.json").unlink()

@@ -149,7 +149,7 @@ def test_what_is_no_file_is_no_dump_and_is_not_waited_for(
         run(checkpoint, "absorbed", CompileOptions(stop_after="simplify", dump_to=tmp_path))
 
 
-def test_dumps_want_a_folder_apart_from_the_artifact(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_dumps_and_kept_kernels_want_a_folder_apart_from_the_artifact(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ForeignFileError, match="file is there already, is not a folder"):
         run(checkpoint, "absorbed", CompileOptions(stop_after="simplify", dump_to=tmp_path / "file"))
@@ -157,6 +157,9 @@ def test_dumps_want_a_folder_apart_from_the_artifact(checkpoint: Checkpoint, tmp
     for folder in (out, out / "graphs", tmp_path / "other" / ".." / "out"):
         with pytest.raises(BadOptionError, match="outside of the artifact"):
             pipeline.compile_checkpoint(tmp_path / "no-checkpoint", out, CompileOptions(dump_to=folder))
+        with pytest.raises(BadOptionError, match=r"cache_dir is .*outside of the artifact"):
+            pipeline.compile_checkpoint(tmp_path / "no-checkpoint", out, CompileOptions(cache_dir=folder))
+    assert not out.exists()
 
 
 def test_an_unknown_pass_is_answered_with_the_known(checkpoint: Checkpoint) -> None:

@@ -10,14 +10,14 @@ import pytest
 from dsv3c import targets
 from dsv3c.targets import arm
 from dsv3c.targets.arm.levels import CPUS, LEVELS, levels_of
+from dsv3c.targets.calls.spec_text import UnknownLevelError
 from dsv3c.targets.cpu.intrinsics import DOT4
 from dsv3c.targets.link import platforms
 from dsv3c.targets.link.platforms import ARM_LINUX, ARM_MACOS, NoCrossCompiler, find_compiler_for
 
 
 def configured(text: str) -> arm.Arm:
-    parsed = targets.parse(text)
-    target: arm.Arm = targets.get(parsed.name).configured(parsed.options)
+    target: arm.Arm = targets.configured(text)
     return target
 
 
@@ -49,6 +49,13 @@ def test_levels_rise() -> None:
 def test_options(text: str, cpu: str, system: str) -> None:
     found = configured(text)
     assert (found.cpu, found.system) == (cpu, system)
+
+
+def test_levels_are_among_those_that_the_cpu_runs() -> None:
+    chosen = configured("arm:cpu=cortex-a76,levels=armv8.2-dotprod").levels()
+    assert [(level.name, level.platform) for level in chosen] == [("armv8.2-dotprod", ARM_LINUX)]
+    with pytest.raises(UnknownLevelError, match=r"no level 'armv8\.6'; its levels are armv8\.0, armv8\.2-dotprod$"):
+        configured("arm:cpu=cortex-a76,levels=armv8.6")
 
 
 def test_unknown_values_list_the_known() -> None:

@@ -19,12 +19,13 @@ def unbuilt() -> Iterator[None]:
         patch.setattr(emit, "build", lambda spec, level: spec)
         patch.setattr(emit, "compiled_once", lambda levels, built: [])
         patch.setattr(emit, "in_children", _in_this_process)
+        patch.setattr(emit, "compile_support", lambda platform, folder, plan: [])
         patch.setattr(emit, "link_library", _write)
         patch.setattr(emit, "find_compiler_for", lambda platform: ["none is needed"])
         yield
 
 
-def _write(objects: object, level: Any, path: Path, plan: str | None) -> None:
+def _write(objects: object, level: Any, path: Path) -> None:
     path.write_bytes(b"kernels")
 
 

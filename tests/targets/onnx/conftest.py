@@ -81,9 +81,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         made.write(folder / "checkpoint")
         options = CompileOptions(quant=quant, target=target)
         pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
-        parsed, checkpoint = targets.parse(target), Checkpoint.open(folder / "checkpoint")
-        chosen = targets.get(parsed.name).configured(parsed.options)
-        lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, chosen)
+        checkpoint = Checkpoint.open(folder / "checkpoint")
+        lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(target))
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         path = str(folder / "artifact" / "model.onnx")
