@@ -14,9 +14,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <unistd.h>
 
-#include "native/quota.h"
+#include "native/cores.h"
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -47,6 +46,7 @@ static struct {
   ParallelLambda lambda;
   void *closure;
   ParallelGroupEnv env;
+  cores_mask cpus;   // that workers stay on, changed only while there are none
   pthread_t threads[MAX_THREADS];
   int wanted;   // threads, the caller's one included; 0 until chosen
   int workers;  // threads started
@@ -104,6 +104,7 @@ static void wake_sleepers(void) {
 
 static void *worker(void *unused) {
   (void)unused;
+  cores_stay_on(&pool.cpus);
   uint64_t seen = ~0ull;
   while (!atomic_load(&pool.stopping)) {
     if (!enter(&seen)) {
@@ -116,16 +117,9 @@ static void *worker(void *unused) {
   return 0;
 }
 
-static int online_cpus(void) {
-  long n = 0;
-#if defined(__linux__) && defined(_GNU_SOURCE)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-#endif
-  if (n < 1) n = sysconf(_SC_NPROCESSORS_ONLN);
-  int quota = quota_cpus("");
-  if (quota && quota < n) n = quota;
-  return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
+static int default_threads(void) {
+  int threads = cores_default();
+  return threads < MAX_THREADS ? threads : MAX_THREADS;
 }
 
 // A forked child has none of the threads and may have inherited held locks.
@@ -143,7 +137,8 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 
 // Both with `launching` held.
 static void start_workers(void) {
-  if (pool.wanted == 0) pool.wanted = online_cpus();
+  if (pool.wanted == 0) pool.wanted = default_threads();
+  if (pool.workers == 0) cores_to_stay_on(pool.wanted, &pool.cpus);
   static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
   sigset_t all, before;
   sigfillset(&all);  // signals are for the program's own threads, but for those that tell of this one's own faults
@@ -211,10 +206,10 @@ EXPORT const char dsv3c_plan[] = DSV3C_PLAN;
 
 EXPORT int (*__TVMBackendParallelLaunch)(ParallelLambda, void *, int) = launch;
 
-// Run kernels of this library on `n` threads (0: one a usable CPU), on this pool. Returns the number in effect.
+// Run kernels of this library on `n` threads (0: one a performance core), on this pool. Returns the number in effect.
 EXPORT int dsv3c_threads(int n) {
   pthread_mutex_lock(&pool.launching);
-  int wanted = n < 1 ? online_cpus() : n > MAX_THREADS ? MAX_THREADS : n;
+  int wanted = n < 1 ? default_threads() : n > MAX_THREADS ? MAX_THREADS : n;
   if (wanted != pool.wanted) stop_workers();
   pool.wanted = wanted;
   __TVMBackendParallelLaunch = launch;
