@@ -5,7 +5,8 @@
 // overwrites the slot at load time: dsv3c_threads binds it back.
 //
 // A job is cut into more tasks than threads, taken from one counter, so that a thread that lost its core delays the job
-// by one task only. `gate` decides who may touch a job: its high half counts jobs, OPEN is set while workers may enter,
+// by one task only, and slower cores take fewer tasks: the more there are, the less others wait for a slow core's last.
+// `gate` decides who may touch a job: its high half counts jobs, OPEN is set while workers may enter,
 // the low bits count the workers inside. Fields of a job are written only while the gate is closed and nobody is inside.
 
 #include <pthread.h>
@@ -27,7 +28,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_THREADS = 256, TASKS_PER_THREAD = 4, SPINS = 4000, SPINS_PER_YIELD = 128 };
+enum { MAX_THREADS = 256, SPINS = 4000, SPINS_PER_YIELD = 128 };
+enum { TASKS_PER_THREAD = 4, TASKS_PER_THREAD_OF_UNEQUAL_CORES = 16 };
 
 static const uint64_t OPEN = 1ull << 31, INSIDE = OPEN - 1, NEXT_JOB = 1ull << 32;
 
@@ -46,7 +48,8 @@ static struct {
   ParallelLambda lambda;
   void *closure;
   ParallelGroupEnv env;
-  cores_mask cpus;   // that workers stay on, changed only while there are none
+  cores_mask cpus;   // that workers stay on; this and the next change only while there are none
+  int tasks_per_thread;
   pthread_t threads[MAX_THREADS];
   int wanted;   // threads, the caller's one included; 0 until chosen
   int workers;  // threads started
@@ -138,7 +141,9 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 // Both with `launching` held.
 static void start_workers(void) {
   if (pool.wanted == 0) pool.wanted = default_threads();
-  if (pool.workers == 0) cores_to_stay_on(pool.wanted, &pool.cpus);
+  if (pool.workers == 0)
+    pool.tasks_per_thread =
+      cores_to_stay_on(pool.wanted, &pool.cpus) ? TASKS_PER_THREAD_OF_UNEQUAL_CORES : TASKS_PER_THREAD;
   static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
   sigset_t all, before;
   sigfillset(&all);  // signals are for the program's own threads, but for those that tell of this one's own faults
@@ -183,7 +188,7 @@ static int launch(ParallelLambda lambda, void *closure, int num_task) {
   }
   pool.lambda = lambda;
   pool.closure = closure;
-  pool.env = (ParallelGroupEnv){0, num_task > 0 ? num_task : (pool.workers + 1) * TASKS_PER_THREAD};
+  pool.env = (ParallelGroupEnv){0, num_task > 0 ? num_task : (pool.workers + 1) * pool.tasks_per_thread};
   atomic_store(&pool.next, 0);
   atomic_store(&pool.error, 0);
   uint64_t job = (atomic_load(&pool.gate) & ~(OPEN | INSIDE)) + NEXT_JOB;

@@ -130,13 +130,15 @@ static cores_count cores_here(void) {
 }
 
 // The CPUs that so many threads, started by this one, stay on: those of the performance cores, if these are enough and
-// there are others; else none, which binds no thread.
-static inline void cores_to_stay_on(int threads, cores_mask *cpus) {
+// there are others; else none, which binds no thread. Returns whether the threads get cores of both kinds.
+static inline int cores_to_stay_on(int threads, cores_mask *cpus) {
   cores_mask usable;
   cores_usable(&usable);
   cores_performance(SYSTEM_ROOT, &usable, cpus);
-  if (memcmp(cpus, &usable, sizeof usable) == 0 || threads > cores_of(SYSTEM_ROOT, cpus).performance)
-    memset(cpus, 0, sizeof *cpus);
+  int alike = memcmp(cpus, &usable, sizeof usable) == 0;
+  if (!alike && threads <= cores_of(SYSTEM_ROOT, cpus).performance) return 0;
+  memset(cpus, 0, sizeof *cpus);
+  return !alike;
 }
 
 // Bind the calling thread to a set. A system that refuses lets it run anywhere.
@@ -161,7 +163,11 @@ static cores_count cores_here(void) {
 static cores_count cores_here(void) { return (cores_count){(int)sysconf(_SC_NPROCESSORS_ONLN), 0}; }
 #endif
 
-static inline void cores_to_stay_on(int threads, cores_mask *cpus) { (void)threads, (void)cpus; }
+static inline int cores_to_stay_on(int threads, cores_mask *cpus) {
+  (void)cpus;
+  return threads > cores_here().performance && cores_here().efficiency > 0;
+}
+
 static inline void cores_stay_on(const cores_mask *cpus) { (void)cpus; }
 #endif
 

@@ -12,7 +12,8 @@ from dsv3c.targets.cpu.library import THREADPOOL
 from dsv3c.targets.link.platforms import find_c_compiler
 
 # The program's own calls of the system take the place of those of the C library: the affinity is made up, and what a
-# thread binds itself to is printed. Prints the threads by default, then the CPUs of each worker that binds itself.
+# thread binds itself to is printed. Prints for each run the threads, the tasks and the CPUs of each worker that binds
+# itself.
 PROGRAM = r"""
 #include <errno.h>
 #include <sched.h>
@@ -40,12 +41,11 @@ int sched_setaffinity(pid_t thread, size_t size, const cpu_set_t *set) {
   errno = EPERM;
   return refused ? -1 : 0;
 }
-static int nothing(int task, Env *env, void *closure) { return 0; }
+static int note(int task, Env *env, void *tasks) { return task == 0 ? *(int *)tasks = env->num_task, 0 : 0; }
 static int run(int threads) {
-  int used = dsv3c_threads(threads);
-  dprintf(1, "%d\n", used);
-  int failed = __TVMBackendParallelLaunch(nothing, 0, 0);
+  int used = dsv3c_threads(threads), tasks = 0, failed = __TVMBackendParallelLaunch(note, &tasks, 0);
   dsv3c_threads(1);  // ends when all workers have ended
+  dprintf(1, "%d threads, %d tasks\n", used, tasks);
   return failed;
 }
 int main(int n, char **a) {
@@ -88,18 +88,23 @@ def runs(program: Path, cpus: int, threads: Sequence[int], refused: bool = False
 
 
 BOUND = " 0 1 2 3"  # both cores with both of their CPUs
+ALONE = "2 threads, 8 tasks"  # of a child with the CPUs of one core, all alike
 
 
 def test_workers_stay_on_performance_cores_where_these_are_enough(program: Path) -> None:
-    child = ["2"]  # on the two CPUs of one core, all that it may use: bound to nothing
-    assert runs(program / "on-hybrid", 8, [0]) == ["2", BOUND, *child]
-    assert runs(program / "on-hybrid", 8, [2, 3, 2]) == ["2", BOUND, "3", "2", BOUND, *child]
-    assert runs(program / "on-hybrid", 8, [2], refused=True) == ["2", BOUND, *child]
+    two = [BOUND, "2 threads, 8 tasks"]
+    assert runs(program / "on-hybrid", 8, [0]) == [*two, ALONE]
+    assert runs(program / "on-hybrid", 8, [2, 3, 2]) == [*two, "3 threads, 48 tasks", *two, ALONE]
+    assert runs(program / "on-hybrid", 8, [2], refused=True) == [*two, ALONE]
+
+
+def test_tasks_are_smaller_where_threads_have_cores_of_both_kinds(program: Path) -> None:
+    assert runs(program / "on-hybrid", 8, [6]) == ["6 threads, 96 tasks", ALONE]
 
 
 def test_nobody_is_bound_where_all_cores_are_alike(program: Path) -> None:
-    assert runs(program / "on-nothing", 8, [0, 4]) == ["8", "4", "2"]
-    assert runs(program / "on-hybrid", 4, [0]) == ["2", "2"]
+    assert runs(program / "on-nothing", 8, [0, 4]) == ["8 threads, 32 tasks", "4 threads, 16 tasks", ALONE]
+    assert runs(program / "on-hybrid", 4, [0]) == ["2 threads, 8 tasks", ALONE]
 
 
 def test_the_caller_keeps_its_affinity(program: Path) -> None:

@@ -3,6 +3,7 @@ same."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.devices.cpu import cores
+from dsv3c.runtime.devices.cpu.cgroup import cpu_limit
 from dsv3c.runtime.devices.cpu.cores import Cores, check_threads, cores_of, default_threads, performance_cpus
 from tests.conftest import TESTS
 
@@ -120,6 +122,26 @@ def test_libraries_in_c_count_the_same(tmp_path: Path) -> None:
     done = subprocess.run([str(tmp_path / "main"), *arguments], capture_output=True, text=True, check=True)
     expected = [[count.performance, count.efficiency, *sorted(fast)] for *_, count, fast in CASES.values()]
     assert [list(map(int, line.split())) for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["one CPU", "all CPUs"])
+@pytest.mark.parametrize("root", ["", "hybrid"], ids=["this machine", "one performance core"])
+def test_the_native_library_takes_as_many_threads(tmp_path: Path, root: str, first: bool) -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    folder = tree(tmp_path / root, {HYBRID: f"{usable[-1]}\n"}) if root else Path("/")
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include "internal.h"\nint main(void) { printf("%d", cpu_threads()); }\n'
+    )
+    files = [str(tmp_path / "main.c"), *(str(NATIVE / name) for name in ("cpu.c", "error.c"))]
+    named = [f'-DSYSTEM_ROOT="{folder if root else ""}"', "-D_GNU_SOURCE", f"-I{NATIVE}"]
+    subprocess.run(["cc", "-std=c11", *named, "-o", str(tmp_path / "main"), *files], check=True)
+    taken = usable[:1] if first else usable
+    os.sched_setaffinity(0, taken)
+    try:
+        printed = subprocess.check_output([str(tmp_path / "main")])
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert int(printed) == min(cores_of(taken, folder).performance, cpu_limit(folder) or len(taken))
 
 
 def test_the_default_is_a_thread_a_performance_core_within_the_quota(
