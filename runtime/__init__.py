@@ -28,9 +28,9 @@ def load(
 ) -> Model:
     """Check an artifact and load it: weights are mapped, the cache and the activations allocated.
 
-    threads: by default all physical cores this process may use, fewer where its CPU quota is less. context: tokens one
-    sequence may hold (by default what the model was made for). max_batch: how many sequences of that length the cache
-    holds (1).
+    threads: by default one on each performance core that this process may use, fewer where its CPU quota is less.
+    context: tokens one sequence may hold (by default what the model was made for). max_batch: how many sequences of
+    that length the cache holds (1).
     device: of a GPU target, a number, a part of a name or a type (`dsv3c doctor` lists them). gpu_layers: how many of
     the last layers run there (all); the others run on the CPU, with the artifact `cpu_artifact` of the same model.
     speculate: who drafts tokens for one step to verify: "mtp", the model's own layer; "ngram", the text itself; or the

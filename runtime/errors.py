@@ -265,7 +265,7 @@ class MemoryRefused(RuntimeFault):
 
 class ThreadsInvalid(RuntimeFault):
     message = "threads is {value!r}, it must be an integer from 1 to {limit}"
-    hint = "leave it out to use every physical core this process may run on"
+    hint = "leave it out for one thread on each performance core that this process may use"
 
 
 # ---- requests

@@ -103,7 +103,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads to use.  [default: all physical cores]",
+    help="Threads to use.  [default: one a performance core]",
 )
 @device_options
 @click.option(

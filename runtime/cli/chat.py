@@ -48,7 +48,11 @@ _LEFT_OUT = ("max_new_tokens", "num_return_sequences", "logprobs")
 @guided_options
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens that the conversation may have.")
 @click.option(
-    "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
+    "-j",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to use.  [default: one a performance core]",
 )
 @device_options
 def chat_command(

@@ -46,7 +46,10 @@ def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
             "model": cpu.model,
             "architecture": cpu.architecture,
             "physical_cores": cpu.physical_cores,
+            "performance_cores": cpu.performance_cores,
+            "efficiency_cores": cpu.efficiency_cores,
             "logical_cores": cpu.logical_cores,
+            "threads": cpu.threads,
             "features": cpu.notable,
         },
         "memory": vars(memory),
@@ -63,7 +66,8 @@ def show_machine(report: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -
         "cpu",
         [
             ("model", f"{cpu['model']} ({cpu['architecture']})"),
-            ("cores", f"{cpu['physical_cores']} physical, {cpu['logical_cores']} logical"),
+            ("cores", f"{_cores(cpu)}, {cpu['logical_cores']} logical"),
+            ("threads", f"{cpu['threads']} by default"),
             ("features", " ".join(cpu["features"]) or "unknown"),
             *more,
         ],
@@ -76,6 +80,12 @@ def show_machine(report: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -
             ("pages", f"{memory['page_size']} bytes, transparent huge pages: {memory['huge_pages'] or 'unknown'}"),
         ],
     )
+
+
+def _cores(cpu: dict[str, Any]) -> str:
+    if not cpu["efficiency_cores"]:
+        return f"{cpu['physical_cores']} physical"
+    return f"{cpu['performance_cores']} performance, {cpu['efficiency_cores']} efficiency"
 
 
 def show_devices(report: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads to use.  [default: all physical cores]",
+    help="Threads to use.  [default: one a performance core]",
 )
 
 

@@ -82,7 +82,11 @@ class Given:
     help="Sequences of that length to have memory for.  [default: what the prompts need, if all of a step fill it]",
 )
 @click.option(
-    "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.  [default: all physical cores]"
+    "-j",
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to use.  [default: one a performance core]",
 )
 @guided_options
 @expert_options

@@ -22,7 +22,7 @@ GPU_FAMILIES = ("vulkan", "cuda", "metal")
 class Placement:
     """Where a model runs.
 
-    threads: of kernels for a CPU, all physical cores by default. device: which GPU, as `open_device` takes it.
+    threads: of kernels for a CPU, one a performance core by default. device: which GPU, as `open_device` takes it.
     gpu_layers: how many of the last layers run on the GPU, all by default; the layers before them run on the CPU, with
     the artifact `cpu_artifact` of the same model.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dsv3c.runtime.devices.cpu import cgroup
+from dsv3c.runtime.devices.cpu import cgroup, cores
 from dsv3c.runtime.devices.cpu import features as cpu_features
 
 # Features that decide how fast a model runs, in the order in which they are shown (names as in /proc/cpuinfo).
@@ -24,13 +24,20 @@ PACKAGES = (*DISTRIBUTIONS, "numpy", "apache-tvm-ffi", "tokenizers", "jinja2", "
 
 @dataclass(frozen=True)
 class Cpu:
-    """physical_cores: those that this process may use, at most what its control group's quota is worth."""
+    """performance_cores, efficiency_cores: physical ones that this process may use. threads: what a model takes by
+    default."""
 
     model: str
     architecture: str
-    physical_cores: int
+    performance_cores: int
+    efficiency_cores: int
     logical_cores: int
+    threads: int
     features: frozenset[str]
+
+    @property
+    def physical_cores(self) -> int:
+        return self.performance_cores + self.efficiency_cores
 
     @property
     def notable(self) -> list[str]:
@@ -51,11 +58,14 @@ class Memory:
 
 def cpu() -> Cpu:
     name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    usable = cores.usable_cores()
     return Cpu(
         model=name[1] if name else platform.processor() or "unknown",
         architecture=cpu_features.machine(),
-        physical_cores=cpu_features.default_threads(),
+        performance_cores=usable.performance,
+        efficiency_cores=usable.efficiency,
         logical_cores=os.cpu_count() or 1,
+        threads=cores.default_threads(),
         features=cpu_features.cpu_flags(),
     )
 

@@ -5,7 +5,8 @@
 // overwrites the slot at load time: dsv3c_threads binds it back.
 //
 // A job is cut into more tasks than threads, taken from one counter, so that a thread that lost its core delays the job
-// by one task only. `gate` decides who may touch a job: its high half counts jobs, OPEN is set while workers may enter,
+// by one task only, and slower cores take fewer tasks: the more there are, the less others wait for a slow core's last.
+// `gate` decides who may touch a job: its high half counts jobs, OPEN is set while workers may enter,
 // the low bits count the workers inside. Fields of a job are written only while the gate is closed and nobody is inside.
 
 #include <pthread.h>
@@ -14,9 +15,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <unistd.h>
 
-#include "native/quota.h"
+#include "native/cores.h"
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -28,7 +28,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_THREADS = 256, TASKS_PER_THREAD = 4, SPINS = 4000, SPINS_PER_YIELD = 128 };
+enum { MAX_THREADS = 256, SPINS = 4000, SPINS_PER_YIELD = 128 };
+enum { TASKS_PER_THREAD = 4, TASKS_PER_THREAD_OF_UNEQUAL_CORES = 16 };
 
 static const uint64_t OPEN = 1ull << 31, INSIDE = OPEN - 1, NEXT_JOB = 1ull << 32;
 
@@ -47,6 +48,8 @@ static struct {
   ParallelLambda lambda;
   void *closure;
   ParallelGroupEnv env;
+  cores_mask cpus;   // that workers stay on; this and the next change only while there are none
+  int tasks_per_thread;
   pthread_t threads[MAX_THREADS];
   int wanted;   // threads, the caller's one included; 0 until chosen
   int workers;  // threads started
@@ -104,6 +107,7 @@ static void wake_sleepers(void) {
 
 static void *worker(void *unused) {
   (void)unused;
+  cores_stay_on(&pool.cpus);
   uint64_t seen = ~0ull;
   while (!atomic_load(&pool.stopping)) {
     if (!enter(&seen)) {
@@ -116,16 +120,9 @@ static void *worker(void *unused) {
   return 0;
 }
 
-static int online_cpus(void) {
-  long n = 0;
-#if defined(__linux__) && defined(_GNU_SOURCE)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-#endif
-  if (n < 1) n = sysconf(_SC_NPROCESSORS_ONLN);
-  int quota = quota_cpus("");
-  if (quota && quota < n) n = quota;
-  return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
+static int default_threads(void) {
+  int threads = cores_default();
+  return threads < MAX_THREADS ? threads : MAX_THREADS;
 }
 
 // A forked child has none of the threads and may have inherited held locks.
@@ -143,7 +140,10 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 
 // Both with `launching` held.
 static void start_workers(void) {
-  if (pool.wanted == 0) pool.wanted = online_cpus();
+  if (pool.wanted == 0) pool.wanted = default_threads();
+  if (pool.workers == 0)
+    pool.tasks_per_thread =
+      cores_to_stay_on(pool.wanted, &pool.cpus) ? TASKS_PER_THREAD_OF_UNEQUAL_CORES : TASKS_PER_THREAD;
   static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
   sigset_t all, before;
   sigfillset(&all);  // signals are for the program's own threads, but for those that tell of this one's own faults
@@ -188,7 +188,7 @@ static int launch(ParallelLambda lambda, void *closure, int num_task) {
   }
   pool.lambda = lambda;
   pool.closure = closure;
-  pool.env = (ParallelGroupEnv){0, num_task > 0 ? num_task : (pool.workers + 1) * TASKS_PER_THREAD};
+  pool.env = (ParallelGroupEnv){0, num_task > 0 ? num_task : (pool.workers + 1) * pool.tasks_per_thread};
   atomic_store(&pool.next, 0);
   atomic_store(&pool.error, 0);
   uint64_t job = (atomic_load(&pool.gate) & ~(OPEN | INSIDE)) + NEXT_JOB;
@@ -211,10 +211,10 @@ EXPORT const char dsv3c_plan[] = DSV3C_PLAN;
 
 EXPORT int (*__TVMBackendParallelLaunch)(ParallelLambda, void *, int) = launch;
 
-// Run kernels of this library on `n` threads (0: one a usable CPU), on this pool. Returns the number in effect.
+// Run kernels of this library on `n` threads (0: one a performance core), on this pool. Returns the number in effect.
 EXPORT int dsv3c_threads(int n) {
   pthread_mutex_lock(&pool.launching);
-  int wanted = n < 1 ? online_cpus() : n > MAX_THREADS ? MAX_THREADS : n;
+  int wanted = n < 1 ? default_threads() : n > MAX_THREADS ? MAX_THREADS : n;
   if (wanted != pool.wanted) stop_workers();
   pool.wanted = wanted;
   __TVMBackendParallelLaunch = launch;

@@ -22,14 +22,8 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact.artifact import PLAN, WEIGHTS, Artifact
 from dsv3c.runtime.artifact.plan import Buffer, Entry, Plan
 from dsv3c.runtime.devices.cpu.calls import Calls
-from dsv3c.runtime.devices.cpu.features import (
-    MACHINES,
-    check_threads,
-    choose_level,
-    cpu_flags,
-    machine,
-    require_machine,
-)
+from dsv3c.runtime.devices.cpu.cores import check_threads
+from dsv3c.runtime.devices.cpu.features import MACHINES, choose_level, cpu_flags, machine, require_machine
 from dsv3c.runtime.devices.cpu.guard import Watch
 from dsv3c.runtime.devices.cpu.library import Library
 from dsv3c.runtime.devices.memory import Block, cache_offsets, map_descriptor, typed

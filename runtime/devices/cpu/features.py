@@ -7,17 +7,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
-from dsv3c.runtime.devices.cpu.cgroup import cpu_limit
-from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, ThreadsInvalid, UnknownIsaLevel, WrongMachine
+from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
 WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of CPU features, and of what GPU kernels ask of a device, joined by commas
-THREADS_LIMIT = 256  # of the thread pool in a kernel library
 
 MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
 _ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
@@ -109,16 +107,20 @@ def parse_cpuinfo(text: str) -> frozenset[str]:
 
 
 def _apple_flags() -> frozenset[str]:
-    names = ["machdep.cpu.features", "machdep.cpu.leaf7_features", *_APPLE_ARM]
-    done = subprocess.run(["/usr/sbin/sysctl", *names], capture_output=True, text=True, check=False, timeout=10)
     flags: set[str] = set()
-    for line in done.stdout.splitlines():
-        key, _, value = line.partition(":")
-        if key in _APPLE_ARM and value.strip() == "1":
+    for key, value in sysctl(("machdep.cpu.features", "machdep.cpu.leaf7_features", *_APPLE_ARM)).items():
+        if key in _APPLE_ARM and value == "1":
             flags.add(_APPLE_ARM[key])
         if key.startswith("machdep"):
             flags.update(_APPLE_X86.get(flag, flag) for flag in value.lower().split())
     return frozenset(flags)
+
+
+def sysctl(names: Iterable[str]) -> dict[str, str]:
+    """What macOS tells under these names, without those that it does not know."""
+    done = subprocess.run(["/usr/sbin/sysctl", *names], capture_output=True, text=True, check=False, timeout=10)
+    lines = [line.partition(":") for line in done.stdout.splitlines()]
+    return {key: value.strip() for key, _, value in lines}
 
 
 def choose_level(levels: Sequence[Level], flags: frozenset[str], environment: Mapping[str, str]) -> Level:
@@ -157,30 +159,3 @@ def _tiles_permitted() -> bool:
         return False
     numbers = (ctypes.c_long(n) for n in (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA))
     return bool(ctypes.CDLL(None).syscall(*numbers) == 0)
-
-
-def default_threads() -> int:
-    """Physical cores this process may run on, fewer where its control group's quota is less: SMT siblings share the
-    vector units and only add traffic."""
-    cores = {_core_of(cpu) for cpu in _affinity()}
-    return max(1, min(len(cores), cpu_limit() or THREADS_LIMIT, THREADS_LIMIT))
-
-
-def _affinity() -> Collection[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-
-
-def check_threads(threads: int | None) -> int:
-    """The number of threads to use. Raises ThreadsInvalid."""
-    if threads is None:
-        return default_threads()
-    if type(threads) is not int or not 1 <= threads <= THREADS_LIMIT:
-        raise ThreadsInvalid(value=threads, limit=THREADS_LIMIT)
-    return threads
-
-
-def _core_of(cpu: int) -> str:
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)

@@ -21,7 +21,7 @@ from dsv3c.runtime.artifact.artifact import WEIGHTS, Artifact
 from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.folder import Folder
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Buffer
-from dsv3c.runtime.devices.cpu.features import check_threads
+from dsv3c.runtime.devices.cpu.cores import check_threads
 from dsv3c.runtime.devices.memory import Block, typed
 from dsv3c.runtime.errors import (
     FileUnreadable,

@@ -1,13 +1,10 @@
 // What this CPU can do, by the names that Linux gives its features, and which level of the artifact fits it.
 
-#include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "cores.h"
 #include "internal.h"
-#include "quota.h"
 
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -140,35 +137,4 @@ dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level
   return dsv3c_fail(DSV3C_ISA_UNKNOWN, "DSV3C_ISA names the level %s, which the artifact does not have", forced);
 }
 
-#ifdef __linux__
-// The first CPU of the core that `cpu` belongs to; the CPU itself where the system does not tell.
-static int core_of(int cpu) {
-  char path[96];
-  snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-  FILE *file = fopen(path, "r");
-  int first = cpu;
-  if (!file) return cpu;
-  if (fscanf(file, "%d", &first) != 1 || first < 0 || first >= CPU_SETSIZE) first = cpu;
-  fclose(file);
-  return first;
-}
-
-static int physical_cores(void) {
-  cpu_set_t usable, cores;
-  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return 1;
-  CPU_ZERO(&cores);
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-    if (CPU_ISSET(cpu, &usable)) CPU_SET(core_of(cpu), &cores);
-  return CPU_COUNT(&cores) > 0 ? CPU_COUNT(&cores) : 1;
-}
-#else
-static int physical_cores(void) {
-  long n = sysconf(_SC_NPROCESSORS_ONLN);
-  return n > 0 ? (int)n : 1;
-}
-#endif
-
-int cpu_cores(void) {
-  int cores = physical_cores(), quota = quota_cpus("");
-  return quota && quota < cores ? quota : cores;
-}
+int cpu_threads(void) { return cores_default(); }

@@ -53,7 +53,8 @@ DSV3C_API const char *dsv3c_error(void);
 
 // ---- model
 
-// Zero means: threads, one a physical core, fewer if the control group's quota is less; context, what the model was compiled for; max_batch, one sequence.
+// Zero means: threads, one a performance core, fewer if the control group's quota is less; context, what the model was
+// compiled for; max_batch, one sequence.
 typedef struct {
   int32_t threads;
   int32_t context;    // tokens of one sequence

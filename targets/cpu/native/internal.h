@@ -46,8 +46,8 @@ void memory_free(memory_block *block);
 // The level to run: the one DSV3C_ISA names, or the strongest that this CPU can run.
 dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level **chosen);
 bool cpu_has(const char *feature);
-// Physical cores that this process may use; fewer where its control group's quota is less.
-int cpu_cores(void);
+// One a performance core that this process may use; fewer where its control group's quota is less.
+int cpu_threads(void);
 
 // ---- kernels.c
 

@@ -85,8 +85,8 @@ static dsv3c_status open_model(dsv3c_model *model, int artifact, const dsv3c_opt
   TRY(within("context", options->context, plan->pages * plan->page_size));
   TRY(within("max_batch", options->max_batch, plan->sequences));
   TRY(cpu_choose(plan->levels, plan->level_count, &model->level));
-  int cores = cpu_cores();
-  model->threads = options->threads ? options->threads : cores < THREADS_LIMIT ? cores : THREADS_LIMIT;
+  int threads = options->threads ? options->threads : cpu_threads();
+  model->threads = threads < THREADS_LIMIT ? threads : THREADS_LIMIT;
   model->context = options->context ? options->context : plan->context;
   int64_t pages = (model->context + plan->page_size - 1) / plan->page_size;
   pages *= options->max_batch ? options->max_batch : 1;

@@ -50,7 +50,7 @@ static const char USAGE[] =
   "      --seed N            the same seed gives the same tokens\n"
   "      --speculate KIND    mtp, ngram or off: drafts, as long as they are faster; the tokens are the same\n"
   "\n"
-  "  -j, --threads N         the default is one a physical core\n"
+  "  -j, --threads N         the default is one a performance core\n"
   "      --context N         tokens to have room for; the default is what the model can hold\n"
   "      --show-ids          print token ids, not text\n"
   "      --logits FILE       write the float32 logits of each token that was drawn\n"

@@ -1,5 +1,5 @@
-// What a control group leaves of the machine's CPUs, in version 1 and 2, as runtime/devices/cpu/cgroup.py reads it. Linux alone has
-// them. For one file of a library.
+// What a control group leaves of the machine's CPUs, in version 1 and 2, as runtime/devices/cpu/cgroup.py reads it.
+// Linux alone has them. For one file of a library.
 #ifndef DSV3C_QUOTA_H
 #define DSV3C_QUOTA_H
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from dsv3c.runtime import cli
 from dsv3c.runtime.devices import listing as devices
+from dsv3c.runtime.devices.cpu import cores
+from dsv3c.runtime.devices.cpu.cores import Cores
 from dsv3c.runtime.errors import NoDeviceFound
 from dsv3c.runtime.measure import machine
 
@@ -23,6 +26,21 @@ def test_it_tells_cpu_memory_devices_and_packages(capsys: pytest.CaptureFixture[
     report = json.loads(run(capsys, "--json"))
     assert report["cpu"]["physical_cores"] >= 1
     assert report["packages"]["numpy"] and set(report["packages"]) == set(machine.PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("usable", "shown"), [(Cores(8, 16), "8 performance, 16 efficiency"), (Cores(6, 0), "6 physical")]
+)
+def test_cores_are_told_by_kind_with_the_threads_by_default(
+    usable: Cores, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: usable)
+    monkeypatch.setattr(cores, "cpu_limit", lambda: None)
+    text = run(capsys)
+    assert re.search(rf"\n  cores +{shown}, \d+ logical\n  threads +{usable.performance} by default\n", text)
+    report = json.loads(run(capsys, "--json"))["cpu"]
+    assert (report["performance_cores"], report["efficiency_cores"]) == (usable.performance, usable.efficiency)
+    assert (report["threads"], report["physical_cores"]) == (usable.performance, sum(vars(usable).values()))
 
 
 def test_every_device_is_listed_with_its_number_and_a_target_without_one_says_why(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from dsv3c.runtime.devices.cpu import cgroup
-from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.measure import machine
 from tests.conftest import TESTS
 
@@ -87,16 +86,6 @@ def test_kernel_libraries_read_the_same(tmp_path: Path) -> None:
     roots = [str(tree(tmp_path / name, *files)) for name, (*files, _) in CASES.items()]
     done = subprocess.run([str(tmp_path / "main"), *roots], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(expected or 0) for *_, expected in CASES.values()]
-
-
-def test_threads_stay_within_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_features, "_affinity", lambda: range(64))
-    monkeypatch.setattr(cpu_features, "_core_of", str)
-    for quota, expected in ((None, 64), (4, 4), (1, 1), (100, 64)):
-        monkeypatch.setattr(cpu_features, "cpu_limit", lambda quota=quota: quota)
-        assert cpu_features.default_threads() == expected
-        assert cpu_features.check_threads(None) == expected
-    assert cpu_features.check_threads(8) == 8  # what the user says goes first
 
 
 def test_memory_is_that_of_the_group_with_the_least_room(tmp_path: Path) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
 from dsv3c.runtime.devices.cpu import features as cpu_features
 from dsv3c.runtime.devices.cpu.features import (
-    check_threads,
     choose_level,
     cpu_flags,
-    default_threads,
     parse_cpuinfo,
     parse_hwcaps,
     require_machine,
 )
-from tests.conftest import TESTS
 
 LEVELS = (
     Level("v3", ("avx2", "fma"), "v3.so"),
@@ -95,20 +90,3 @@ def test_machine_goes_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features.platform, "machine", lambda: "AMD64")
     assert cpu_features.machine() == "x86_64"
     require_machine(ArtifactTarget("x86", ()))
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 100_000])
-def test_threads_invalid(threads: object) -> None:
-    with pytest.raises(errors.ThreadsInvalid):
-        check_threads(threads)  # type: ignore[arg-type]
-
-
-def test_threads_default_to_physical_cores() -> None:
-    assert check_threads(None) == default_threads() >= 1
-    assert check_threads(3) == 3
-
-
-def test_the_limit_of_threads_is_the_pools() -> None:
-    source = (TESTS.parent / "targets" / "cpu" / "threadpool.c").read_text(encoding="utf-8")
-    limit = re.search(r"MAX_THREADS = (\d+)", source)
-    assert limit is not None and int(limit[1]) == cpu_features.THREADS_LIMIT

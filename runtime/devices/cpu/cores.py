@@ -1,0 +1,117 @@
+"""The cores that this process may use, and how many threads it starts when nobody says.
+
+Cores of one machine may differ. Linux lists the performance cores of hybrid Intel CPUs, and tells the capacity of each
+CPU of ARM machines; where it does neither, all are alike. `root` is the folder that holds sys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3c.runtime.devices.cpu.cgroup import ROOT, cpu_limit
+from dsv3c.runtime.devices.cpu.features import sysctl
+from dsv3c.runtime.errors import ThreadsInvalid
+
+THREADS_LIMIT = 256  # of the thread pool in a kernel library
+_CPUS_LIMIT = 8192  # of Linux
+_RANGE = "([0-9]{1,5})(?:-([0-9]{1,5}))?"
+_HYBRID = "sys/devices/cpu_core/cpus"
+_CPU = "sys/devices/system/cpu/cpu{}"
+_SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
+_APPLE_KINDS = ("hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Physical cores that this process may use. Those of a machine that knows no kinds are performance cores."""
+
+    performance: int
+    efficiency: int
+
+
+def usable_cores() -> Cores:
+    return _apple_cores() if sys.platform == "darwin" else cores_of(_affinity())
+
+
+def cores_of(usable: Collection[int], root: Path = ROOT) -> Cores:
+    """The cores of some CPUs, the logical ones that Linux numbers."""
+    fast = performance_cpus(usable, root)
+    return Cores(len({_core_of(cpu, root) for cpu in fast}), len({_core_of(cpu, root) for cpu in set(usable) - fast}))
+
+
+def performance_cpus(usable: Collection[int], root: Path = ROOT) -> frozenset[int]:
+    """Those of `usable` that performance cores have; all, where they are of one kind or the system does not tell."""
+    listed = _listed(root / _HYBRID)
+    fast = _capable(usable, root) if listed is None else listed.intersection(usable)
+    return fast or frozenset(usable)
+
+
+def default_threads() -> int:
+    """One a performance core that this process may use, fewer where its control group's quota is less: SMT siblings
+    share the vector units and only add traffic, efficiency cores have slower ones."""
+    return max(1, min(usable_cores().performance, cpu_limit() or THREADS_LIMIT, THREADS_LIMIT))
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use. Raises ThreadsInvalid."""
+    if threads is None:
+        return default_threads()
+    if type(threads) is not int or not 1 <= threads <= THREADS_LIMIT:
+        raise ThreadsInvalid(value=threads, limit=THREADS_LIMIT)
+    return threads
+
+
+def _affinity() -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _apple_cores() -> Cores:
+    """By level of performance, the first the fastest; Macs with one kind of core have no levels."""
+    found = sysctl((*_APPLE_KINDS, "hw.physicalcpu"))
+    fast, slow = (_number(found.get(name, "")) for name in _APPLE_KINDS)
+    return Cores(fast, slow) if fast else Cores(_number(found.get("hw.physicalcpu", "")) or os.cpu_count() or 1, 0)
+
+
+def _capable(usable: Collection[int], root: Path) -> frozenset[int]:
+    """CPUs with more than half of the largest capacity; none where not all tell theirs."""
+    capacities = {cpu: _number(_first_line(root / _CPU.format(cpu) / "cpu_capacity")) for cpu in usable}
+    largest = max(capacities.values(), default=0)
+    if not all(capacities.values()):
+        return frozenset()
+    return frozenset(cpu for cpu, capacity in capacities.items() if 2 * capacity > largest)
+
+
+def _core_of(cpu: int, root: Path) -> int:
+    """The first CPU of the core that `cpu` belongs to; the CPU itself where the system does not tell."""
+    for name in _SIBLINGS:
+        siblings = _listed(root / _CPU.format(cpu) / name)
+        if siblings is not None and cpu in siblings:
+            return min(siblings)
+    return cpu
+
+
+def _listed(path: Path) -> frozenset[int] | None:
+    """The CPUs that a file lists ("0-7,16"); None where there is none or it is not such a list."""
+    text = _first_line(path)
+    if re.fullmatch(f"{_RANGE}(?:,{_RANGE})*", text) is None:
+        return None
+    ranges = [(int(first), int(last or first)) for first, last in re.findall(_RANGE, text)]
+    if any(not first <= last < _CPUS_LIMIT for first, last in ranges):
+        return None
+    return frozenset(cpu for first, last in ranges for cpu in range(first, last + 1))
+
+
+def _number(text: str) -> int:
+    return int(text) if re.fullmatch("[0-9]{1,5}", text) and int(text) < _CPUS_LIMIT else 0
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
