@@ -95,8 +95,9 @@ def dot_tile(
     most = max(1, level.tuning.token_tile * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
     for first in range(0, len(blocks), most):
         some = slice(first, first + most)
-        part = Tile(sums[some], level.lanes)
-        _integer_dot(level, w, x, starts[some], scale_starts[some], x_starts, [row for row, _ in rows], part, number)
+        numbers = [row for row, _ in rows]
+        held = Tile(sums[some], level.lanes)
+        _integer_dot(level, w, x, starts[some], scale_starts[some], x_starts, numbers, held, number)
     return tile
 
 
