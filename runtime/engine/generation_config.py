@@ -26,7 +26,7 @@ def usable(config: Mapping[str, Any], vocab_size: int) -> tuple[dict[str, Any], 
         read = [rule(value, vocab_size) for value in given]
         right = [value for value in read if value is not None]
         if right:
-            kept[name] = right if isinstance(found, list) else right[0]
+            kept[name] = right[0] if name == "eos_token_id" and not isinstance(found, list) else right
         wrong = [value for value, meant in zip(given, read, strict=True) if meant is None]
         if wrong:
             notes += (_note(name, wrong, f"{_EXPECTED[name]} below {vocab_size}"),)

@@ -1,16 +1,7 @@
-// A step in one call from Python: the kernels of an entry one after the other.
-//
-// Kernels follow the calling convention of TVM FFI (tvm/ffi/c_api.h); runtime/devices/cpu/calls.py fills the structures.
+// A step in one call from Python: the kernels of an entry one after the other. runtime/devices/cpu/calls.py fills the
+// structures.
 
-#include <stdint.h>
-
-typedef struct {
-  int32_t type_index;
-  uint32_t padding;
-  union { int64_t integer; void *pointer; } value;
-} ffi_any;
-
-typedef int (*ffi_function)(void *self, const ffi_any *arguments, int32_t count, ffi_any *result);
+#include "native/ffi.h"
 
 typedef struct {
   ffi_function function;

@@ -93,9 +93,9 @@ def dot_tile(
         coded_dot(level, w, x.data, starts, scale_starts, x_start, [row for (row,) in sums])
         return tile
     most = max(1, level.tuning.token_tile * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
+    numbers = [row for row, _ in rows]
     for first in range(0, len(blocks), most):
         some = slice(first, first + most)
-        numbers = [row for row, _ in rows]
         held = Tile(sums[some], level.lanes)
         _integer_dot(level, w, x, starts[some], scale_starts[some], x_starts, numbers, held, number)
     return tile

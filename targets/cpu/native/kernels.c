@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "ffi.h"
 #include "internal.h"
 
 typedef struct {
@@ -21,14 +22,6 @@ typedef struct {
   int64_t *shape, *strides;
   uint64_t byte_offset;
 } dl_tensor;
-
-typedef struct {
-  int32_t type_index;
-  uint32_t padding;
-  union { int64_t integer; void *pointer; } value;
-} ffi_any;
-
-typedef int (*ffi_function)(void *self, const ffi_any *arguments, int32_t count, ffi_any *result);
 
 enum { DL_CPU = 1, FFI_NONE = 0, FFI_DL_TENSOR = 7 };
 
