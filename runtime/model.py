@@ -306,6 +306,19 @@ class Model:
         self._require_open()
         return self._conversations.restore(Path(path))
 
+    def save_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Save all that the prefix cache holds, for `restore_prefixes` of the same artifact; an earlier file is
+        replaced. Returns the number of tokens. Raises SaveRefused."""
+        self._require_open()
+        return self._conversations.save_prefixes(Path(path))
+
+    def restore_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Prompts that begin as those before `save_prefixes` are not read again, as far as the cache has room: what was
+        used last comes first. Returns the number of tokens. Raises SavedInvalid, SavedNewer, SavedDamaged,
+        SavedElsewhere, and then nothing changed."""
+        self._require_open()
+        return self._conversations.restore_prefixes(Path(path))
+
     def new_sequence(self) -> Sequence:
         """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
         self._require_open()
