@@ -31,7 +31,7 @@ def style_of(render: Callable[[Many[Message]], str]) -> Style | None:
     """None: it takes no calls, or none of their results."""
     for alone in (False, True):
         for arguments in ("text", "mapping"):
-            style = Style(arguments, alone)  # type: ignore[arg-type]
+            style = Style(arguments, alone)
             if _is_taken(render, style):
                 return style
     return None
@@ -156,9 +156,9 @@ def _joined(content: Any, index: int) -> str:
 def _is_taken(render: Callable[[Many[Message]], str], style: Style) -> bool:
     arguments = {"probed": "value"}
     given = dumped(arguments) if style.arguments == "text" else arguments
-    call = {"id": "functions.probe_tool:0", "type": "function", "function": {"name": "probe_tool", "arguments": given}}
+    call: Message = {"id": "functions.probe_tool:0", "type": "function", "function": {"name": "probe_tool", "arguments": given}}
     said = None if style.alone else "probe_text"
-    asked = [
+    asked: list[Message] = [
         {"role": "user", "content": "probe_question"},
         {"role": "assistant", "content": said, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": call["id"], "content": "probe_result"},
