@@ -24,7 +24,7 @@ from dsv3c.runtime.errors import (
     TokenizerMalformed,
     TokensInvalid,
 )
-from dsv3c.runtime.text.token_bound import bytes_of_longest_token
+from dsv3c.runtime.text.token_bound import bytes_of_longest_token, has_byte_names
 from dsv3c.runtime.turns import Turns
 
 if TYPE_CHECKING:
@@ -144,6 +144,16 @@ class Tokenizer:
             return None
         return found
 
+    def token(self, token_id: int) -> str | None:
+        """The name of a token in the vocabulary, which of byte-level BPE has a character for each byte."""
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether names of tokens have a character for each byte."""
+        return has_byte_names(self._tokenizer)
+
     def differences(self, other: Tokenizer) -> list[int]:
         """Ids that do not stand for the same token in both, in order; what only one of them has is left out."""
         own, others = ({i: t for t, i in each._tokenizer.get_vocab(True).items()} for each in (self, other))
@@ -159,6 +169,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template_source() is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """Its source."""
+        return self._template_source()
 
     def template_mentions(self, word: str) -> bool:
         """Whether the chat template has this word, such as the name of a message's field that it may use."""
