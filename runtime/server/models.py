@@ -21,7 +21,7 @@ from dsv3c.runtime.artifact.strict_json import quote
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.server.admission import Admission
 from dsv3c.runtime.server.errors import Ending, MemoryShort, ModelFailed, ModelUnknown
-from dsv3c.runtime.server.loading import available_bytes, load, weight_bytes
+from dsv3c.runtime.server.loading import available_bytes, load, unload, weight_bytes
 from dsv3c.runtime.server.settings import Settings
 from dsv3c.runtime.text.dialects.dialect import Dialect, dialect_of
 
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _SHORT_OF_MEMORY = (errors.MemoryRefused, errors.DeviceMemoryShort, errors.DeviceMemoryRefused, MemoryError)
+_LAST_STEP = 30.0  # seconds
 _TICK = 0.25  # seconds between looks for models to unload
 
 
 @dataclass(eq=False)
 class Loaded:
-    """A model in memory. leases: who uses it. retired: it is closed when the last of them is gone."""
+    """A model in memory. leases: who uses it. retired: it is closed when the last of them is gone. broken: what its
+    caches hold is not to be relied upon."""
 
     model: Model
     leases: int = 0
     retired: bool = False
+    broken: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @cached_property
@@ -156,8 +159,10 @@ class Models:
             if served.loading is not None:
                 await asyncio.wait([served.loading])
             self._unload(served)
-        while self._closing:
-            await asyncio.wait(self._closing)
+        # Requests that were cancelled just now leave their models within a step.
+        left = [asyncio.create_task(served.before.gone.wait()) for served in self if served.before is not None]
+        if left:
+            await asyncio.wait(left, timeout=_LAST_STEP)
 
     def _add(self, folder: Path) -> None:
         name = folder.resolve().name if folder.name in ("", ".", "..") else folder.name
@@ -240,6 +245,7 @@ class Models:
 
     def _broke(self, served: Served, loaded: Loaded, error: BaseException) -> None:
         """The model is closed when all who are in it have left, then loaded again."""
+        loaded.broken = True
         if loaded.retired:
             return
         log.error("model %s failed: %s: %s", served.name, type(error).__name__, error)
@@ -257,16 +263,15 @@ class Models:
 
     def _close_unused(self, loaded: Loaded) -> None:
         if loaded.retired and not loaded.leases and not loaded.gone.is_set():
-            task = asyncio.create_task(_close(loaded))
+            task = asyncio.create_task(self._close(loaded))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-
-async def _close(loaded: Loaded) -> None:
-    try:
-        await asyncio.to_thread(loaded.model.close)
-    finally:
-        loaded.gone.set()
+    async def _close(self, loaded: Loaded) -> None:
+        try:
+            await asyncio.to_thread(unload, loaded.model, None if loaded.broken else self._settings.cache_dir)
+        finally:
+            loaded.gone.set()
 
 
 def _unused(served: Served) -> bool:
