@@ -1,4 +1,4 @@
-"""Loads an artifact for a server, and says what it takes. Runs in a thread, beside the event loop."""
+"""Loads an artifact for a server and lets go of it, and says what it takes. Runs in a thread, beside the event loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsv3c.runtime.server import prefix_files
 from dsv3c.runtime.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +30,18 @@ def load(folder: Path, settings: Settings) -> Model:
     model = Model.load(artifact, placement, Serving(context, batch, settings.speculate))
     if model.has_tokenizer:
         _ = model.tokenizer  # read now, not by the first request
+    if settings.cache_dir is not None:
+        prefix_files.restore(model, settings.cache_dir)
     return model
+
+
+def unload(model: Model, cache_dir: Path | None) -> None:
+    """Close it. cache_dir: where its prefixes are saved before."""
+    try:
+        if cache_dir is not None:
+            prefix_files.save(model, cache_dir)
+    finally:
+        model.close()
 
 
 def weight_bytes(folder: Path) -> int:

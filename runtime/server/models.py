@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,25 +21,33 @@ from dsv3c.runtime.artifact.strict_json import quote
 from dsv3c.runtime.errors import RuntimeFault
 from dsv3c.runtime.server.admission import Admission
 from dsv3c.runtime.server.errors import Ending, MemoryShort, ModelFailed, ModelUnknown
-from dsv3c.runtime.server.loading import available_bytes, load, weight_bytes
+from dsv3c.runtime.server.loading import available_bytes, load, unload, weight_bytes
 from dsv3c.runtime.server.settings import Settings
+from dsv3c.runtime.text.dialects.dialect import Dialect, dialect_of
 
 if TYPE_CHECKING:
     from dsv3c.runtime.model import Model
 
 log = logging.getLogger(__name__)
 _SHORT_OF_MEMORY = (errors.MemoryRefused, errors.DeviceMemoryShort, errors.DeviceMemoryRefused, MemoryError)
+_LAST_STEP = 30.0  # seconds
 _TICK = 0.25  # seconds between looks for models to unload
 
 
 @dataclass(eq=False)
 class Loaded:
-    """A model in memory. leases: who uses it. retired: it is closed when the last of them is gone."""
+    """A model in memory. leases: who uses it. retired: it is closed when the last of them is gone. broken: what its
+    caches hold is not to be relied upon."""
 
     model: Model
     leases: int = 0
     retired: bool = False
+    broken: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @cached_property
+    def dialect(self) -> Dialect | None:
+        return dialect_of(self.model.tokenizer) if self.model.has_tokenizer else None
 
 
 @dataclass(eq=False)
@@ -71,11 +80,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Lease:
-    """A model for the length of a request."""
+    """A model for the length of a request. dialect: how it chats. broke: tells that the device failed under it."""
 
     served: Served
     model: Model
-    broke: Callable[[BaseException], None]  # tells that the device failed under it
+    dialect: Dialect | None
+    broke: Callable[[BaseException], None]
 
 
 class Models:
@@ -122,7 +132,7 @@ class Models:
         loaded = await self._ready(served)
         loaded.leases += 1
         try:
-            yield Lease(served, loaded.model, lambda error: self._broke(served, loaded, error))
+            yield Lease(served, loaded.model, loaded.dialect, lambda error: self._broke(served, loaded, error))
         finally:
             loaded.leases -= 1
             served.used = time.monotonic()
@@ -149,8 +159,10 @@ class Models:
             if served.loading is not None:
                 await asyncio.wait([served.loading])
             self._unload(served)
-        while self._closing:
-            await asyncio.wait(self._closing)
+        # Requests that were cancelled just now leave their models within a step.
+        left = [asyncio.create_task(served.before.gone.wait()) for served in self if served.before is not None]
+        if left:
+            await asyncio.wait(left, timeout=_LAST_STEP)
 
     def _add(self, folder: Path) -> None:
         name = folder.resolve().name if folder.name in ("", ".", "..") else folder.name
@@ -233,6 +245,7 @@ class Models:
 
     def _broke(self, served: Served, loaded: Loaded, error: BaseException) -> None:
         """The model is closed when all who are in it have left, then loaded again."""
+        loaded.broken = True
         if loaded.retired:
             return
         log.error("model %s failed: %s: %s", served.name, type(error).__name__, error)
@@ -250,16 +263,15 @@ class Models:
 
     def _close_unused(self, loaded: Loaded) -> None:
         if loaded.retired and not loaded.leases and not loaded.gone.is_set():
-            task = asyncio.create_task(_close(loaded))
+            task = asyncio.create_task(self._close(loaded))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-
-async def _close(loaded: Loaded) -> None:
-    try:
-        await asyncio.to_thread(loaded.model.close)
-    finally:
-        loaded.gone.set()
+    async def _close(self, loaded: Loaded) -> None:
+        try:
+            await asyncio.to_thread(unload, loaded.model, None if loaded.broken else self._settings.cache_dir)
+        finally:
+            loaded.gone.set()
 
 
 def _unused(served: Served) -> bool:

@@ -156,7 +156,11 @@ def _joined(content: Any, index: int) -> str:
 def _is_taken(render: Callable[[Many[Message]], str], style: Style) -> bool:
     arguments = {"probed": "value"}
     given = dumped(arguments) if style.arguments == "text" else arguments
-    call: Message = {"id": "functions.probe_tool:0", "type": "function", "function": {"name": "probe_tool", "arguments": given}}
+    call: Message = {
+        "id": "functions.probe_tool:0",
+        "type": "function",
+        "function": {"name": "probe_tool", "arguments": given},
+    }
     said = None if style.alone else "probe_text"
     asked: list[Message] = [
         {"role": "user", "content": "probe_question"},
