@@ -27,11 +27,13 @@ _NOBODY = -1
 
 
 class NoExperts(RequestFault):
+    name = "experts"  # of the parameter
     message = "the model has no experts that could be counted"
     hint = "only models with a mixture of experts choose among some"
 
 
 class ExpertsUnknown(RequestFault):
+    name = "experts"
     message = "the artifact does not say which experts tokens visit"
     hint = "compile the checkpoint again; for ONNX with --target onnx:experts=1, on two devices both artifacts"
 

@@ -87,8 +87,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows. experts:
-    whether somebody wants to know those of its tokens."""
+    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows.
+    experts: whether somebody wants to know those of its tokens."""
 
     tokens: Ints
     positions: Ints

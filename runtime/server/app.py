@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.server import page
 from dsv3c.runtime.server.api import llama_server, models, openai_chat, openai_completions
 from dsv3c.runtime.server.errors import MethodRefused, RouteUnknown
 from dsv3c.runtime.server.guard import Guard, Keys
@@ -29,9 +30,10 @@ ROUTES: tuple[BaseRoute, ...] = (
     *openai_chat.routes,
     *openai_completions.routes,
     *llama_server.routes,
+    *page.routes(),
 )
 FORMS: dict[str, Form] = {}  # of errors, by the beginning of a path; OpenAI's elsewhere
-OPEN_BELOW: tuple[str, ...] = ()  # folders that take no key
+OPEN_BELOW: tuple[str, ...] = ("/page/",)  # folders that take no key
 Failed = Callable[[RuntimeFault], None]
 
 

@@ -1,7 +1,7 @@
 """The page at `/`: its files, read once from the package, and what a browser may do with them.
 
-Its scripts are files of this server and get nothing from anywhere else; under `require-trusted-types-for` a browser that
-knows it refuses every way from a text to markup.
+Its scripts are files of this server and get nothing from elsewhere; a browser that knows trusted types refuses every
+way from a text to markup.
 """
 
 from __future__ import annotations
