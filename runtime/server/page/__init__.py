@@ -62,7 +62,7 @@ class Asset:
 def assets() -> Mapping[str, Asset]:
     """The files of the page by their names."""
     found = {}
-    for file in files("dsv3c.runtime.server").joinpath("page").iterdir():
+    for file in files(__name__).iterdir():
         suffix = "." + file.name.rpartition(".")[2]
         if suffix in _MEDIA:
             content = file.read_bytes()
