@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
     from tests.runtime.server.browser import Page
+    from tests.runtime.server.conftest import Running
 
 IMAGES = Path(__file__).parents[3] / "docs" / "use" / "images"
 ESCAPE, ENTER, SHIFT, TAB = "\ue00c", "\ue007", "\ue008", "\ue004"
@@ -33,14 +34,6 @@ def script() -> Script:
 def url(script: Script) -> Iterator[str]:
     with serving(script.app()) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    from tests.runtime.server.browser import chromium
-
-    with chromium() as driver:
-        yield driver
 
 
 @pytest.fixture
@@ -431,3 +424,34 @@ def test_pictures_for_the_docs(page: Page, request: pytest.FixtureRequest) -> No
     page.run("document.querySelector('.message:nth-last-child(2)').scrollIntoView()")
     take("page-narrow.png")
     assert MARKDOWN.split("\n", 1)[0].split("*", 1)[0] in page.one(".message:last-child article > .prose").text
+
+
+def test_the_page_and_the_server_understand_each_other(chromium: webdriver.Chrome, served: Running) -> None:
+    from tests.runtime.server.browser import Page
+
+    page = Page(chromium, f"{served.url}/")
+    page.open()
+    assert page.texts("#model option") == ["tiny"]
+    page.open_panel("parameters")
+    page.one("#parameter-max_completion_tokens").send_keys("12")
+    page.one("#parameter-seed").send_keys("3")
+    page.run("document.querySelector('#parameter-ignore_eos').click()")
+    page.open_panel("experts")
+    page.say("Hello")
+    assert "12 tokens · cut at the length limit" in page.texts(".message:last-child .figures")[0]
+    assert page.texts("#experts p")[0] == "11 tokens, each through 3 of 8 experts in every layer"
+    page.mode("complete")
+    page.one("#prompt").send_keys("Once", ENTER)
+    page.until(lambda: "128 tokens" in page.one("#complete-live").text)
+    page.run("document.querySelectorAll('.token')[0].focus()")
+    assert len(page.texts("#token .choice")) >= 2  # parts of characters share a name
+    page.open_panel("machine")
+    page.until(lambda: page.all("#machine dd"))
+    facts = dict(zip(page.texts("#machine dt"), page.texts("#machine dd"), strict=True))
+    assert {"Texts in the batch", "Pages of the cache in use", "Of the process", "First token, mean"} <= facts.keys()
+    page.open_panel("parameters")
+    page.one("#parameter-top_p").send_keys("7")
+    page.mode("chat")
+    page.say("Hello")
+    assert "top_p" in page.one(".fault").text
+    assert [line for line in page.complaints() if REFUSED not in line] == []
