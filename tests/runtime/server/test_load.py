@@ -51,8 +51,8 @@ def test_answers_to_a_crowd_are_those_of_the_engine_alone(serving: Callable[...,
     assert all(told.whole or told.left for told in found), [told for told in found if told.status != 200 or told.fault]
     assert any(told.left for told in found)
     whole = [told for told in found if told.whole]
-    assert len(whole) >= CLIENTS
-    for told in random.Random(1).sample(whole, CLIENTS):
+    assert len(whole) >= CLIENTS // 2
+    for told in random.Random(1).sample(whole, CLIENTS // 2):
         assert (told.text, told.tokens) == expected(alone, told.wish)
 
 
