@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.cli import decoding
 from dsv3c.runtime.errors import ContextOverflow, ParameterInvalid, RequestFault
-from dsv3c.runtime.text.thoughts import CLOSE, OPEN, Piece, ThoughtFilter
+from dsv3c.runtime.text.thoughts import CLOSE, OPEN, Piece, ThoughtFilter, hidden_tags, opened_by
 
 if TYPE_CHECKING:
     from dsv3c.runtime.engine.engine import Ticket
@@ -58,7 +58,7 @@ class Conversation:
         self.totals = Totals()
         self._ticket: Ticket | None = None
         self._cancelled = False
-        self._hidden = _hidden_tags(model)
+        self._hidden = hidden_tags(model.tokenizer, (OPEN, CLOSE))
 
     @property
     def all_messages(self) -> Messages:
@@ -97,7 +97,7 @@ class Conversation:
         asked: Messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.model.tokenizer.render_chat(self._with_system(asked))
         ids = self.model.tokenizer.encode_plain(prompt)
-        opened = prompt.rstrip().endswith(OPEN)
+        opened = opened_by(prompt)
         thoughts, written, told = ThoughtFilter(opened), [OPEN] if opened else [], list[Piece]()
         self._ticket = ticket = self._submit(ids)
         if self._cancelled:
@@ -149,9 +149,3 @@ class Conversation:
         self.totals.answers += 1
         self.totals.tokens += len(answer.token_ids)
         self.totals.seconds += answer.prompt_seconds + answer.decode_seconds
-
-
-def _hidden_tags(model: Model) -> dict[int, str]:
-    """Tags that are special tokens, which a text leaves out."""
-    found = {model.tokenizer.token_id(tag): tag for tag in (OPEN, CLOSE)}
-    return {token: tag for token, tag in found.items() if token is not None and not model.tokenizer.decode([token])}

@@ -16,8 +16,11 @@ from dsv3c.runtime.server.deltas import Begun, Delta, Deltas, Ended, Reason, Tex
 from dsv3c.runtime.server.errors import FieldInvalid, breaks_model
 from dsv3c.runtime.server.metrics import Meter
 from dsv3c.runtime.server.models import Lease
-from dsv3c.runtime.server.readers import Plain, Reader, reader_for
+from dsv3c.runtime.server.readers import Chat, Part, Plain, Reader
 from dsv3c.runtime.server.token_texts import scored
+from dsv3c.runtime.text.dialects.dialect import Dialect
+from dsv3c.runtime.text.dialects.forms import Tools
+from dsv3c.runtime.text.thoughts import opened_by
 
 if TYPE_CHECKING:
     from dsv3c.runtime.engine.engine import Ticket
@@ -27,10 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt that is checked and encoded. text: of it, where it was one."""
+    """A prompt that is checked and encoded, and who reads its answers. text: of the prompt, where it has one. opened:
+    whether it ends within thoughts, opening: with the beginning of the answer."""
 
     task: Task
     text: str
+    dialect: Dialect | None = None
+    tools: Tools = ()
+    opened: bool = False
+    opening: str = ""
+
+    def reader(self, index: int) -> Reader:
+        if self.dialect is None:
+            return Plain(index)
+        return Chat(index, self.dialect, self.tools, self.opened, self.opening)
 
 
 async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
@@ -47,13 +60,13 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
         )
     began = time.monotonic()
     with admission.place(asked.count) as place:
-        prepared = await asyncio.to_thread(_prepared, lease.model, asked)
+        prepared = await asyncio.to_thread(_prepared, lease, asked)
         lengths = tuple(each.task.prompt.size for each in prepared)
         place.prompt_tokens = sum(lengths)
         yield Begun(lengths)
         await place.turn()
         choices = [
-            _Choice(asked, number * asked.results + index, each, lease.model)
+            _Choice(number * asked.results + index, each, lease.model)
             for number, each in enumerate(prepared)
             for index in range(asked.results)
         ]
@@ -73,20 +86,27 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             raise
 
 
-def _prepared(model: Model, asked: Asked) -> list[Prepared]:
+def _prepared(lease: Lease, asked: Asked) -> list[Prepared]:
     """Runs in a thread: rendering, encoding and compiling a grammar take their time."""
-    how = dict(asked.how)
-    if not asked.messages:
-        return [_of_prompt(model, prompt, how) for prompt in asked.prompts]
-    if not model.has_tokenizer or not model.tokenizer.has_chat_template:
+    if asked.messages:
+        return [_of_chat(lease, asked)]
+    return [_of_prompt(lease.model, prompt, dict(asked.how)) for prompt in asked.prompts]
+
+
+def _of_chat(lease: Lease, asked: Asked) -> Prepared:
+    model, dialect = lease.model, lease.dialect
+    if dialect is None or not model.tokenizer.has_chat_template:
         raise TemplateMissing()
-    variables = dict(asked.variables)
-    if asked.tools and asked.tool_choice.kind != "none":
-        variables["tools"] = [tool.content for tool in asked.tools]
-    text = model.tokenizer.render_chat(asked.messages, **variables)
-    model.require_room(text)
-    how.setdefault("max_new_tokens", model.context)  # as many as there is room for
-    return [Prepared(model.task(model.tokenizer.encode_plain(text), **how), text)]
+    choice = asked.tool_choice
+    tools = [] if choice.kind == "none" else [tool.content for tool in asked.tools]
+    messages, variables = dialect.prompt(asked.messages, tools)
+    text = model.tokenizer.render_chat(messages, **{**asked.variables, **variables})
+    opened = opened_by(text)
+    opening = dialect.opening(opened, choice.name) if choice.kind == "required" else ""
+    model.require_room(text + opening)
+    how = {"max_new_tokens": model.context, **asked.how}  # as many as there is room for
+    task = model.task(model.tokenizer.encode_plain(text + opening), **how)
+    return Prepared(task, text, dialect, tools, opened, opening)
 
 
 def _of_prompt(model: Model, prompt: str | tuple[int, ...], how: dict[str, Any]) -> Prepared:
@@ -149,20 +169,18 @@ async def _pump(ticket: Ticket, first: int, queue: asyncio.Queue[tuple[int, Even
 class _Choice:
     """One result: its events become deltas."""
 
-    def __init__(self, asked: Asked, index: int, prepared: Prepared, model: Model) -> None:
+    def __init__(self, index: int, prepared: Prepared, model: Model) -> None:
         self.index = index
         self._prepared = prepared
         self._tokenizer: Tokenizer | None = model.tokenizer if model.has_tokenizer else None
-        self._reader: Reader = (
-            Plain(index) if self._tokenizer is None else reader_for(asked, index, self._tokenizer, prepared.text)
-        )
+        self._reader = prepared.reader(index)
         self._thoughts = 0
 
     def echo(self) -> Delta:
         return Text(self.index, self._prepared.text)
 
     def deltas(self, event: Event) -> Iterator[Delta]:
-        found = list(self._reader.push(event.text, event.token_id))
+        found: list[Part] = list(self._reader.push(event.text, event.token_id))
         if event.generation is not None:
             found += self._reader.flush()
         if event.token_id is not None and found and isinstance(found[-1], Thought):
@@ -174,7 +192,7 @@ class _Choice:
         if event.generation is not None:
             yield self._ended(event.generation)
 
-    def _with_logprobs(self, found: list[Delta], event: Event) -> Iterator[Delta]:
+    def _with_logprobs(self, found: list[Part], event: Event) -> Iterator[Delta]:
         """With the first text of the event, or with none."""
         assert event.logprobs is not None and self._tokenizer is not None
         told = (scored(self._tokenizer, event.logprobs),)

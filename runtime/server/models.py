@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from dsv3c.runtime.server.admission import Admission
 from dsv3c.runtime.server.errors import Ending, MemoryShort, ModelFailed, ModelUnknown
 from dsv3c.runtime.server.loading import available_bytes, load, unload, weight_bytes
 from dsv3c.runtime.server.settings import Settings
+from dsv3c.runtime.text.dialects.dialect import Dialect, dialect_of
 
 if TYPE_CHECKING:
     from dsv3c.runtime.model import Model
@@ -42,6 +44,10 @@ class Loaded:
     retired: bool = False
     broken: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @cached_property
+    def dialect(self) -> Dialect | None:
+        return dialect_of(self.model.tokenizer) if self.model.has_tokenizer else None
 
 
 @dataclass(eq=False)
@@ -74,11 +80,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Lease:
-    """A model for the length of a request."""
+    """A model for the length of a request. dialect: how it chats. broke: tells that the device failed under it."""
 
     served: Served
     model: Model
-    broke: Callable[[BaseException], None]  # tells that the device failed under it
+    dialect: Dialect | None
+    broke: Callable[[BaseException], None]
 
 
 class Models:
@@ -125,7 +132,7 @@ class Models:
         loaded = await self._ready(served)
         loaded.leases += 1
         try:
-            yield Lease(served, loaded.model, lambda error: self._broke(served, loaded, error))
+            yield Lease(served, loaded.model, loaded.dialect, lambda error: self._broke(served, loaded, error))
         finally:
             loaded.leases -= 1
             served.used = time.monotonic()

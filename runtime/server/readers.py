@@ -1,26 +1,28 @@
-"""Takes the text of a chat's answer apart: what is thought, what is said, which tools are called."""
+"""Takes the text of an answer apart: what is thought, what is said, which tools are called."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from dsv3c.runtime.server.asked import Asked
-from dsv3c.runtime.server.deltas import Delta, Text, Thought
-from dsv3c.runtime.text.thoughts import CLOSE, OPEN, Piece, ThoughtFilter
+from dsv3c.runtime.server.deltas import CallArguments, CallBegun, Text, Thought
+from dsv3c.runtime.text.dialects import pieces
+from dsv3c.runtime.text.dialects.dialect import Dialect
+from dsv3c.runtime.text.dialects.forms import Tools
 
-if TYPE_CHECKING:
-    from dsv3c.runtime.text.tokenizer import Tokenizer
+Part = Text | Thought | CallBegun | CallArguments
 
 
 class Reader(Protocol):
     """Of one result. called: whether a tool was."""
 
-    called: bool
+    @property
+    def called(self) -> bool: ...
 
-    def push(self, text: str, token_id: int | None) -> Iterable[Delta]: ...
+    def push(self, text: str, token_id: int | None) -> Iterable[Part]: ...
 
-    def flush(self) -> Iterable[Delta]: ...
+    def flush(self) -> Iterable[Part]: ...
 
 
 class Plain:
@@ -31,43 +33,44 @@ class Plain:
     def __init__(self, index: int) -> None:
         self._index = index
 
-    def push(self, text: str, token_id: int | None) -> Iterator[Delta]:
+    def push(self, text: str, token_id: int | None) -> Iterator[Part]:
         if text:
             yield Text(self._index, text)
 
-    def flush(self) -> Iterator[Delta]:
+    def flush(self) -> Iterator[Part]:
         yield from ()
 
 
-class Thinking:
-    """Thoughts and text. opened: whether the prompt ends in thoughts."""
+class Chat:
+    """As the model's dialect has it. opened: whether the answer begins within thoughts. opening: the beginning of it
+    that stands in the prompt already."""
 
-    called = False
-
-    def __init__(self, index: int, tokenizer: Tokenizer, opened: bool) -> None:
+    def __init__(self, index: int, dialect: Dialect, tools: Tools, opened: bool, opening: str) -> None:
         self._index = index
-        self._filter = ThoughtFilter(opened)
-        self._hidden = _hidden_tags(tokenizer)
+        self._tags = dialect.tags
+        self._reader = dialect.reader(opened, tools)
+        self._calls = 0
+        self._early = self._reader.push(opening) if opening else []
 
-    def push(self, text: str, token_id: int | None) -> Iterator[Delta]:
-        yield from self._told(self._filter.push(text + self._hidden.get(-1 if token_id is None else token_id, "")))
+    @property
+    def called(self) -> bool:
+        return self._calls > 0
 
-    def flush(self) -> Iterator[Delta]:
-        yield from self._told(self._filter.flush())
+    def push(self, text: str, token_id: int | None) -> Iterator[Part]:
+        early, self._early = self._early, []
+        tag = self._tags.get(-1 if token_id is None else token_id, "")
+        yield from self._told([*early, *self._reader.push(text + tag)])
 
-    def _told(self, pieces: Iterable[Piece]) -> Iterator[Delta]:
-        for text, thought in pieces:
-            yield Thought(self._index, text) if thought else Text(self._index, text)
+    def flush(self) -> Iterator[Part]:
+        early, self._early = self._early, []
+        yield from self._told([*early, *self._reader.flush()])
 
-
-def reader_for(asked: Asked, index: int, tokenizer: Tokenizer, prompt: str) -> Reader:
-    """prompt: what the template made of the messages."""
-    if not asked.messages:
-        return Plain(index)
-    return Thinking(index, tokenizer, prompt.rstrip().endswith(OPEN))
-
-
-def _hidden_tags(tokenizer: Tokenizer) -> dict[int, str]:
-    """Tags that are special tokens, which a text leaves out."""
-    found = {tokenizer.token_id(tag): tag for tag in (OPEN, CLOSE)}
-    return {token: tag for token, tag in found.items() if token is not None and not tokenizer.decode([token])}
+    def _told(self, found: Iterable[pieces.Piece]) -> Iterator[Part]:
+        for piece in found:
+            if isinstance(piece, pieces.CallBegun):
+                self._calls += 1
+                yield CallBegun(self._index, self._calls - 1, f"call_{secrets.token_hex(12)}", piece.name)
+            elif isinstance(piece, pieces.CallArguments):
+                yield CallArguments(self._index, self._calls - 1, piece.text)
+            else:
+                yield (Thought if isinstance(piece, pieces.Thought) else Text)(self._index, piece.text)

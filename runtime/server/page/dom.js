@@ -1,0 +1,64 @@
+// Elements without markup: every text becomes a text node, so nothing that a model or a server says is ever parsed.
+
+/** `el("button.plain", {type: "button", onclick: run}, "Run")`; attributes that are null or false are left out. */
+export function el(what, attributes = {}, ...children) {
+  const [tag, ...classes] = what.split(".");
+  const node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(" ");
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  return node;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Tell it to who cannot see it. */
+export function announce(text) {
+  byId("status").textContent = text;
+}
+
+/** A note at the bottom that goes by itself, for what needs no decision. */
+export function notify(text) {
+  const note = byId("note");
+  note.textContent = text;
+  note.hidden = false;
+  clearTimeout(notify.timer);
+  notify.timer = setTimeout(() => (note.hidden = true), 8000);
+}
+
+export async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    notify("The browser does not allow copying here. Select the text instead.");
+    return;
+  }
+  const before = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = before), 1500);
+}
+
+/** As high as its text, up to what the style allows. */
+export function fit(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
+}
+
+const NUMBER = new Intl.NumberFormat("en");
+
+export const count = (value) => NUMBER.format(value);
+
+export function bytes(value) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let at = 0;
+  for (; value >= 1000 && at < units.length - 1; at += 1) value /= 1000;
+  return `${value >= 100 || at === 0 ? Math.round(value) : value.toFixed(1)} ${units[at]}`;
+}
+
+export const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`);
+
+export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
