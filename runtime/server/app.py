@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dsv3c.runtime.errors import RuntimeFault
-from dsv3c.runtime.server.api import llama_server, models, openai_chat, openai_completions
+from dsv3c.runtime.server.api import anthropic_messages, llama_server, models, openai_chat, openai_completions
 from dsv3c.runtime.server.errors import MethodRefused, RouteUnknown
 from dsv3c.runtime.server.guard import Guard, Keys
 from dsv3c.runtime.server.logs import Access
@@ -28,9 +28,11 @@ ROUTES: tuple[BaseRoute, ...] = (
     *models.routes,
     *openai_chat.routes,
     *openai_completions.routes,
+    *anthropic_messages.routes,
     *llama_server.routes,
 )
-FORMS: dict[str, Form] = {}  # of errors, by the beginning of a path; OpenAI's elsewhere
+# Of errors, by the beginning of a path; OpenAI's elsewhere.
+FORMS: dict[str, Form] = {"/v1/messages": anthropic_messages.anthropic_form}
 OPEN_BELOW: tuple[str, ...] = ()  # folders that take no key
 Failed = Callable[[RuntimeFault], None]
 
