@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dsv3c.runtime.engine.generation import Event, Generation, Task
 from dsv3c.runtime.errors import TemplateMissing
 from dsv3c.runtime.server.asked import Asked
-from dsv3c.runtime.server.deltas import Begun, Delta, Deltas, Ended, Reason, Text, Thought, Usage
+from dsv3c.runtime.server.deltas import Begun, Delta, Deltas, Ended, Reason, Scored, Text, Thought, Usage
 from dsv3c.runtime.server.errors import FieldInvalid, breaks_model
+from dsv3c.runtime.server.guided import after_thoughts
 from dsv3c.runtime.server.metrics import Meter
 from dsv3c.runtime.server.models import Lease
+from dsv3c.runtime.server.prompt_scores import prompt_scores
 from dsv3c.runtime.server.readers import Chat, Part, Plain, Reader
 from dsv3c.runtime.server.token_texts import scored
 from dsv3c.runtime.text.dialects.dialect import Dialect
@@ -70,10 +72,14 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             for number, each in enumerate(prepared)
             for index in range(asked.results)
         ]
-        for choice in choices if asked.echo else ():
-            yield choice.echo()
-        clock = _Clock(meter, began)
         try:
+            for choice in choices if asked.echo else ():
+                yield Text(choice.index, choice.prepared.text, await _echoed(lease.model, choice.prepared.task))
+            if not asked.complete:
+                for choice in choices:
+                    yield choice.nothing()
+                return
+            clock = _Clock(meter, began)
             async with aclosing(_events(lease.model, prepared, asked.results)) as events:
                 async for index, event in events:
                     place.tokens += event.token_id is not None
@@ -84,6 +90,12 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             if breaks_model(error):
                 lease.broke(error)
             raise
+
+
+async def _echoed(model: Model, task: Task) -> tuple[Scored, ...]:
+    if task.params.logprobs is None or not model.has_tokenizer:
+        return ()
+    return await asyncio.to_thread(prompt_scores, model, task.prompt, task.params.logprobs)
 
 
 def _prepared(lease: Lease, asked: Asked) -> list[Prepared]:
@@ -114,6 +126,9 @@ def _of_chat(lease: Lease, asked: Asked) -> Prepared:
     opening = dialect.opening(opened, choice.name) if choice.kind == "required" else ""
     model.require_room(text + opening)
     how = {"max_new_tokens": model.context, **asked.how}  # as many as there is room for
+    if opened and not opening and "json_schema" in how:
+        model.parameters({"json_schema": how["json_schema"]})  # told of by its name, if it is at fault
+        how["grammar"] = after_thoughts(how.pop("json_schema"), model.tokenizer)
     task = model.task(model.tokenizer.encode_plain(text + opening), **how)
     return Prepared(task, text, dialect, tools, opened, opening)
 
@@ -180,13 +195,15 @@ class _Choice:
 
     def __init__(self, index: int, prepared: Prepared, model: Model) -> None:
         self.index = index
-        self._prepared = prepared
+        self.prepared = prepared
         self._tokenizer: Tokenizer | None = model.tokenizer if model.has_tokenizer else None
         self._reader = prepared.reader(index)
         self._thoughts = 0
 
-    def echo(self) -> Delta:
-        return Text(self.index, self._prepared.text)
+    def nothing(self) -> Ended:
+        """Of a prompt that is told alone."""
+        size = self.prepared.task.prompt.size
+        return self._ended(Generation("", (), "length", size, prompt_seconds=0.0, decode_seconds=0.0, steps=0))
 
     def deltas(self, event: Event) -> Iterator[Delta]:
         found: list[Part] = list(self._reader.push(event.text, event.token_id))
@@ -230,7 +247,7 @@ class _Choice:
 
     def _stop_string(self, generation: Generation) -> str | None:
         """The tokens go on to the end of it, the text does not."""
-        stops = self._prepared.task.params.stop
+        stops = self.prepared.task.params.stop
         if generation.finish_reason != "stop" or not stops or self._tokenizer is None:
             return None
         rest = self._tokenizer.decode(generation.token_ids)[len(generation.text) :]

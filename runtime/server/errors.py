@@ -234,5 +234,6 @@ _CODES: Mapping[type[ServerFault], str] = {
 
 
 def breaks_model(fault: BaseException) -> bool:
-    """Whether the model has to be loaded again."""
-    return isinstance(fault, RuntimeFault) and not isinstance(fault, _OF_REQUESTS)
+    """Whether the model has to be loaded again after this, which came out of its steps: a fault of its device, or one
+    of the engine, whose state is not known then."""
+    return not isinstance(fault, _OF_REQUESTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from dsv3c.runtime.server.settings import Settings
 if TYPE_CHECKING:
     from dsv3c.runtime.model import Model
 
-log = logging.getLogger(__name__)
 _WEIGHTS = "weights.safetensors"
 
 
@@ -24,8 +22,8 @@ def load(folder: Path, settings: Settings) -> Model:
 
     artifact = Artifact.open(folder)
     plan = artifact.plan
-    batch = _at_most("--max-batch", settings.max_batch, plan.bounds.S, folder)
-    context = None if settings.context is None else _at_most("--context", settings.context, plan.context, folder)
+    batch = min(settings.max_batch, plan.bounds.S)
+    context = None if settings.context is None else min(settings.context, plan.context)
     placement = Placement(threads=settings.threads, device=settings.device)
     model = Model.load(artifact, placement, Serving(context, batch, settings.speculate))
     if model.has_tokenizer:
@@ -60,9 +58,3 @@ def available_bytes() -> int | None:
         return None
     found = next((line for line in lines if line.startswith("MemAvailable:")), None)
     return None if found is None else int(found.split()[1]) << 10
-
-
-def _at_most(option: str, asked: int, limit: int, folder: Path) -> int:
-    if asked > limit:
-        log.warning("%s %d is more than %s has: it is %d", option, asked, folder.name, limit)
-    return min(asked, limit)

@@ -204,7 +204,7 @@ class Models:
             async with self._one_at_a_time:
                 await self._make_room(served)
                 model = await self._loaded_model(served)
-            served.admission.resize(min(self._settings.max_batch, model.artifact.plan.bounds.S))
+            served.admission.resize(self._batch(model))
             loaded = served.loaded = Loaded(model)
             served.fault, served.used = None, time.monotonic()
             return loaded
@@ -219,12 +219,18 @@ class Models:
             try:
                 began = time.monotonic()
                 model = await asyncio.to_thread(self._load, served.folder, self._settings)
-                log.info("model %s loaded in %.1f s: context %d", served.name, time.monotonic() - began, model.context)
+                seconds, batch = time.monotonic() - began, self._batch(model)
+                how = "model %s loaded in %.1f s: context %d, %d answers at once"
+                log.info(how, served.name, seconds, model.context, batch)
                 return model
             except _SHORT_OF_MEMORY as error:
                 if not await self._unload_one(served):
                     raise
                 log.info("memory is short (%s): trying again", type(error).__name__)
+
+    def _batch(self, model: Model) -> int:
+        """Sequences at once; a step of the artifact may hold less than is asked for."""
+        return min(self._settings.max_batch, model.artifact.plan.bounds.S)
 
     async def _make_room(self, served: Served) -> None:
         needed = weight_bytes(served.folder)

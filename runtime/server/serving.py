@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, cast
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dsv3c.runtime.errors import RuntimeFault
@@ -41,8 +42,18 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    config = uvicorn.Config(
-        build(settings, models, failed),
+    server = Server(config(build(settings, models, failed), settings), models)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("listening on http://%s:%d", shown, opened.getsockname()[1])
+    with opened:
+        asyncio.run(server.serve([opened]))
+    if failures:
+        raise failures[0]
+
+
+def config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http=Patient,
         ws="none",
         log_config=None,
@@ -52,13 +63,6 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         limit_concurrency=_CONNECTIONS,
     )
-    server = Server(config, models)
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log.info("listening on http://%s:%d", shown, opened.getsockname()[1])
-    with opened:
-        asyncio.run(server.serve([opened]))
-    if failures:
-        raise failures[0]
 
 
 class Server(uvicorn.Server):

@@ -17,6 +17,11 @@ def scored(tokenizer: Tokenizer, found: TokenLogprobs) -> Scored:
     return _scored(tokenizer, found.token_id, found.logprob, top)
 
 
+def unscored(tokenizer: Tokenizer, token: int) -> Scored:
+    """One that nothing foretells."""
+    return _scored(tokenizer, token, None)
+
+
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     """Those that a token adds to a text; the name of a special token; none for an id without a token."""
     name = tokenizer.token(token_id)
@@ -29,7 +34,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     return (tokenizer.decode([token_id]) or name).encode("utf-8", "replace")
 
 
-def _scored(tokenizer: Tokenizer, token: int, logprob: float, top: tuple[Scored, ...] = ()) -> Scored:
+def _scored(tokenizer: Tokenizer, token: int, logprob: float | None, top: tuple[Scored, ...] = ()) -> Scored:
     data = token_bytes(tokenizer, token)
     return Scored(data.decode("utf-8", "replace"), data, token, logprob, top)
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 
 from dsv3c.runtime.server.app import build
 from dsv3c.runtime.server.models import Models
 from dsv3c.runtime.server.service import Service
-from dsv3c.runtime.server.serving import Patient, Server
+from dsv3c.runtime.server.serving import Server, config
 from dsv3c.runtime.server.settings import Settings
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.shared import once
@@ -99,11 +98,7 @@ def running(settings: Settings, load: Callable[[Path, Settings], Any] | None = N
     """On a port that the system chooses. load: instead of loading models."""
     models = Models(settings) if load is None else Models(settings, load)
     app: Starlette = build(settings, models)
-    grace = max(1, round(settings.grace))
-    config = uvicorn.Config(
-        app, http=Patient, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=grace
-    )
-    server = Server(config, models)
+    server = Server(config(app, settings), models)
     loop = asyncio.new_event_loop()
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
