@@ -117,6 +117,11 @@ class ModelUnknown(ServerFault):
     message = "model: there is none named {name}; served are {known}"
 
 
+class ResponseUnknown(ServerFault):
+    status, kind = 404, UNKNOWN
+    message = "there is no such response, or it is not remembered any more"
+
+
 class FeatureMissing(ServerFault):
     message = "{field}: {what} is not to be had: {reason}"
 
