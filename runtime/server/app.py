@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.server import page
 from dsv3c.runtime.server.api import (
     anthropic_messages,
     llama_server,
@@ -38,10 +39,11 @@ ROUTES: tuple[BaseRoute, ...] = (
     *openai_responses.routes,
     *anthropic_messages.routes,
     *llama_server.routes,
+    *page.routes(),
 )
 # Of errors, by the beginning of a path; OpenAI's elsewhere.
 FORMS: dict[str, Form] = {"/v1/messages": anthropic_messages.anthropic_form}
-OPEN_BELOW: tuple[str, ...] = ()  # folders that take no key
+OPEN_BELOW: tuple[str, ...] = ("/page/",)  # folders that take no key
 Failed = Callable[[RuntimeFault], None]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -167,3 +170,20 @@ def test_of_a_model_that_broke_nothing_is_saved(tiny_settings: Settings, tmp_pat
         while not server.service.models.find(None).loaded and time.monotonic() < until:
             time.sleep(0.02)
         assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_told_to_end_saves_what_it_has_read(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dsv3c.runtime", "serve", str(tiny), "--port", "0", "--max-batch", "2"]
+    process = subprocess.Popen([*command, "--cache-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = next(line.split()[-1] for line in process.stderr if "listening on http://" in line)
+        body = {"prompt": "Once upon a time there was a king", "max_tokens": 1}
+        assert httpx2.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert "prefixes of 32 tokens saved" in log
+    assert [file.suffix for file in tmp_path.iterdir()] == [".prefixes"]

@@ -19,6 +19,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from dsv3c.runtime.errors import DeviceNotChosen
+from dsv3c.runtime.server.serving import AddressTaken, listen, serve
+from dsv3c.runtime.server.settings import Settings
 from tests.conftest import heed_signals
 
 STREAM: Any = {"messages": [{"role": "user", "content": "my secret words"}], "ignore_eos": True, "stream": True}
@@ -111,20 +114,16 @@ def test_ctrl_c_ends_it(start: Start) -> None:
     assert not any("Traceback" in line for line in program.lines)
 
 
-def test_a_port_that_is_taken_is_told(tiny: Path) -> None:
+def test_an_address_that_cannot_be_had_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "dsv3c.runtime", "serve", str(tiny), "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"error: cannot listen on 127.0.0.1 port {port}: Address already in use" in done.stderr
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            listen("127.0.0.1", port)
+    with pytest.raises(AddressTaken, match="no.such.host.invalid"):
+        listen("no.such.host.invalid", 0)
 
 
-def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in tiny.iterdir():
-        (broken / file.name).symlink_to(file)
-    command = [sys.executable, "-m", "dsv3c.runtime", "serve", str(broken), "--port", "0", "--device", "9"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    assert done.returncode == 1 and "error: --device is '9', but artifacts for x86" in done.stderr
+def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3c.runtime.server.logs.set_up", lambda as_json: None)
+    with pytest.raises(DeviceNotChosen, match="--device is '9'"):
+        serve(Settings(artifacts=(tiny,), port=0, device="9"))

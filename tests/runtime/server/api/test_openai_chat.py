@@ -180,7 +180,9 @@ def test_parts_of_a_content_are_joined_and_developers_are_the_system(client: ope
     parts: Any = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     messages: Any = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
-    assert found.usage.prompt_tokens == len(["bos", "user", "user", "assistant"]) + len("system: Be brief.user: Hel\nlo")
+    assert found.usage.prompt_tokens == len(["bos", "user", "user", "assistant"]) + len(
+        "system: Be brief.user: Hel\nlo"
+    )
 
 
 @pytest.mark.parametrize(
