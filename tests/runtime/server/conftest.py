@@ -137,3 +137,12 @@ def serving(tiny_settings: Settings) -> Iterator[Callable[..., Running]]:
 
     with ExitStack() as stack:
         yield lambda **fields: stack.enter_context(running(replace(tiny_settings, **fields)))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser, for tests of the page; where there is none they are left out (tests/selection.py)."""
+    from tests.runtime.server.browser import chromium
+
+    with chromium() as driver:
+        yield driver
