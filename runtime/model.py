@@ -22,7 +22,7 @@ from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.conversations import Conversations
 from dsv3c.runtime.engine.engine import Engine, Ticket
-from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, counting
+from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, choice_of, counting
 from dsv3c.runtime.engine.generation import Event, Generation, Task, settings
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.engine.grammar import Grammar, Grammars
@@ -260,7 +260,7 @@ class Model:
 
         how: fields of SamplingParams, and priority: requests with a lower one (0) wait for those with a higher one.
         overflow: "stop" ends a text that fills the context, "slide" goes on with its beginning and its end. speculate:
-        False for none, if the model was loaded with it.
+        False for none, if the model was loaded with it. experts: whether those that its tokens visit are counted.
         """
         return self.hand_in(self.task(prompt, add_bos, **how))
 
@@ -281,6 +281,7 @@ class Model:
             priority=request.priority,
             speculate=request.speculate,
             grammar=self._grammar(params),
+            experts=choice_of(self.session, self.config) if request.experts else None,
         )
 
     def hand_in(self, task: Task) -> Ticket:

@@ -105,14 +105,23 @@ def _prepared(lease: Lease, asked: Asked) -> list[Prepared]:
     return [_of_prompt(lease.model, prompt, dict(asked.how)) for prompt in asked.prompts]
 
 
-def _of_chat(lease: Lease, asked: Asked) -> Prepared:
-    model, dialect = lease.model, lease.dialect
-    if dialect is None or not model.tokenizer.has_chat_template:
+def prompt_tokens(lease: Lease, asked: Asked) -> int:
+    """Of a chat, however many the context holds. It takes its time. Raises what rendering and encoding raise."""
+    return len(lease.model.tokenizer.encode_plain(_rendered(lease, asked)[0]))
+
+
+def _rendered(lease: Lease, asked: Asked) -> tuple[str, Dialect, Tools]:
+    dialect = lease.dialect
+    if dialect is None or not lease.model.tokenizer.has_chat_template:
         raise TemplateMissing()
-    choice = asked.tool_choice
-    tools = [] if choice.kind == "none" else [tool.content for tool in asked.tools]
+    tools = [] if asked.tool_choice.kind == "none" else [tool.content for tool in asked.tools]
     messages, variables = dialect.prompt(asked.messages, tools)
-    text = model.tokenizer.render_chat(messages, **{**asked.variables, **variables})
+    return lease.model.tokenizer.render_chat(messages, **{**asked.variables, **variables}), dialect, tools
+
+
+def _of_chat(lease: Lease, asked: Asked) -> Prepared:
+    model, choice = lease.model, asked.tool_choice
+    text, dialect, tools = _rendered(lease, asked)
     opened = opened_by(text)
     opening = dialect.opening(opened, choice.name) if choice.kind == "required" else ""
     model.require_room(text + opening)

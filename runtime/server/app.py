@@ -15,7 +15,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dsv3c.runtime.errors import RuntimeFault
-from dsv3c.runtime.server.api import llama_server, models, openai_chat, openai_completions
+from dsv3c.runtime.server import page
+from dsv3c.runtime.server.api import (
+    anthropic_messages,
+    llama_server,
+    models,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+)
 from dsv3c.runtime.server.errors import MethodRefused, RouteUnknown
 from dsv3c.runtime.server.guard import Guard, Keys
 from dsv3c.runtime.server.logs import Access
@@ -28,10 +36,14 @@ ROUTES: tuple[BaseRoute, ...] = (
     *models.routes,
     *openai_chat.routes,
     *openai_completions.routes,
+    *openai_responses.routes,
+    *anthropic_messages.routes,
     *llama_server.routes,
+    *page.routes(),
 )
-FORMS: dict[str, Form] = {}  # of errors, by the beginning of a path; OpenAI's elsewhere
-OPEN_BELOW: tuple[str, ...] = ()  # folders that take no key
+# Of errors, by the beginning of a path; OpenAI's elsewhere.
+FORMS: dict[str, Form] = {"/v1/messages": anthropic_messages.anthropic_form}
+OPEN_BELOW: tuple[str, ...] = ("/page/",)  # folders that take no key
 Failed = Callable[[RuntimeFault], None]
 
 
@@ -40,7 +52,9 @@ def build(settings: Settings, served: Models, failed: Failed = lambda error: Non
     service = Service(settings, served)
     paths = frozenset(route.path for route in ROUTES if isinstance(route, Route))
     cors = [
-        Middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"], allow_headers=["*"])
+        Middleware(
+            CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"]
+        )
         for _ in settings.cors[:1]
     ]
     app = Starlette(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsv3c.runtime import errors
+from dsv3c.runtime.engine.expert_stats import ExpertsUnknown, NoExperts
 from dsv3c.runtime.errors import RequestFault, RuntimeFault
 
 INVALID, TOO_LARGE, UNAUTHORIZED, FORBIDDEN, UNKNOWN, BUSY, BROKEN = (
@@ -116,6 +117,11 @@ class ModelUnknown(ServerFault):
     message = "model: there is none named {name}; served are {known}"
 
 
+class ResponseUnknown(ServerFault):
+    status, kind = 404, UNKNOWN
+    message = "there is no such response, or it is not remembered any more"
+
+
 class FeatureMissing(ServerFault):
     message = "{field}: {what} is not to be had: {reason}"
 
@@ -174,6 +180,8 @@ _TOLD: tuple[type[RuntimeFault], ...] = (
     errors.TemplateFailed,
     errors.TemplateTooCostly,
     errors.MessagesInvalid,
+    NoExperts,
+    ExpertsUnknown,
 )
 _OF_REQUESTS = (
     *_TOLD,

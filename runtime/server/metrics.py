@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -50,6 +50,7 @@ class Metrics:
             "dsv3c_answer_seconds", "From the request to its end", by_model, buckets=_WHOLE, registry=registry
         )
         registry.register(_Now(models))
+        ProcessCollector(registry=registry)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

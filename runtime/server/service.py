@@ -11,6 +11,7 @@ from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Deltas
 from dsv3c.runtime.server.metrics import Meter, Metrics
 from dsv3c.runtime.server.models import Models
+from dsv3c.runtime.server.remembered import Remembered
 from dsv3c.runtime.server.settings import Settings
 
 
@@ -19,6 +20,7 @@ class Service:
         self.settings = settings
         self.models = models
         self.metrics = Metrics(models)
+        self.remembered = Remembered()
 
     async def answer(self, asked: Asked) -> Deltas:
         """As `answering.answer`, of the model that is asked for. Raises what leasing it raises, too."""

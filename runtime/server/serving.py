@@ -34,7 +34,7 @@ class AddressTaken(RuntimeFault):
 def serve(settings: Settings) -> None:
     """Until a signal ends it. Raises AddressTaken, and what loading the first model raises."""
     logs.set_up(settings.log_json)
-    opened = _listen(settings.host, settings.port)
+    opened = listen(settings.host, settings.port)
     failures: list[RuntimeFault] = []
     models = Models(settings)
 
@@ -117,7 +117,8 @@ class Patient(H11Protocol):
             self.transport.abort()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises AddressTaken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dsv3c.runtime.server.api.experts import experts_of
 from dsv3c.runtime.server.api.messages import messages_of
 from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of, length_of
@@ -171,7 +172,8 @@ def _choice_json(index: int, choice: _Choice) -> dict[str, Any]:
         message["tool_calls"] = [choice.calls[number] for number in sorted(choice.calls)]
     logprobs = {"content": [scored_json(token) for token in choice.logprobs]} if choice.logprobs else None
     reason = FINISH[choice.ended.reason] if choice.ended is not None else None
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+    found = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+    return {**found, **experts_of(choice.ended)}
 
 
 async def _events(deltas: Deltas, reply: _Reply, fields: Mapping[str, str]) -> Events:
@@ -207,7 +209,7 @@ def _chunk(delta: Delta, reply: _Reply) -> dict[str, Any]:
         return reply.chunk(delta.index, {"tool_calls": [call]})
     assert isinstance(delta, Ended)
     reply.usages.append(delta.usage)
-    found = reply.chunk(delta.index, {}, finish_reason=FINISH[delta.reason])
+    found = reply.chunk(delta.index, {}, finish_reason=FINISH[delta.reason], **experts_of(delta))
     return {**found, "timings": timings_of(delta.generation)}
 
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dsv3c.runtime.server.api.experts import experts_of
 from dsv3c.runtime.server.api.openai_parts import FINISH, finite, new_id, now, timings_of, usage_of
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of
 from dsv3c.runtime.server.asked import Asked
@@ -134,22 +135,23 @@ class _Reply:
 async def _collect(deltas: Deltas, reply: _Reply) -> dict[str, Any]:
     texts: dict[int, list[str]] = {}
     tokens: dict[int, list[Scored]] = {}
-    reasons: dict[int, str] = {}
+    ended: dict[int, Ended] = {}
     async for delta in deltas:
         if isinstance(delta, Text):
             texts.setdefault(delta.index, []).append(delta.text)
             tokens.setdefault(delta.index, []).extend(delta.logprobs)
         elif isinstance(delta, Ended):
             reply.ended.append(delta)
-            reasons[delta.index] = FINISH[delta.reason]
+            ended[delta.index] = delta
     choices = [
         {
             "index": index,
             "text": "".join(texts.get(index, ())),
             "logprobs": reply.logprobs(index, tokens.get(index, [])),
-            "finish_reason": reasons[index],
+            "finish_reason": FINISH[ended[index].reason],
+            **experts_of(ended[index]),
         }
-        for index in sorted(reasons)
+        for index in sorted(ended)
     ]
     return reply.json(choices, usage=reply.usage(), timings=timings_of(reply.ended[0].generation))
 
@@ -174,7 +176,7 @@ def _chunk(delta: Delta, reply: _Reply) -> dict[str, Any]:
     assert isinstance(delta, Ended)
     reply.ended.append(delta)
     choice = {"index": delta.index, "text": "", "logprobs": None, "finish_reason": FINISH[delta.reason]}
-    return reply.json([choice], timings=timings_of(delta.generation))
+    return reply.json([{**choice, **experts_of(delta)}], timings=timings_of(delta.generation))
 
 
 routes = [Route("/v1/completions", completions, methods=["POST"])]

@@ -26,7 +26,7 @@ _INTEGERS = {
     "no_repeat_ngram_size": (0, 1 << 16),
     "seed": (-(1 << 63), (1 << 64) - 1),
 }
-_FLAGS = ("ignore_eos",)
+_FLAGS = ("ignore_eos", "experts")
 _TEXTS = ("grammar", "regex")
 _FIELDS = {  # what a field is in the engine, where it has another name
     "n": "num_return_sequences",

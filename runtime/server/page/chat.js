@@ -1,6 +1,5 @@
 // The conversation that is shown, and the answer that is under way.
 
-import * as api from "./api.js";
 import { announce, byId, fit } from "./dom.js";
 import { Figures, line } from "./figures.js";
 import { kept } from "./faults.js";
@@ -10,13 +9,12 @@ import * as store from "./store.js";
 const SAVE_EVERY = 2000; // ms, while an answer comes
 
 export class Chat {
-  /** hooks: model() gives the name, parameters(mode) what goes into a request; saved(), experts(counts),
-   * unauthorized() and showField(name) are told. */
+  /** hooks: model() gives the name, parameters(mode) what goes into a request, stream(path, body, signal) the answer,
+   * hasField(name) whether there is such a parameter; saved(), unauthorized() and showField(name) are told. */
   constructor(hooks) {
     this.hooks = hooks;
     this.conversation = null;
     this.running = null; // {conversation, node, controller, figures, view}
-    this.uncounted = new Set(); // models that do not say which experts they use
     this.entry = byId("entry");
     this.list = byId("messages");
     this.scroll = byId("scroll");
@@ -119,18 +117,9 @@ export class Chat {
   }
 
   async receive(node, asked) {
-    const { signal } = this.running.controller;
-    const counts = !this.uncounted.has(node.model);
     const body = { model: node.model || undefined, ...asked, stream_options: { include_usage: true } };
-    try {
-      for await (const chunk of api.stream("v1/chat/completions", counts ? { ...body, experts: true } : body, signal)) {
-        this.take(node, chunk);
-      }
-    } catch (error) {
-      if (!counts || error.param !== "experts") throw error;
-      this.uncounted.add(node.model);
-      this.hooks.experts(null, error.message);
-      await this.receive(node, asked);
+    for await (const chunk of this.hooks.stream("v1/chat/completions", body, this.running.controller.signal)) {
+      this.take(node, chunk);
     }
   }
 
@@ -144,8 +133,6 @@ export class Chat {
     if (content || thought) figures.token();
     if (choice?.finish_reason) figures.reason = choice.finish_reason;
     if (chunk.usage) figures.settle(chunk.usage);
-    const experts = choice?.experts ?? chunk.experts;
-    if (experts) this.hooks.experts(experts);
     this.later();
   }
 

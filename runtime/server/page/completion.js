@@ -1,7 +1,6 @@
 // Text that goes on: each token with its probability, which the likeliest others stand beside. One of them can be taken
 // in its place; the text then goes on from there.
 
-import * as api from "./api.js";
 import { announce, byId, el, fit } from "./dom.js";
 import { fault } from "./faults.js";
 import { Figures, details, line } from "./figures.js";
@@ -79,7 +78,7 @@ export class Completion {
     const prompt = this.prompt + this.tokens.map((token) => token.text).join("");
     const more = { logprobs: LIKELIEST, stream_options: { include_usage: true } };
     const body = { model: this.hooks.model() || undefined, prompt, ...this.hooks.parameters("complete"), ...more };
-    for await (const chunk of api.stream("v1/completions", body, this.running.signal)) {
+    for await (const chunk of this.hooks.stream("v1/completions", body, this.running.signal)) {
       const [choice] = chunk.choices ?? [];
       if (choice) this.take(choice, figures);
       if (choice?.finish_reason) figures.reason = choice.finish_reason;

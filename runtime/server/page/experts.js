@@ -1,6 +1,7 @@
 // Which experts the last answer used: layers down, experts across, as `generate --expert-stats` draws it. The colour is
 // the root of how many times its even share an expert was chosen.
 
+import * as api from "./api.js";
 import { count, el, plural } from "./dom.js";
 
 const DARKEST = 4; // times the even share
@@ -10,6 +11,7 @@ export class Experts {
   constructor(panel) {
     this.part = "answer";
     this.found = null;
+    this.untold = new Set(); // models that do not say which experts they use
     this.title = el("p", {}, "The experts of the next answer will be shown here.");
     this.canvas = el("canvas", { role: "img", hidden: true });
     this.readout = el("p.figures.readout", { "aria-live": "off" });
@@ -32,6 +34,23 @@ export class Experts {
       this.draw();
     });
     return el("label", {}, input, el("span", {}, text));
+  }
+
+  /** As `api.stream`, with the experts of the answer; of a model that does not tell them, without. */
+  async *stream(path, body, signal) {
+    const asks = !this.untold.has(body.model);
+    try {
+      for await (const chunk of api.stream(path, asks ? { ...body, experts: true } : body, signal)) {
+        const found = chunk.choices?.[0]?.experts;
+        if (found) this.show(found);
+        yield chunk;
+      }
+    } catch (error) {
+      if (!asks || error.param !== "experts") throw error;
+      this.untold.add(body.model);
+      this.show(null, error.message);
+      yield* this.stream(path, body, signal);
+    }
   }
 
   /** found: as the server tells it, or null with the reason why it does not. */

@@ -20,7 +20,7 @@ const hooks = {
   model: () => model.value,
   parameters: (mode) => parameters.request(mode),
   saved: listConversations,
-  experts: (counts, reason) => experts.show(counts, reason),
+  stream: (path, body, signal) => experts.stream(path, body, signal),
   unauthorized: askForKey,
   hasField: (name) => parameters.has(name),
   showField,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
     options.binary_location = shutil.which("chromium") or ""
     for argument in _ARGUMENTS:
         options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
     try:
         yield driver
@@ -54,7 +53,8 @@ class Page:
     def open(self) -> None:
         """As somebody who was never here, on a wide screen, in light. What a tab keeps stays."""
         self.driver.get("about:blank")  # the page that is left may save something
-        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": self.url.rstrip("/"), "storageTypes": "all"})
+        kept = {"origin": self.url.rstrip("/"), "storageTypes": "all"}
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", kept)
         self.size(1200, 800)
         self.prefer("light")
         self.reload()
@@ -76,22 +76,21 @@ class Page:
 
     def module(self, name: str, script: str, *given: Any) -> Any:
         """What `script` returns, which has the module as `it` and the arguments as `given`."""
-        whole = f"const done = arguments[arguments.length - 1]; const given = [...arguments];\n"
-        whole += f"import('{self.url}page/{name}').then(async (it) => {{ {script} }}).then(done, (error) => done('' + error))"
-        return self.driver.execute_async_script(whole, *given)
+        told = f"import('{self.url}page/{name}').then(async (it) => {{ {script} }})"
+        begin = "const done = arguments[arguments.length - 1], given = [...arguments];"
+        return self.driver.execute_async_script(f"{begin} {told}.then(done, (error) => done(`${{error}}`))", *given)
 
     def until(self, true: Callable[[], Any], seconds: float = 5) -> Any:
         ignored = (StaleElementReferenceException,)
-        return WebDriverWait(self.driver, seconds, 0.02, ignored).until(lambda _: true())
+        return WebDriverWait(self.driver, seconds, 0.05, ignored).until(lambda _: true())
 
     def complaints(self) -> list[str]:
         """What the console has since the last time."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
     def fetched(self) -> set[str]:
-        """Addresses that were asked for since the last time."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+        """Addresses that the page asked for; what its policy keeps it from asking for is a complaint."""
+        return set(self.run("return performance.getEntriesByType('resource').map((entry) => entry.name)"))
 
     # ---- the page
 
@@ -124,7 +123,8 @@ class Page:
 
     def answered(self) -> str:
         """The last answer, once it is there."""
-        self.until(lambda: self.run("return document.querySelector('#stop').hidden && !document.querySelector('.running')"))
+        done = "return document.querySelector('#stop').hidden && !document.querySelector('.running')"
+        self.until(lambda: self.run(done))
         return self.texts(".message:last-child article > .prose")[-1]
 
     def open_panel(self, name: str) -> None:

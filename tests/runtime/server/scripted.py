@@ -25,8 +25,8 @@ KEY = "open-sesame"
 PACE = 0.001  # seconds a token
 
 MARKDOWN = """\
-A mixture of experts keeps many small networks in a layer and sends each token through a few of them, so the model *knows* \
-much and **computes** little.
+A mixture of experts keeps many small networks in a layer and sends each token through a few of them, so the model \
+*knows* much and **computes** little.
 
 ### How a token is routed
 
@@ -46,8 +46,8 @@ def route(scores, k):
     return chosen, weights
 ```
 
-The [paper](https://arxiv.org/abs/2412.19437) says how the load stays even without a loss for it: `e_score_correction_bias` \
-moves with what each expert gets.
+The [paper](https://arxiv.org/abs/2412.19437) says how the load stays even without a loss for it: \
+`e_score_correction_bias` moves with what each expert gets.
 """
 
 HOSTILE = """\
@@ -66,12 +66,14 @@ HOSTILE = """\
 [a]: javascript:window.hacked=1
 """
 
+STORY_OF = "A story of a fox, in three sentences."
+EXPLAIN = "Explain mixture of experts."
 THOUGHTS = "The user asks for a short story. A fox, then. Three sentences should do, and the last one turns it."
-STORY = "A fox found a mirror in the snow. She shared her fish with the hungry stranger in it. In spring only she was round."
-ANSWERS = {"Explain mixture of experts.": MARKDOWN, "hostile": HOSTILE, "quick": "It is quick.", "other": "Another one."}
-COMPLETION = (" there", " lived", " a", " mill", "er", " who", " had", " three", " sons", ",", " and", " the", " young", "est", " of",
-              " them", " was", " called", " Hans", ".")  # fmt: skip
-OTHERS = {" there": " a", " lived": " was", " mill": " king", " three": " a", " sons": " daughters", "est": " man", " Hans": " Jack"}
+STORY = "A fox found a mirror in the snow. She shared her fish with the stranger in it. In spring only she was round."
+ANSWERS = {EXPLAIN: MARKDOWN, "hostile": HOSTILE, "quick": "It is quick.", "other": "Another one."}
+COMPLETION = [" there", " lived", " a", " mill", "er", " who", " had", " three", " sons", ",", " and", " the", " young"]
+COMPLETION += ["est", " of", " them", " was", " called", " Hans", "."]
+OTHERS = {" there": " a", " lived": " was", " mill": " king", " three": " two", " sons": " daughters", " Hans": " Jack"}
 
 
 @dataclass
@@ -124,7 +126,8 @@ class Script:
         if said == "wrong":
             return error(400, "temperature must be a finite number that is not negative", "temperature")
         if said == "busy":
-            return error(429, "16 requests are at work and 64 wait, which is all this server takes", None, {"Retry-After": "3"})
+            reason = "16 requests are at work and 64 wait, which is all this server takes"
+            return error(429, reason, None, {"Retry-After": "3"})
         if said == "uncounted" and "experts" in body:
             return error(400, "the model has no experts that could be counted", "experts")
         return StreamingResponse(self.stream(said, body), media_type="text/event-stream")
@@ -137,7 +140,7 @@ class Script:
                 await asyncio.sleep(PACE)
                 yield event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
             if said == "breaks":
-                yield event({"error": {"message": "the model failed", "type": "server_error", "param": None, "code": None}})
+                yield event({"error": {"message": "the model failed", "type": "server_error"}})
                 return
             last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": "stop"}
             if body.get("experts"):
@@ -176,7 +179,7 @@ def error(status: int, message: str, param: str | None = None, headers: dict[str
 
 async def _deltas(said: str) -> AsyncIterator[dict[str, str]]:
     yield {"role": "assistant", "content": ""}
-    if said == "think":
+    if said == STORY_OF:
         for word in THOUGHTS.split(" "):
             yield {"reasoning_content": word + " "}
         for word in STORY.split(" "):
@@ -193,8 +196,8 @@ async def _deltas(said: str) -> AsyncIterator[dict[str, str]]:
 
 def scored(token: str, number: int) -> dict[str, Any]:
     probability = (0.93, 0.71, 0.42, 0.18, 0.98, 0.055)[number % 6]
-    other = OTHERS.get(token, " so")
-    top = {token: math.log(probability), other: math.log((1 - probability) * 0.7), " its": math.log((1 - probability) * 0.2)}
+    rest = zip((OTHERS.get(token, " so"), " its", " when", " all"), (0.6, 0.2, 0.09, 0.04), strict=True)
+    top = {token: math.log(probability)} | {other: math.log((1 - probability) * part) for other, part in rest}
     return {"tokens": [token], "token_logprobs": [math.log(probability)], "top_logprobs": [top], "text_offset": [0]}
 
 
@@ -202,10 +205,11 @@ def experts(layers: int, of: int, each: int) -> dict[str, Any]:
     """Counts that look like those of a model: some experts are liked, by some layers more than by others."""
 
     def counts(layer: int, tokens: int) -> list[int]:
-        liking = [math.exp(1.6 * math.sin(7.1 * layer + 3.7 * expert * (1 + layer % 5)) + (expert * layer) % 3 / 2) for expert in range(of)]
+        waves = [1.6 * math.sin(7.1 * layer + 3.7 * expert * (1 + layer % 5)) for expert in range(of)]
+        liking = [math.exp(wave + (expert * layer) % 3 / 2) for expert, wave in enumerate(waves)]
         return [min(tokens, round(like / sum(liking) * tokens * each)) for like in liking]
 
-    rows = [{"layer": layer, "prompt": counts(layer + 40, 24), "answer": counts(layer, 142)} for layer in range(1, layers + 1)]
+    rows = [{"layer": n, "prompt": counts(n + 40, 24), "answer": counts(n, 142)} for n in range(1, layers + 1)]
     return {"experts": of, "top_k": each, "prompt_tokens": 24, "answer_tokens": 142, "layers": rows}
 
 

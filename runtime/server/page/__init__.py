@@ -1,7 +1,7 @@
 """The page at `/`: its files, read once from the package, and what a browser may do with them.
 
-Its scripts are files of this server and get nothing from anywhere else; under `require-trusted-types-for` a browser that
-knows it refuses every way from a text to markup.
+Its scripts are files of this server and get nothing from elsewhere; a browser that knows trusted types refuses every
+way from a text to markup.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Asset:
 def assets() -> Mapping[str, Asset]:
     """The files of the page by their names."""
     found = {}
-    for file in files("dsv3c.runtime.server").joinpath("page").iterdir():
+    for file in files(__name__).iterdir():
         suffix = "." + file.name.rpartition(".")[2]
         if suffix in _MEDIA:
             content = file.read_bytes()
