@@ -131,6 +131,7 @@ def test_who_leaves_is_no_error_and_holds_nothing(
     served: Running, pieces: Many[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     said(served, *pieces, ends=True)
+    assert httpx2.get(f"{served.url}/health").status_code == 200  # by then the server has seen that nobody is there
     until = time.monotonic() + 5
     while any(each.admission.busy for each in served.service.models) and time.monotonic() < until:
         time.sleep(0.01)
