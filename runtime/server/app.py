@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -71,6 +71,7 @@ def build(settings: Settings, served: Models, failed: Failed = lambda error: Non
             HTTPException: _no_route,
             RuntimeFault: _failed,
             ClientGone: _failed,
+            ClientDisconnect: _failed,
             Exception: _failed,
         },
         lifespan=lambda app: _lifespan(service, failed),
