@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
@@ -130,7 +130,7 @@ def _of_chat(lease: Lease, asked: Asked) -> Prepared:
         model.parameters({"json_schema": how["json_schema"]})  # told of by its name, if it is at fault
         how["grammar"] = after_thoughts(how.pop("json_schema"), model.tokenizer)
     task = model.task(model.tokenizer.encode_plain(text + opening), **how)
-    return Prepared(task, text, dialect, tools, opened, opening)
+    return Prepared(replace(task, decode=dialect.decode), text, dialect, tools, opened, opening)
 
 
 def _of_prompt(model: Model, prompt: str | tuple[int, ...], how: dict[str, Any]) -> Prepared:
@@ -206,7 +206,7 @@ class _Choice:
         return self._ended(Generation("", (), "length", size, prompt_seconds=0.0, decode_seconds=0.0, steps=0))
 
     def deltas(self, event: Event) -> Iterator[Delta]:
-        found: list[Part] = list(self._reader.push(event.text, event.token_id))
+        found: list[Part] = list(self._reader.push(event.text))
         if event.generation is not None:
             found += self._reader.flush()
         if event.token_id is not None and found and isinstance(found[-1], Thought):
@@ -247,11 +247,11 @@ class _Choice:
 
     def _stop_string(self, generation: Generation) -> str | None:
         """The tokens go on to the end of it, the text does not."""
-        stops = self.prepared.task.params.stop
-        if generation.finish_reason != "stop" or not stops or self._tokenizer is None:
+        task = self.prepared.task
+        if generation.finish_reason != "stop" or not task.params.stop or task.decode is None:
             return None
-        rest = self._tokenizer.decode(generation.token_ids)[len(generation.text) :]
-        return next((stop for stop in stops if rest.startswith(stop)), None)
+        rest = task.decode(generation.token_ids)[len(generation.text) :]
+        return next((stop for stop in task.params.stop if rest.startswith(stop)), None)
 
 
 class _Clock:
