@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -44,6 +45,7 @@ ROUTES: tuple[BaseRoute, ...] = (
 # Of errors, by the beginning of a path; OpenAI's elsewhere.
 FORMS: dict[str, Form] = {"/v1/messages": anthropic_messages.anthropic_form}
 OPEN_BELOW: tuple[str, ...] = ("/page/",)  # folders that take no key
+_THREADS = 32
 Failed = Callable[[RuntimeFault], None]
 
 
@@ -69,6 +71,7 @@ def build(settings: Settings, served: Models, failed: Failed = lambda error: Non
             HTTPException: _no_route,
             RuntimeFault: _failed,
             ClientGone: _failed,
+            ClientDisconnect: _failed,
             Exception: _failed,
         },
         lifespan=lambda app: _lifespan(service, failed),
@@ -79,6 +82,8 @@ def build(settings: Settings, served: Models, failed: Failed = lambda error: Non
 
 @asynccontextmanager
 async def _lifespan(service: Service, failed: Failed) -> AsyncIterator[None]:
+    # Rendering and encoding wait for other threads and processes more than they compute.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "dsv3c-server"))
     tasks = [asyncio.create_task(service.models.watch())]
     if service.settings.artifacts:
         tasks.append(asyncio.create_task(_preload(service, failed)))

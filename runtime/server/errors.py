@@ -191,6 +191,7 @@ _OF_REQUESTS = (
     errors.LogitsNotFinite,
     errors.TemplateProcessMissing,
 )
+_GUIDES = ("json_schema", "grammar", "regex")
 _GUIDANCE = "answers that follow a schema or a grammar need the package llguidance, which the server is without"
 
 
@@ -221,6 +222,8 @@ def told(fault: BaseException, fields: Mapping[str, str] = {}) -> Told:
     text = str(fault).partition("\n  hint: ")[0]
     if isinstance(fault, errors.ContextOverflow):
         return Told(400, INVALID, text, fields.get("prompt", "prompt"), "context_length_exceeded")
+    if isinstance(fault, errors.GrammarFailed | errors.NoTokenAllowed):  # comes of several parameters
+        return Told(400, INVALID, text, next((fields[name] for name in _GUIDES if name in fields), None))
     name = getattr(fault, "name", None)
     field = fields.get(name, name) if isinstance(name, str) else fields.get("prompt")
     if isinstance(name, str) and field is not None:

@@ -141,7 +141,9 @@ def _with_headers(send: Send) -> Send:
 
 
 def _hostname(url: str) -> str:
+    """Empty for what is none, or names a user besides."""
     try:
-        return urlsplit(url).hostname or ""
+        found = urlsplit(url)
+        return "" if "@" in found.netloc else found.hostname or ""
     except ValueError:
         return ""

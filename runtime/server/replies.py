@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dsv3c.runtime.errors import RuntimeFault
@@ -38,7 +38,7 @@ def refusal(error: Told, form: Form = openai_form) -> JSONResponse:
 
 def refused(error: Exception, fields: Mapping[str, str] = {}, form: Form = openai_form) -> Response:
     """The answer to a request that failed before its answer began."""
-    if isinstance(error, ClientGone):
+    if isinstance(error, ClientGone | ClientDisconnect):
         return Response(status_code=CLIENT_GONE)
     return refusal(told_and_logged(error, fields), form)
 

@@ -51,7 +51,8 @@ class Tokenizer:
         chat_template: str | bytes | None = None,
         data: bytes | None = None,
     ) -> None:
-        self._turns = Turns()
+        self._turns = Turns()  # at decoding; apart from the other, since steps wait for it, and a long text takes long
+        self._reading = Turns()  # at encoding
         data = (read_bytes(path, TOKENIZER_LIMIT) if data is None else data).removeprefix(codecs.BOM_UTF8)
         require_few_values(data, path, _TOKENIZER_VALUES)
         try:
@@ -214,7 +215,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
         try:
-            with self._turns:
+            with self._reading:
                 return self._tokenizer.encode(text, add_special_tokens=special)
         except (KeyboardInterrupt, SystemExit):
             raise

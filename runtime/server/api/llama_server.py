@@ -78,7 +78,11 @@ async def detokenize(request: Request) -> Response:
     if ids is None:
         raise body.missing("tokens", "a list of token ids")
     async with service_of(request).models.lease(body.text("model")) as lease:
-        text = await asyncio.to_thread(lease.model.tokenizer.decode, ids)
+        tokenizer = await asyncio.to_thread(lambda: lease.model.tokenizer)
+        strange = next((at for at, token in enumerate(ids) if token >= tokenizer.id_bound), None)
+        if strange is not None:
+            raise body.wrong(f"tokens[{strange}]", f"the tokenizer has no token {ids[strange]}")
+        text = await asyncio.to_thread(tokenizer.decode, ids)
     return JSONResponse({"content": text})
 
 

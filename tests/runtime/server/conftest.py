@@ -94,14 +94,19 @@ class Running:
 
 
 @contextmanager
-def running(settings: Settings, load: Callable[[Path, Settings], Any] | None = None) -> Iterator[Running]:
-    """On a port that the system chooses. load: instead of loading models."""
+def running(
+    settings: Settings, load: Callable[[Path, Settings], Any] | None = None, buffer: int | None = None
+) -> Iterator[Running]:
+    """On a port that the system chooses. load: instead of loading models. buffer: bytes that the system takes of an
+    answer before its client does."""
     models = Models(settings) if load is None else Models(settings, load)
     app: Starlette = build(settings, models)
     server = Server(config(app, settings), models)
     loop = asyncio.new_event_loop()
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
+        if buffer is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         thread = threading.Thread(target=lambda: loop.run_until_complete(server._serve([opened])), daemon=True)
         thread.start()
         try:
@@ -132,3 +137,12 @@ def serving(tiny_settings: Settings) -> Iterator[Callable[..., Running]]:
 
     with ExitStack() as stack:
         yield lambda **fields: stack.enter_context(running(replace(tiny_settings, **fields)))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser, for tests of the page; where there is none they are left out (tests/selection.py)."""
+    from tests.runtime.server.browser import chromium
+
+    with chromium() as driver:
+        yield driver

@@ -19,6 +19,7 @@ from dsv3c.runtime.server.errors import Told, breaks_model, told
         (errors.ContextOverflow(tokens=9, context=4, largest=8), 400, "messages", "context_length_exceeded"),
         (errors.ParameterInvalid(name="max_new_tokens", value=0, reason="x"), 400, "max_tokens", None),
         (errors.GrammarInvalid(name="json_schema", reason="x"), 400, "response_format", None),
+        (errors.GrammarFailed(tokens=0, reason="response_format"), 400, "response_format", None),
         (errors.TemplateTooCostly(reason="it runs"), 400, "messages", None),
         (errors.OutOfPages(free=0, page_size=1, wanted=2), 503, None, None),
     ],

@@ -31,6 +31,7 @@ def test_loopback_is_known_by_name_and_address() -> None:
         ({"Host": "localhost:8080"}, 200),
         ({"Host": "[::1]:8080"}, 200),
         ({"Host": "[::1"}, 403),
+        ({"Host": "evil.example@127.0.0.1"}, 403),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "localhost:99", "Origin": "http://localhost:99"}, 200),

@@ -119,7 +119,7 @@ def test_an_address_that_cannot_be_had_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
             listen("127.0.0.1", port)
-    with pytest.raises(AddressTaken, match="no.such.host.invalid"):
+    with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)
 
 

@@ -60,6 +60,7 @@ def test_texts_become_tokens_and_texts_again(served: Running) -> None:
         ("/tokenize", {"content": 1}, "content"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [2**40]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [1, 100_000]}, "tokens[1]"),
         ("/detokenize", {}, "tokens"),
     ],
 )
