@@ -1,5 +1,5 @@
-// What stands within a line of Markdown: emphasis, code, links, formulas. One pass over the text, with a stack of what is
-// open, so that the work grows with the text alone however it is written.
+// What stands within a line of Markdown: emphasis, code, links, formulas. One pass over the text, with a stack of what
+// is open, so that the work grows with the text alone however it is written.
 
 import { el } from "./dom.js";
 import { formula } from "./formula.js";
@@ -9,6 +9,7 @@ const DEEPEST = 6; // links within emphasis within links
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const SAFE = /^(?:https?:\/\/|mailto:)/i;
 const AUTOLINK = /^https?:\/\/[^\s<>]*[^\s<>.,:;"')\]!?*_~]/i;
+const UNLINKED = "This address is not shown as a link.";
 const TAGS = { "*": "em", "**": "strong", _: "em", __: "strong", "~~": "del" };
 
 /** Nodes for a text. */
@@ -128,7 +129,7 @@ class Reader {
     const inside = inline(this.text.slice(open + 1, close), this.depth + 1);
     const length = close + 1 + target[0].length - this.at;
     if (SAFE.test(target[1])) this.push(anchor(target[1], [before, ...inside]), length);
-    else this.push(el("span.unlinked", { title: "This address is not shown as a link." }, before, inside, ` (${target[1]})`), length);
+    else this.push(el("span.unlinked", { title: UNLINKED }, before, inside, ` (${target[1]})`), length);
     return true;
   }
 
@@ -160,7 +161,8 @@ class Reader {
       return;
     }
     const inWord = char === "_" && /[\p{L}\p{N}]/u.test(before) && /[\p{L}\p{N}]/u.test(after);
-    const opens = !/\s/.test(after) && !inWord && (!PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before));
+    const parted = !PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before);
+    const opens = !/\s/.test(after) && !inWord && parted;
     const closes = !/\s/.test(before) && !inWord;
     if (closes) left = this.close(char, left);
     if (opens) this.open(char, left);
