@@ -8,36 +8,45 @@ const LONGEST = 4000;
 const DEEPEST = 40;
 const TOKEN = /\\[a-zA-Z]+\*?|\\[^]|\d+(?:\.\d+)?|\s+|[^]/gu;
 
-const table = (text) => Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split(":")));
+/** Without what objects have by nature: `\constructor` is no letter. */
+const bare = (object) => Object.assign(Object.create(null), object);
+const table = (text) => bare(Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split("="))));
 
 const LETTERS = table(`
-  alpha:α beta:β gamma:γ delta:δ epsilon:ϵ varepsilon:ε zeta:ζ eta:η theta:θ vartheta:ϑ iota:ι kappa:κ lambda:λ
-  mu:μ nu:ν xi:ξ pi:π rho:ρ sigma:σ tau:τ upsilon:υ phi:ϕ varphi:φ chi:χ psi:ψ omega:ω Gamma:Γ Delta:Δ Theta:Θ
-  Lambda:Λ Xi:Ξ Pi:Π Sigma:Σ Phi:Φ Psi:Ψ Omega:Ω ell:ℓ hbar:ℏ infty:∞ partial:∂ nabla:∇ emptyset:∅ varnothing:∅
-  top:⊤ bot:⊥ Re:ℜ Im:ℑ aleph:ℵ
+  alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ vartheta=ϑ iota=ι kappa=κ lambda=λ
+  mu=μ nu=ν xi=ξ pi=π rho=ρ sigma=σ tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ
+  Lambda=Λ Xi=Ξ Pi=Π Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ hbar=ℏ infty=∞ partial=∂ nabla=∇ emptyset=∅ varnothing=∅
+  top=⊤ bot=⊥ Re=ℜ Im=ℑ aleph=ℵ
 `);
 const SIGNS = table(`
-  cdot:· times:× div:÷ pm:± mp:∓ le:≤ leq:≤ leqslant:⩽ ge:≥ geq:≥ geqslant:⩾ ne:≠ neq:≠ approx:≈ equiv:≡ sim:∼
-  simeq:≃ cong:≅ propto:∝ in:∈ notin:∉ ni:∋ subset:⊂ subseteq:⊆ supset:⊃ supseteq:⊇ cup:∪ cap:∩ setminus:∖ to:→
-  rightarrow:→ leftarrow:← leftrightarrow:↔ longrightarrow:⟶ Rightarrow:⇒ Leftarrow:⇐ Leftrightarrow:⇔ iff:⟺
-  implies:⟹ mapsto:↦ uparrow:↑ downarrow:↓ forall:∀ exists:∃ neg:¬ land:∧ wedge:∧ lor:∨ vee:∨ ldots:… dots:…
-  cdots:⋯ vdots:⋮ ddots:⋱ odot:⊙ oplus:⊕ ominus:⊖ otimes:⊗ ast:∗ star:⋆ circ:∘ bullet:∙ prime:′ mid:∣ parallel:∥
-  perp:⊥ ll:≪ gg:≫ therefore:∴ because:∵ colon:: backslash:\\ triangle:△ angle:∠ langle:⟨ rangle:⟩ lfloor:⌊
-  rfloor:⌋ lceil:⌈ rceil:⌉ lvert:| rvert:| lVert:‖ rVert:‖ vert:| Vert:‖
+  cdot=· times=× div=÷ pm=± mp=∓ le=≤ leq=≤ leqslant=⩽ ge=≥ geq=≥ geqslant=⩾ ne=≠ neq=≠ approx=≈ equiv=≡ sim=∼
+  simeq=≃ cong=≅ propto=∝ in=∈ notin=∉ ni=∋ subset=⊂ subseteq=⊆ supset=⊃ supseteq=⊇ cup=∪ cap=∩ setminus=∖ to=→
+  rightarrow=→ leftarrow=← leftrightarrow=↔ longrightarrow=⟶ Rightarrow=⇒ Leftarrow=⇐ Leftrightarrow=⇔ iff=⟺
+  implies=⟹ mapsto=↦ uparrow=↑ downarrow=↓ forall=∀ exists=∃ neg=¬ land=∧ wedge=∧ lor=∨ vee=∨ ldots=… dots=…
+  cdots=⋯ vdots=⋮ ddots=⋱ odot=⊙ oplus=⊕ ominus=⊖ otimes=⊗ ast=∗ star=⋆ circ=∘ bullet=∙ prime=′ mid=∣ parallel=∥
+  perp=⊥ ll=≪ gg=≫ therefore=∴ because=∵ colon=: backslash=\\ triangle=△ angle=∠ langle=⟨ rangle=⟩ lfloor=⌊
+  rfloor=⌋ lceil=⌈ rceil=⌉ lvert=| rvert=| lVert=‖ rVert=‖ vert=| Vert=‖
 `);
-const LARGE = table("sum:∑ prod:∏ int:∫ iint:∬ oint:∮ bigcup:⋃ bigcap:⋂ bigoplus:⨁ bigotimes:⨂");
+const LARGE = table("sum=∑ prod=∏ int=∫ iint=∬ oint=∮ bigcup=⋃ bigcap=⋂ bigoplus=⨁ bigotimes=⨂");
 const words = (text) => new Set(text.trim().split(/\s+/));
 const NAMES = words("log ln lg exp sin cos tan cot sinh cosh tanh arcsin arccos arctan det dim deg gcd ker hom mod");
 const LIMITS = words("max min sup inf lim limsup liminf argmax argmin Pr");
-const ACCENTS = table(`hat:^ widehat:^ bar:¯ overline:¯ tilde:~ widetilde:~ vec:→ dot:˙ ddot:¨ underline:_ overbrace:⏞
-  underbrace:⏟`);
+const ACCENTS = table(`hat=^ widehat=^ bar=¯ overline=¯ tilde=~ widetilde=~ vec=→ dot=˙ ddot=¨ underline=_ overbrace=⏞
+  underbrace=⏟`);
 const WORDS = words("text textbf textit texttt mathrm mathsf mathtt operatorname operatorname*");
 const UNDER = new Set(["underline", "underbrace"]);
-const SPACES = table("\\,:0.17em \\::0.22em \\;:0.28em \\!:-0.17em \\quad:1em \\qquad:2em ~:0.3em");
-const FENCES = { matrix: ["", ""], pmatrix: ["(", ")"], bmatrix: ["[", "]"], vmatrix: ["|", "|"], cases: ["{", ""] };
+const SPACES = table("\\,=0.17em \\:=0.22em \\;=0.28em \\!=-0.17em \\quad=1em \\qquad=2em ~=0.3em");
+const FENCES = bare({
+  matrix: ["", ""],
+  pmatrix: ["(", ")"],
+  bmatrix: ["[", "]"],
+  vmatrix: ["|", "|"],
+  cases: ["{", ""],
+});
+const BRACES = bare({ "\\|": "‖", "\\{": "{", "\\}": "}" });
 const SIDES = words("aligned align align* split gathered array");
-const DOUBLE = table("C:ℂ H:ℍ N:ℕ P:ℙ Q:ℚ R:ℝ Z:ℤ");
-const SCRIPT = table("B:ℬ E:ℰ F:ℱ H:ℋ I:ℐ L:ℒ M:ℳ R:ℛ");
+const DOUBLE = table("C=ℂ H=ℍ N=ℕ P=ℙ Q=ℚ R=ℝ Z=ℤ");
+const SCRIPT = table("B=ℬ E=ℰ F=ℱ H=ℋ I=ℐ L=ℒ M=ℳ R=ℛ");
 const IGNORED = words(`\\displaystyle \\textstyle \\limits \\nolimits \\nonumber \\big \\Big \\bigg \\Bigg \\bigl \\bigr
   \\Bigl \\Bigr`);
 
@@ -225,8 +234,7 @@ class Parser {
   fence() {
     const token = this.take();
     if (token === ".") return [];
-    const named = { "\\|": "‖", "\\{": "{", "\\}": "}" };
-    const text = token.length === 1 ? token : (named[token] ?? SIGNS[token.slice(1)]);
+    const text = token.length === 1 ? token : (BRACES[token] ?? SIGNS[token.slice(1)]);
     if (text === undefined) throw new Unknown();
     return [math("mo", [text], { stretchy: "true", fence: "true" })];
   }

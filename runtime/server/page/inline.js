@@ -128,14 +128,14 @@ class Reader {
     if (!target) return false;
     const inside = inline(this.text.slice(open + 1, close), this.depth + 1);
     const length = close + 1 + target[0].length - this.at;
-    if (SAFE.test(target[1])) this.push(anchor(target[1], [before, ...inside]), length);
+    if (leadsOut(target[1])) this.push(anchor(target[1], [before, ...inside]), length);
     else this.push(el("span.unlinked", { title: UNLINKED }, before, inside, ` (${target[1]})`), length);
     return true;
   }
 
   angle() {
     const found = /^<((?:https?:\/\/|mailto:)[^\s<>]+)>/i.exec(this.text.slice(this.at, this.at + LONGEST));
-    if (!found) return false;
+    if (!found || !leadsOut(found[1])) return false;
     this.push(anchor(found[1], [found[1]]), found[0].length);
     return true;
   }
@@ -144,7 +144,7 @@ class Reader {
     const found = /^https?:/i.test(this.text.slice(this.at, this.at + 6))
       ? AUTOLINK.exec(this.text.slice(this.at, this.at + LONGEST))
       : null;
-    if (!found) return false;
+    if (!found || !leadsOut(found[0])) return false;
     this.push(anchor(found[0], [found[0]]), found[0].length);
     return true;
   }
@@ -200,6 +200,8 @@ class Reader {
     this.frames.at(-1).nodes.push(document.createTextNode(mark), ...nodes);
   }
 }
+
+const leadsOut = (address) => SAFE.test(address) && URL.canParse(address);
 
 function anchor(href, children) {
   return el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
