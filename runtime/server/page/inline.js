@@ -105,7 +105,7 @@ class Reader {
   /** Where the next run of so many backticks stands. */
   closingTicks(length) {
     if (!this.ticks) this.ticks = Map.groupBy([...this.text.matchAll(/`+/g)], ([run]) => run.length);
-    const runs = this.ticks.get(length);
+    const runs = this.ticks.get(length) ?? []; // one whose first tick is escaped is shorter than it stands there
     let at = this.passed.get(length) ?? 0;
     while (at < runs.length && runs[at].index <= this.at) at += 1;
     this.passed.set(length, at);
