@@ -197,7 +197,10 @@ def test_health_says_what_is_broken(tiny_settings: Settings) -> None:
         until(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
 
 
-def test_a_template_that_does_not_end_is_an_error_soon(tiny_settings: Settings) -> None:
+def test_a_template_that_does_not_end_is_an_error_soon(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsv3c.runtime.text.chat_template.SECONDS", 0.2)
     template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
     def load(folder: Path, settings: Settings) -> Model:
@@ -206,11 +209,8 @@ def test_a_template_that_does_not_end_is_an_error_soon(tiny_settings: Settings) 
         return model
 
     with running(tiny_settings, load) as server:
-        httpx2.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
-        began = time.monotonic()
         found = httpx2.post(f"{server.url}/v1/chat/completions", json=LONG, timeout=20)
         assert found.status_code == 400 and found.json()["error"]["param"] == "messages"
-        assert time.monotonic() - began < 4
         assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
