@@ -93,6 +93,14 @@ class Running:
     loop: asyncio.AbstractEventLoop
 
 
+async def _serve(server: Server, opened: socket.socket) -> None:
+    await server._serve([opened])
+    left = asyncio.all_tasks() - {asyncio.current_task()}  # as asyncio.run does
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 @contextmanager
 def running(
     settings: Settings, load: Callable[[Path, Settings], Any] | None = None, buffer: int | None = None
@@ -107,7 +115,7 @@ def running(
         port = opened.getsockname()[1]
         if buffer is not None:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        thread = threading.Thread(target=lambda: loop.run_until_complete(server._serve([opened])), daemon=True)
+        thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(server, opened)), daemon=True)
         thread.start()
         try:
             yield Running(f"http://127.0.0.1:{port}", port, app.state.service, server, loop)
