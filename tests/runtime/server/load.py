@@ -22,7 +22,7 @@ PATIENCE = 300.0  # seconds for an answer; a server that is alive takes less
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client asks for. leaves: seconds after which it goes away, answered or not."""
+    """What a client asks for: so many tokens, none of which ends it. leaves: seconds after which it goes away."""
 
     prompt: tuple[int, ...]
     tokens: int
@@ -34,12 +34,14 @@ class Wish:
     @property
     def how(self) -> dict[str, Any]:
         """As parameters of the engine."""
-        return {"max_new_tokens": self.tokens, "temperature": self.temperature, "seed": self.seed}
+        content = {"temperature": self.temperature, "seed": self.seed, "ignore_eos": True}
+        return {**content, "max_new_tokens": self.tokens}
 
     @property
     def body(self) -> dict[str, Any]:
         content = {"prompt": self.prompt, "max_tokens": self.tokens, "temperature": self.temperature, "seed": self.seed}
-        return {**content, "stream": True, "stream_options": {"include_usage": True}} if self.stream else content
+        streaming = {"stream": True, "stream_options": {"include_usage": True}} if self.stream else {}
+        return {**content, **streaming, "ignore_eos": True}
 
 
 @dataclass
@@ -137,15 +139,14 @@ async def _stream(http: httpx2.AsyncClient, told: Told, began: float) -> None:
 
 
 def _take(chunk: dict[str, Any], told: Told) -> bool:
-    """Whether there is text in it."""
+    """Whether it tells a token, which may have no text yet."""
     if "error" in chunk:
         raise ValueError(f"the stream says {chunk['error']}")
     told.tokens = (chunk.get("usage") or {}).get("completion_tokens", told.tokens)
-    text = "".join(choice["text"] for choice in chunk["choices"])
-    told.text += text
     for choice in chunk["choices"]:
+        told.text += choice["text"]
         told.finish = choice["finish_reason"] or told.finish
-    return bool(text)
+    return any(choice["finish_reason"] is None for choice in chunk["choices"])
 
 
 def _note_status(response: httpx2.Response, told: Told) -> None:

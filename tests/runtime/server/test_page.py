@@ -262,7 +262,6 @@ def test_a_key_is_asked_for_where_the_server_wants_one(page: Page, script: Scrip
     page.until(lambda: page.all("#model option"))
     assert page.say("quick") == "It is quick."
     assert KEY not in page.run("return JSON.stringify(localStorage)")
-    page.run("sessionStorage.clear()")
 
 
 def test_a_hostile_answer_stays_text(page: Page) -> None:
@@ -336,8 +335,12 @@ def test_everything_that_takes_input_has_a_name(page: Page) -> None:
     page.say("quick")
     page.open_panel("parameters")
     page.run("for (const group of document.querySelectorAll('details')) group.open = true")
-    shown = [each for each in page.all("button, input, select, textarea, summary") if each.is_displayed()]
-    assert len(shown) > 25 and [each.get_attribute("outerHTML") for each in shown if not each.accessible_name] == []
+    shown = (
+        "[...document.querySelectorAll('button, input, select, textarea, summary')].filter((e) => e.checkVisibility())"
+    )
+    named = "(e) => e.labels?.length || e.ariaLabel || (e.localName !== 'select' && e.textContent.trim())"
+    assert page.run(f"return {shown}.length") > 25
+    assert page.run(f"return {shown}.filter((e) => !({named})(e)).map((e) => e.outerHTML)") == []
     assert page.one("#status").get_attribute("aria-live") == "polite"
     assert page.one("#status").get_attribute("textContent").startswith("Answer: first token")
 
@@ -412,7 +415,7 @@ def test_pictures_for_the_docs(page: Page, request: pytest.FixtureRequest) -> No
             page.driver.save_screenshot(str(IMAGES / name))
         assert (IMAGES / name).stat().st_size < 200_000
 
-    page.size(1200, 840)
+    page.size(1200, 860)
     page.open_panel("experts")
     for said in ("Ten names for a sailing boat", "What is a latent cache?", STORY_OF):
         page.one("#new").click()
@@ -454,8 +457,10 @@ def test_the_page_and_the_server_understand_each_other(chromium: webdriver.Chrom
     assert "12 tokens · cut at the length limit" in page.texts(".message:last-child .figures")[0]
     assert page.texts("#experts p")[0] == "11 tokens, each through 3 of 8 experts in every layer"
     page.mode("complete")
+    page.open_panel("parameters")
+    page.one("#parameter-max_tokens").send_keys("9")
     page.one("#prompt").send_keys("Once", ENTER)
-    page.until(lambda: "128 tokens" in page.one("#complete-live").text)
+    page.until(lambda: "9 tokens" in page.one("#complete-live").text)
     page.run("document.querySelectorAll('.token')[0].focus()")
     assert len(page.texts("#token .choice")) >= 2  # parts of characters share a name
     page.open_panel("machine")
