@@ -1,6 +1,6 @@
 // The conversation that is shown, and the answer that is under way.
 
-import { announce, byId, fit, notify } from "./dom.js";
+import { announce, byId, fit, follow, notify, paced } from "./dom.js";
 import { Figures, line } from "./figures.js";
 import { kept } from "./faults.js";
 import { MessageView } from "./message.js";
@@ -18,6 +18,7 @@ export class Chat {
     this.entry = byId("entry");
     this.list = byId("messages");
     this.scroll = byId("scroll");
+    this.later = paced(() => this.draw());
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -108,7 +109,7 @@ export class Chat {
     this.busy(false);
     store.save(conversation);
     this.hooks.saved();
-    this.follow(() => view?.update(false));
+    follow(this.scroll, () => view?.update(false));
     announce(node.error ? `Error: ${node.error.message}` : `Answer: ${line(node.stats)}`);
   }
 
@@ -159,30 +160,14 @@ export class Chat {
     this.clock = setInterval(() => this.later(), 100); // also while nothing comes
   }
 
-  /** Draw with the next frame, whatever comes until then. */
-  later() {
-    this.frame ??= requestAnimationFrame(() => {
-      this.frame = null;
-      this.draw();
-    });
-  }
-
   draw() {
     if (!this.running) return;
     const { conversation, node, figures, view, saved } = this.running;
     const waited = (performance.now() - figures.began) / 1000;
     byId("live").textContent = line(figures.stats, waited);
-    this.follow(() => view?.update(true));
+    follow(this.scroll, () => view?.update(true));
     if (Date.now() - saved < SAVE_EVERY || !node.content) return;
     this.running.saved = Date.now();
     store.save(conversation);
-  }
-
-  /** Who looks at the end goes on looking at it. */
-  follow(change) {
-    const { scroll } = this;
-    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    change();
-    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
   }
 }

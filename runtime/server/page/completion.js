@@ -1,7 +1,7 @@
 // Text that goes on: each token with its probability, which the likeliest others stand beside. One of them can be taken
 // in its place; the text then goes on from there.
 
-import { announce, byId, el, fit } from "./dom.js";
+import { announce, byId, el, fit, follow, paced } from "./dom.js";
 import { fault } from "./faults.js";
 import { Figures, details, line } from "./figures.js";
 
@@ -13,7 +13,9 @@ export class Completion {
     this.hooks = hooks;
     this.prompt = "";
     this.tokens = []; // {text, probability, others: [{text, probability}]}
-    this.running = null;
+    this.drawn = 0; // so many of them are shown
+    this.running = this.figures = null;
+    this.later = paced(() => this.draw());
     this.entry = byId("prompt");
     this.shown = byId("completion");
     this.card = byId("token");
@@ -59,6 +61,7 @@ export class Completion {
 
   async go() {
     const figures = new Figures();
+    this.figures = figures; // while it runs
     this.running = new AbortController();
     this.busy(true);
     this.redraw();
@@ -67,7 +70,8 @@ export class Completion {
     } catch (error) {
       this.failed(figures, error);
     }
-    this.running = null;
+    this.draw();
+    this.running = this.figures = null;
     this.busy(false);
     const stats = figures.stats;
     this.live.textContent = [line(stats), details(stats)].filter(Boolean).join(" · ");
@@ -83,20 +87,22 @@ export class Completion {
       if (choice) this.take(choice, figures);
       if (choice?.finish_reason) figures.reason = choice.finish_reason;
       if (chunk.usage) figures.settle(chunk.usage);
-      this.live.textContent = line(figures.stats);
+      this.later();
     }
   }
 
   take(choice, figures) {
     const found = tokensOf(choice);
     if (found.length) figures.token(found.length);
-    const scroll = this.shown.parentNode;
-    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
-    for (const token of found) {
-      this.tokens.push(token);
-      this.shown.append(this.span(token, this.tokens.length - 1));
-    }
-    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+    this.tokens.push(...found);
+  }
+
+  /** What came since the last time. */
+  draw() {
+    const fresh = this.tokens.slice(this.drawn).map((token, index) => this.span(token, this.drawn + index));
+    this.drawn = this.tokens.length;
+    follow(this.shown.parentNode, () => this.shown.append(...fresh));
+    if (this.figures) this.live.textContent = line(this.figures.stats);
   }
 
   failed(figures, error) {
@@ -120,8 +126,9 @@ export class Completion {
   redraw() {
     byId("completion-fault").replaceChildren();
     this.hide();
-    const tokens = this.tokens.map((token, at) => this.span(token, at));
-    this.shown.replaceChildren(el("span.given", {}, this.prompt), ...tokens);
+    this.shown.replaceChildren(el("span.given", {}, this.prompt));
+    this.drawn = 0;
+    this.draw();
   }
 
   span(token, at) {

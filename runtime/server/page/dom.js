@@ -30,6 +30,13 @@ export function notify(text) {
   notify.timer = setTimeout(() => (note.hidden = true), 8000);
 }
 
+/** Whoever looks at the end of `area` goes on looking at it. */
+export function follow(area, change) {
+  const atEnd = area.scrollHeight - area.scrollTop - area.clientHeight < 60;
+  change();
+  if (atEnd) area.scrollTop = area.scrollHeight;
+}
+
 export async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
@@ -40,6 +47,23 @@ export async function copy(text, button) {
   const before = button.textContent;
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = before), 1500);
+}
+
+const PACE = 50; // ms
+
+/** Draws with a frame soon after it was called, and not more often than one sees: the machine that draws may be the one
+ * that computes the answer. */
+export function paced(draw) {
+  let due = null;
+  let last = 0;
+  const now = () => {
+    due = null;
+    last = performance.now();
+    draw();
+  };
+  return () => {
+    due ??= setTimeout(() => requestAnimationFrame(now), Math.max(0, last + PACE - performance.now()));
+  };
 }
 
 /** As high as its text, up to what the style allows. */

@@ -167,3 +167,19 @@ def test_metrics_are_read_by_their_labels(page: Page) -> None:
     asked = "const m = it.parse(given[0]); return given[1].map(([name, labels]) => m(name, labels))"
     wanted = [["a", {}], ["a", {"model": "x"}], ["a", {"path": '/"y"'}], ["b", {}], ["b", {"model": "x"}], ["c", {}]]
     assert page.module("machine.js", asked, text, wanted) == [21, 1, 1, 3, None, None]
+
+
+def test_what_comes_quickly_is_drawn_a_few_times_a_second(page: Page) -> None:
+    steps = """
+      let draws = 0, asked = 0;
+      const later = it.paced(() => (draws += 1));
+      const began = performance.now();
+      while (performance.now() - began < 300) {
+        later();
+        asked += 1;
+        await new Promise((done) => setTimeout(done));
+      }
+      await new Promise((done) => setTimeout(done, 200));
+      return [asked, draws]"""
+    asked, draws = page.module("dom.js", steps)
+    assert 1 <= draws <= 8 and draws < asked
