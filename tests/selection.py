@@ -146,6 +146,7 @@ NEEDS = {
     "macos": Need(lambda: sys.platform == "darwin", "macOS with Metal", "tests/device/run_on_mac.sh"),
     "chromium": Need(_browser, "Chromium and its driver", "make browser"),
     "binutils": Need(lambda: all(map(shutil.which, ("nm", "objdump"))), "nm and objdump", "apt-get install binutils"),
+    "curl": Need(_program("curl"), "curl", "apt-get install curl"),
     "tar": Need(_program("tar"), "tar, which unpacks archives for devices", "apt-get install tar"),
     "ldd": Need(_program("ldd"), "ldd", "apt-get install libc-bin"),
     "qemu_x86": Need(_program("qemu-x86_64-static"), "an emulated Haswell", "apt-get install qemu-user-static"),

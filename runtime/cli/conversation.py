@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.cli import decoding
@@ -58,7 +59,7 @@ class Conversation:
         self.totals = Totals()
         self._ticket: Ticket | None = None
         self._cancelled = False
-        self._hidden = hidden_tags(model.tokenizer, (OPEN, CLOSE))
+        self._tags = hidden_tags(model.tokenizer, (OPEN, CLOSE))
 
     @property
     def all_messages(self) -> Messages:
@@ -103,9 +104,8 @@ class Conversation:
         if self._cancelled:
             ticket.cancel()
         for event in ticket:
-            piece = event.text + self._hidden.get(-1 if event.token_id is None else event.token_id, "")
-            written.append(piece)
-            for each in thoughts.push(piece):
+            written.append(event.text)
+            for each in thoughts.push(event.text):
                 told.append(each)
                 yield each
             self.last = event.generation or self.last
@@ -132,10 +132,12 @@ class Conversation:
     def _submit(self, ids: list[int]) -> Ticket:
         how = decoding.with_word_ids(decoding.with_length(self.how, self.model.context), self.model.tokenizer)
         try:
-            return self.model.submit(ids, **how)
+            task = self.model.task(ids, **how)
         except ContextOverflow as error:
             largest = self.model.artifact.plan.context
             raise ConversationFull(tokens=len(ids), context=self.model.context, largest=largest) from error
+        # Thoughts are told by their tags, also where these are special tokens.
+        return self.model.hand_in(replace(task, decode=partial(self.model.tokenizer.decode, kept=self._tags)))
 
     def _answer(self, written: str, told: Many[Piece]) -> dict[str, Any]:
         """The message for the history. The template leaves thoughts out, or has a field for them."""

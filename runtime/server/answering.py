@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
@@ -73,8 +73,9 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             for index in range(asked.results)
         ]
         try:
+            scores = [await _scores(lease.model, each.task) for each in prepared] if asked.echo else []
             for choice in choices if asked.echo else ():
-                yield Text(choice.index, choice.prepared.text, await _echoed(lease.model, choice.prepared.task))
+                yield Text(choice.index, choice.prepared.text, scores[choice.index // asked.results])
             if not asked.complete:
                 for choice in choices:
                     yield choice.nothing()
@@ -92,7 +93,8 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             raise
 
 
-async def _echoed(model: Model, task: Task) -> tuple[Scored, ...]:
+async def _scores(model: Model, task: Task) -> tuple[Scored, ...]:
+    """Of the prompt's tokens, for its echo, where they are asked for."""
     if task.params.logprobs is None or not model.has_tokenizer:
         return ()
     return await asyncio.to_thread(prompt_scores, model, task.prompt, task.params.logprobs)
@@ -130,7 +132,7 @@ def _of_chat(lease: Lease, asked: Asked) -> Prepared:
         model.parameters({"json_schema": how["json_schema"]})  # told of by its name, if it is at fault
         how["grammar"] = after_thoughts(how.pop("json_schema"), model.tokenizer)
     task = model.task(model.tokenizer.encode_plain(text + opening), **how)
-    return Prepared(task, text, dialect, tools, opened, opening)
+    return Prepared(replace(task, decode=dialect.decode), text, dialect, tools, opened, opening)
 
 
 def _of_prompt(model: Model, prompt: str | tuple[int, ...], how: dict[str, Any]) -> Prepared:
@@ -206,7 +208,7 @@ class _Choice:
         return self._ended(Generation("", (), "length", size, prompt_seconds=0.0, decode_seconds=0.0, steps=0))
 
     def deltas(self, event: Event) -> Iterator[Delta]:
-        found: list[Part] = list(self._reader.push(event.text, event.token_id))
+        found: list[Part] = list(self._reader.push(event.text))
         if event.generation is not None:
             found += self._reader.flush()
         if event.token_id is not None and found and isinstance(found[-1], Thought):
@@ -247,11 +249,11 @@ class _Choice:
 
     def _stop_string(self, generation: Generation) -> str | None:
         """The tokens go on to the end of it, the text does not."""
-        stops = self.prepared.task.params.stop
-        if generation.finish_reason != "stop" or not stops or self._tokenizer is None:
+        task = self.prepared.task
+        if generation.finish_reason != "stop" or not task.params.stop or task.decode is None:
             return None
-        rest = self._tokenizer.decode(generation.token_ids)[len(generation.text) :]
-        return next((stop for stop in stops if rest.startswith(stop)), None)
+        rest = task.decode(generation.token_ids)[len(generation.text) :]
+        return next((stop for stop in task.params.stop if rest.startswith(stop)), None)
 
 
 class _Clock:

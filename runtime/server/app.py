@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
@@ -44,6 +45,7 @@ ROUTES: tuple[BaseRoute, ...] = (
 # Of errors, by the beginning of a path; OpenAI's elsewhere.
 FORMS: dict[str, Form] = {"/v1/messages": anthropic_messages.anthropic_form}
 OPEN_BELOW: tuple[str, ...] = ("/page/",)  # folders that take no key
+_THREADS = 32
 Failed = Callable[[RuntimeFault], None]
 
 
@@ -80,6 +82,8 @@ def build(settings: Settings, served: Models, failed: Failed = lambda error: Non
 
 @asynccontextmanager
 async def _lifespan(service: Service, failed: Failed) -> AsyncIterator[None]:
+    # Rendering and encoding wait for other threads and processes more than they compute.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "dsv3c-server"))
     tasks = [asyncio.create_task(service.models.watch())]
     if service.settings.artifacts:
         tasks.append(asyncio.create_task(_preload(service, failed)))

@@ -20,7 +20,7 @@ class Reader(Protocol):
     @property
     def called(self) -> bool: ...
 
-    def push(self, text: str, token_id: int | None) -> Iterable[Part]: ...
+    def push(self, text: str) -> Iterable[Part]: ...
 
     def flush(self) -> Iterable[Part]: ...
 
@@ -33,7 +33,7 @@ class Plain:
     def __init__(self, index: int) -> None:
         self._index = index
 
-    def push(self, text: str, token_id: int | None) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[Part]:
         if text:
             yield Text(self._index, text)
 
@@ -42,12 +42,11 @@ class Plain:
 
 
 class Chat:
-    """As the model's dialect has it. opened: whether the answer begins within thoughts. opening: the beginning of it
-    that stands in the prompt already."""
+    """As the model's dialect has it, of texts that it decodes. opened: whether the answer begins within thoughts.
+    opening: the beginning of it that stands in the prompt already."""
 
     def __init__(self, index: int, dialect: Dialect, tools: Tools, opened: bool, opening: str) -> None:
         self._index = index
-        self._tags = dialect.tags
         self._reader = dialect.reader(opened, tools)
         self._calls = 0
         self._early = self._reader.push(opening) if opening else []
@@ -56,10 +55,9 @@ class Chat:
     def called(self) -> bool:
         return self._calls > 0
 
-    def push(self, text: str, token_id: int | None) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[Part]:
         early, self._early = self._early, []
-        tag = self._tags.get(-1 if token_id is None else token_id, "")
-        yield from self._told([*early, *self._reader.push(text + tag)])
+        yield from self._told([*early, *self._reader.push(text)])
 
     def flush(self) -> Iterator[Part]:
         early, self._early = self._early, []

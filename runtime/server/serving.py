@@ -89,7 +89,8 @@ class Server(uvicorn.Server):
 
 
 class Patient(H11Protocol):
-    """Closes a connection that does not bring the head of a request in time, however slowly it sends."""
+    """Closes a connection that does not bring the head of a request in time, however slowly it sends, or does not take
+    the end of an answer."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -113,7 +114,9 @@ class Patient(H11Protocol):
 
     def _give_up(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete
-        if not answering and not self.transport.is_closing():
+        if answering and not self.transport.is_closing():
+            self._set_deadline()
+        else:  # a transport that closes has something left to send, perhaps for ever
             self.transport.abort()
 
 

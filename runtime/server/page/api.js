@@ -54,6 +54,7 @@ async function request(path, { body, signal } = {}) {
 
 function asApiError(error) {
   if (error.name === "AbortError" || error instanceof ApiError) return error;
+  if (error instanceof SyntaxError) return new ApiError("The server sent what is no JSON.");
   return new ApiError("The server cannot be reached.", { hint: "See that it is still running, then try again." });
 }
 
@@ -71,12 +72,13 @@ async function fault(response) {
     status,
     code: said.code ?? said.type ?? null,
     param: said.param ?? null,
-    hint: said.hint ?? hintFor(status, retryAfter),
+    hint: said.hint ?? hintFor(status, said.code, retryAfter),
     retryAfter,
   });
 }
 
-function hintFor(status, retryAfter) {
+function hintFor(status, code, retryAfter) {
+  if (code === "context_length_exceeded") return "Begin a new conversation, or edit an earlier message: that leaves out what follows it.";
   if (status === 401 || status === 403) return "Enter the API key under Parameters.";
   if (status === 429) return `All places are taken. Try again ${retryAfter ? `in ${retryAfter} s` : "in a moment"}.`;
   if (status === 503) return "Try again in a moment.";

@@ -1,6 +1,6 @@
 // The conversation that is shown, and the answer that is under way.
 
-import { announce, byId, fit } from "./dom.js";
+import { announce, byId, fit, notify } from "./dom.js";
 import { Figures, line } from "./figures.js";
 import { kept } from "./faults.js";
 import { MessageView } from "./message.js";
@@ -52,10 +52,7 @@ export class Chat {
   send() {
     const text = this.entry.value.trim();
     if (!text) return;
-    if (this.running) {
-      announce("The answer is still coming. Stop it first.");
-      return;
-    }
+    if (!this.free()) return;
     this.entry.value = "";
     fit(this.entry);
     const question = this.conversation.add(this.conversation.path().at(-1), "user", text);
@@ -64,13 +61,19 @@ export class Chat {
 
   /** Another version of a question, and its answer. */
   edit(node, text) {
-    if (this.running || !text.trim()) return;
+    if (!text.trim() || !this.free()) return;
     this.answer(this.conversation.add(this.conversation.parentOf(node), "user", text.trim()));
   }
 
   /** Another version of an answer. */
   retry(node) {
-    if (!this.running) this.answer(this.conversation.parentOf(node));
+    if (this.free()) this.answer(this.conversation.parentOf(node));
+  }
+
+  /** Whether an answer can be asked for; it is said if not. */
+  free() {
+    if (this.running) notify("An answer is still coming. Stop it first.");
+    return !this.running;
   }
 
   choose(node) {
@@ -92,6 +95,7 @@ export class Chat {
     this.running = { conversation, node, figures, controller: new AbortController(), view: null, saved: Date.now() };
     this.busy(true);
     this.redraw();
+    if (!matchMedia("(pointer: coarse)").matches) this.entry.focus({ preventScroll: true });
     this.scroll.scrollTop = this.scroll.scrollHeight;
     try {
       await this.receive(node, messages);

@@ -59,6 +59,9 @@ export function bytes(value) {
   return `${value >= 100 || at === 0 ? Math.round(value) : value.toFixed(1)} ${units[at]}`;
 }
 
-export const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`);
+export function seconds(value) {
+  if (value >= 1) return `${value.toFixed(1)} s`;
+  return value >= 0.01 ? `${Math.round(value * 1000)} ms` : `${(value * 1000).toFixed(1)} ms`;
+}
 
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;

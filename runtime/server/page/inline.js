@@ -2,6 +2,7 @@
 // open, so that the work grows with the text alone however it is written.
 
 import { el } from "./dom.js";
+import { formula } from "./formula.js";
 
 const LONGEST = 2000; // of a formula or an address
 const DEEPEST = 6; // links within emphasis within links
@@ -67,27 +68,27 @@ class Reader {
 
   escape() {
     const next = this.text[this.at + 1] ?? "";
-    if (next === "(" && this.formula("\\(", "\\)")) return;
-    if (next === "[" && this.formula("\\[", "\\]")) return;
+    if (next === "(" && this.delimited("\\(", "\\)")) return;
+    if (next === "[" && this.delimited("\\[", "\\]")) return;
     if (next === "\n") return this.push(el("br"), 2);
     if (!PUNCTUATION.test(next)) return this.take("\\");
     this.at += 1;
     this.take(next);
   }
 
-  formula(open, close) {
+  delimited(open, close) {
     const rest = this.text.slice(this.at + open.length, this.at + LONGEST);
     const end = rest.indexOf(close);
     if (end < 0) return false;
-    this.push(el("code.math", {}, rest.slice(0, end).trim()), open.length + end + close.length);
+    this.push(formula(rest.slice(0, end), false), open.length + end + close.length);
     return true;
   }
 
   /** $x$ is a formula where its dollars touch it and no digit follows: "$5 and $6" are prices. */
   dollars() {
     const found = /^\$([^\s$](?:[^$\n]{0,200}[^\s$])?)\$(?!\d)/.exec(this.text.slice(this.at, this.at + 220));
-    if (!found || !/[\\^_={}]|^[A-Za-z]$/.test(found[1])) return false;
-    this.push(el("code.math", {}, found[1]), found[0].length);
+    if (!found || !/[\\^_={}]|^[A-Za-z]'*(?:\([^()]*\))?$/.test(found[1])) return false;
+    this.push(formula(found[1], false), found[0].length);
     return true;
   }
 

@@ -133,14 +133,21 @@ function openSide(id) {
   if (!WIDE.matches) for (const other of ["conversations", "inspector"]) if (other !== id) close(other);
   document.body.classList.add(`with-${id}`);
   opener(id).setAttribute("aria-expanded", "true");
-  byId("veil").hidden = WIDE.matches;
+  cover(!WIDE.matches);
+  if (!WIDE.matches) byId(id).querySelector("button").focus();
   if (id === "inspector") watchMachine();
+}
+
+/** What lies below an open side cannot be reached. */
+function cover(whether) {
+  byId("veil").hidden = !whether;
+  document.querySelector("main").inert = whether;
 }
 
 function close(id) {
   document.body.classList.remove(`with-${id}`);
   opener(id).setAttribute("aria-expanded", "false");
-  byId("veil").hidden = true;
+  cover(false);
   if (id === "inspector") watchMachine();
 }
 

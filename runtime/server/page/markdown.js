@@ -2,6 +2,7 @@
 // the text to the parser of the browser. Links lead to http, https and mailto alone; pictures are links, not fetched.
 
 import { copy, el } from "./dom.js";
+import { formula } from "./formula.js";
 import { inline } from "./inline.js";
 
 const DEEPEST = 12; // lists and quotes within each other
@@ -84,7 +85,7 @@ function display(lines, at) {
     const line = end === at ? lines[end].trimStart().slice(open.length) : lines[end];
     if (!line.trimEnd().endsWith(close)) continue;
     const text = lines.slice(at, end + 1).join("\n").trim().slice(open.length, -close.length).trim();
-    return { end: end + 1, build: () => el("pre.math", { tabindex: "0" }, text) };
+    return { end: end + 1, build: () => formula(text, true) };
   }
   return null;
 }

@@ -15,7 +15,8 @@ export class MessageView {
     this.extra = el("div");
     this.figures = el("span.figures");
     this.thoughts = user ? null : this.thoughtsView();
-    this.footer = el("footer", {}, this.figures, this.versions(), this.actions());
+    this.buttons = this.actions();
+    this.footer = el("footer", {}, this.figures, this.versions(), this.buttons);
     const name = user ? "You" : node.model || "Answer";
     this.element = el("li", { class: `message ${user ? "user" : "answer"}` },
       el("article", { "aria-label": name }, this.thoughts, this.body, this.extra, this.footer));
@@ -33,6 +34,7 @@ export class MessageView {
     render(this.body, node.content);
     this.updateThoughts(running);
     if (running) return;
+    this.buttons.hidden = Boolean(node.error && !node.content); // the error has one of its own
     this.extra.replaceChildren(...this.problems());
     if (node.stats) this.figures.textContent = [line(node.stats), details(node.stats)].filter(Boolean).join(" · ");
   }

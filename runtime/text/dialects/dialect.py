@@ -16,15 +16,16 @@ from dsv3c.runtime.text.tokenizer import Tokenizer
 
 
 class Dialect:
-    """How one model is told of tools and of former calls, and how its answers are read. Threads may share it.
-
-    tags: special tokens that a text leaves out and a reader needs, by their ids.
-    """
+    """How one model is told of tools and of former calls, and how its answers are read. Threads may share it."""
 
     def __init__(self, form: Format, tokenizer: Tokenizer) -> None:
         self.format = form
-        self.tags: Mapping[int, str] = hidden_tags(tokenizer, (OPEN, CLOSE, *form.tags))
+        self._tags = hidden_tags(tokenizer, (OPEN, CLOSE, *form.tags))
         self._tokenizer = tokenizer
+
+    def decode(self, ids: Many[int]) -> str:
+        """The text of an answer for a reader: with tags that are special tokens, which a text leaves out."""
+        return self._tokenizer.decode(ids, self._tags)
 
     def reader(self, opened: bool, tools: Tools = ()) -> Reader:
         """Of one answer. opened: whether it begins within thoughts (`thoughts.opened_by`). Without tools nothing in it

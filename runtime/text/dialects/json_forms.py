@@ -41,7 +41,7 @@ class JsonBody:
     """Tells arguments as they come where the name stands before them, and all at once at the end elsewhere."""
 
     _HEAD = re.compile(
-        r'\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\\x00-\x1f]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+        r'\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\\x00-\x1f]|\\.){1,256}")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
     )
     _TAIL = re.compile(rf"\s*\}}?\s*{CLOSE}")
 
@@ -142,7 +142,7 @@ class ArgumentTagsBody:
     """Writes JSON of the arguments; those that are texts by the schema are told as they come."""
 
     _HEAD = re.compile(rf"\s*(?P<name>{NAME})\s*(?=(?P<next>{_KEY}|{CLOSE}))")
-    _NEXT = re.compile(rf"\s*{_KEY}(?P<key>[^<]*){_END_KEY}\s*{_VALUE}")
+    _NEXT = re.compile(rf"\s*{_KEY}(?P<key>[^<]{{0,{HEAD_LIMIT}}}){_END_KEY}\s*{_VALUE}")
     _CLOSE = re.compile(rf"\s*{CLOSE}")
 
     def __init__(self, tools: Tools) -> None:
@@ -216,8 +216,10 @@ def _may_go_on(text: str) -> bool:
     """Whether more text may make the beginning of an argument of this, or the end of the call."""
     if not text.startswith(_KEY):
         return _KEY.startswith(text) or CLOSE.startswith(text)
-    _, bracket, rest = text[len(_KEY) :].partition("<")
+    key, bracket, rest = text[len(_KEY) :].partition("<")
     tags = bracket + rest
+    if len(key) > HEAD_LIMIT:
+        return False
     if not tags.startswith(_END_KEY):
         return _END_KEY.startswith(tags)
     return _VALUE.startswith(tags[len(_END_KEY) :].lstrip())

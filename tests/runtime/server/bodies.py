@@ -89,5 +89,8 @@ def check(url: str, path: str, body: Any, client: httpx2.Client) -> None:
         message = found.json()["error"]["message"]
         assert message and "Traceback" not in message and "/work" not in message and len(message) < 2_000
     elif found.headers["content-type"].startswith("text/event-stream"):
-        faults = [line for line in found.text.splitlines() if line.startswith('data: {"error"')]
-        assert not any('"server_error"' in line for line in faults), (faults, body)
+        faults = [
+            line for line in found.text.splitlines() if line.startswith(('data: {"error"', 'data: {"type":"error"'))
+        ]
+        faults += [line for line in found.text.splitlines() if line.startswith('data: {"type":"response.failed"')]
+        assert not any(kind in line for line in faults for kind in ('"server_error"', '"api_error"')), (faults, body)

@@ -93,16 +93,29 @@ class Running:
     loop: asyncio.AbstractEventLoop
 
 
+async def _serve(server: Server, opened: socket.socket) -> None:
+    await server._serve([opened])
+    left = asyncio.all_tasks() - {asyncio.current_task()}  # as asyncio.run does
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 @contextmanager
-def running(settings: Settings, load: Callable[[Path, Settings], Any] | None = None) -> Iterator[Running]:
-    """On a port that the system chooses. load: instead of loading models."""
+def running(
+    settings: Settings, load: Callable[[Path, Settings], Any] | None = None, buffer: int | None = None
+) -> Iterator[Running]:
+    """On a port that the system chooses. load: instead of loading models. buffer: bytes that the system takes of an
+    answer before its client does."""
     models = Models(settings) if load is None else Models(settings, load)
     app: Starlette = build(settings, models)
     server = Server(config(app, settings), models)
     loop = asyncio.new_event_loop()
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]
-        thread = threading.Thread(target=lambda: loop.run_until_complete(server._serve([opened])), daemon=True)
+        if buffer is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(server, opened)), daemon=True)
         thread.start()
         try:
             yield Running(f"http://127.0.0.1:{port}", port, app.state.service, server, loop)
@@ -132,3 +145,12 @@ def serving(tiny_settings: Settings) -> Iterator[Callable[..., Running]]:
 
     with ExitStack() as stack:
         yield lambda **fields: stack.enter_context(running(replace(tiny_settings, **fields)))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser, for tests of the page; where there is none they are left out (tests/selection.py)."""
+    from tests.runtime.server.browser import chromium
+
+    with chromium() as driver:
+        yield driver

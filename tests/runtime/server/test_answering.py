@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +95,6 @@ def test_a_silent_stream_is_kept_open_by_comments(tiny_settings: Settings) -> No
 
 
 def test_a_request_that_waits_has_its_turn_and_too_many_are_sent_away(tiny_settings: Settings) -> None:
-    from dataclasses import replace
-
     with running(replace(tiny_settings, max_batch=1, queue=1), slowly(0.01)) as server:
         served, found = the_model(server), list[int]()
 
@@ -114,8 +115,6 @@ def test_a_request_that_waits_has_its_turn_and_too_many_are_sent_away(tiny_setti
 
 
 def test_a_client_that_waits_and_goes_away_leaves_the_line(tiny_settings: Settings) -> None:
-    from dataclasses import replace
-
     with running(replace(tiny_settings, max_batch=1), slowly(0.01)) as server:
         served = the_model(server)
         with streaming(server) as lines:
@@ -123,6 +122,19 @@ def test_a_client_that_waits_and_goes_away_leaves_the_line(tiny_settings: Settin
             with pytest.raises(httpx2.ReadTimeout):
                 httpx2.post(f"{server.url}/v1/chat/completions", json=LONG, timeout=0.2)
             until(lambda: not served.admission.waiting)
+
+
+def test_a_client_that_takes_nothing_loses_its_place(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3c.runtime.server.serving._HEADER_SECONDS", 0.5)
+    body = json.dumps({**LONG, "stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with running(replace(tiny_settings, send_seconds=0.3), buffer=4096) as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: the_model(server).admission.busy == 1)
+        until(lambda: the_model(server).admission.busy == 0)
+        until(lambda: not server.server.server_state.connections)
 
 
 def breaking(after: int) -> Callable[[Path, Settings], Model]:

@@ -81,7 +81,7 @@ def start(tiny: Path) -> Iterator[Start]:
 def test_sigterm_lets_what_runs_finish_and_ends_without_an_error(start: Start) -> None:
     program = start("--grace", "20", DSV3C_API_KEY="key-1")
     key = {"Authorization": "Bearer key-1"}
-    body = {**STREAM, "max_tokens": 700}
+    body = {**STREAM, "max_tokens": 400}
     with httpx2.stream("POST", f"{program.url}/v1/chat/completions", json=body, headers=key, timeout=20) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -90,28 +90,21 @@ def test_sigterm_lets_what_runs_finish_and_ends_without_an_error(start: Start) -
         with pytest.raises(httpx2.HTTPError):
             httpx2.get(f"{program.url}/health", timeout=2).raise_for_status()
         found = [line for line in lines if line]
-    assert found[-1] == "data: [DONE]" and len(found) > 300
+    assert found[-1] == "data: [DONE]" and '"finish_reason":"length"' in found[-2]
     assert program.process.wait(10) == 0
     log = "\n".join(program.lines)
     assert "POST /v1/chat/completions 200" in log and "secret" not in log and "key-1" not in log
 
 
-def test_what_does_not_finish_in_time_is_ended(start: Start) -> None:
+def test_ctrl_c_ends_it_after_what_finishes_in_time(start: Start) -> None:
     program = start("--grace", "0.2", "--log-json")
     with httpx2.stream("POST", f"{program.url}/v1/chat/completions", json=STREAM, timeout=20) as answer:
         next(answer.iter_lines())
         began = time.monotonic()
-        assert program.end(signal.SIGTERM) == 0
+        assert program.end(signal.SIGINT) == 0
         assert time.monotonic() - began < 5
     for line in program.lines:
         assert {"time", "level"} <= set(json.loads(line))
-
-
-def test_ctrl_c_ends_it(start: Start) -> None:
-    program = start()
-    assert httpx2.get(f"{program.url}/health").status_code == 200
-    assert program.end(signal.SIGINT) == 0
-    assert not any("Traceback" in line for line in program.lines)
 
 
 def test_an_address_that_cannot_be_had_is_told() -> None:
@@ -119,7 +112,7 @@ def test_an_address_that_cannot_be_had_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
             listen("127.0.0.1", port)
-    with pytest.raises(AddressTaken, match="no.such.host.invalid"):
+    with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.runtime.server import bodies
+from tests.runtime.server import bodies, item_bodies
 from tests.runtime.server.bodies import FEW, MANY, Values, anything, check, lengths, messages, numbers, scalars, texts
 from tests.runtime.server.conftest import Running
 
@@ -61,6 +61,9 @@ _BODIES = {
     "/v1/completions": _COMPLETION,
     "/tokenize": _TOKENIZE,
     "/detokenize": _DETOKENIZE,
+    "/v1/messages": item_bodies.ANTHROPIC,
+    "/v1/messages/count_tokens": item_bodies.COUNTED,
+    "/v1/responses": item_bodies.RESPONSES,
 }
 
 

@@ -86,9 +86,11 @@ def test_the_template_tells_the_format_and_else_the_tokens(
     assert dialect_of(tokenizer(template, *special)).format.name == name
 
 
-def test_tags_that_decoding_leaves_out_are_known_by_their_ids() -> None:
+def test_tags_that_are_special_tokens_are_in_the_text_for_a_reader() -> None:
     words = tokenizer(V31, "<｜tool▁sep｜>", "</think>", "<other>")
-    assert dialect_of(words).tags == {words.token_id(tag): tag for tag in ("<｜tool▁sep｜>", "</think>")}
+    ids = [words.token_id(token) for token in ("a", "</think>", "<other>", "?", "<｜tool▁sep｜>", "a")]
+    assert words.decode(ids) == "a ? a"
+    assert dialect_of(words).decode(ids) == "a </think> ? <｜tool▁sep｜> a"
 
 
 @pytest.mark.parametrize(
