@@ -17,7 +17,7 @@ from tests.runtime.server.conftest import CONTEXT, VOCAB, Running
 from tests.runtime.server.load import Mix, Wish, all_at_once, load
 
 CLIENTS = 24
-MIX = Mix(VOCAB, longest_prompt=200, longest_answer=24, longest_stay=0.03, leaving=0.3)
+MIX = Mix(VOCAB, longest_prompt=200, longest_answer=24, longest_stay=0.05, leaving=0.3)
 GREEDY, SEEDED = Wish((5, 6, 7), 12), Wish((7, 6, 5), 12, temperature=0.8, seed=3)
 
 
