@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsv3c.compiler.packaging import PackageReport
 
 OLDEST_PYTHON = (3, 11)
-SERVER = ("server", "guidance")  # extras of the runtime: `response_format` of a request is a grammar
+SERVER = ("server",)  # extras of the runtime; not `guidance`, whose wheels want a newer glibc than an archive does
 
 
 def python_version(ctx: click.Context, param: click.Parameter, value: str) -> str:

@@ -94,7 +94,7 @@ class NothingToServe(RuntimeFault):
 )
 @click.option("--log-json", is_flag=True, help="Log a JSON object a line.")
 def serve_command(artifacts: tuple[Path, ...], api_key_file: Path | None, **options: Any) -> None:
-    """Serve ARTIFACTs over HTTP, with the APIs of OpenAI and of llama-server.
+    """Serve ARTIFACTs over HTTP, with the APIs of OpenAI, Anthropic and llama-server, and a page.
 
     The first is loaded now, others when they are asked for by the name of their folder. It listens on this machine
     alone unless --host says otherwise. Ctrl-C or SIGTERM ends it, after the requests that run.

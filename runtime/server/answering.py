@@ -73,8 +73,9 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             for index in range(asked.results)
         ]
         try:
+            scores = [await _scores(lease.model, each.task) for each in prepared] if asked.echo else []
             for choice in choices if asked.echo else ():
-                yield Text(choice.index, choice.prepared.text, await _echoed(lease.model, choice.prepared.task))
+                yield Text(choice.index, choice.prepared.text, scores[choice.index // asked.results])
             if not asked.complete:
                 for choice in choices:
                     yield choice.nothing()
@@ -92,7 +93,8 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             raise
 
 
-async def _echoed(model: Model, task: Task) -> tuple[Scored, ...]:
+async def _scores(model: Model, task: Task) -> tuple[Scored, ...]:
+    """Of the prompt's tokens, for its echo, where they are asked for."""
     if task.params.logprobs is None or not model.has_tokenizer:
         return ()
     return await asyncio.to_thread(prompt_scores, model, task.prompt, task.params.logprobs)

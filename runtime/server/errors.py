@@ -214,7 +214,7 @@ def told(fault: BaseException, fields: Mapping[str, str] = {}) -> Told:
         code = _CODES.get(type(fault))
         return Told(fault.status, fault.kind, text, fault.field, code, fault.retry_after)
     if isinstance(fault, errors.GuidanceMissing):
-        return Told(400, INVALID, _GUIDANCE)
+        return Told(400, INVALID, _GUIDANCE, _guide_of(fields))
     if isinstance(fault, errors.OutOfPages):
         return Told(503, BROKEN, "the cache has no room for this request now", retry_after=1)
     if not isinstance(fault, _TOLD):
@@ -223,12 +223,17 @@ def told(fault: BaseException, fields: Mapping[str, str] = {}) -> Told:
     if isinstance(fault, errors.ContextOverflow):
         return Told(400, INVALID, text, fields.get("prompt", "prompt"), "context_length_exceeded")
     if isinstance(fault, errors.GrammarFailed | errors.NoTokenAllowed):  # comes of several parameters
-        return Told(400, INVALID, text, next((fields[name] for name in _GUIDES if name in fields), None))
+        return Told(400, INVALID, text, _guide_of(fields))
     name = getattr(fault, "name", None)
     field = fields.get(name, name) if isinstance(name, str) else fields.get("prompt")
     if isinstance(name, str) and field is not None:
         text = text.replace(name, field, 1)
     return Told(400, INVALID, text, field)
+
+
+def _guide_of(fields: Mapping[str, str]) -> str | None:
+    """The field that says what the answer has to follow."""
+    return next((fields[name] for name in _GUIDES if name in fields), None)
 
 
 _CODES: Mapping[type[ServerFault], str] = {

@@ -60,6 +60,7 @@ def config(app: Starlette, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=round(_HEADER_SECONDS),  # longer than clients keep a connection: they close it, not we
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         limit_concurrency=_CONNECTIONS,
     )

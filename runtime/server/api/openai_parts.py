@@ -27,7 +27,7 @@ def usage_of(prompt: int, usages: list[Usage]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(u.cached for u in usages)},
+        "prompt_tokens_details": {"cached_tokens": min(prompt, sum(u.cached for u in usages))},
         "completion_tokens_details": {"reasoning_tokens": sum(u.thoughts for u in usages)},
     }
 

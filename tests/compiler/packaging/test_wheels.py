@@ -39,7 +39,7 @@ def test_extras_may_be_taken_along() -> None:
     added = {wheels._project(line) for line in wheels.requirements("x86", None, SERVER)} - set(
         map(wheels._project, base)
     )
-    assert added == {"starlette", "sse-starlette", "uvicorn", "prometheus-client", "llguidance"}
+    assert added == {"starlette", "sse-starlette", "uvicorn", "prometheus-client"}
 
 
 def test_a_target_may_need_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def test_a_key_that_is_missing_or_empty_is_refused(tmp_path: Path, monkeypatch: 
 def test_without_a_model_there_is_nothing_to_serve(run: Run, tmp_path: Path) -> None:
     assert "there is no model to serve" in run("serve", code=1)[1]
     assert f"{tmp_path} is not an artifact" in run("serve", tmp_path, code=1)[1]
+
+
+def test_the_extra_is_asked_for_where_it_is_missing(run: Run, talking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dsv3c.runtime.server.serving", None)
+    assert "pip install 'dsv3c[server]'" in run("serve", talking, code=1)[1]
 
 
 def test_another_host_without_a_key_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.runtime.server.conftest import CONTEXT, VOCAB, Running
 from tests.runtime.server.load import Mix, Wish, all_at_once, load
 
 CLIENTS = 24
-MIX = Mix(VOCAB, longest_prompt=200, longest_answer=40, longest_stay=0.3)
+MIX = Mix(VOCAB, longest_prompt=200, longest_answer=24, longest_stay=0.05, leaving=0.3)
 GREEDY, SEEDED = Wish((5, 6, 7), 12), Wish((7, 6, 5), 12, temperature=0.8, seed=3)
 
 
@@ -46,7 +46,7 @@ def require_nothing_left(server: Running) -> None:
 
 def test_answers_to_a_crowd_are_those_of_the_engine_alone(serving: Callable[..., Running], alone: Model) -> None:
     server = serving(queue=CLIENTS)
-    found = asyncio.run(load(server.url, MIX.wish, CLIENTS, seconds=1))
+    found = asyncio.run(load(server.url, MIX.wish, CLIENTS, seconds=0.6))
     require_nothing_left(server)
     assert all(told.whole or told.left for told in found), [told for told in found if told.status != 200 or told.fault]
     assert any(told.left for told in found)
@@ -76,7 +76,7 @@ def test_clients_that_leave_give_their_pages_back(served: Running, stream: bool)
 
 def test_who_finds_the_queue_full_is_told_when_to_come_again(served: Running) -> None:
     settings = served.service.settings
-    crowd = [Wish((3, 4, number + 3), 80) for number in range(2 * (settings.max_batch + settings.queue))]
+    crowd = [Wish((3, 4, number + 3), 30) for number in range(2 * (settings.max_batch + settings.queue))]
     found = asyncio.run(all_at_once(served.url, crowd))
     refused = [told for told in found if told.status == 429]
     assert refused and all(told.retry_after >= 1 for told in refused)
