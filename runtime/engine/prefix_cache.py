@@ -9,6 +9,7 @@ before those that continue it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.engine.cache import PagePool, Sequence
 from dsv3c.runtime.errors import PageMisuse
 
+KEY_BYTES = 32
 _SALT = b"dsv3c page"
 
 
@@ -79,6 +81,33 @@ class PrefixCache:
                 sequence.replace(index, page)
             keys.append(key)
 
+    def by_use(self) -> dict[bytes, int]:
+        """Pages by key, in the order of their use, the last used first. Each stands behind the one that it continues:
+        as many of the first as one likes are whole from their beginnings."""
+        idle = dict.fromkeys(reversed(self._pool.idle))
+        # Pages in use came in after those that they continue.
+        order = [*(page for page in self._pages.values() if page not in idle), *idle]
+        return {self._keys[page]: page for page in order}
+
+    @property
+    def room(self) -> int:
+        """Pages that can be added before one goes that is cached."""
+        return self._pool.free_pages - self._pool.idle_pages
+
+    def add(self, pages: Mapping[bytes, int]) -> None:
+        """Cache pages that hold what their keys say, in the order of `by_use`, as if they had been used now. The
+        caller's references to them end here. Of what is cached already the page that is there stays."""
+        used = []
+        for key, page in pages.items():
+            if key in self._pages:
+                used.append(self._pool.share(self._pages[key]))
+                self._pool.release(page)
+            else:
+                self._add(key, page)
+                used.append(page)
+        for page in reversed(used):
+            self._pool.release(page)
+
     def clear(self) -> None:
         """Give all pages back that no sequence uses, and know none any more."""
         for page in self._keys:
@@ -102,4 +131,4 @@ class PrefixCache:
 def _key(before: bytes, tokens: NDArray[np.int32]) -> bytes:
     """before: the key of the page before, empty for the first. All pages have as many tokens: no two inputs read alike
     though nothing is put between their parts."""
-    return blake2b(before + tokens.astype("<i4").tobytes(), digest_size=32, person=_SALT).digest()
+    return blake2b(before + tokens.astype("<i4").tobytes(), digest_size=KEY_BYTES, person=_SALT).digest()

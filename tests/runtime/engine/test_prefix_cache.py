@@ -299,6 +299,13 @@ class Prefixes(RuleBasedStateMachine):
         parents = {row[:-PAGE_SIZE] for row in known.values()} - {()}
         assert parents <= set(known.values()), "a page went before one that continues it"
 
+    @invariant()
+    def what_was_used_last_is_whole_from_its_beginning(self) -> None:
+        order = [self._rows(page)[-1] for page in self.cache.by_use().values()]
+        assert len(order) == self.cache.cached_pages
+        for place, row in enumerate(order):
+            assert row[:-PAGE_SIZE] in {(), *order[:place]}
+
 
 Prefixes.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestPrefixes = Prefixes.TestCase
