@@ -1,6 +1,7 @@
 // The server's API: JSON, and streams of server-sent events by fetch, which EventSource cannot post.
 
 const KEY = "dsv3c.key";
+const LONG = "Begin a new conversation, or edit an earlier message: that leaves out what follows it.";
 
 /** What the server or the network says went wrong. status 0: no answer came at all. */
 export class ApiError extends Error {
@@ -77,8 +78,12 @@ async function fault(response) {
   });
 }
 
+function told(error) {
+  return new ApiError(error.message ?? "The server reported an error.", { status: 500, ...error });
+}
+
 function hintFor(status, code, retryAfter) {
-  if (code === "context_length_exceeded") return "Begin a new conversation, or edit an earlier message: that leaves out what follows it.";
+  if (code === "context_length_exceeded") return LONG;
   if (status === 401 || status === 403) return "Enter the API key under Parameters.";
   if (status === 429) return `All places are taken. Try again ${retryAfter ? `in ${retryAfter} s` : "in a moment"}.`;
   if (status === 503) return "Try again in a moment.";
@@ -109,7 +114,7 @@ export async function* stream(path, body, signal) {
       for (const data of events.push(value)) {
         if (data === "[DONE]") return;
         const chunk = JSON.parse(data);
-        if (chunk.error) throw new ApiError(chunk.error.message ?? "The server reported an error.", { status: 500, ...chunk.error });
+        if (chunk.error) throw told(chunk.error);
         yield chunk;
       }
     }

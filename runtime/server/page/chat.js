@@ -134,7 +134,7 @@ export class Chat {
     const { content, reasoning_content: thought } = choice?.delta ?? {};
     if (thought) node.thoughts = (node.thoughts ?? "") + thought;
     if (content) node.content += content;
-    if (content && node.thoughts && node.thought === undefined) node.thought = (performance.now() - figures.began) / 1000;
+    if (content && node.thoughts) node.thought ??= (performance.now() - figures.began) / 1000;
     if (content || thought) figures.token();
     if (choice?.finish_reason) figures.reason = choice.finish_reason;
     if (chunk.usage) figures.settle(chunk.usage);

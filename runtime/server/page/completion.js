@@ -54,7 +54,8 @@ export class Completion {
     if (this.running) return;
     this.hide();
     const before = this.tokens[at];
-    const others = [...before.others.filter((each) => each !== other), { text: before.text, probability: before.probability }];
+    const { text, probability } = before;
+    const others = [...before.others.filter((each) => each !== other), { text, probability }];
     this.tokens = [...this.tokens.slice(0, at), { ...other, others, taken: true }];
     this.go();
   }
@@ -134,7 +135,8 @@ export class Completion {
   span(token, at) {
     const shade = token.probability === null ? "none" : STEPS.filter((step) => token.probability >= step).length;
     const name = `${visible(token.text)} ${percent(token.probability)}`;
-    const span = el("span.token", { "data-at": at, "data-shade": shade, tabindex: at ? "-1" : "0", role: "button", "aria-label": name }, token.text);
+    const how = { "data-at": at, "data-shade": shade, tabindex: at ? "-1" : "0", role: "button", "aria-label": name };
+    const span = el("span.token", how, token.text);
     span.classList.toggle("taken", Boolean(token.taken));
     return span;
   }
@@ -157,7 +159,7 @@ export class Completion {
     const bar = el("meter", { min: 0, max: 1, value: other.probability ?? 0, "aria-hidden": "true" });
     const inside = [el("code", {}, visible(other.text)), bar, el("span", {}, percent(other.probability))];
     if (other.own) return el("div.choice.own", {}, inside);
-    if (other.text.includes("\ufffd")) return el("div.choice", {}, inside); // a part of a character is no text to go on from
+    if (other.text.includes("\ufffd")) return el("div.choice", {}, inside); // a part of a character: no text to go on
     const title = "Go on with this one instead";
     return el("button.choice", { type: "button", title, onclick: () => this.instead(at, other) }, inside);
   }
@@ -183,7 +185,8 @@ export class Completion {
     const at = Number(document.activeElement?.dataset?.at);
     if (Number.isNaN(at)) return;
     const spans = this.shown.querySelectorAll(".token");
-    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: spans.length - 1 }[event.key];
+    const next = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1 };
+    const to = { ...next, Home: 0, End: spans.length - 1 }[event.key];
     if (spans[to]) {
       event.preventDefault();
       spans[at].tabIndex = -1;

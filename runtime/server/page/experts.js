@@ -81,7 +81,8 @@ export class Experts {
 
   paint(experts, tokens, most) {
     const rows = this.rows;
-    const wide = this.canvas.parentNode.clientWidth - parseFloat(getComputedStyle(this.canvas.parentNode).paddingLeft) * 2;
+    const panel = this.canvas.parentNode;
+    const wide = panel.clientWidth - parseFloat(getComputedStyle(panel).paddingLeft) * 2;
     if (wide <= 0) return; // of a panel that is hidden
     const gutter = 26;
     const column = (wide - gutter) / experts;
@@ -109,7 +110,8 @@ export class Experts {
         context.fillRect(gutter + x * column, y * high, column - gap, high - gap);
       });
     });
-    this.canvas.setAttribute("aria-label", `Heat map: ${rows.length} layers by ${experts} experts. The table below has each layer's busiest.`);
+    const size = `${rows.length} layers by ${experts} experts`;
+    this.canvas.setAttribute("aria-label", `Heat map: ${size}. The table below has each layer's busiest.`);
   }
 
   read(event) {
@@ -120,15 +122,18 @@ export class Experts {
     const number = row?.counts[expert];
     if (number === undefined) return;
     const even = times(number, this.found[`${this.part}_tokens`], this.found);
-    this.readout.textContent = `layer ${row.layer}, expert ${expert}: ${count(number)} times, ${even.toFixed(1)} × even`;
+    const often = `${count(number)} times, ${even.toFixed(1)} × even`;
+    this.readout.textContent = `layer ${row.layer}, expert ${expert}: ${often}`;
   }
 
   summary(tokens) {
-    const head = el("tr", {}, ["Layer", "Busiest", "of tokens", "As if even"].map((text) => el("th", { scope: "col" }, text)));
+    const names = ["Layer", "Busiest", "of tokens", "As if even"];
+    const head = el("tr", {}, names.map((text) => el("th", { scope: "col" }, text)));
     const body = this.rows.map(({ layer, counts }) => {
       const busiest = counts.indexOf(Math.max(...counts));
       const share = tokens ? `${Math.round((100 * counts[busiest]) / tokens)} %` : "–";
-      return el("tr", {}, el("td", {}, String(layer)), el("td", {}, tokens ? String(busiest) : "–"), el("td", {}, share), el("td", {}, effective(counts)));
+      const row = [String(layer), tokens ? String(busiest) : "–", share, effective(counts)];
+      return el("tr", {}, row.map((text) => el("td", {}, text)));
     });
     return el("table.facts", {}, el("thead", {}, head), el("tbody", {}, body));
   }

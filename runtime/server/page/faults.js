@@ -7,7 +7,8 @@ export const kept = ({ message, status, code, param, hint }) => ({ message, stat
 
 /** actions: buttons below it. */
 export function fault({ message, status, code, param, hint }, ...actions) {
-  const where = [status ? `HTTP ${status}` : null, code, param].filter((part) => part && part !== String(status)).join(" · ");
+  const parts = [status ? `HTTP ${status}` : null, code, param];
+  const where = parts.filter((part) => part && part !== String(status)).join(" · ");
   return el("div.fault", { role: "alert" },
     el("p", {}, message),
     hint ? el("p.hint", {}, hint) : null,

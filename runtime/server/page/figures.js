@@ -42,7 +42,8 @@ export class Figures {
 /** In a line; while nothing has come, how long it has been waited for. */
 export function line(stats, waited = null) {
   if (stats.first === null) return waited === null ? "" : `reading, ${seconds(waited)}`;
-  const rate = stats.rate === null ? null : `${stats.rate >= 100 ? count(Math.round(stats.rate)) : stats.rate.toFixed(1)} tok/s`;
+  const number = stats.rate >= 100 ? count(Math.round(stats.rate)) : stats.rate?.toFixed(1);
+  const rate = stats.rate === null ? null : `${number} tok/s`;
   return [`first token ${seconds(stats.first)}`, rate, plural(stats.tokens, "token")].filter(Boolean).join(" · ");
 }
 

@@ -8,30 +8,47 @@ const LONGEST = 4000;
 const DEEPEST = 40;
 const TOKEN = /\\[a-zA-Z]+\*?|\\[^]|\d+(?:\.\d+)?|\s+|[^]/gu;
 
-const table = (text) => Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split(":")));
+/** Without what objects have by nature: `\constructor` is no letter. */
+const bare = (object) => Object.assign(Object.create(null), object);
+const table = (text) => bare(Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split("="))));
 
-const LETTERS = table(`alpha:α beta:β gamma:γ delta:δ epsilon:ϵ varepsilon:ε zeta:ζ eta:η theta:θ vartheta:ϑ iota:ι kappa:κ
-  lambda:λ mu:μ nu:ν xi:ξ pi:π rho:ρ sigma:σ tau:τ upsilon:υ phi:ϕ varphi:φ chi:χ psi:ψ omega:ω Gamma:Γ Delta:Δ Theta:Θ
-  Lambda:Λ Xi:Ξ Pi:Π Sigma:Σ Phi:Φ Psi:Ψ Omega:Ω ell:ℓ hbar:ℏ infty:∞ partial:∂ nabla:∇ emptyset:∅ varnothing:∅ top:⊤
-  bot:⊥ Re:ℜ Im:ℑ aleph:ℵ`);
-const SIGNS = table(`cdot:· times:× div:÷ pm:± mp:∓ le:≤ leq:≤ leqslant:⩽ ge:≥ geq:≥ geqslant:⩾ ne:≠ neq:≠ approx:≈ equiv:≡
-  sim:∼ simeq:≃ cong:≅ propto:∝ in:∈ notin:∉ ni:∋ subset:⊂ subseteq:⊆ supset:⊃ supseteq:⊇ cup:∪ cap:∩ setminus:∖ to:→
-  rightarrow:→ leftarrow:← leftrightarrow:↔ longrightarrow:⟶ Rightarrow:⇒ Leftarrow:⇐ Leftrightarrow:⇔ iff:⟺ implies:⟹
-  mapsto:↦ uparrow:↑ downarrow:↓ forall:∀ exists:∃ neg:¬ land:∧ wedge:∧ lor:∨ vee:∨ ldots:… dots:… cdots:⋯ vdots:⋮ ddots:⋱
-  odot:⊙ oplus:⊕ ominus:⊖ otimes:⊗ ast:∗ star:⋆ circ:∘ bullet:∙ prime:′ mid:∣ parallel:∥ perp:⊥ ll:≪ gg:≫ therefore:∴
-  because:∵ colon:: backslash:\\ triangle:△ angle:∠ langle:⟨ rangle:⟩ lfloor:⌊ rfloor:⌋ lceil:⌈ rceil:⌉ lvert:| rvert:|
-  lVert:‖ rVert:‖ vert:| Vert:‖`);
-const LARGE = table("sum:∑ prod:∏ int:∫ iint:∬ oint:∮ bigcup:⋃ bigcap:⋂ bigoplus:⨁ bigotimes:⨂");
-const NAMES = new Set("log ln lg exp sin cos tan cot sinh cosh tanh arcsin arccos arctan det dim deg gcd ker hom mod".split(" "));
-const LIMITS = new Set("max min sup inf lim limsup liminf argmax argmin Pr".split(" "));
-const ACCENTS = table("hat:^ widehat:^ bar:¯ overline:¯ tilde:~ widetilde:~ vec:→ dot:˙ ddot:¨ underline:_ overbrace:⏞ underbrace:⏟");
+const LETTERS = table(`
+  alpha=α beta=β gamma=γ delta=δ epsilon=ϵ varepsilon=ε zeta=ζ eta=η theta=θ vartheta=ϑ iota=ι kappa=κ lambda=λ
+  mu=μ nu=ν xi=ξ pi=π rho=ρ sigma=σ tau=τ upsilon=υ phi=ϕ varphi=φ chi=χ psi=ψ omega=ω Gamma=Γ Delta=Δ Theta=Θ
+  Lambda=Λ Xi=Ξ Pi=Π Sigma=Σ Phi=Φ Psi=Ψ Omega=Ω ell=ℓ hbar=ℏ infty=∞ partial=∂ nabla=∇ emptyset=∅ varnothing=∅
+  top=⊤ bot=⊥ Re=ℜ Im=ℑ aleph=ℵ
+`);
+const SIGNS = table(`
+  cdot=· times=× div=÷ pm=± mp=∓ le=≤ leq=≤ leqslant=⩽ ge=≥ geq=≥ geqslant=⩾ ne=≠ neq=≠ approx=≈ equiv=≡ sim=∼
+  simeq=≃ cong=≅ propto=∝ in=∈ notin=∉ ni=∋ subset=⊂ subseteq=⊆ supset=⊃ supseteq=⊇ cup=∪ cap=∩ setminus=∖ to=→
+  rightarrow=→ leftarrow=← leftrightarrow=↔ longrightarrow=⟶ Rightarrow=⇒ Leftarrow=⇐ Leftrightarrow=⇔ iff=⟺
+  implies=⟹ mapsto=↦ uparrow=↑ downarrow=↓ forall=∀ exists=∃ neg=¬ land=∧ wedge=∧ lor=∨ vee=∨ ldots=… dots=…
+  cdots=⋯ vdots=⋮ ddots=⋱ odot=⊙ oplus=⊕ ominus=⊖ otimes=⊗ ast=∗ star=⋆ circ=∘ bullet=∙ prime=′ mid=∣ parallel=∥
+  perp=⊥ ll=≪ gg=≫ therefore=∴ because=∵ colon=: backslash=\\ triangle=△ angle=∠ langle=⟨ rangle=⟩ lfloor=⌊
+  rfloor=⌋ lceil=⌈ rceil=⌉ lvert=| rvert=| lVert=‖ rVert=‖ vert=| Vert=‖
+`);
+const LARGE = table("sum=∑ prod=∏ int=∫ iint=∬ oint=∮ bigcup=⋃ bigcap=⋂ bigoplus=⨁ bigotimes=⨂");
+const words = (text) => new Set(text.trim().split(/\s+/));
+const NAMES = words("log ln lg exp sin cos tan cot sinh cosh tanh arcsin arccos arctan det dim deg gcd ker hom mod");
+const LIMITS = words("max min sup inf lim limsup liminf argmax argmin Pr");
+const ACCENTS = table(`hat=^ widehat=^ bar=¯ overline=¯ tilde=~ widetilde=~ vec=→ dot=˙ ddot=¨ underline=_ overbrace=⏞
+  underbrace=⏟`);
+const WORDS = words("text textbf textit texttt mathrm mathsf mathtt operatorname operatorname*");
 const UNDER = new Set(["underline", "underbrace"]);
-const SPACES = table("\\,:0.17em \\::0.22em \\;:0.28em \\!:-0.17em \\quad:1em \\qquad:2em ~:0.3em");
-const FENCES = { matrix: ["", ""], pmatrix: ["(", ")"], bmatrix: ["[", "]"], vmatrix: ["|", "|"], cases: ["{", ""] };
-const SIDES = { aligned: ["", ""], align: ["", ""], "align*": ["", ""], split: ["", ""], gathered: ["", ""], array: ["", ""] };
-const DOUBLE = table("C:ℂ H:ℍ N:ℕ P:ℙ Q:ℚ R:ℝ Z:ℤ");
-const SCRIPT = table("B:ℬ E:ℰ F:ℱ H:ℋ I:ℐ L:ℒ M:ℳ R:ℛ");
-const IGNORED = new Set(["\\displaystyle", "\\textstyle", "\\limits", "\\nolimits", "\\big", "\\Big", "\\bigg", "\\Bigg", "\\bigl", "\\bigr", "\\Bigl", "\\Bigr", "\\nonumber"]);
+const SPACES = table("\\,=0.17em \\:=0.22em \\;=0.28em \\!=-0.17em \\quad=1em \\qquad=2em ~=0.3em");
+const FENCES = bare({
+  matrix: ["", ""],
+  pmatrix: ["(", ")"],
+  bmatrix: ["[", "]"],
+  vmatrix: ["|", "|"],
+  cases: ["{", ""],
+});
+const BRACES = bare({ "\\|": "‖", "\\{": "{", "\\}": "}" });
+const SIDES = words("aligned align align* split gathered array");
+const DOUBLE = table("C=ℂ H=ℍ N=ℕ P=ℙ Q=ℚ R=ℝ Z=ℤ");
+const SCRIPT = table("B=ℬ E=ℰ F=ℱ H=ℋ I=ℐ L=ℒ M=ℳ R=ℛ");
+const IGNORED = words(`\\displaystyle \\textstyle \\limits \\nolimits \\nonumber \\big \\Big \\bigg \\Bigg \\bigl \\bigr
+  \\Bigl \\Bigr`);
 
 const math = (tag, children = [], attributes = {}) => {
   const node = document.createElementNS(NAMESPACE, tag);
@@ -46,7 +63,8 @@ export function formula(text, block) {
   try {
     if (source.length > LONGEST) throw new Unknown();
     const found = new Parser(source).whole();
-    return block ? el("div.formula", { tabindex: "0" }, math("math", [found], { display: "block" })) : math("math", [found]);
+    if (!block) return math("math", [found]);
+    return el("div.formula", { tabindex: "0" }, math("math", [found], { display: "block" }));
   } catch (error) {
     if (!(error instanceof Unknown)) throw error;
     return block ? el("pre.math", { tabindex: "0" }, source) : el("code.math", {}, source);
@@ -106,7 +124,8 @@ class Parser {
       this.at += 1;
       return [];
     }
-    const limits = LARGE[this.next.slice(1)] !== undefined && !this.next.endsWith("int") || LIMITS.has(this.next.slice(1));
+    const name = this.next.slice(1);
+    const limits = (LARGE[name] && !name.endsWith("int")) || LIMITS.has(name);
     const base = "^_".includes(this.next) ? math("mrow") : this.atom();
     const scripts = {};
     for (this.skipBlanks(); this.next === "^" || this.next === "_" || this.next === "'"; this.skipBlanks()) {
@@ -116,8 +135,9 @@ class Parser {
       scripts[mark] = this.next === "'" ? this.primes() : this.atom();
     }
     const { _: below, "^": above } = scripts;
-    const name = (limits ? ["munder", "mover", "munderover"] : ["msub", "msup", "msubsup"])[below && above ? 2 : below ? 0 : 1];
-    return [below || above ? math(name, [base, below, above].filter(Boolean)) : base];
+    if (!below && !above) return [base];
+    const tags = limits ? ["munder", "mover", "munderover"] : ["msub", "msup", "msubsup"];
+    return [math(tags[below && above ? 2 : below ? 0 : 1], [base, below, above].filter(Boolean))];
   }
 
   primes() {
@@ -147,14 +167,14 @@ class Parser {
     if (LETTERS[name]) return math("mi", [LETTERS[name]]);
     if (SIGNS[name]) return math("mo", [SIGNS[name]], { stretchy: "false" });
     if (LARGE[name]) return math("mo", [LARGE[name]]);
-    if (NAMES.has(name) || LIMITS.has(name)) return math("mo", [name], { form: "prefix", lspace: "0", rspace: this.next === "(" ? "0" : "0.17em" });
+    if (NAMES.has(name) || LIMITS.has(name)) return this.named(name);
     if (SPACES[token]) return math("mspace", [], { width: SPACES[token] });
     if ("{}%$&#_|".includes(name)) return math("mo", [name === "|" ? "‖" : name], { stretchy: "false" });
     if (ACCENTS[name]) return this.accented(name);
     if (["frac", "dfrac", "tfrac", "cfrac"].includes(name)) return math("mfrac", [this.atom(), this.atom()]);
-    if (name === "binom") return math("mrow", [math("mo", ["("]), math("mfrac", [this.atom(), this.atom()], { linethickness: "0" }), math("mo", [")"])]);
+    if (name === "binom") return this.binomial();
     if (name === "sqrt") return this.root();
-    if (["text", "textbf", "textit", "mathrm", "operatorname", "operatorname*", "texttt", "mathsf", "mathtt"].includes(name)) return this.text(name);
+    if (WORDS.has(name)) return this.text(name);
     if (["mathbf", "boldsymbol", "bm"].includes(name)) return math("mrow", [this.atom()], { class: "bold" });
     if (name === "boxed") return math("mrow", [this.atom()], { class: "boxed" });
     if (name === "mathbb") return math("mi", [this.letters(DOUBLE, 0x1d538)]);
@@ -163,6 +183,15 @@ class Parser {
     if (name === "left") return this.fenced();
     if (name === "begin") return this.environment();
     throw new Unknown();
+  }
+
+  named(name) {
+    return math("mo", [name], { form: "prefix", lspace: "0", rspace: this.next === "(" ? "0" : "0.17em" });
+  }
+
+  binomial() {
+    const inside = math("mfrac", [this.atom(), this.atom()], { linethickness: "0" });
+    return math("mrow", [math("mo", ["("]), inside, math("mo", [")"])]);
   }
 
   accented(name) {
@@ -198,13 +227,14 @@ class Parser {
   letters(special, first) {
     const text = this.next?.trim() === "{" || !this.next?.trim() ? this.raw() : this.take();
     if (!/^[A-Z]+$/.test(text)) throw new Unknown();
-    return [...text].map((letter) => special[letter] ?? String.fromCodePoint(first + letter.charCodeAt(0) - 65)).join("");
+    const other = (letter) => String.fromCodePoint(first + letter.charCodeAt(0) - 65);
+    return [...text].map((letter) => special[letter] ?? other(letter)).join("");
   }
 
   fence() {
     const token = this.take();
     if (token === ".") return [];
-    const text = token.length === 1 ? token : token === "\\|" ? "‖" : token === "\\{" || token === "\\}" ? token[1] : SIGNS[token.slice(1)];
+    const text = token.length === 1 ? token : (BRACES[token] ?? SIGNS[token.slice(1)]);
     if (text === undefined) throw new Unknown();
     return [math("mo", [text], { stretchy: "true", fence: "true" })];
   }
@@ -218,8 +248,8 @@ class Parser {
 
   environment() {
     const name = this.raw();
-    const [open, close] = FENCES[name] ?? SIDES[name] ?? [];
-    if (open === undefined) throw new Unknown();
+    if (!FENCES[name] && !SIDES.has(name)) throw new Unknown();
+    const [open, close] = FENCES[name] ?? ["", ""];
     if (name === "array") this.raw(); // how columns stand
     const rows = [[]];
     for (;;) {
@@ -231,7 +261,7 @@ class Parser {
     }
     if (this.raw() !== name) throw new Unknown();
     const fence = (text) => (text ? [math("mo", [text], { stretchy: "true", fence: "true" })] : []);
-    const aligned = name in SIDES && name !== "array" ? "aligned" : name;
+    const aligned = SIDES.has(name) && name !== "array" ? "aligned" : name;
     const cells = math("mtable", rows.map((row) => math("mtr", row)), { class: aligned });
     return math("mrow", [...fence(open), cells, ...fence(close)]);
   }

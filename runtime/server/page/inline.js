@@ -1,5 +1,5 @@
-// What stands within a line of Markdown: emphasis, code, links, formulas. One pass over the text, with a stack of what is
-// open, so that the work grows with the text alone however it is written.
+// What stands within a line of Markdown: emphasis, code, links, formulas. One pass over the text, with a stack of what
+// is open, so that the work grows with the text alone however it is written.
 
 import { el } from "./dom.js";
 import { formula } from "./formula.js";
@@ -9,6 +9,7 @@ const DEEPEST = 6; // links within emphasis within links
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const SAFE = /^(?:https?:\/\/|mailto:)/i;
 const AUTOLINK = /^https?:\/\/[^\s<>]*[^\s<>.,:;"')\]!?*_~]/i;
+const UNLINKED = "This address is not shown as a link.";
 const TAGS = { "*": "em", "**": "strong", _: "em", __: "strong", "~~": "del" };
 
 /** Nodes for a text. */
@@ -104,7 +105,7 @@ class Reader {
   /** Where the next run of so many backticks stands. */
   closingTicks(length) {
     if (!this.ticks) this.ticks = Map.groupBy([...this.text.matchAll(/`+/g)], ([run]) => run.length);
-    const runs = this.ticks.get(length);
+    const runs = this.ticks.get(length) ?? []; // one whose first tick is escaped is shorter than it stands there
     let at = this.passed.get(length) ?? 0;
     while (at < runs.length && runs[at].index <= this.at) at += 1;
     this.passed.set(length, at);
@@ -127,14 +128,14 @@ class Reader {
     if (!target) return false;
     const inside = inline(this.text.slice(open + 1, close), this.depth + 1);
     const length = close + 1 + target[0].length - this.at;
-    if (SAFE.test(target[1])) this.push(anchor(target[1], [before, ...inside]), length);
-    else this.push(el("span.unlinked", { title: "This address is not shown as a link." }, before, inside, ` (${target[1]})`), length);
+    if (leadsOut(target[1])) this.push(anchor(target[1], [before, ...inside]), length);
+    else this.push(el("span.unlinked", { title: UNLINKED }, before, inside, ` (${target[1]})`), length);
     return true;
   }
 
   angle() {
     const found = /^<((?:https?:\/\/|mailto:)[^\s<>]+)>/i.exec(this.text.slice(this.at, this.at + LONGEST));
-    if (!found) return false;
+    if (!found || !leadsOut(found[1])) return false;
     this.push(anchor(found[1], [found[1]]), found[0].length);
     return true;
   }
@@ -143,7 +144,7 @@ class Reader {
     const found = /^https?:/i.test(this.text.slice(this.at, this.at + 6))
       ? AUTOLINK.exec(this.text.slice(this.at, this.at + LONGEST))
       : null;
-    if (!found) return false;
+    if (!found || !leadsOut(found[0])) return false;
     this.push(anchor(found[0], [found[0]]), found[0].length);
     return true;
   }
@@ -160,7 +161,8 @@ class Reader {
       return;
     }
     const inWord = char === "_" && /[\p{L}\p{N}]/u.test(before) && /[\p{L}\p{N}]/u.test(after);
-    const opens = !/\s/.test(after) && !inWord && (!PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before));
+    const parted = !PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before);
+    const opens = !/\s/.test(after) && !inWord && parted;
     const closes = !/\s/.test(before) && !inWord;
     if (closes) left = this.close(char, left);
     if (opens) this.open(char, left);
@@ -198,6 +200,8 @@ class Reader {
     this.frames.at(-1).nodes.push(document.createTextNode(mark), ...nodes);
   }
 }
+
+const leadsOut = (address) => SAFE.test(address) && URL.canParse(address);
 
 function anchor(href, children) {
   return el("a", { href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);

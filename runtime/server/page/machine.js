@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { bytes, count, el, seconds } from "./dom.js";
 
 const EVERY = 2000; // ms
+const DRAFTS = "dsv3c_draft_tokens_total";
 
 export class Machine {
   constructor(panel, hooks) {
@@ -33,7 +34,8 @@ export class Machine {
 
   async refresh() {
     const model = this.hooks.model();
-    const [text, slots] = await Promise.all([api.getText("metrics"), api.get(`slots?model=${encodeURIComponent(model)}`)]);
+    const asked = `slots?model=${encodeURIComponent(model)}`;
+    const [text, slots] = await Promise.all([api.getText("metrics"), api.get(asked)]);
     this.body.replaceChildren(...this.sections(parse(text), slots, model));
   }
 
@@ -65,7 +67,7 @@ export class Machine {
         ["Prompt tokens", whole(read("dsv3c_tokens_total", { kind: "prompt" }))],
         ["of them cached", whole(read("dsv3c_tokens_total", { kind: "prompt_cached" }))],
         ["Tokens written", whole(read("dsv3c_tokens_total", { kind: "generated" }))],
-        ["Drafts that were right", share(read("dsv3c_draft_tokens_total", { outcome: "accepted" }), read("dsv3c_draft_tokens_total"))],
+        ["Drafts that were right", share(read(DRAFTS, { outcome: "accepted" }), read(DRAFTS))],
         ["First token, mean", mean(read, "dsv3c_time_to_first_token_seconds")],
         ["Between tokens, mean", mean(read, "dsv3c_inter_token_seconds")],
       ])),
@@ -85,7 +87,10 @@ export class Machine {
 const section = (title, ...children) => el("section.facts", {}, el("h2", {}, title), children);
 
 /** Rows of those that are known. */
-const facts = (rows) => el("dl", {}, rows.filter(([, value]) => value !== null).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+function facts(rows) {
+  const known = rows.filter(([, value]) => value !== null);
+  return el("dl", {}, known.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
 
 const whole = (value) => (value === null ? null : count(value));
 const size = (value) => (value === null ? null : bytes(value));
@@ -98,12 +103,13 @@ function mean(read, name) {
   return number ? seconds(read(`${name}_sum`) / number) : null;
 }
 
-/** Reads Prometheus' text: `name{labels} value`. What it returns sums the samples that have the given labels, null where
- * there are none. */
+/** Reads Prometheus' text: `name{labels} value`. What it returns sums the samples that have the given labels, null
+ * where there are none. */
 export function parse(text) {
   const samples = Map.groupBy(text.split("\n").map(sample).filter(Boolean), ({ name }) => name);
   return (name, wanted = {}) => {
-    const found = (samples.get(name) ?? []).filter(({ labels }) => Object.entries(wanted).every(([key, value]) => labels[key] === value));
+    const fits = ({ labels }) => Object.entries(wanted).every(([key, value]) => labels[key] === value);
+    const found = (samples.get(name) ?? []).filter(fits);
     return found.length ? found.reduce((sum, { value }) => sum + value, 0) : null;
   };
 }
@@ -113,6 +119,8 @@ function sample(line) {
   const value = match ? Number(match[3]) : Number.NaN;
   if (!Number.isFinite(value)) return null;
   const labels = {};
-  for (const [, key, said] of (match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) labels[key] = said.replace(/\\(.)/g, "$1");
+  for (const [, key, said] of (match[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) {
+    labels[key] = said.replace(/\\(.)/g, "$1");
+  }
   return { name: match[1], labels, value };
 }

@@ -33,13 +33,16 @@ const completion = new Completion(hooks);
 
 function listConversations() {
   const current = chat.conversation.id;
-  const items = store.list().map(({ id, title }) => {
-    const open = el("button.open", { type: "button", "aria-current": id === current ? "true" : null, onclick: () => openConversation(id) }, title || "Untitled");
-    const drop = el("button.plain.drop", { type: "button", "aria-label": `Delete “${title}”`, title: "Delete", onclick: () => dropConversation(id, drop) }, "×");
-    return el("li", {}, open, drop);
-  });
-  byId("conversation-list").replaceChildren(...items);
+  byId("conversation-list").replaceChildren(...store.list().map(({ id, title }) => listed(id, title, id === current)));
   document.title = chat.conversation.title ? `${chat.conversation.title} · dsv3c` : "dsv3c";
+}
+
+function listed(id, title, current) {
+  const button = (what, text, how) => el(what, { type: "button", ...how }, text);
+  const opens = { "aria-current": current ? "true" : null, onclick: () => openConversation(id) };
+  const drops = { "aria-label": `Delete “${title}”`, title: "Delete", onclick: () => dropConversation(id, drop) };
+  const drop = button("button.plain.drop", "×", drops);
+  return el("li", {}, button("button.open", title || "Untitled", opens), drop);
 }
 
 function openConversation(id) {
@@ -98,7 +101,8 @@ async function describeModel() {
   const settings = props.default_generation_settings ?? {};
   parameters.setDefaults(settings.params ?? settings);
   const context = settings.n_ctx ?? props.n_ctx;
-  const facts = [context ? `${count(context)} tokens of context` : null, props.total_slots ? `${props.total_slots} places` : null];
+  const places = props.total_slots;
+  const facts = [context ? `${count(context)} tokens of context` : null, places ? `${places} places` : null];
   const chats = props.chat_template !== "" && props.chat_template !== null;
   if (!chats) facts.push("no chat template: it completes texts");
   byId("welcome-facts").textContent = facts.filter(Boolean).join(" · ");
@@ -110,7 +114,8 @@ function askForKey() {
   showPanel("parameters");
   parameters.keyed.hidden = false;
   parameters.key.focus();
-  notify(api.getKey() ? "The API key is not one of this server's." : "The server asks for an API key. Enter it under Parameters.");
+  const wrong = "The API key is not one of this server's.";
+  notify(api.getKey() ? wrong : "The server asks for an API key. Enter it under Parameters.");
 }
 
 function showField(name) {
@@ -231,7 +236,10 @@ parameters.key.addEventListener("change", () => {
   loadModels();
 });
 addEventListener("keydown", (event) => event.key === "Escape" && escape());
-WIDE.addEventListener("change", () => (WIDE.matches ? openSide("conversations") : ["conversations", "inspector"].forEach(close)));
+WIDE.addEventListener("change", () => {
+  if (WIDE.matches) openSide("conversations");
+  else ["conversations", "inspector"].forEach(close);
+});
 store.onChange(() => listConversations());
 
 if (WIDE.matches) openSide("conversations");

@@ -66,7 +66,8 @@ function fence(lines, at) {
   let end = at + 1;
   const closes = (line) => line.trim().length >= marks.length && line.trim() === marks[0].repeat(line.trim().length);
   while (end < lines.length && !closes(lines[end])) end += 1;
-  const body = lines.slice(at + 1, end).map((line) => line.slice(Math.min(indent, line.length - line.trimStart().length)));
+  const blanks = (line) => line.length - line.trimStart().length;
+  const body = lines.slice(at + 1, end).map((line) => line.slice(Math.min(indent, blanks(line))));
   return { end: Math.min(end + 1, lines.length), build: () => code(body.join("\n"), info.trim().split(/\s/)[0]) };
 }
 
@@ -125,7 +126,7 @@ function list(lines, at, depth) {
   return { end, build: () => el(ordered ? "ol" : "ul", { start }, items.map((own) => item(own, loose, depth))) };
 }
 
-/** Take the lines that belong to an item: indented ones, blank ones between them, and lines that go on with its text. */
+/** Take the lines that belong to an item: indented ones, blank ones between, and those that go on with its text. */
 function takeItem(lines, at, [marked, indented, mark], own) {
   const width = Math.max(marked.length, indented.length + mark.length + 1);
   let end = at;
@@ -143,11 +144,12 @@ function takeItem(lines, at, [marked, indented, mark], own) {
 function item(lines, loose, depth) {
   const task = /^\[([ xX])\][ \t]+/.exec(lines[0]);
   const inside = task ? [lines[0].slice(task[0].length), ...lines.slice(1)] : lines;
-  const box = task ? el("input", { type: "checkbox", disabled: true, checked: task[1] !== " ", "aria-label": "task" }) : "";
+  const done = task && task[1] !== " ";
+  const box = task && el("input", { type: "checkbox", disabled: true, checked: done, "aria-label": "task" });
   const children = built(inside, depth + 1);
   // The paragraphs of a tight list are its lines.
-  const flat = loose ? children : children.flatMap((child) => (child.tagName === "P" ? [...child.childNodes] : [child]));
-  return el(task ? "li.task" : "li", {}, box, flat);
+  const opened = (child) => (child.tagName === "P" ? [...child.childNodes] : [child]);
+  return el(task ? "li.task" : "li", {}, box, loose ? children : children.flatMap(opened));
 }
 
 function table(lines, at) {
@@ -157,7 +159,8 @@ function table(lines, at) {
   if (sides.length !== head.length) return null;
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
-  const row = (texts, tag) => el("tr", {}, head.map((_, i) => el(tag, { class: sides[i] || null }, inline(texts[i] ?? ""))));
+  const cell = (tag, text, side) => el(tag, { class: side || null }, inline(text ?? ""));
+  const row = (texts, tag) => el("tr", {}, head.map((_, index) => cell(tag, texts[index], sides[index])));
   const build = () =>
     el("div.table", { tabindex: "0", role: "region", "aria-label": "Table" },
       el("table", {},

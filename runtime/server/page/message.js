@@ -42,14 +42,16 @@ export class MessageView {
   problems() {
     const { node, chat } = this;
     if (!node.error) {
-      const none = node.stats && !node.content && !node.thoughts;
-      return none ? [el("p.fine", {}, node.stats.reason === "cancelled" ? "Stopped before the first token." : "An empty answer.")] : [];
+      if (!node.stats || node.content || node.thoughts) return [];
+      const stopped = node.stats.reason === "cancelled";
+      return [el("p.fine", {}, stopped ? "Stopped before the first token." : "An empty answer.")];
     }
     const { param } = node.error;
     const show = param && chat.hooks.hasField(param)
       ? el("button.plain", { type: "button", onclick: () => chat.hooks.showField(param) }, "Show the field")
       : null;
-    return [fault(node.error, el("button.plain", { type: "button", onclick: () => chat.retry(node) }, "Try again"), show)];
+    const again = el("button.plain", { type: "button", onclick: () => chat.retry(node) }, "Try again");
+    return [fault(node.error, again, show)];
   }
 
   thoughtsView() {
@@ -65,15 +67,18 @@ export class MessageView {
     render(this.thought, node.thoughts);
     const thinking = running && !node.content;
     this.thoughts.classList.toggle("thinking", thinking);
-    this.summary.textContent = thinking ? "Thinking" : node.thought ? `Thought for ${seconds(node.thought)}` : "Thoughts";
+    const done = node.thought ? `Thought for ${seconds(node.thought)}` : "Thoughts";
+    this.summary.textContent = thinking ? "Thinking" : done;
   }
 
   versions() {
     const all = this.chat.conversation.versions(this.node);
     if (all.length < 2) return null;
     const at = all.indexOf(this.node);
-    const step = (to, text, label) =>
-      el("button.plain", { type: "button", "aria-label": label, disabled: !all[to], onclick: () => this.chat.choose(all[to]) }, text);
+    const step = (to, text, label) => {
+      const onclick = () => this.chat.choose(all[to]);
+      return el("button.plain", { type: "button", "aria-label": label, disabled: !all[to], onclick }, text);
+    };
     return el("span.versions", {},
       step(at - 1, "‹", "Earlier version"), `${at + 1}/${all.length}`, step(at + 1, "›", "Later version"));
   }

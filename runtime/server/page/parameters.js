@@ -1,16 +1,17 @@
-// How answers are made: a row a parameter. A field that is empty is left out of the request, which leaves it to the model.
+// How answers are made: a row a parameter. An empty field is left out of the request, which leaves it to the model.
 
 import * as api from "./api.js";
 import { el, fit } from "./dom.js";
 import * as store from "./store.js";
 
-/** kind: number, integer, flag, lines, json, schema, text. only: the mode that has it. otherwise: what an empty field sends. */
+/** kind: number, integer, flag, lines, json, schema, text. only: the mode that has it. otherwise: what an empty field
+ * sends. */
 const GROUPS = [
   ["Drawing", true, [
     ["temperature", "number", { min: 0, step: 0.1, help: "0 takes the likeliest token; higher is more varied" }],
-    ["top_p", "number", { min: 0, max: 1, step: 0.05, help: "only the likeliest tokens that together have this share" }],
+    ["top_p", "number", { min: 0, max: 1, step: 0.05, help: "only the likeliest tokens with this share together" }],
     ["top_k", "integer", { min: 0, help: "only this many of the likeliest tokens; 0 is off" }],
-    ["min_p", "number", { min: 0, max: 1, step: 0.01, help: "only tokens with this part of the likeliest one's probability" }],
+    ["min_p", "number", { min: 0, max: 1, step: 0.01, help: "only tokens with this part of the best probability" }],
     ["typical_p", "number", { min: 0, max: 1, step: 0.05, help: "only tokens about as surprising as expected" }],
     ["seed", "integer", { min: 0, help: "the same seed draws the same answer" }],
   ]],
@@ -44,7 +45,8 @@ export class Parameters {
     const said = store.settings();
     this.values = said.parameters ?? {};
     this.inputs = new Map();
-    this.system = el("textarea", { id: "system", rows: "3", placeholder: "What the model is told before the conversation" });
+    const before = "What the model is told before the conversation";
+    this.system = el("textarea", { id: "system", rows: "3", placeholder: before });
     this.system.value = said.system ?? "";
     this.system.addEventListener("input", () => {
       fit(this.system);
@@ -52,8 +54,8 @@ export class Parameters {
     });
     this.key = el("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false" });
     this.key.value = api.getKey();
-    this.keyed = el("form.field", {},
-      el("label", { for: "key" }, "API key"), this.key, el("p.fine", {}, "Kept for this tab alone, sent to this server alone."));
+    const kept = el("p.fine", {}, "Kept for this tab alone, sent to this server alone.");
+    this.keyed = el("form.field", {}, el("label", { for: "key" }, "API key"), this.key, kept);
     this.keyed.hidden = !api.getKey();
     this.keyed.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -155,8 +157,8 @@ const round = (value) => Number(value.toPrecision(6));
 function made(kind, id, { min, max, step, otherwise }) {
   if (kind === "flag") return el("input", { id, type: "checkbox" });
   if (NARROW.has(kind)) {
-    const more = { min, max, step: kind === "integer" ? 1 : step, inputmode: kind === "integer" ? "numeric" : "decimal" };
-    return el("input", { id, type: "number", placeholder: otherwise ?? "–", ...more });
+    const more = kind === "integer" ? { step: 1, inputmode: "numeric" } : { step, inputmode: "decimal" };
+    return el("input", { id, type: "number", min, max, placeholder: otherwise ?? "–", ...more });
   }
   return el("textarea", { id, rows: "1", spellcheck: "false" });
 }
@@ -177,5 +179,6 @@ function wrongness(text, kind) {
   } catch {
     return "This is not JSON yet; until it is, it is left out.";
   }
-  return kind === "integer" && !/^-?\d+$/.test(text.trim()) ? "This must be a whole number; until it is, it is left out." : null;
+  if (kind !== "integer" || /^-?\d+$/.test(text.trim())) return null;
+  return "This must be a whole number; until it is, it is left out.";
 }

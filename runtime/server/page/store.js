@@ -29,7 +29,7 @@ function write(name, text) {
     told = true;
     notify(
       error.name === "QuotaExceededError"
-        ? "The browser's storage is full: what is new is kept only while this page is open. Delete conversations to make room."
+        ? "The browser's storage is full: what is new is kept only while this page is open. Delete some conversations."
         : "The browser keeps nothing for this page: conversations last only while it is open.",
     );
   }

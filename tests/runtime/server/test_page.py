@@ -103,6 +103,7 @@ def test_no_file_makes_markup_of_a_text_or_names_an_outside_host(name: str) -> N
     assert re.findall(r"https?://(?!www\.w3\.org/(?:2000/svg|1998/Math/MathML))\w+", text) == []
     assert "<style" not in text and re.findall(r"<script(?! (?:type=\"module\" )?src=\"page/)", text) == []
     assert len(text.splitlines()) < 500
+    assert max(map(len, text.splitlines())) <= 120 or not name.endswith((".js", ".css"))
 
 
 # ---- a conversation

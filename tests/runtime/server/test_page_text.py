@@ -75,6 +75,9 @@ UNKNOWN = [
     r"\text{<b>{}",
     "{" * 90 + "}" * 90,
     "a#",
+    r"\constructor",
+    r"\begin{constructor}a\end{constructor}",
+    r"\mathbb{a}",
 ]
 HARD = {
     "braces": "$$" + "{" * 3_000 + "$$",
@@ -90,6 +93,23 @@ HARD = {
     "dollars": "$a" * 30_000,
     "lines": "a\n" * 30_000,
 }
+PIECES = [*"*_`~#|[]()<>${}^&a", "**", "```", "~~", "\n", "\n\n", "- ", "1. ", "> ", "  ", "|-|-|", "](", "![", "</p>"]
+PIECES += [
+    "<script>",
+    "javascript:a",
+    "https://a.b",
+    "$$",
+    "\\(",
+    "\\)",
+    "\\",
+    "\\frac",
+    "\\left(",
+    "---",
+    "[x] ",
+    "b c",
+    "🦊",
+]
+PIECES += ["\\begin{cases}", "\\end{cases}"]
 SHOW = "const box = document.createElement('div'); it.render(box, given[0]); "
 
 
@@ -137,6 +157,27 @@ def test_blocks_that_stay_the_same_are_not_made_again(page: Page) -> None:
     steps = "const first = box.firstChild; it.render(box, given[0] + '\\n\\nmore');"
     steps += "return [box.firstChild === first, box.childNodes.length]"
     assert page.module("markdown.js", SHOW + steps, "one\n\ntwo") == [True, 3]
+
+
+def test_no_text_breaks_it_or_brings_other_elements(page: Page) -> None:
+    """3,000 texts of pieces that mean something."""
+    steps = """
+      const pieces = given[1];
+      let seed = 7;
+      const draw = (count) => (seed = (seed * 48271) % 2147483647) % count;
+      const found = new Set(), wrong = [];
+      for (let number = 0; number < 3000; number += 1) {
+        const text = Array.from({length: 1 + draw(40)}, () => pieces[draw(pieces.length)]).join("");
+        const box = document.createElement("div");
+        try { it.render(box, text); } catch (error) { wrong.push(`${error}: ${text}`); }
+        for (const each of box.querySelectorAll("*")) found.add(each.localName);
+        for (const link of box.querySelectorAll("a")) if (link.protocol !== "https:") wrong.push(link.href);
+      }
+      return [[...found].filter((name) => !given[0].includes(name)), wrong.slice(0, 3), found.size]"""
+    known = "p br em strong del code pre a span h3 h4 h5 h6 hr blockquote ul ol li input div table thead tbody tr th td"
+    known += " figure figcaption button math mrow mi mn mo mtext mspace mfrac msub msup msubsup mtable mtr mtd"
+    others, wrong, size = page.module("markdown.js", steps, known.split(), PIECES)
+    assert (others, wrong) == ([], []) and size > 30
 
 
 @pytest.mark.parametrize("name", HARD)
