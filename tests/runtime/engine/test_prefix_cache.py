@@ -148,6 +148,21 @@ def test_a_shorter_sequence_is_cached_anew_from_where_it_ends(
     assert cache.match(Sequence(pool, MAX_PAGES), ints(1, 2, 5, 6, 7)) == 4
 
 
+def test_what_a_fork_holds_longer_than_what_it_continues_stands_behind_that(pool: PagePool, cache: PrefixCache) -> None:
+    first, second = Sequence(pool, MAX_PAGES), Sequence(pool, MAX_PAGES)
+    for sequence, length in ((first, 4), (second, 2)):
+        sequence.reserve(length)
+        sequence.length = length
+    fork = first.fork(3)
+    cache.insert(second, ints(1, 2))
+    cache.insert(first, ints(1, 2, 3, 4))  # takes the other's page for its own first, which the fork keeps
+    pages = first.pages.tolist()
+    for sequence in (first, second):
+        sequence.close()
+    assert pool.idle == (pages[0],) and fork.pages[1] == pages[1]
+    assert list(cache.by_use().values()) == pages
+
+
 def test_only_empty_sequences_of_the_pool_take_pages(pool: PagePool, cache: PrefixCache) -> None:
     sequence = filled(cache, pool, 1, 2, 3)
     with pytest.raises(errors.PageMisuse, match="holds 2 pages"):

@@ -235,6 +235,7 @@ def test_a_newer_format_is_said_to_be_so(path: Path, whole: bytes, after: Cached
         ("keys", {"shape": [12, 16]}, "keys: has the shape (12, 16) for rows of 24 tokens"),
         ("keys", {"dtype": "I8"}, "keys: is int8 of 2 dimensions"),
         ("keys", {"shape": [192]}, "keys: is uint8 of 1 dimensions"),
+        ("before", {"dtype": "F32"}, "before: is float32 of 1 dimensions"),
     ],
 )
 def test_rows_and_keys_of_another_kind_are_refused(
@@ -247,6 +248,16 @@ def test_rows_and_keys_of_another_kind_are_refused(
         header[name] |= entry
     path.write_bytes(resealed(whole, header))
     assert f"SavedDamaged: {path} is a damaged prefix cache: {reason}" in refused(path, after)
+
+
+@pytest.mark.parametrize(("at", "place"), [(0, 0), (1, 1), (5, 6), (2, -2), (0, 2**31 - 1)])
+def test_a_page_that_does_not_stand_behind_what_it_continues_is_refused(
+    at: int, place: int, path: Path, whole: bytes, after: Cached
+) -> None:
+    header, _ = parts(whole)
+    at = 8 + int.from_bytes(whole[:8], "little") + header["before"]["data_offsets"][0] + 4 * at
+    path.write_bytes(resealed(whole[:at] + place.to_bytes(4, "little", signed=True) + whole[at + 4 :], header))
+    assert "before: names no page that stands before each" in refused(path, after)
 
 
 def test_a_key_that_is_there_twice_is_refused(path: Path, whole: bytes, after: Cached) -> None:
