@@ -115,8 +115,8 @@ _OF_CACHES: Mapping[str, tuple[str, Callable[[Model], float]]] = {
     "dsv3c_cache_pages": ("Pages of the cache", lambda model: model.session.pool.pages),
     "dsv3c_cache_pages_free": ("Pages that are free", lambda model: model.session.pool.free_pages),
     "dsv3c_prefix_cache_pages": ("Pages kept of former requests", lambda model: _prefixes(model).cached_pages),
-    "dsv3c_prefix_cache_lookups": ("Prompts looked for there", lambda model: _prefixes(model).lookups),
-    "dsv3c_prefix_cache_hits": ("Prompts that were found there", lambda model: _prefixes(model).hits),
+    "dsv3c_prefix_cache_lookups": ("Tokens of prompts looked for there", lambda model: _prefixes(model).lookups),
+    "dsv3c_prefix_cache_hits": ("Tokens of prompts that were found there", lambda model: _prefixes(model).hits),
 }
 
 
