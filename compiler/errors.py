@@ -279,6 +279,15 @@ class TokenizerFormatError(CheckpointError):
     hint = "copy the file from where the checkpoint comes from again"
 
 
+class TiktokenError(CheckpointError):
+    message = "{path} is not a tiktoken vocabulary: {reason}"
+    hint = "copy the file from where the checkpoint comes from again"
+
+
+class UnknownVocabularyError(CheckpointError):
+    message = "{path} cannot become a tokenizer.json: {reason}"
+
+
 class BadOptionError(Dsv3cError):
     message = "{option} is {value!r}; expected {expected}"
 

@@ -107,7 +107,7 @@ def _check_levels(target: str) -> None:
 def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:
     """The texts. Raises TextFileInvalid, TextTooShort, and TokenizerMissing for a checkpoint without one."""
     texts = [read_text(path) for path in paths]
-    if not (checkpoint / text_files.TOKENIZER).is_file():
+    if not text_files.has_tokenizer(checkpoint):
         raise TokenizerMissing(what="measuring")
     tokenizer = text_files.tokenizer_of(checkpoint)
     for text in texts:
