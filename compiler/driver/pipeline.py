@@ -206,8 +206,7 @@ def compile_checkpoint(
             with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
                 log = _write_weights(writer, lowered, text, options, source.config, destination.parent, progress)
         artifact.copy_side_files(checkpoint, folder)
-        text_files.make_tokenizer(checkpoint, folder)
-        text_files.settle_defaults(folder, source.config)
+        text_files.settle(checkpoint, folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())

@@ -10,7 +10,8 @@ from typing import Any
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
-from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER, TOKENIZER_CONFIG, has_tokenizer, tokenizer_data
+from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER_CONFIG, has_tokenizer, tokenizer_data
+from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER as TOKENIZER
 from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
@@ -60,6 +61,12 @@ def tokenizer_of(folder: Path) -> Tokenizer:
         raise NoTokenizerError(path=folder)
     template = read_bytes(folder / TEMPLATE, _TEMPLATE_LIMIT) if exists(folder / TEMPLATE) else None
     return Tokenizer(folder / TOKENIZER, _optional_object(folder, TOKENIZER_CONFIG), template, data)
+
+
+def settle(checkpoint: Path, artifact: Path, config: ModelConfig) -> None:
+    """Bring the files for text that an artifact has as its checkpoint has them into the form that the runtime reads."""
+    make_tokenizer(checkpoint, artifact)
+    settle_defaults(artifact, config)
 
 
 def make_tokenizer(checkpoint: Path, artifact: Path) -> None:
