@@ -17,7 +17,7 @@ from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
-from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
+from dsv3c.compiler.checkpoint.files import exists, file_size, hub_source, model_name, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.lora import Adapter, merged
 from dsv3c.compiler.checkpoint.shards import open_tensors
@@ -139,7 +139,8 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """What a manifest says of where the weights come from, the hashes of adapters' files among those of all."""
-        found = {"name": self.path.resolve().name, "files": self.file_hashes()}
+        hub = hub_source(self.path)
+        found = {"name": model_name(self.path), **({"hub": hub} if hub else {}), "files": self.file_hashes()}
         adapters = [{"name": adapter.name, "scale": adapter.given.scale} for adapter in self.adapters]
         return {**found, "adapters": adapters} if adapters else found
 

@@ -12,6 +12,7 @@ from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_obje
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER_CONFIG, has_tokenizer, tokenizer_data
 from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER as TOKENIZER
+from dsv3c.compiler.driver.artifact import copy_side_files
 from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
@@ -64,7 +65,8 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def settle(checkpoint: Path, artifact: Path, config: ModelConfig) -> None:
-    """Bring the files for text that an artifact has as its checkpoint has them into the form that the runtime reads."""
+    """Give an artifact the files for text of its checkpoint, in the form that the runtime reads."""
+    copy_side_files(checkpoint, artifact)
     make_tokenizer(checkpoint, artifact)
     settle_defaults(artifact, config)
 
