@@ -213,6 +213,7 @@ class ZeroPointError(CheckpointError):
 
 class StrayScaleError(CheckpointError):
     message = "{path}: {tensor!r} is a scale, but {weight!r} is stored as {found}"
+    hint = "a copy whose weights were decoded has no use for scales: leave them out, in the index too"
 
 
 class NonFiniteWeightError(CheckpointError):

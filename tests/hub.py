@@ -17,8 +17,8 @@ LFS = (".safetensors", ".bin", ".model")
 
 
 class Hub:
-    """files: of the one repository org/model. redirects: where LFS files lead, instead of to /cdn. asked: name and range
-    of each request. status, code: of every answer about the repository.
+    """files: of the one repository org/model. redirects: where LFS files lead, instead of to /cdn. asked: name and
+    range of each request. status, code: of every answer about the repository.
 
     Faults, by name of a file: `wrong` sends other bytes, `cut` breaks off after so many bytes, once for each that is
     listed, `short` answers with half of the range.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from dsv3c.compiler.checkpoint import old_names
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
 from dsv3c.compiler.checkpoint.mapped import TensorFile
 from dsv3c.compiler.checkpoint.pickled import TorchFile
@@ -43,6 +44,11 @@ def open_tensors(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...]
     """
     if not folder.is_dir():
         raise NoFolderError(path=folder, reason="it is not a folder" if exists(folder) else "it does not exist")
+    stored, names, warnings = _open(folder)
+    return old_names.settled(stored), names, warnings
+
+
+def _open(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
     has_index = exists(folder / INDEX)
     if exists(folder / SINGLE):
         warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
