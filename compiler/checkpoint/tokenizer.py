@@ -29,12 +29,12 @@ def tokenizer_data(folder: Path) -> bytes | None:
     return tiktoken.converted(folder / tiktoken.VOCABULARY, read_object(config, CONFIG_LIMIT) if exists(config) else {})
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether texts become tokens. Raises CheckpointError for a vocabulary that is none."""
+def usable_tokenizer(folder: Path) -> bytes | None:
+    """As `tokenizer_data`; None also for a vocabulary that cannot be used."""
     try:
-        return tokenizer_data(folder) is not None
+        return tokenizer_data(folder)
     except UnknownVocabularyError:
-        return False
+        return None
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
 
     Raises JsonError, TokenizerVocabularyError, TiktokenError; a folder that only has a use for ids passes.
     """
-    data = tokenizer_data(folder) if has_tokenizer(folder) else None
+    data = usable_tokenizer(folder)
     if data is None:
         return ()
     path = folder / TOKENIZER

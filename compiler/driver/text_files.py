@@ -10,7 +10,7 @@ from typing import Any
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
-from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER_CONFIG, has_tokenizer, tokenizer_data
+from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER_CONFIG, tokenizer_data, usable_tokenizer
 from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER as TOKENIZER
 from dsv3c.compiler.driver.artifact import copy_side_files
 from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
@@ -57,7 +57,7 @@ def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
 
 def tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, with its chat template. Raises NoTokenizerError, and errors as `check`."""
-    data = tokenizer_data(folder) if has_tokenizer(folder) else None
+    data = usable_tokenizer(folder)
     if data is None:
         raise NoTokenizerError(path=folder)
     template = read_bytes(folder / TEMPLATE, _TEMPLATE_LIMIT) if exists(folder / TEMPLATE) else None
@@ -73,9 +73,9 @@ def settle(checkpoint: Path, artifact: Path, config: ModelConfig) -> None:
 
 def make_tokenizer(checkpoint: Path, artifact: Path) -> None:
     """Give an artifact the tokenizer.json that its checkpoint has in another form."""
-    if exists(artifact / TOKENIZER) or not has_tokenizer(checkpoint):
-        return
-    (artifact / TOKENIZER).write_bytes(tokenizer_data(checkpoint) or b"")
+    data = None if exists(artifact / TOKENIZER) else usable_tokenizer(checkpoint)
+    if data is not None:
+        (artifact / TOKENIZER).write_bytes(data)
 
 
 def settle_defaults(artifact: Path, config: ModelConfig) -> None:
