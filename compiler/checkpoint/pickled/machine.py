@@ -16,7 +16,7 @@ from typing import Any
 from dsv3c.compiler.checkpoint.files import quote
 
 # The bounds of honest files lie far below: a tensor takes some thirty steps.
-MAX_STEPS = 3_000_000
+MAX_STEPS = 1_000_000
 MAX_TEXT = 1 << 16
 _MAX_TENSOR_DIMS = 8
 
