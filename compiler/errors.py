@@ -87,8 +87,8 @@ class PointerFileError(CheckpointError):
 
 
 class NoWeightsError(CheckpointError):
-    message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
-    hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
+    message = "{path} holds neither model.safetensors nor model.safetensors.index.json, nor weights of torch.save"
+    hint = "give the folder of a Hugging Face checkpoint with its weights"
 
 
 class NoIndexError(NoWeightsError):
@@ -101,9 +101,19 @@ class GgufError(NoWeightsError):
     hint = "give the checkpoint that it was made from, with config.json and *.safetensors"
 
 
-class PickleError(NoWeightsError):
-    message = "{path} holds {found}: pickled weights cannot be read, they can run code"
-    hint = "download the model's safetensors, or write them with from_pretrained and save_pretrained of transformers"
+class TorchFileError(CheckpointError):
+    message = "{path} is not a file of weights as torch.save writes them: {reason}"
+    hint = "download it again, or write the model's safetensors with save_pretrained of transformers"
+
+
+class PickledNameError(CheckpointError):
+    message = "{path} is a pickle that asks for {name}, which is neither a tensor nor a container"
+    hint = "nothing of it was run; take the model's safetensors, or write the state_dict alone with torch.save"
+
+
+class ManyFilesError(NoWeightsError):
+    message = "{path} holds {found}, and nothing says which of them are the weights"
+    hint = "leave the one file of weights there, or the index pytorch_model.bin.index.json with its files"
 
 
 class ChangedFileError(CheckpointError):
@@ -203,6 +213,7 @@ class ZeroPointError(CheckpointError):
 
 class StrayScaleError(CheckpointError):
     message = "{path}: {tensor!r} is a scale, but {weight!r} is stored as {found}"
+    hint = "a copy whose weights were decoded has no use for scales: leave them out, in the index too"
 
 
 class NonFiniteWeightError(CheckpointError):
@@ -277,6 +288,15 @@ class TokenizerVocabularyError(CheckpointError):
 class TokenizerFormatError(CheckpointError):
     message = "{path} is not a tokenizer: {reason}"
     hint = "copy the file from where the checkpoint comes from again"
+
+
+class TiktokenError(CheckpointError):
+    message = "{path} is not a tiktoken vocabulary: {reason}"
+    hint = "copy the file from where the checkpoint comes from again"
+
+
+class UnknownVocabularyError(CheckpointError):
+    message = "{path} cannot become a tokenizer.json: {reason}"
 
 
 class BadOptionError(Dsv3cError):

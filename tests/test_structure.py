@@ -32,6 +32,7 @@ TARGET_LAYERS = (
 )
 STRICT_JSON = "dsv3c.runtime.artifact.strict_json"  # files of a checkpoint are no better than those of an artifact
 BOUNDED_FILES = "dsv3c.runtime.artifact.jsonfile"  # nor is a plan that a person gives
+PROGRESS = "dsv3c.runtime.progress"  # of what is fetched from a hub
 BASE = "dsv3c.runtime.errors"  # of all errors
 TEXT = ("dsv3c.runtime.text.tokenizer", BASE)  # texts for calibration become tokens as prompts do
 # What lies in an artifact, as values: who writes it builds what the runtime reads. The runtime comes with the compiler.
@@ -105,7 +106,7 @@ def allowed(module: str) -> tuple[str, ...]:
     layers = RUNTIME_LAYERS if folder == "runtime" else COMPILER_LAYERS
     from_runtime = {
         "errors": (BASE,),
-        "checkpoint": (STRICT_JSON,),
+        "checkpoint": (STRICT_JSON, PROGRESS),
         "core": STORED,
         "quantisation": (*TEXT, STRICT_JSON, BOUNDED_FILES),
     }

@@ -19,7 +19,8 @@ from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, W
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
-_IGNORED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry; it follows from the config
+# Buffers that old checkpoints carry; they follow from the config.
+_IGNORED = tuple(f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached"))
 
 
 @dataclass(frozen=True)

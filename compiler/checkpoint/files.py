@@ -24,6 +24,21 @@ _NAMES_SHOWN = 5
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
+def model_name(path: Path) -> str:
+    """What a checkpoint is called: as its folder, or in the cache of a hub as its repository."""
+    folder, source = path.resolve(), hub_source(path)
+    return folder.name if source is None else source["id"].partition("/")[2]
+
+
+def hub_source(path: Path) -> dict[str, str] | None:
+    """Id and commit of a checkpoint in the cache of a hub, models--ORG--NAME/snapshots/COMMIT."""
+    folder = path.resolve()
+    kind, _, name = folder.parent.parent.name.partition("--")
+    if folder.parent.name != "snapshots" or kind != "models" or "--" not in name:
+        return None
+    return {"id": name.replace("--", "/", 1), "revision": folder.name}
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of many names, for a message."""
     shown = ", ".join(quote(name) for name in names[:_NAMES_SHOWN])
@@ -76,7 +91,12 @@ def refuse_pointer(data: bytes, path: Path) -> None:
 
 def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes. Raises UnreadableFileError, PointerFileError, JsonError."""
-    data = read_bytes(path, limit).removeprefix(codecs.BOM_UTF8)  # as some editors write it
+    return read_object_of(read_bytes(path, limit), path)
+
+
+def read_object_of(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in `data`, the content of `path`. Raises PointerFileError, JsonError."""
+    data = data.removeprefix(codecs.BOM_UTF8)  # as some editors write it
     refuse_pointer(data, path)
     try:
         return parse_object(data)

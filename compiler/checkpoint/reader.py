@@ -17,19 +17,20 @@ from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
-from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
+from dsv3c.compiler.checkpoint.files import exists, file_size, hub_source, model_name, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.lora import Adapter, merged
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
-from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
+from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
+from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, check_tokenizer
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.options import Lora
 
 CONFIG = "config.json"
-_SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_SIDE_FILES = (CONFIG, "generation_config.json", TOKENIZER, TOKENIZER_CONFIG)
 _HASH_CHUNK = 1 << 23
 
 
@@ -120,7 +121,9 @@ class Checkpoint:
 
     def files(self) -> dict[str, Path]:
         """Every file the model comes from, by what it is called; those of adapters are called by number and scale."""
-        names = (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
+        vocabulary = () if exists(self.path / TOKENIZER) else (VOCABULARY,)
+        side = (name for name in (*_SIDE_FILES, *vocabulary) if exists(self.path / name))
+        names = (*side, *self._weight_files)
         found = {name: self.path / name for name in names}
         for number, adapter in enumerate(self.adapters, start=1):
             found |= {f"lora.{number}/{adapter.given}/{path.name}": path for path in adapter.files}
@@ -136,7 +139,8 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """What a manifest says of where the weights come from, the hashes of adapters' files among those of all."""
-        found = {"name": self.path.resolve().name, "files": self.file_hashes()}
+        hub = hub_source(self.path)
+        found = {"name": model_name(self.path), **({"hub": hub} if hub else {}), "files": self.file_hashes()}
         adapters = [{"name": adapter.name, "scale": adapter.given.scale} for adapter in self.adapters]
         return {**found, "adapters": adapters} if adapters else found
 

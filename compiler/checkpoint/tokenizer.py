@@ -6,23 +6,48 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
-from dsv3c.compiler.errors import TokenizerVocabularyError
+from dsv3c.compiler.checkpoint import tiktoken
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_bytes, read_object, read_object_of
+from dsv3c.compiler.errors import TokenizerVocabularyError, UnknownVocabularyError
 
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIG_LIMIT = 16 << 20  # what the runtime reads
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
+
+
+def tokenizer_data(folder: Path) -> bytes | None:
+    """The content of tokenizer.json, made from a tiktoken vocabulary where there is none; None where there is neither.
+
+    Raises CheckpointError, of it UnknownVocabularyError for a vocabulary that cannot be used.
+    """
+    if exists(folder / TOKENIZER):
+        return read_bytes(folder / TOKENIZER, MAX_TABLE_BYTES)
+    if not exists(folder / tiktoken.VOCABULARY):
+        return None
+    config = folder / TOKENIZER_CONFIG
+    return tiktoken.converted(folder / tiktoken.VOCABULARY, read_object(config, CONFIG_LIMIT) if exists(config) else {})
+
+
+def usable_tokenizer(folder: Path) -> bytes | None:
+    """As `tokenizer_data`; None also for a vocabulary that cannot be used."""
+    try:
+        return tokenizer_data(folder)
+    except UnknownVocabularyError:
+        return None
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
     """A note if tokenizer.json has tokens that the model has no row for: running one of them is an error then.
 
-    Raises JsonError or TokenizerVocabularyError; a folder without tokenizer.json passes.
+    Raises JsonError, TokenizerVocabularyError, TiktokenError; a folder that only has a use for ids passes.
     """
-    if not exists(folder / TOKENIZER):
+    data = usable_tokenizer(folder)
+    if data is None:
         return ()
     path = folder / TOKENIZER
     beyond: dict[int, Any] = {}
-    for token, number in _tokens(read_object(path, MAX_TABLE_BYTES), path):
+    for token, number in _tokens(read_object_of(data, path), path):
         if type(number) is not int or not 0 <= number < _MAX_ID:
             reason = f"the token {quote(token)} has id {quote(number)}, expected an id below {_MAX_ID}"
             raise TokenizerVocabularyError(path=path, reason=reason)

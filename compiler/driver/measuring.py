@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c import targets
+from dsv3c.compiler.checkpoint.tokenizer import usable_tokenizer
 from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.driver.workplace import scratch
 from dsv3c.compiler.errors import NoLocalTargetError
@@ -107,7 +108,7 @@ def _check_levels(target: str) -> None:
 def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:
     """The texts. Raises TextFileInvalid, TextTooShort, and TokenizerMissing for a checkpoint without one."""
     texts = [read_text(path) for path in paths]
-    if not (checkpoint / text_files.TOKENIZER).is_file():
+    if usable_tokenizer(checkpoint) is None:
         raise TokenizerMissing(what="measuring")
     tokenizer = text_files.tokenizer_of(checkpoint)
     for text in texts:

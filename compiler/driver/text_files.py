@@ -9,22 +9,19 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint import ModelConfig
 from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
-from dsv3c.compiler.errors import NoTokenizerError, UnreadableFileError
+from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
+from dsv3c.compiler.checkpoint.tokenizer import CONFIG_LIMIT, TOKENIZER_CONFIG, tokenizer_data, usable_tokenizer
+from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER as TOKENIZER
+from dsv3c.compiler.driver.artifact import copy_side_files
+from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
 
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULTS = "generation_config.json"
 TEMPLATE = "chat_template.jinja"
-_SIZE_LIMIT = 16 << 20  # of all but tokenizer.json: what the runtime reads
 _TEMPLATE_LIMIT = 1 << 20
 _ONLY_IDS = "there is no tokenizer.json: the artifact will take and give token ids only"
 _WAYS = {  # to get one, by the file that stands for it
-    "tiktoken.model": (
-        "make one of tiktoken.model (convert_tiktoken_to_fast in transformers.integrations.tiktoken, with the encoding"
-        " that the checkpoint's own tokenizer class builds), put it beside and compile again"
-    ),
     "tokenizer.model": (
         "make one of tokenizer.model (AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with transformers)"
         " and compile again"
@@ -46,19 +43,39 @@ def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
     _, defaults = usable(_optional_object(folder, DEFAULTS), config.vocab_size)
     tokenizer_config = _optional_object(folder, TOKENIZER_CONFIG)
     _check_template(folder)
-    if not exists(folder / TOKENIZER):
+    try:
+        data = tokenizer_data(folder)
+    except UnknownVocabularyError as error:
+        return (f"{_ONLY_IDS}; {error}; {_OTHER_WAY}", *defaults)
+    if data is None:
         ways = (way for name, way in _WAYS.items() if exists(folder / name))
         return (f"{_ONLY_IDS}; {next(ways, _OTHER_WAY)}", *defaults)
-    tokenizer = Tokenizer(folder / TOKENIZER, tokenizer_config)
-    return (*_odd_settings(tokenizer, tokenizer_config), *defaults)
+    tokenizer = Tokenizer(folder / TOKENIZER, tokenizer_config, data=data)
+    made = () if exists(folder / TOKENIZER) else (f"{TOKENIZER} is made from {VOCABULARY}",)
+    return (*made, *_odd_settings(tokenizer, tokenizer_config), *defaults)
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, with its chat template. Raises NoTokenizerError, and errors as `check`."""
-    if not exists(folder / TOKENIZER):
+    data = usable_tokenizer(folder)
+    if data is None:
         raise NoTokenizerError(path=folder)
     template = read_bytes(folder / TEMPLATE, _TEMPLATE_LIMIT) if exists(folder / TEMPLATE) else None
-    return Tokenizer(folder / TOKENIZER, _optional_object(folder, TOKENIZER_CONFIG), template)
+    return Tokenizer(folder / TOKENIZER, _optional_object(folder, TOKENIZER_CONFIG), template, data)
+
+
+def settle(checkpoint: Path, artifact: Path, config: ModelConfig) -> None:
+    """Give an artifact the files for text of its checkpoint, in the form that the runtime reads."""
+    copy_side_files(checkpoint, artifact)
+    make_tokenizer(checkpoint, artifact)
+    settle_defaults(artifact, config)
+
+
+def make_tokenizer(checkpoint: Path, artifact: Path) -> None:
+    """Give an artifact the tokenizer.json that its checkpoint has in another form."""
+    data = None if exists(artifact / TOKENIZER) else usable_tokenizer(checkpoint)
+    if data is not None:
+        (artifact / TOKENIZER).write_bytes(data)
 
 
 def settle_defaults(artifact: Path, config: ModelConfig) -> None:
@@ -101,4 +118,4 @@ def _check_template(folder: Path) -> None:
 
 
 def _optional_object(folder: Path, name: str) -> dict[str, Any]:
-    return read_object(folder / name, _SIZE_LIMIT) if exists(folder / name) else {}
+    return read_object(folder / name, CONFIG_LIMIT) if exists(folder / name) else {}
