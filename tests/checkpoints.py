@@ -76,10 +76,11 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
     "deepseek_v32": {**_EXPERTS, **_NOAUX, **_INDEXER, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
     "glm_moe_dsa": {**_EXPERTS, **_NOAUX, **_INDEXER, "mlp_layer_types": ["dense", "sparse", "sparse"],
                     "index_topk_freq": 2, "rope_interleave": True},
+    "mistral4": {**_EXPERTS, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "first_k_dense_replace": 1},
     "axk1": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1},
     "minicpm3": {"tie_word_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16},
 }  # fmt: skip
-_WRAPPED = {"kimi_k25": "kimi_k2", "kimi_vl": "deepseek_v3"}
+_WRAPPED = {"kimi_k25": "kimi_k2", "kimi_vl": "deepseek_v3", "mistral3": "mistral4"}
 _VISION: dict[str, Any] = {"patch_size": 2, "num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 16,
                            "intermediate_size": 16, "pos_emb_height": 4, "pos_emb_width": 4}  # fmt: skip
 
@@ -164,7 +165,7 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
         return shapes | _mlp_shapes("mlp", hidden, config["intermediate_size"])
     inner, n_experts = config["moe_intermediate_size"], config["n_routed_experts"]
     shapes["mlp.gate.weight"] = (n_experts, hidden)
-    if config["model_type"] != "deepseek_v2":
+    if config["model_type"] not in ("deepseek_v2", "mistral4"):
         shapes["mlp.gate.e_score_correction_bias"] = (n_experts,)
     for expert in range(n_experts):
         shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)

@@ -33,6 +33,7 @@ COMPILED = (
     "glm-dsa-real-heads",
     "axk1-grouped-yarn",
     "minicpm3-longrope",
+    "mistral4-scaled-queries",
 )
 SCHEDULES = ("prefill, decode", "chunks of 5", "second joins")
 

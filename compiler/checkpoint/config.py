@@ -22,6 +22,7 @@ from dsv3c.compiler.checkpoint.rope import (
     LongRope,
     RopeScaling,
     inverse_frequencies,
+    parse_query_scales,
     parse_rope,
     stored_scaling,
 )
@@ -53,7 +54,7 @@ class ModelConfig:
     normalised. index_topk: above so many tokens attention is sparse, 0: never; max_position_embeddings is not above it,
     nor above any other length up to which the model is what it is compiled as. embedding_scale, logits_scale: what
     embedding and head are multiplied by; residual_scale: what a layer's attention and feed-forward are, before they are
-    added.
+    added. query_scales: what queries are multiplied by, one number for each query_scale_block positions.
     """
 
     model_type: str
@@ -96,6 +97,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
+    query_scales: tuple[float, ...] = ()
+    query_scale_block: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -107,7 +110,10 @@ class ModelConfig:
         sizes = _Sizes.parse(config, layers)
         router = _Router.parse(config, model_type)
         max_positions = config.integer("max_position_embeddings", 1, MAX_POSITIONS)
-        theta, scaling = parse_rope(config, max_positions)
+        head = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
+        rotated = sizes.qk_rope_head_dim / head if MEMBERS[model_type].whole_head_rotary else 1.0
+        theta, scaling = parse_rope(config, max_positions, rotated)
+        query_scales, query_scale_block = parse_query_scales(config, max_positions)
         main_types = _main_layer_types(config, layers, router.n_routed_experts)
         mtp_type = "sparse" if router.n_routed_experts else "dense"
         first_dense = main_types.index("sparse") if "sparse" in main_types else layers
@@ -130,6 +136,8 @@ class ModelConfig:
             weight_block_size=_weight_block_size(config),
             post_mlp_norm=MEMBERS[model_type].post_mlp_norm,
             index_topk=index_topk,
+            query_scales=query_scales,
+            query_scale_block=query_scale_block,
             **_scales(config, layers, sizes.hidden_size),
         )
 

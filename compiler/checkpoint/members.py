@@ -31,6 +31,14 @@ class Member:
 
 
 _SPARSE_ATTENTION = {"index_topk": 2048, "first_k_dense_replace": 3}
+_MISTRAL4_ROPE = {
+    "rope_type": "yarn",
+    "factor": 128.0,
+    "original_max_position_embeddings": 8192,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 
 MEMBERS: Mapping[str, Member] = {
     "deepseek_v2": Member(scorings=("softmax",), methods=("greedy", "group_limited_greedy")),
@@ -38,6 +46,12 @@ MEMBERS: Mapping[str, Member] = {
     "deepseek_v32": Member(defaults=_SPARSE_ATTENTION),
     "glm4_moe_lite": Member(defaults={"first_k_dense_replace": 1}),
     "glm_moe_dsa": Member(defaults=_SPARSE_ATTENTION),
+    "mistral4": Member(
+        scorings=("softmax",),
+        score_bias=False,
+        whole_head_rotary=True,
+        defaults={"first_k_dense_replace": 0, "rope_parameters": _MISTRAL4_ROPE},
+    ),
     "axk1": Member(score_bias=None, post_mlp_norm=True, defaults={"first_k_dense_replace": 1}),
     "minicpm3": Member(
         dense=True,
@@ -53,7 +67,7 @@ MEMBERS: Mapping[str, Member] = {
 }
 SAME_AS = {"kimi_k2": "deepseek_v3", "youtu_llm": "youtu"}  # names under which the same architecture was published
 # Multimodal models around a member, and the member where their text_config does not name it.
-WRAPPERS = {"kimi_k25": "deepseek_v3", "kimi_vl": "deepseek_v3"}
+WRAPPERS = {"kimi_k25": "deepseek_v3", "kimi_vl": "deepseek_v3", "mistral3": "mistral4"}
 
 
 def member_of(values: Mapping[str, Any]) -> Member:

@@ -18,6 +18,7 @@ from dsv3c.compiler.checkpoint.fields import ConfigFields
 
 MAX_POSITIONS = 2**31 - 1
 DEFAULT_THETA = 10000.0
+_MAX_BLOCKS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,20 @@ def inverse_frequencies(
     return mixed
 
 
+def parse_query_scales(config: ConfigFields, max_positions: int) -> tuple[tuple[float, ...], int]:
+    """(factors, block): what queries are multiplied by, one factor for each `block` positions of the context.
+
+    1 + beta * log(1 + floor(position / block)), as Llama 4 and Mistral's models have it; no factors without a beta.
+    """
+    rope = _rope_object(config)
+    beta = rope.number("llama_4_scaling_beta", 0, 1e3, 0.0)
+    block = rope.integer("original_max_position_embeddings", 1, MAX_POSITIONS) if beta else 1
+    count = -(-max_positions // block) if beta else 0
+    if count > _MAX_BLOCKS:
+        raise rope.wrong("original_max_position_embeddings", f"a length that the context has at most {_MAX_BLOCKS} of")
+    return tuple(1 + beta * math.log1p(number) for number in range(count)), block
+
+
 def stored_scaling(values: Mapping[str, Any] | None) -> RopeScaling | LongRope | None:
     """What dataclasses.asdict made values of, back from JSON."""
     if values is None:
@@ -90,15 +105,23 @@ def stored_scaling(values: Mapping[str, Any] | None) -> RopeScaling | LongRope |
     return RopeScaling(**values)
 
 
-def parse_rope(config: ConfigFields, max_positions: int) -> tuple[float, RopeScaling | LongRope | None]:
-    """(rope_theta, scaling) of a config. Raises typed errors for values out of range and unsupported rope types."""
-    rope = config.object("rope_scaling")
-    if not rope.values:
-        rope = config.object("rope_parameters")
+def _rope_object(config: ConfigFields) -> ConfigFields:
+    scaling = config.object("rope_scaling")
+    return scaling if scaling.values else config.object("rope_parameters")
+
+
+def parse_rope(
+    config: ConfigFields, max_positions: int, rotated: float = 1.0
+) -> tuple[float, RopeScaling | LongRope | None]:
+    """(rope_theta, scaling) of a config. Raises typed errors for values out of range and unsupported rope types.
+
+    rotated: what partial_rotary_factor says when all of qk_rope_head_dim is rotated.
+    """
+    rope = _rope_object(config)
     theta_holder = rope if rope.has("rope_theta") else config
     theta = theta_holder.number("rope_theta", 1.000001, 1e30, DEFAULT_THETA)
     for holder in (rope, config):
-        if holder.number("partial_rotary_factor", 0, 1, 1.0) != 1.0:
+        if holder.number("partial_rotary_factor", 0, 1, rotated) != rotated:
             raise holder.unsupported("partial_rotary_factor", "all of qk_rope_head_dim is rotated")
     type_key = "rope_type" if rope.has("rope_type") or not rope.has("type") else "type"
     if not rope.has(type_key) and rope.has("factor"):

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dsv3c.compiler.checkpoint.config import ModelConfig
 
 Tensor = Any  # an ir.Value or a numpy array, as `op` takes them
@@ -185,11 +187,11 @@ def attention(
     nope, rope_dim, v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
 
     if config.q_lora_rank is None:
-        q = op.linear(x, weight(f"{prefix}.q_proj.weight"))
+        q = at_positions(op, config, op.linear(x, weight(f"{prefix}.q_proj.weight")), step)
     else:
         q_a = op.linear(x, weight(f"{prefix}.q_a_proj.weight"))
         q_a = rms_norm(op, q_a, weight(f"{prefix}.q_a_layernorm.weight"), config.latent_norm_eps)
-        q = op.linear(q_a, weight(f"{prefix}.q_b_proj.weight"))
+        q = op.linear(at_positions(op, config, q_a, step), weight(f"{prefix}.q_b_proj.weight"))
     q = op.reshape(q, shape=("T", heads, nope + rope_dim))
     q_nope = op.slice(q, axis=-1, start=0, stop=nope)
     q_pe = rope(op, config, op.slice(q, axis=-1, start=nope, stop=nope + rope_dim), rotary, heads)
@@ -216,6 +218,14 @@ def attention(
     attended = op.transpose(op.matmul(probability, value), axes=(1, 0, 2))
     attended = op.reshape(attended, shape=("T", heads * v_dim))
     return op.linear(attended, weight(f"{prefix}.o_proj.weight")), cache
+
+
+def at_positions(op: Any, config: ModelConfig, q: Tensor, step: StepInputs) -> Tensor:
+    """Queries q [T, D], or what they are a linear map of, times the factor of their position."""
+    if not config.query_scales:
+        return q
+    factors = op.const(np.array(config.query_scales, np.float32))
+    return op.scale_rows(q, factors, step.positions, block=config.query_scale_block)
 
 
 def silu(op: Any, x: Tensor) -> Tensor:

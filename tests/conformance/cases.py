@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.checkpoints import tensor_shapes, text_config, write_safetensors
+from tests.checkpoints import fuse_experts, tensor_shapes, text_config, write_safetensors
 from tests.conformance.configs import CONFIGS
 
 Array = NDArray[np.float32]
@@ -38,10 +38,12 @@ class Case:
         return bool(self.config.get("num_nextn_predict_layers"))
 
     def write(self, folder: Path) -> Path:
-        """The case as a checkpoint, one tensor an expert, as the published ones are."""
+        """The case as a checkpoint, one tensor an expert but for models that are published with one for all."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dict(self.config), indent=2))
-        write_safetensors(folder / "model.safetensors", self.tensors, {"format": "pt"})
+        stacked = self.config["model_type"] == "mistral4"
+        tensors = fuse_experts(self.tensors) if stacked else self.tensors
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
         return folder
 
 

@@ -180,6 +180,28 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         rms_norm_eps=1e-2,
         rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
     ),
+    "mistral4-scaled-queries": tiny_config(
+        "mistral4",
+        vocab_size=131,
+        rope_theta=...,
+        rope_parameters={
+            **yarn(mscale=1.0, mscale_all_dim=1.0),
+            "original_max_position_embeddings": 16,
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    ),
+    "mistral4-one-group": tiny_config(
+        "mistral4",
+        num_hidden_layers=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=None,
+        first_k_dense_replace=0,
+        n_shared_experts=3,
+        routed_scaling_factor=1.0,
+        rope_parameters={**yarn(mscale=1.0, mscale_all_dim=0.5), "rope_theta": 1e6, "llama_4_scaling_beta": 0.1},
+    ),
     "minicpm3-longrope": tiny_config(
         "minicpm3",
         vocab_size=131,

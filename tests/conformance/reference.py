@@ -20,6 +20,9 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        # It is there, but not among those that a config finds.
+        found = (transformers.Mistral4Config, transformers.Mistral4ForCausalLM)
+        transformers.AutoModelForCausalLM.register(*found, exist_ok=True)
         wrapped = "text_config" in json.loads((folder / "config.json").read_text())
         kind = transformers.AutoModelForImageTextToText if wrapped else transformers.AutoModelForCausalLM
         self.model: Any = kind.from_pretrained(

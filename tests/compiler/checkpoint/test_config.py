@@ -63,7 +63,7 @@ def test_every_model_type(model_type: str) -> None:
     assert config.model_type == SAME_AS.get(model_type, model_type)
     kind = "dense" if MEMBERS[config.model_type].dense else "sparse"
     assert config.mlp_layer_types == ("dense", kind, kind)
-    assert config.scoring_func == ("softmax" if model_type == "deepseek_v2" else "sigmoid")
+    assert config.scoring_func == ("softmax" if model_type in ("deepseek_v2", "mistral4") else "sigmoid")
     assert config.tie_word_embeddings == MEMBERS[config.model_type].dense
 
 

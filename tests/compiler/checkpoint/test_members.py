@@ -12,7 +12,14 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.errors import CheckpointError, ConfigValueError, MissingTensorError, UnexpectedTensorError
+from dsv3c.compiler.checkpoint.rope import RopeScaling
+from dsv3c.compiler.errors import (
+    CheckpointError,
+    ConfigValueError,
+    MissingTensorError,
+    UnexpectedTensorError,
+    UnsupportedConfigError,
+)
 from tests.checkpoints import random_tensors, text_config, tiny_config, write_checkpoint, write_safetensors
 
 PATH = Path("model/config.json")
@@ -32,7 +39,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) 
 # --- multimodal models ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["kimi_k25", "kimi_vl"])
+@pytest.mark.parametrize("model_type", ["kimi_k25", "kimi_vl", "mistral3"])
 def test_a_multimodal_checkpoint_is_its_text_model(model_type: str, tmp_path: Path) -> None:
     config = tiny_config(model_type)
     written = write_checkpoint(tmp_path, config)
@@ -141,6 +148,45 @@ def test_experts_chosen_without_a_bias(tmp_path: Path) -> None:
         Checkpoint.open(write(tmp_path, tiny_config("deepseek_v3"), without))
 
 
+# --- Mistral Small 4 --------------------------------------------------------------------------------------------------
+
+
+def test_queries_are_scaled_by_their_position() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "llama_4_scaling_beta": 0.5}
+    config = parse("mistral4", rope_parameters=rope)
+    assert config.query_scale_block == 128
+    assert config.query_scales == tuple(1 + 0.5 * math.log1p(position // 128) for position in range(0, 512, 128))
+    assert ModelConfig.from_stored(json.loads(json.dumps(config.to_dict()))) == config
+    del rope["llama_4_scaling_beta"]
+    assert parse("mistral4", rope_parameters=rope).query_scales == ()
+
+
+def test_experts_are_ranked_without_a_bias_and_their_groups_by_the_best_two() -> None:
+    config = parse("mistral4")
+    assert (config.scoring_func, config.topk_method, config.score_bias) == ("softmax", "noaux_tc", False)
+
+
+def test_the_rotation_of_a_mistral_that_says_nothing_of_it() -> None:
+    config = parse("mistral4", max_position_embeddings=1 << 20, rope_theta=...)
+    assert config.rope_scaling == RopeScaling(128.0, 8192, mscale=1.0, mscale_all_dim=1.0)
+    assert len(config.query_scales) == 128
+
+
+def test_partial_rotary_factor_is_of_the_whole_head() -> None:
+    assert parse("mistral4", partial_rotary_factor=8 / 24) == parse("mistral4")
+    for factor in (0.5, 1.0):
+        with pytest.raises(UnsupportedConfigError, match="partial_rotary_factor"):
+            parse("mistral4", partial_rotary_factor=factor)
+
+
+@pytest.mark.parametrize("rope", [{"llama_4_scaling_beta": -1}, {"llama_4_scaling_beta": "0.1"},
+                                  {"llama_4_scaling_beta": 0.1},
+                                  {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 0}])  # fmt: skip
+def test_bad_scales_of_queries_are_refused(rope: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"llama_4_scaling_beta|original_max_position_embeddings"):
+        parse("mistral4", rope_parameters=rope)
+
+
 # --- MiniCPM3 ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +230,7 @@ def test_the_manifest_form_gives_longrope_back() -> None:
 
 def test_manifests_without_younger_fields_are_read() -> None:
     config = parse("deepseek_v3")
-    young = {"score_bias", "post_mlp_norm", "index_topk", "embedding_scale", "residual_scale", "logits_scale"}
+    young = {"score_bias", "post_mlp_norm", "index_topk", "embedding_scale", "residual_scale", "logits_scale",
+             "query_scales", "query_scale_block"}  # fmt: skip
     old = {key: value for key, value in config.to_dict().items() if key not in young}
     assert ModelConfig.from_stored(json.loads(json.dumps(old))) == config
