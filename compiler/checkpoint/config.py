@@ -17,6 +17,7 @@ from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, with_defaults
 from dsv3c.compiler.checkpoint.nested import text_values
+from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
 from dsv3c.compiler.checkpoint.rope import (
     MAX_POSITIONS,
     LongRope,
@@ -106,6 +107,7 @@ class ModelConfig:
         config = ConfigFields(with_defaults(with_canonical_names(values)), path)
         model_type = _model_type(config)
         _refuse_unsupported(config)
+        check_other_keys(config)
         layers = config.integer("num_hidden_layers", 1, MAX_LAYERS)
         sizes = _Sizes.parse(config, layers)
         router = _Router.parse(config, model_type)
@@ -213,7 +215,7 @@ def load_config(
     if shapes and values.get("score_bias") is None:
         values["score_bias"] = any(name.endswith("e_score_correction_bias") for name in shapes)
     config = ModelConfig.from_dict(values, path)
-    return config, notes + left_out + _limit_notes(config, values)
+    return config, notes + left_out + _limit_notes(config, values) + unknown_keys(values)
 
 
 def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
