@@ -19,6 +19,7 @@ from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, W
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
+_IN_MEMORY = {".post_mlp_layernorm.": ".mlp.post_mlp_layernorm."}  # where transformers has another name than published
 # Buffers that old checkpoints carry; they follow from the config.
 _IGNORED = tuple(f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached"))
 
@@ -99,7 +100,7 @@ class _Matcher:
 
     def _weight(self, name: str, shape: tuple[int, ...]) -> Weight | None:
         """The weight `name`; None, noted in `missing`, when it is not there."""
-        weight = self._find(name, shape)
+        weight = self._find(name, shape) or self._find_renamed(name, shape)
         if weight is None:
             self.missing.append(name)
         return weight
@@ -113,6 +114,10 @@ class _Matcher:
         if weight is not None:
             self.used.update(weight.names)
         return weight
+
+    def _find_renamed(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+        other = next((name.replace(*pair) for pair in _IN_MEMORY.items() if pair[0] in name), None)
+        return None if other is None else self._find(other, shape)
 
     def _check_rest(self) -> None:
         """Raises UnexpectedTensorError for stored tensors that nothing asked for."""

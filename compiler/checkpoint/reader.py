@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint import quantised
+from dsv3c.compiler.checkpoint import nested, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
 from dsv3c.compiler.checkpoint.expected import HEAD
@@ -24,6 +24,7 @@ from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, check_tokenizer
+from dsv3c.compiler.checkpoint.unused import without_unused
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
@@ -68,14 +69,17 @@ class Checkpoint:
         """
         folder = Path(folder)
         stored, weight_files, warnings = open_tensors(folder)
+        values = read_object(folder / CONFIG)
+        stored, outer_notes = nested.text_tensors(values, stored)
         config, inferred = load_config(folder, {name: tensor.info.shape for name, tensor in stored.items()})
         config, stored, mtp_notes = _settle_mtp(config, stored)
-        quantisation = quantised.parse(read_object(folder / CONFIG), folder / CONFIG)
+        stored, unused_notes = without_unused(config, stored)
+        quantisation = quantised.parse(nested.text_values(values, folder / CONFIG), folder / CONFIG)
         entries = catalogue(config, stored, folder, quantisation)
         beyond = check_tokenizer(folder, config.vocab_size)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
-        notes = inferred + mtp_notes + ignored + warnings + beyond
+        notes = outer_notes + inferred + mtp_notes + unused_notes + ignored + warnings + beyond
         if not lora:
             return cls(folder, config, entries, weight_files, notes)
         found = merged(config, entries, lora)
