@@ -169,7 +169,14 @@ def load_config(
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
     path = folder / "config.json"
-    values, notes = infer_missing(with_canonical_names(read_object(path)), shapes or {})
+    return complete_config(read_object(path), path, shapes or {})
+
+
+def complete_config(
+    given: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """As `load_config`, of what is in config.json, or stands for it; `path` is for messages."""
+    values, notes = infer_missing(with_canonical_names(given), shapes)
     values, left_out = usable_ids(values)
     return ModelConfig.from_dict(values, path), notes + left_out
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
+from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
@@ -31,7 +31,7 @@ _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.f
 class StoredTensor:
     """A tensor of a file."""
 
-    file: SafetensorsFile
+    file: TensorFile
     info: TensorInfo
 
     def array(self) -> np.ndarray[Any, Any]:

@@ -6,23 +6,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, quote
+from dsv3c.compiler.checkpoint.sides import side_object, side_path
 from dsv3c.compiler.errors import TokenizerVocabularyError
 
 TOKENIZER = "tokenizer.json"
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
 
 
-def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
+def check_tokenizer(checkpoint: Path, vocab_size: int) -> tuple[str, ...]:
     """A note if tokenizer.json has tokens that the model has no row for: running one of them is an error then.
 
-    Raises JsonError or TokenizerVocabularyError; a folder without tokenizer.json passes.
+    Raises JsonError or TokenizerVocabularyError; a checkpoint without tokenizer.json passes.
     """
-    if not exists(folder / TOKENIZER):
+    content = side_object(checkpoint, TOKENIZER, MAX_TABLE_BYTES)
+    if content is None:
         return ()
-    path = folder / TOKENIZER
+    path = side_path(checkpoint, TOKENIZER)
     beyond: dict[int, Any] = {}
-    for token, number in _tokens(read_object(path, MAX_TABLE_BYTES), path):
+    for token, number in _tokens(content, path):
         if type(number) is not int or not 0 <= number < _MAX_ID:
             reason = f"the token {quote(token)} has id {quote(number)}, expected an id below {_MAX_ID}"
             raise TokenizerVocabularyError(path=path, reason=reason)

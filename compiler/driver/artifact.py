@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dsv3c.compiler.checkpoint.sides import side_folder
 from dsv3c.compiler.driver import journal
 from dsv3c.compiler.driver.journal import WEIGHTS, Run
 from dsv3c.compiler.driver.workplace import MAKING, put, workplace
@@ -171,10 +172,11 @@ def _place(out: Path) -> Path:
     return Path(os.path.realpath(out))
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def copy_side_files(checkpoint: Path, target: Path) -> None:
+    with side_folder(checkpoint) as source:
+        for name in SIDE_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

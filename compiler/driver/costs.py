@@ -217,7 +217,7 @@ def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
 
 def _tokens(source: Checkpoint, options: CompileOptions) -> Array | None:
     """Some of the calibration's text, of ours where none is given; None where the checkpoint has no tokenizer."""
-    if options.calibration is None and not (source.path / text_files.TOKENIZER).is_file():
+    if options.calibration is None and not text_files.has_tokenizer(source.path):
         return None
     return text_windows(source.path, options.calibration, options.calibration_tokens)
 

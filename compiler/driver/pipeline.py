@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.checkpoint.gguf import model_name
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
@@ -318,7 +319,7 @@ def settled(options: CompileOptions, source: Checkpoint, target: Target) -> Comp
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
     format = kept.formats(options)[0] if options.quant_plan is None else "mixed"
-    model = "+".join((checkpoint.resolve().name, *(adapter.name for adapter in options.lora)))
+    model = "+".join((model_name(checkpoint.resolve()), *(adapter.name for adapter in options.lora)))
     return Path("artifacts") / f"{model}-{format}-{options.target.split(':')[0]}"
 
 
