@@ -20,6 +20,7 @@ ARCHITECTURE = "general.architecture"
 _SOFTMAX, _SIGMOID = 1, 2  # enum llama_expert_gating_func_type
 _BIAS = ".mlp.gate.e_score_correction_bias"
 # Keys that say nothing of the arithmetic, or again what others say.
+_NULLABLE = ("q_lora_rank",)  # null says that queries have no latent; what is absent is told by the tensors
 _HARMLESS = ("rope.scaling.finetuned", "attention.key_length", "attention.value_length", "vocab_size")
 
 
@@ -38,7 +39,8 @@ def config_of(file: Keys, names: Collection[str]) -> tuple[Values, tuple[str, ..
         if key not in _HARMLESS:
             raise keys.unsupported(key, "what it does to the model is not known here")
     values |= {"tie_word_embeddings": HEAD not in names, **special_ids(file)}
-    return {key: value for key, value in values.items() if value is not None}, _notes(keys, values)
+    given = {key: value for key, value in values.items() if value is not None or key in _NULLABLE}
+    return given, _notes(keys, values)
 
 
 def special_ids(file: Keys) -> Values:
