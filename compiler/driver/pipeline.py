@@ -12,8 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import dsv3c.runtime
 from dsv3c import targets
-from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
-from dsv3c.compiler.checkpoint.gguf import model_name
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, model_name
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value

@@ -210,7 +210,7 @@ def test_a_pointer_of_git_lfs_is_told(name: str, folder: Path) -> None:
         (["m-00001-of-00002.safetensors"], NoIndexError, f"but not '{INDEX}', 'm-00002-of-00002.safetensors'"),
         (["m-00001-of-999999999.safetensors"], NoIndexError, f"but not '{INDEX}'\n"),
         (["weights.safetensors"], NoIndexError, f"holds 'weights.safetensors', but not '{INDEX}'\n"),
-        (["x.GGUF", "y.bin"], GgufError, "holds 'x.GGUF': weights in GGUF cannot be read"),
+        (["x.GGUF", "y.bin"], GgufError, "holds 'x.GGUF', but no safetensors"),
         (["pytorch_model.bin", "vocab.txt"], PickleError, "holds 'pytorch_model.bin': pickled weights cannot be read"),
         (["vocab.txt"], NoWeightsError, "neither"),
     ],
