@@ -137,9 +137,10 @@ class Halves:
 
     @property
     def coding(self) -> Coding | None:
-        """Groups of k_b lie across kv_b_proj and those of v_b along it: so do the products that either is used in."""
+        """Groups of k_b lie across kv_b_proj, so its rows are rounded again. At fewer than eight bits that costs more
+        than to round both halves to int8, as floats are."""
         ours, other = self.k.coding, self.v.coding
-        return replace(ours, square=True) if ours is not None and ours == other else None
+        return ours if ours is not None and ours == other and ours.bits == 8 else None
 
     def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
         raise NotImplementedError("it is no stack")
