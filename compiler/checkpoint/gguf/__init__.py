@@ -15,11 +15,11 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.files import exists
 from dsv3c.compiler.checkpoint.gguf.config import config_of
-from dsv3c.compiler.checkpoint.gguf.container import FLOATS, GgufFile
+from dsv3c.compiler.checkpoint.gguf.container import GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import known_as
 from dsv3c.compiler.checkpoint.gguf.texts import lacking, texts_of
-from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks
+from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks, is_kept
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import GgufMissingError, GgufSplitError
 
@@ -71,15 +71,14 @@ def texts(path: Path) -> dict[str, bytes]:
 
 
 def _decoded(stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:
-    """A note of the types that no format of ours can keep. Raises GgufMissingError when they cannot be decoded."""
-    kinds = Counter(tensor.info.dtype for tensor in stored.values())
-    counts = {kind: count for kind, count in kinds.most_common() if kind not in (*FLOATS, *KEPT)}
-    if not counts:
+    """A note of what no format of ours can keep. Raises GgufMissingError when it cannot be decoded."""
+    kinds = Counter(tensor.info.dtype for name, tensor in stored.items() if not is_kept(name, tensor.info.dtype))
+    if not kinds:
         return ()
-    if find_spec("gguf") is None:
-        raise GgufMissingError(format=", ".join(counts))
-    told = ", ".join(f"{count} in {kind}" for kind, count in counts.items())
-    return (f"tensors that no format here has the grid of are decoded, then taken for floats: {told}",)
+    if find_spec("gguf") is None and (foreign := [kind for kind in kinds if kind not in KEPT]):
+        raise GgufMissingError(format=", ".join(foreign))
+    told = ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common())
+    return (f"tensors that no format here has the grid or the groups of are decoded, then taken for floats: {told}",)
 
 
 def _first(path: Path) -> Path:

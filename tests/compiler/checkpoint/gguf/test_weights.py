@@ -138,8 +138,17 @@ def test_types_that_need_the_package_say_so_before_any_work(tmp_path: Path, monk
     tensors = gguf_tensors(config, random_tensors(config))
     write_gguf(tmp_path / "kept.gguf", keys_of(config), tensors, "Q8_0")
     write_gguf(tmp_path / "others.gguf", keys_of(config), tensors, "Q4_1")
-    assert "decoded, then taken for floats: 3" in gguf.open_model(tmp_path / "others.gguf").notes[-1]
+    assert (
+        gguf.open_model(tmp_path / "others.gguf").notes[-1].endswith("are decoded, then taken for floats: 29 in Q4_1")
+    )
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)
-    gguf.open_model(tmp_path / "kept.gguf")
+    assert gguf.open_model(tmp_path / "kept.gguf").notes == ("the file has no tokenizer",)
     with pytest.raises(GgufMissingError, match="Q4_1"):
         gguf.open_model(tmp_path / "others.gguf")
+
+
+def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
+    """Halves of kv_b_proj in four bits are decoded; of latents of 32 only that of values is in blocks."""
+    config = tiny_config()
+    write_gguf(tmp_path / "model.gguf", keys_of(config), gguf_tensors(config, random_tensors(config)), "Q4_0")
+    assert gguf.open_model(tmp_path / "model.gguf").notes[-1].endswith("taken for floats: 3 in Q4_0")
