@@ -22,10 +22,10 @@ def side_path(checkpoint: Path, name: str) -> Path:
 def side_bytes(checkpoint: Path, name: str, limit: int) -> bytes | None:
     """The content of a text file; None when the checkpoint has none of that name.
 
-    Raises UnreadableFileError, PointerFileError; for a GGUF file what `gguf.texts` raises.
+    Raises UnreadableFileError, PointerFileError; for a GGUF file what `gguf.text` raises.
     """
     if gguf.is_gguf(checkpoint):
-        return gguf.texts(checkpoint).get(name)
+        return gguf.text(checkpoint, name)
     path = checkpoint / name
     if not exists(path):
         return None
@@ -52,6 +52,7 @@ def side_folder(checkpoint: Path) -> Iterator[Path]:
         yield checkpoint
         return
     with TemporaryDirectory() as folder:
-        for name, data in gguf.texts(checkpoint).items():
-            (Path(folder) / name).write_bytes(data)
+        for name in gguf.TEXTS:
+            if (data := gguf.text(checkpoint, name)) is not None:
+                (Path(folder) / name).write_bytes(data)
         yield Path(folder)

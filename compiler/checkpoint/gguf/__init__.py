@@ -18,7 +18,8 @@ from dsv3c.compiler.checkpoint.gguf.config import config_of
 from dsv3c.compiler.checkpoint.gguf.container import GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import known_as
-from dsv3c.compiler.checkpoint.gguf.texts import lacking, texts_of
+from dsv3c.compiler.checkpoint.gguf.texts import NAMES as TEXTS
+from dsv3c.compiler.checkpoint.gguf.texts import lacking, text_of
 from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks, is_kept
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import GgufMissingError, GgufSplitError
@@ -64,10 +65,13 @@ def open_model(path: Path) -> GgufModel:
     return GgufModel(stored, tuple(file.path.name for file in files), values, blocks, notes + _decoded(stored))
 
 
-def texts(path: Path) -> dict[str, bytes]:
-    """The text files of the model, by their names in a folder of Hugging Face. Raises a CheckpointError."""
+def text(path: Path, name: str) -> bytes | None:
+    """The text file that a folder of Hugging Face has under that name, made of the keys; None where they have nothing
+    for it. Raises a CheckpointError."""
+    if name not in TEXTS:
+        return None
     first = _first(path)
-    return texts_of(GgufFile(first, known_as).values, first)
+    return text_of(name, GgufFile(first, known_as).values, first)
 
 
 def _decoded(stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:

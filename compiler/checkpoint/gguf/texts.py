@@ -8,7 +8,7 @@ special, and what the original did at its edges is lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,13 @@ _SAMPLING = {
 }
 
 
-def texts_of(values: Mapping[str, Value], path: Path) -> dict[str, bytes]:
-    """The files by their names in a folder of Hugging Face; without tokenizer.json where `lacking` has a reason.
+def text_of(name: str, values: Mapping[str, Value], path: Path) -> bytes | None:
+    """The file of that name, one of NAMES; None where the keys have nothing for it, or `lacking` has a reason.
 
     Raises ConfigValueError, TokenizerVocabularyError.
     """
-    file = Keys(values, path)
-    found: dict[str, Any] = {"generation_config.json": _defaults(file)}
-    keys = file.under(_TOKENIZER)
-    if not lacking(keys):
-        tokens = keys.texts("tokens") or []
-        found["tokenizer.json"] = _tokenizer(keys, tokens)
-        found["tokenizer_config.json"] = _tokenizer_config(file, tokens)
-    return {name: json.dumps(content, ensure_ascii=False).encode() for name, content in found.items() if content}
+    content = _MAKERS[name](Keys(values, path))
+    return json.dumps(content, ensure_ascii=False).encode() if content else None
 
 
 def lacking(keys: Keys) -> str:
@@ -57,7 +51,11 @@ def lacking(keys: Keys) -> str:
     return ""
 
 
-def _tokenizer(keys: Keys, tokens: Sequence[str]) -> dict[str, Any]:
+def _tokenizer(file: Keys) -> dict[str, Any]:
+    keys = file.under(_TOKENIZER)
+    if lacking(keys):
+        return {}
+    tokens = keys.texts("tokens") or []
     splitting = SPLITTINGS[keys.text("pre") or ""]
     kinds = _kinds(keys, len(tokens))
     merges = keys.texts("merges")
@@ -102,8 +100,11 @@ def _kinds(keys: Keys, count: int) -> list[int]:
     return found
 
 
-def _tokenizer_config(file: Keys, tokens: Sequence[str]) -> dict[str, Any]:
+def _tokenizer_config(file: Keys) -> dict[str, Any]:
     keys, ids = file.under(_TOKENIZER), special_ids(file)
+    if lacking(keys):
+        return {}
+    tokens = keys.texts("tokens") or []
     config: dict[str, Any] = {}
     roles = {"bos": ids["bos_token_id"], "eos": keys.integer("eos_token_id"), "pad": ids["pad_token_id"]}
     for role, number in roles.items():
@@ -135,3 +136,11 @@ def _defaults(file: Keys) -> dict[str, Any]:
     if "top_k" in given:
         given["top_k"] = int(given["top_k"])
     return {"do_sample": True, **given} if given else {}
+
+
+_MAKERS: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
+    "tokenizer.json": _tokenizer,
+    "tokenizer_config.json": _tokenizer_config,
+    "generation_config.json": _defaults,
+}
+NAMES = tuple(_MAKERS)

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
-from dsv3c.compiler.checkpoint.gguf.texts import texts_of
+from dsv3c.compiler.checkpoint.gguf.texts import NAMES, text_of
 from dsv3c.compiler.errors import ConfigValueError, TokenizerVocabularyError
 from dsv3c.runtime.text.tokenizer import Tokenizer
 from tests.conftest import BUNDLED_MODEL
@@ -50,6 +50,11 @@ def values_of(**keys: Any) -> dict[str, Any]:
     }
     found |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def texts_of(values: dict[str, Any], path: Path) -> dict[str, bytes]:
+    texts = {name: text_of(name, values, path) for name in NAMES}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def tokenizer_of(values: dict[str, Any]) -> Tokenizer:

@@ -139,7 +139,7 @@ def test_types_that_need_the_package_say_so_before_any_work(tmp_path: Path, monk
     write_gguf(tmp_path / "kept.gguf", keys_of(config), tensors, "Q8_0")
     write_gguf(tmp_path / "others.gguf", keys_of(config), tensors, "Q4_1")
     assert (
-        gguf.open_model(tmp_path / "others.gguf").notes[-1].endswith("are decoded, then taken for floats: 29 in Q4_1")
+        gguf.open_model(tmp_path / "others.gguf").notes[-1].endswith("are decoded, then taken for floats: 31 in Q4_1")
     )
     monkeypatch.setattr(gguf, "find_spec", lambda name: None)
     assert gguf.open_model(tmp_path / "kept.gguf").notes == ("the file has no tokenizer",)
