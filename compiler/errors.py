@@ -78,7 +78,7 @@ class UnreadableFileError(CheckpointError):
 
 
 class NoFolderError(UnreadableFileError):
-    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
+    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors, or a GGUF file"
 
 
 class PointerFileError(CheckpointError):

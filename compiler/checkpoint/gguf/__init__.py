@@ -18,13 +18,13 @@ from dsv3c.compiler.checkpoint.gguf.config import config_of
 from dsv3c.compiler.checkpoint.gguf.container import GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import known_as
-from dsv3c.compiler.checkpoint.gguf.texts import NAMES as TEXTS
-from dsv3c.compiler.checkpoint.gguf.texts import lacking, text_of
+from dsv3c.compiler.checkpoint.gguf.texts import NAMES, lacking, text_of
 from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks, is_kept
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import GgufMissingError, GgufSplitError
 
 SUFFIX = ".gguf"
+TEXTS = NAMES
 _MAX_PARTS = 10_000
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 

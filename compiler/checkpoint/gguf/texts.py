@@ -23,7 +23,6 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # enum llam
 _TOKENIZER, _TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 _SAMPLING = {
     "temp": "temperature",
-    "top_k": "top_k",
     "top_p": "top_p",
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
@@ -131,10 +130,9 @@ def _chat_template(file: Keys) -> str | list[dict[str, str]] | None:
 def _defaults(file: Keys) -> dict[str, Any]:
     """generation_config.json, empty where the file has no defaults of sampling."""
     keys = file.under("general.sampling.")
-    found = {name: keys.number(key) for key, name in _SAMPLING.items()}
+    found: dict[str, float | None] = {name: keys.number(key) for key, name in _SAMPLING.items()}
+    found["top_k"] = keys.integer("top_k")
     given = {name: value for name, value in found.items() if value is not None}
-    if "top_k" in given:
-        given["top_k"] = int(given["top_k"])
     return {"do_sample": True, **given} if given else {}
 
 

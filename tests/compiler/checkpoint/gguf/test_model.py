@@ -111,7 +111,7 @@ KEYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "another router": ({"deepseek2.expert_gating_func": 4}, UnsupportedConfigError, "expert_gating_func"),
     "linear scaling": ({"deepseek2.rope.scaling.type": "linear"}, UnsupportedConfigError, "linear"),
     "YaRN without a factor": ({"deepseek2.rope.scaling.type": "yarn"}, MissingConfigKeyError, "factor"),
-    "eps is not a number": ({"deepseek2.attention.layer_norm_rms_epsilon": float("nan")}, ConfigValueError, "rms_norm"),
+    "eps not a number": ({"deepseek2.attention.layer_norm_rms_epsilon": float("nan")}, ConfigValueError, "a finite"),
     "experts per layer": ({"deepseek2.expert_feed_forward_length": [32, 32]}, ConfigValueError, "a list of 2"),
     "more experts": ({"deepseek2.expert_count": 12}, TensorShapeError, "shape|expected"),
 }  # fmt: skip

@@ -130,6 +130,9 @@ def test_defaults_of_sampling() -> None:
     found = json.loads(texts_of(values, PATH)["generation_config.json"])
     assert found == {"do_sample": True, "temperature": 0.6, "top_k": 20}
     assert texts_of({}, PATH) == {}
+    for key, value in (("temp", float("inf")), ("top_p", "x"), ("top_k", float("nan")), ("min_p", True)):
+        with pytest.raises(ConfigValueError, match=key):
+            texts_of({f"general.sampling.{key}": value}, PATH)
 
 
 @pytest.mark.parametrize("keys", [{"model": "llama"}, {"pre": "falcon"}, {"pre": None}, {"model": None}])
