@@ -15,11 +15,11 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.files import exists
 from dsv3c.compiler.checkpoint.gguf.config import config_of
-from dsv3c.compiler.checkpoint.gguf.container import GgufFile
+from dsv3c.compiler.checkpoint.gguf.container import FLOATS, GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import known_as
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, lacking, text_of
-from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks, is_kept
+from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import GgufMissingError, GgufSplitError
 
@@ -76,13 +76,13 @@ def text(path: Path, name: str) -> bytes | None:
 
 def _decoded(stored: Mapping[str, StoredTensor]) -> tuple[str, ...]:
     """A note of what no format of ours can keep. Raises GgufMissingError when it cannot be decoded."""
-    kinds = Counter(tensor.info.dtype for name, tensor in stored.items() if not is_kept(name, tensor.info.dtype))
+    kinds = Counter(tensor.info.dtype for tensor in stored.values() if tensor.info.dtype not in (*FLOATS, *KEPT))
     if not kinds:
         return ()
-    if find_spec("gguf") is None and (foreign := [kind for kind in kinds if kind not in KEPT]):
-        raise GgufMissingError(format=", ".join(foreign))
+    if find_spec("gguf") is None:
+        raise GgufMissingError(format=", ".join(kinds))
     told = ", ".join(f"{count} in {kind}" for kind, count in kinds.most_common())
-    return (f"tensors that no format here has the grid or the groups of are decoded, then taken for floats: {told}",)
+    return (f"tensors that no format here has the grid of are decoded, then taken for floats: {told}",)
 
 
 def _first(path: Path) -> Path:

@@ -36,7 +36,6 @@ Array = NDArray[Any]
 GROUP = 32
 _KV_B = "self_attn.kv_b_proj.weight"
 _TYPES = (*FLOATS, *BLOCKS)
-_HALVES_BITS = 8  # of codes that are kept of halves of kv_b_proj
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,9 @@ class Halves:
 
     @property
     def coding(self) -> Coding | None:
-        """Groups of k_b lie across kv_b_proj, so its rows are rounded again. At fewer than eight bits that costs more
-        than to round both halves to int8, as floats are."""
-        ours, other = self.k.coding, self.v.coding
-        return ours if ours is not None and ours == other and ours.bits == _HALVES_BITS else None
+        """Groups of k_b lie across kv_b_proj, so its rows are rounded again, which was measured to cost nothing: the
+        bundled model in Q4_0 has the same KL divergence with kv_b_proj in int8, 0.0663 nats, as so, 0.0664."""
+        return self.k.coding if self.k.coding == self.v.coding else None
 
     def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
         raise NotImplementedError("it is no stack")
@@ -227,13 +225,6 @@ _READERS: Mapping[str, tuple[Coding, Callable[[StoredTensor, int | None], Coded]
     "MXFP4": (Coding(coded.E2M1, 4, GROUP), _mxfp4),
 }
 KEPT = tuple(_READERS)
-
-
-def is_kept(name: str, kind: str) -> bool:
-    """Whether a tensor is floats, or codes that a format of ours can keep."""
-    if kind not in _READERS:
-        return kind in FLOATS
-    return not name.endswith((K_B, V_B)) or _READERS[kind][0].bits == _HALVES_BITS
 
 
 def _decoder(kind: str) -> Callable[[Array], Array]:
