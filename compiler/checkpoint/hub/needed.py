@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dsv3c.compiler.checkpoint import shards
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, parse_object, quote
 from dsv3c.compiler.checkpoint.hub.repository import RemoteFile
+from dsv3c.compiler.checkpoint.sides import SIDES, TOKENIZER
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
-from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG
 
-_SIDE = ("config.json", "generation_config.json", TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja")
+_SIDE = ("config.json", *SIDES)
 _WHOLE = (shards.SINGLE, shards.PICKLED)  # in the order in which they are looked for
 _INDEXED = (shards.INDEX, shards.PICKLED_INDEX)
 
