@@ -85,7 +85,8 @@ def test_a_folder_that_is_there_goes_before_an_id(server: Hub, tmp_path: Path) -
     with hub.afar(ID) as seen:
         assert seen == hub.Afar(ID)
     assert HubId.parse(Path("other/model@v1.0")) == HubId("other/model", "v1.0")
-    assert all(HubId.parse(Path(path)) is None for path in ("model", "/org/model", "a/b/c", "org/mo del", "../model"))
+    others = ("model", "/org/model", "a/b/c", "org/mo del", "../model", "models/model-Q4_0.gguf")
+    assert all(HubId.parse(Path(path)) is None for path in others)
 
 
 def test_the_token_stays_with_the_hub(server: Hub) -> None:
