@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from dsv3c.compiler.checkpoint import shards
+from dsv3c.compiler.checkpoint import gguf, shards
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, parse_object, quote
 from dsv3c.compiler.checkpoint.hub.repository import RemoteFile
 from dsv3c.compiler.checkpoint.sides import SIDES, TOKENIZER
@@ -43,6 +43,13 @@ def weight_files(files: Mapping[str, RemoteFile], read: Callable[[RemoteFile], b
             raise ValueError(f"{index} names {quote(missing[0])}, which is not there")
         return [files[index], *(files[name] for name in names)]
     raise ValueError(f"it has neither {' nor '.join((*_WHOLE, *_INDEXED))}")
+
+
+def gguf_alone(files: Iterable[str]) -> str | None:
+    """A GGUF file of a repository that has no weights in another form."""
+    if not {*_WHOLE, *_INDEXED}.isdisjoint(files):
+        return None
+    return min((name for name in files if name.lower().endswith(gguf.SUFFIX)), default=None)
 
 
 def _shards(data: bytes, index: str) -> list[str]:
