@@ -36,7 +36,7 @@ def inspect_command(path: Path, as_json: bool) -> None:
       dsv3c inspect artifacts/models/fairytale-10m
       dsv3c inspect OUT --json
     """
-    if path.suffix.lower() == GGUF:
+    if path.suffix.lower() == GGUF and not path.is_dir():
         show(path, describe_checkpoint(path), as_json)
         return
     if not path.is_dir():

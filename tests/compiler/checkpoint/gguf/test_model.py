@@ -220,6 +220,13 @@ def test_plan_inspect_and_provenance_need_no_folder(tmp_path: Path) -> None:
     assert set(Checkpoint.open(path).provenance()["files"]) == {"model.gguf"}
 
 
+def test_a_folder_with_such_a_name_is_a_folder(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "folder.gguf", tiny_config(num_hidden_layers=2))
+    result = CliRunner().invoke(inspect_command, [str(tmp_path / "folder.gguf"), "--json"])
+    assert set(json.loads(result.output)["files"]) == {"model.safetensors"}
+    assert default_output(tmp_path / "folder.gguf", CompileOptions()) == Path("artifacts/folder.gguf-int8-x86")
+
+
 def test_text_files_reach_the_artifact(tmp_path: Path) -> None:
     config = tiny_config()
     tokens = [f"<{number}>" for number in range(93)] + ["a", "b", "ab"]
