@@ -78,7 +78,7 @@ class UnreadableFileError(CheckpointError):
 
 
 class NoFolderError(UnreadableFileError):
-    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
+    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors, or a GGUF file"
 
 
 class PointerFileError(CheckpointError):
@@ -97,8 +97,8 @@ class NoIndexError(NoWeightsError):
 
 
 class GgufError(NoWeightsError):
-    message = "{path} holds {found}: weights in GGUF cannot be read"
-    hint = "give the checkpoint that it was made from, with config.json and *.safetensors"
+    message = "{path} holds {found}, but no safetensors"
+    hint = "give the GGUF file itself: dsv3c compile FOLDER/MODEL.gguf, of a split one any part"
 
 
 class TorchFileError(CheckpointError):
@@ -148,6 +148,26 @@ class UnknownModelTypeError(CheckpointError):
 
 class SafetensorsError(CheckpointError):
     message = "{path} is not a valid safetensors file: {reason}"
+
+
+class GgufFormatError(CheckpointError):
+    message = "{path} is not a GGUF file that can be read: {reason}"
+    hint = "download it again; another file of the model may do, such as Q8_0 or BF16"
+
+
+class GgufModelError(CheckpointError):
+    message = "{path} has a model of architecture {architecture}, which this compiler does not know"
+    hint = "known: {known}"
+
+
+class GgufSplitError(CheckpointError):
+    message = "{path} is one part of a split model: {reason}"
+    hint = "put all parts into one folder, under the names that they were published with"
+
+
+class GgufMissingError(Dsv3cError):
+    message = "weights in {format} are decoded by the package gguf, which is not installed"
+    hint = "pip install 'dsv3c[gguf]'"
 
 
 class IndexFormatError(CheckpointError):

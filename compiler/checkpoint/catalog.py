@@ -80,6 +80,8 @@ class _Matcher:
         prefix, projection = name.split(".*.")
         fused_name = f"{prefix}.{'down_proj' if projection.startswith('down') else 'gate_up_proj'}"
         experts, rows, columns = shape
+        if (whole := self._find(name, shape)) is not None:  # as GGUF has them
+            return LogicalTensor(shape, tuple(whole.cut(expert, (0, rows)) for expert in range(experts)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
         fused = self._find(fused_name, (experts, halves * rows, columns))
         if fused is None:

@@ -209,8 +209,15 @@ def load_config(
 
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
-    path, shapes = folder / "config.json", shapes or {}
-    values, notes = infer_missing(with_canonical_names(text_values(read_object(path), path)), shapes)
+    path = folder / "config.json"
+    return complete_config(text_values(read_object(path), path), path, shapes or {})
+
+
+def complete_config(
+    given: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """As `load_config`, of a text model's config.json, or what stands for it; `path` is for messages."""
+    values, notes = infer_missing(with_canonical_names(given), shapes)
     values, left_out = usable_ids(values)
     if shapes and values.get("score_bias") is None:
         values["score_bias"] = any(name.endswith("e_score_correction_bias") for name in shapes)

@@ -24,21 +24,6 @@ _NAMES_SHOWN = 5
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def model_name(path: Path) -> str:
-    """What a checkpoint is called: as its folder, or in the cache of a hub as its repository."""
-    folder, source = path.resolve(), hub_source(path)
-    return folder.name if source is None else source["id"].partition("/")[2]
-
-
-def hub_source(path: Path) -> dict[str, str] | None:
-    """Id and commit of a checkpoint in the cache of a hub, models--ORG--NAME/snapshots/COMMIT."""
-    folder = path.resolve()
-    kind, _, name = folder.parent.parent.name.partition("--")
-    if folder.parent.name != "snapshots" or kind != "models" or "--" not in name:
-        return None
-    return {"id": name.replace("--", "/", 1), "revision": folder.name}
-
-
 def some(names: Sequence[str]) -> str:
     """The first few of many names, for a message."""
     shown = ", ".join(quote(name) for name in names[:_NAMES_SHOWN])

@@ -6,46 +6,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint import tiktoken
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_bytes, read_object, read_object_of
-from dsv3c.compiler.errors import TokenizerVocabularyError, UnknownVocabularyError
+from dsv3c.compiler.checkpoint.files import quote, read_object_of
+from dsv3c.compiler.checkpoint.sides import TOKENIZER, side_path, usable_tokenizer
+from dsv3c.compiler.errors import TokenizerVocabularyError
 
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CONFIG_LIMIT = 16 << 20  # what the runtime reads
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
 
 
-def tokenizer_data(folder: Path) -> bytes | None:
-    """The content of tokenizer.json, made from a tiktoken vocabulary where there is none; None where there is neither.
-
-    Raises CheckpointError, of it UnknownVocabularyError for a vocabulary that cannot be used.
-    """
-    if exists(folder / TOKENIZER):
-        return read_bytes(folder / TOKENIZER, MAX_TABLE_BYTES)
-    if not exists(folder / tiktoken.VOCABULARY):
-        return None
-    config = folder / TOKENIZER_CONFIG
-    return tiktoken.converted(folder / tiktoken.VOCABULARY, read_object(config, CONFIG_LIMIT) if exists(config) else {})
-
-
-def usable_tokenizer(folder: Path) -> bytes | None:
-    """As `tokenizer_data`; None also for a vocabulary that cannot be used."""
-    try:
-        return tokenizer_data(folder)
-    except UnknownVocabularyError:
-        return None
-
-
-def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
+def check_tokenizer(checkpoint: Path, vocab_size: int) -> tuple[str, ...]:
     """A note if tokenizer.json has tokens that the model has no row for: running one of them is an error then.
 
-    Raises JsonError, TokenizerVocabularyError, TiktokenError; a folder that only has a use for ids passes.
+    Raises JsonError, TokenizerVocabularyError, TiktokenError; a checkpoint that only has a use for ids passes.
     """
-    data = usable_tokenizer(folder)
+    data = usable_tokenizer(checkpoint)
     if data is None:
         return ()
-    path = folder / TOKENIZER
+    path = side_path(checkpoint, TOKENIZER)
     beyond: dict[int, Any] = {}
     for token, number in _tokens(read_object_of(data, path), path):
         if type(number) is not int or not 0 <= number < _MAX_ID:

@@ -44,9 +44,10 @@ def plan_command(
 ) -> None:
     """Say what a CHECKPOINT will weigh, and whether it fits.
 
-    CHECKPOINT is a folder, or the id of one on a hub, ORG/NAME or ORG/NAME@REVISION, of which it fetches headers
-    alone. Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is read. The sizes
-    are exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step works in.
+    CHECKPOINT is a folder, a GGUF file, or the id of a folder on a hub, ORG/NAME or ORG/NAME@REVISION, of which it
+    fetches headers alone. Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is
+    read. The sizes are exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step
+    works in.
 
     \b
     Examples:

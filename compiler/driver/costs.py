@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.checkpoint.tokenizer import usable_tokenizer
+from dsv3c.compiler.checkpoint.sides import usable_tokenizer
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, topological_order
 from dsv3c.compiler.core.ops.weight import decoded

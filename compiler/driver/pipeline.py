@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import dsv3c.runtime
 from dsv3c import targets
-from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name, sides
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
@@ -234,7 +234,7 @@ def compile_checkpoint(
         if options.measure is not None:
             manifest |= {"quality": measuring.figures(folder, checkpoint, options, compile_checkpoint, progress)}
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
-    took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
+    took, has_tokenizer = time.monotonic() - started, (destination / sides.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
 

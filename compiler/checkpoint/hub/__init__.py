@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES
 from dsv3c.compiler.checkpoint.hub import needed, transfer
-from dsv3c.compiler.checkpoint.hub.errors import HubAnswerError, HubFileError, HubUnreachableError, HubWeightsError
+from dsv3c.compiler.checkpoint.hub.errors import (
+    HubAnswerError,
+    HubFileError,
+    HubGgufError,
+    HubUnreachableError,
+    HubWeightsError,
+)
 from dsv3c.compiler.checkpoint.hub.repository import HubId, RemoteFile, Repository
 from dsv3c.runtime.progress import Progress, Silent
 
@@ -59,11 +65,7 @@ def local(path: Path, progress: Progress | None = None) -> Path:
     def fetch(file: RemoteFile) -> bytes:
         return _fetch(repository, file, store, snapshot, progress).read_bytes()
 
-    try:
-        side = needed.side_files(repository.files)
-        weights = needed.weight_files(repository.files, fetch)
-    except ValueError as error:
-        raise HubAnswerError(id=asked.id, endpoint=repository.endpoint, reason=error) from error
+    side, weights = _needed(repository, fetch)
     progress.stage(f"fetching {asked.id}", sum(file.size for file in (*side, *weights)))
     for file in (*side, *weights):
         _fetch(repository, file, store, snapshot, progress)
@@ -94,17 +96,23 @@ def afar(path: Path) -> Iterator[Afar]:
             read += file.size
             return target.read_bytes()
 
-        try:
-            side = needed.side_files(repository.files)
-            weights = needed.weight_files(repository.files, whole)
-        except ValueError as error:
-            raise HubAnswerError(id=asked.id, endpoint=repository.endpoint, reason=error) from error
+        side, weights = _needed(repository, whole)
         for file in side:
             whole(file)
         for file in weights:
             read += _write_header(repository, file, folder) if not file.name.endswith(".json") else 0
         files = [*side, *weights]
         yield Afar(folder, sum(file.size for file in files), len(files), read)
+
+
+def _needed(repository: Repository, read: Callable[[RemoteFile], bytes]) -> tuple[list[RemoteFile], list[RemoteFile]]:
+    """What a compilation reads, of text and of weights. Raises HubGgufError, HubAnswerError."""
+    if (found := needed.gguf_alone(repository.files)) is not None:
+        raise HubGgufError(id=repository.id, found=found)
+    try:
+        return needed.side_files(repository.files), needed.weight_files(repository.files, read)
+    except ValueError as error:
+        raise HubAnswerError(id=repository.id, endpoint=repository.endpoint, reason=error) from error
 
 
 def _write_header(repository: Repository, file: RemoteFile, folder: Path) -> int:

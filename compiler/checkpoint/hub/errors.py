@@ -47,3 +47,8 @@ class HubInterruptedError(HubError):
 class HubWeightsError(HubError):
     message = "{id} cannot be planned from afar: {reason}"
     hint = "download it and give its folder, or compile it by its id, which downloads it"
+
+
+class HubGgufError(HubError):
+    message = "{id} has GGUF files alone, such as {found}: by an id none of them is chosen"
+    hint = "download one, with its other parts if it is split, and give its path: hf download {id} {found}"

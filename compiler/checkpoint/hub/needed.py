@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from dsv3c.compiler.checkpoint import shards
+from dsv3c.compiler.checkpoint import gguf, shards
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, parse_object, quote
 from dsv3c.compiler.checkpoint.hub.repository import RemoteFile
+from dsv3c.compiler.checkpoint.sides import SIDES, TOKENIZER
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
-from dsv3c.compiler.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG
 
-_SIDE = ("config.json", "generation_config.json", TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja")
+_SIDE = ("config.json", *SIDES)
 _WHOLE = (shards.SINGLE, shards.PICKLED)  # in the order in which they are looked for
 _INDEXED = (shards.INDEX, shards.PICKLED_INDEX)
 
@@ -43,6 +43,13 @@ def weight_files(files: Mapping[str, RemoteFile], read: Callable[[RemoteFile], b
             raise ValueError(f"{index} names {quote(missing[0])}, which is not there")
         return [files[index], *(files[name] for name in names)]
     raise ValueError(f"it has neither {' nor '.join((*_WHOLE, *_INDEXED))}")
+
+
+def gguf_alone(files: Iterable[str]) -> str | None:
+    """A GGUF file of a repository that has no weights in another form."""
+    if not {*_WHOLE, *_INDEXED}.isdisjoint(files):
+        return None
+    return min((name for name in files if name.lower().endswith(gguf.SUFFIX)), default=None)
 
 
 def _shards(data: bytes, index: str) -> list[str]:

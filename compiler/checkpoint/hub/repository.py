@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dsv3c.compiler.checkpoint.files import quote
+from dsv3c.compiler.checkpoint.gguf import is_gguf
 from dsv3c.compiler.checkpoint.hub.errors import (
     HubAccessError,
     HubAnswerError,
@@ -35,9 +36,11 @@ class HubId:
 
     @classmethod
     def parse(cls, path: Path) -> HubId | None:
-        """What is written as an id, ORG/NAME or ORG/NAME@REVISION, and is no path of anything that is there."""
+        """What is written as an id, ORG/NAME or ORG/NAME@REVISION, and is no path of anything that is there, or of a
+        GGUF file."""
         match = _ID.fullmatch(str(path))
-        return None if match is None or os.path.lexists(path) else cls(match["id"], match["revision"])
+        is_path = os.path.lexists(path) or is_gguf(path)
+        return None if match is None or is_path else cls(match["id"], match["revision"])
 
 
 @dataclass(frozen=True)

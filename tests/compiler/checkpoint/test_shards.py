@@ -211,7 +211,7 @@ def test_a_pointer_of_git_lfs_is_told(name: str, folder: Path) -> None:
         (["m-00001-of-00002.safetensors"], NoIndexError, f"but not '{INDEX}', 'm-00002-of-00002.safetensors'"),
         (["m-00001-of-999999999.safetensors"], NoIndexError, f"but not '{INDEX}'\n"),
         (["weights.safetensors"], NoIndexError, f"holds 'weights.safetensors', but not '{INDEX}'\n"),
-        (["x.GGUF", "y.txt"], GgufError, "holds 'x.GGUF': weights in GGUF cannot be read"),
+        (["x.GGUF", "y.txt"], GgufError, "holds 'x.GGUF', but no safetensors"),
         (["pytorch_model.bin", "vocab.txt"], TorchFileError, "pytorch_model.bin is not a file of weights"),
         (["a.pt", "b.ckpt", "optimizer.pt"], ManyFilesError, "holds 'a.pt', 'b.ckpt', and nothing says which"),
         (["optimizer.pt", "training_args.bin"], NoWeightsError, "neither"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver.text_files import check, make_tokenizer, settle_defaults, tokenizer_of
+from dsv3c.compiler.driver.text_files import check, settle, settle_defaults, tokenizer_of
 from dsv3c.compiler.errors import CheckpointError, JsonError, NoTokenizerError, PointerFileError, UnreadableFileError
 from dsv3c.runtime.errors import TokenizerMalformed
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
@@ -70,10 +70,9 @@ def test_a_tiktoken_vocabulary_becomes_the_tokenizer_of_the_artifact(source: Che
     assert tokenizer_of(source.path).encode_plain("ab") == [97, 98]
     artifact = tmp_path / "artifact"
     artifact.mkdir()
-    make_tokenizer(source.path, artifact)
-    made = (artifact / "tokenizer.json").read_bytes()
-    make_tokenizer(source.path, artifact)
-    assert (artifact / "tokenizer.json").read_bytes() == made and len(made) > 1000
+    settle(source.path, artifact, source.config)
+    assert len((artifact / "tokenizer.json").read_bytes()) > 1000
+    assert {path.name for path in artifact.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
     assert "tiktoken.model" in Checkpoint.open(source.path).files()
 
 
@@ -83,8 +82,8 @@ def test_a_vocabulary_of_an_unknown_class_is_told(source: Checkpoint, tmp_path: 
     (note,) = notes(source, tokenizer_config__json={"tokenizer_class": "OtherTokenizer"})
     assert "token ids only" in note and "'OtherTokenizer'" in note
     (tmp_path / "artifact").mkdir()
-    make_tokenizer(source.path, tmp_path / "artifact")
-    assert not list((tmp_path / "artifact").iterdir())
+    settle(source.path, tmp_path / "artifact", source.config)
+    assert not (tmp_path / "artifact" / "tokenizer.json").exists()
     with pytest.raises(NoTokenizerError):
         tokenizer_of(source.path)
 

@@ -16,6 +16,7 @@ from dsv3c.compiler.checkpoint.hub.errors import (
     HubAccessError,
     HubAnswerError,
     HubFileError,
+    HubGgufError,
     HubInterruptedError,
     HubPackageError,
     HubRevisionError,
@@ -85,7 +86,8 @@ def test_a_folder_that_is_there_goes_before_an_id(server: Hub, tmp_path: Path) -
     with hub.afar(ID) as seen:
         assert seen == hub.Afar(ID)
     assert HubId.parse(Path("other/model@v1.0")) == HubId("other/model", "v1.0")
-    assert all(HubId.parse(Path(path)) is None for path in ("model", "/org/model", "a/b/c", "org/mo del", "../model"))
+    others = ("model", "/org/model", "a/b/c", "org/mo del", "../model", "models/model-Q4_0.gguf")
+    assert all(HubId.parse(Path(path)) is None for path in others)
 
 
 def test_the_token_stays_with_the_hub(server: Hub) -> None:
@@ -255,3 +257,14 @@ def test_names_with_odd_letters_are_files_like_others(server: Hub) -> None:
     server.files["mod el#1.safetensors"] = data = safetensors_bytes({"a": np.ones(3, np.float32)})
     server.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": "mod el#1.safetensors"}}).encode()
     assert (hub.local(ID) / "mod el#1.safetensors").read_bytes() == data
+
+
+def test_of_gguf_files_one_has_to_be_given(server: Hub) -> None:
+    server.files |= {"b-Q4_0.gguf": b"GGUF", "a-Q8_0.GGUF": b"GGUF"}
+    assert hub.local(ID).is_dir()
+    for name in [name for name in server.files if name.endswith((".safetensors", ".index.json", ".bin"))]:
+        del server.files[name]
+    with pytest.raises(HubGgufError, match=r"such as a-Q8_0\.GGUF.*\n.*hf download org/model a-Q8_0\.GGUF"):
+        hub.local(ID)
+    with pytest.raises(HubGgufError), hub.afar(ID):
+        pass
