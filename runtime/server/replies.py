@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Begun, Deltas
 from dsv3c.runtime.server.errors import Told, told
 from dsv3c.runtime.server.service import service_of
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")
+Teller = TypeVar("Teller")
 Form = Callable[[Told], dict[str, Any]]  # an error as an API has it
 Events = AsyncGenerator[ServerSentEvent, None]
 CLIENT_GONE = 499  # as others log it; nobody reads it
@@ -62,11 +64,28 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-async def begun(request: Request, deltas: Deltas) -> Begun:
-    """The first delta: a request that is at fault is refused with a status, not within a stream."""
-    first = await while_connected(request, lambda: anext(deltas))
-    assert isinstance(first, Begun)
-    return first
+async def answered(
+    request: Request,
+    asked: Asked,
+    streams: bool | None,
+    begin: Callable[[Begun], Teller],
+    whole: Callable[[Deltas, Teller], Awaitable[Any]],
+    events: Callable[[Deltas, Teller], Events],
+    form: Form = openai_form,
+) -> Response:
+    """What comes of a request, as JSON or, if it streams, as events. begin: makes who tells of it, once it is known
+    that nothing is wrong with it: a request that is at fault is refused with a status, not within a stream."""
+    deltas = service_of(request).answer(asked)
+    try:
+        first = await while_connected(request, lambda: anext(deltas))
+        assert isinstance(first, Begun)
+        teller = begin(first)
+        if streams:
+            return stream(request, events(deltas, teller))
+        async with aclosing(deltas):
+            return JSONResponse(await while_connected(request, lambda: whole(deltas, teller)))
+    except Exception as error:
+        return refused(error, asked.fields, form)
 
 
 class ClientGone(Exception):

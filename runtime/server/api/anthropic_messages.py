@@ -20,7 +20,7 @@ from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Deltas
 from dsv3c.runtime.server.errors import BROKEN, FeatureMissing, Told
 from dsv3c.runtime.server.fields import Body, read_body
-from dsv3c.runtime.server.replies import Events, begun, event, refused, stream, told_and_logged, while_connected
+from dsv3c.runtime.server.replies import Events, answered, event, refused, told_and_logged
 from dsv3c.runtime.server.service import service_of
 
 # Parameters by names that mean the same here as with OpenAI, most of them the engine's own.
@@ -99,19 +99,17 @@ def _schema(body: Body) -> Body | None:
 
 async def messages(request: Request) -> Response:
     body = await read_body(request)
-    service, asked, streams = service_of(request), asked_of(body), body.flag("stream")
-    name = service.models.find(asked.model).name
-    deltas = service.answer(asked)
-    try:
-        first = await begun(request, deltas)
-        writer = MessageWriter(name, sum(first.prompt_tokens))
-        if streams:
-            return stream(request, _events(deltas, writer, asked.fields))
-        async with aclosing(deltas):
-            await while_connected(request, lambda: _collect(deltas, writer))
-        return JSONResponse(writer.message)
-    except Exception as error:
-        return refused(error, asked.fields, anthropic_form)
+    asked = asked_of(body)
+    name = service_of(request).models.find(asked.model).name
+    return await answered(
+        request,
+        asked,
+        body.flag("stream"),
+        lambda first: MessageWriter(name, sum(first.prompt_tokens)),
+        _collect,
+        lambda deltas, writer: _events(deltas, writer, asked.fields),
+        anthropic_form,
+    )
 
 
 async def count_tokens(request: Request) -> Response:
@@ -123,9 +121,10 @@ async def count_tokens(request: Request) -> Response:
         return refused(error, asked.fields, anthropic_form)
 
 
-async def _collect(deltas: Deltas, writer: MessageWriter) -> None:
+async def _collect(deltas: Deltas, writer: MessageWriter) -> dict[str, Any]:
     async for delta in deltas:
         writer.take(delta)
+    return writer.message
 
 
 async def _events(deltas: Deltas, writer: MessageWriter, fields: Mapping[str, str]) -> Events:

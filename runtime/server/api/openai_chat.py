@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from dsv3c.runtime.server.api.experts import experts_of
 from dsv3c.runtime.server.api.messages import messages_of
-from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of
+from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of, with_usage
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of, length_of
 from dsv3c.runtime.server.api.tools import tool_choice_of, tools_of
 from dsv3c.runtime.server.asked import Asked
@@ -30,16 +30,7 @@ from dsv3c.runtime.server.deltas import (
     Usage,
 )
 from dsv3c.runtime.server.fields import Body, read_body
-from dsv3c.runtime.server.replies import (
-    Events,
-    begun,
-    event,
-    openai_form,
-    refused,
-    stream,
-    told_and_logged,
-    while_connected,
-)
+from dsv3c.runtime.server.replies import Events, answered, event, openai_form, told_and_logged
 from dsv3c.runtime.server.service import service_of
 
 _OWN_VARIABLES = ("self", "messages", "tools")
@@ -82,21 +73,16 @@ def _variables(body: Body) -> dict[str, Any]:
 
 async def chat_completions(request: Request) -> Response:
     body = await read_body(request)
-    service, asked, streams = service_of(request), asked_of(body), body.flag("stream")
-    options = body.inner("stream_options")
-    with_usage = options is not None and bool(options.flag("include_usage"))
-    reply = _Reply(service.models.find(asked.model).name, with_usage)
-    deltas = service.answer(asked)
-    try:
-        first = await begun(request, deltas)
-        reply.prompt_tokens = sum(first.prompt_tokens)
-        if streams:
-            return stream(request, _events(deltas, reply, asked.fields))
-        async with aclosing(deltas):
-            whole = await while_connected(request, lambda: _collect(deltas, reply))
-        return JSONResponse(whole)
-    except Exception as error:
-        return refused(error, asked.fields)
+    asked, usage = asked_of(body), with_usage(body)
+    name = service_of(request).models.find(asked.model).name
+    return await answered(
+        request,
+        asked,
+        body.flag("stream"),
+        lambda first: _Reply(name, usage, sum(first.prompt_tokens)),
+        _collect,
+        lambda deltas, reply: _events(deltas, reply, asked.fields),
+    )
 
 
 @dataclass
@@ -128,7 +114,7 @@ class _Reply:
 
     model: str
     with_usage: bool
-    prompt_tokens: int = 0
+    prompt_tokens: int
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=now)
     usages: list[Usage] = field(default_factory=list)

@@ -18,7 +18,7 @@ from dsv3c.runtime.server.deltas import Deltas
 from dsv3c.runtime.server.errors import FeatureMissing, ResponseUnknown
 from dsv3c.runtime.server.fields import Body, read_body
 from dsv3c.runtime.server.remembered import Kept, Remembered
-from dsv3c.runtime.server.replies import Events, begun, event, refused, stream, told_and_logged, while_connected
+from dsv3c.runtime.server.replies import Events, answered, event, told_and_logged
 from dsv3c.runtime.server.service import service_of
 
 # Parameters by names that mean the same as in chats, most of them the engine's own.
@@ -132,31 +132,28 @@ def _head(body: Body, model: str) -> dict[str, Any]:
 async def create(request: Request) -> Response:
     body = await read_body(request)
     service = service_of(request)
-    before = _before(service.remembered, body)
-    asked, streams = asked_of(body, before), body.flag("stream")
+    asked = asked_of(body, _before(service.remembered, body))
     writer = ResponseWriter(_head(body, service.models.find(asked.model).name))
     end = _End(service.remembered, writer, asked.messages[len(_instructions(body)) :])
-    deltas = service.answer(asked)
-    try:
-        await begun(request, deltas)
-        if streams:
-            return stream(request, _events(deltas, writer, end, asked.fields))
-        async with aclosing(deltas):
-            await while_connected(request, lambda: _collect(deltas, writer))
-        end.keep()
-        return JSONResponse(writer.response)
-    except Exception as error:
-        return refused(error, asked.fields)
+    return await answered(
+        request,
+        asked,
+        body.flag("stream"),
+        lambda first: end,
+        _collect,
+        lambda deltas, end: _events(deltas, end, asked.fields),
+    )
 
 
 class _End:
     """Keeps the response, if it is to be."""
 
     def __init__(self, remembered: Remembered, writer: ResponseWriter, messages: Messages) -> None:
-        self._remembered, self._writer, self._messages = remembered, writer, messages
+        self.writer = writer
+        self._remembered, self._messages = remembered, messages
 
     def keep(self) -> None:
-        response = self._writer.response
+        response = self.writer.response
         if response["store"]:
             said = output_messages(response["output"])
             self._remembered.keep(Kept(response, (*self._messages, *said)))
@@ -172,12 +169,15 @@ def _before(remembered: Remembered, body: Body) -> Messages:
     return found.messages
 
 
-async def _collect(deltas: Deltas, writer: ResponseWriter) -> None:
+async def _collect(deltas: Deltas, end: _End) -> dict[str, Any]:
     async for delta in deltas:
-        writer.take(delta)
+        end.writer.take(delta)
+    end.keep()
+    return end.writer.response
 
 
-async def _events(deltas: Deltas, writer: ResponseWriter, end: _End, fields: Mapping[str, str]) -> Events:
+async def _events(deltas: Deltas, end: _End, fields: Mapping[str, str]) -> Events:
+    writer = end.writer
     for each in writer.start():
         yield event(each, each["type"])
     async with aclosing(deltas):
