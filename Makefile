@@ -15,12 +15,13 @@ TEST_ARGS   ?=
 # Lavapipe, where it is installed, and the compilers that pip brings.
 VULKAN      := PATH="$(abspath $(BIN)):$$PATH" VK_ICD_FILENAMES="$$(ls /usr/share/vulkan/icd.d/lvp_icd.*.json 2>/dev/null)"
 VULKAN_DEBS := mesa-vulkan-drivers libvulkan1 glslc glslang-tools spirv-tools
+BROWSER_DEBS := chromium chromium-driver
 APT_INSTALL := apt-get install -y --no-install-recommends
 # What the conformance tests compare with; far too large to be part of the development install.
 REFERENCES  := torch==2.13.0 transformers==5.23.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all arm-root test-arm vulkan-driver test-vulkan barriers lint types conformance bench clean
+.PHONY: help venv demo test test-all arm-root test-arm vulkan-driver test-vulkan browser barriers lint types conformance bench clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -58,6 +59,9 @@ vulkan-driver: $(STAMP)  ## install what test-vulkan needs (Debian, as root; fet
 
 test-vulkan: vulkan-driver  ## run GPU kernels and the bundled model on Mesa's lavapipe
 	$(VULKAN) $(PYTEST) --all tests/targets/vulkan tests/runtime/devices/vulkan $(TEST_ARGS)
+
+browser: $(STAMP)  ## install what tests of the server's page need (Debian, as root; fetches only what is missing)
+	@dpkg --status $(BROWSER_DEBS) >/dev/null 2>&1 || $(APT_INSTALL) $(BROWSER_DEBS) || { apt-get update && $(APT_INSTALL) $(BROWSER_DEBS); }
 
 barriers: $(STAMP)  ## leave out every barrier of the GPU kernels in turn: each must be missed
 	$(BIN)/python -m tests.targets.metal.test_barriers

@@ -78,7 +78,7 @@ class UnreadableFileError(CheckpointError):
 
 
 class NoFolderError(UnreadableFileError):
-    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors"
+    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors, or a GGUF file"
 
 
 class PointerFileError(CheckpointError):
@@ -87,8 +87,8 @@ class PointerFileError(CheckpointError):
 
 
 class NoWeightsError(CheckpointError):
-    message = "{path} holds neither model.safetensors nor model.safetensors.index.json"
-    hint = "give the folder of a Hugging Face checkpoint with safetensors weights"
+    message = "{path} holds neither model.safetensors nor model.safetensors.index.json, nor weights of torch.save"
+    hint = "give the folder of a Hugging Face checkpoint with its weights"
 
 
 class NoIndexError(NoWeightsError):
@@ -97,13 +97,23 @@ class NoIndexError(NoWeightsError):
 
 
 class GgufError(NoWeightsError):
-    message = "{path} holds {found}: weights in GGUF cannot be read"
-    hint = "give the checkpoint that it was made from, with config.json and *.safetensors"
+    message = "{path} holds {found}, but no safetensors"
+    hint = "give the GGUF file itself: dsv3c compile FOLDER/MODEL.gguf, of a split one any part"
 
 
-class PickleError(NoWeightsError):
-    message = "{path} holds {found}: pickled weights cannot be read, they can run code"
-    hint = "download the model's safetensors, or write them with from_pretrained and save_pretrained of transformers"
+class TorchFileError(CheckpointError):
+    message = "{path} is not a file of weights as torch.save writes them: {reason}"
+    hint = "download it again, or write the model's safetensors with save_pretrained of transformers"
+
+
+class PickledNameError(CheckpointError):
+    message = "{path} is a pickle that asks for {name}, which is neither a tensor nor a container"
+    hint = "nothing of it was run; take the model's safetensors, or write the state_dict alone with torch.save"
+
+
+class ManyFilesError(NoWeightsError):
+    message = "{path} holds {found}, and nothing says which of them are the weights"
+    hint = "leave the one file of weights there, or the index pytorch_model.bin.index.json with its files"
 
 
 class ChangedFileError(CheckpointError):
@@ -138,6 +148,26 @@ class UnknownModelTypeError(CheckpointError):
 
 class SafetensorsError(CheckpointError):
     message = "{path} is not a valid safetensors file: {reason}"
+
+
+class GgufFormatError(CheckpointError):
+    message = "{path} is not a GGUF file that can be read: {reason}"
+    hint = "download it again; another file of the model may do, such as Q8_0 or BF16"
+
+
+class GgufModelError(CheckpointError):
+    message = "{path} has a model of architecture {architecture}, which this compiler does not know"
+    hint = "known: {known}"
+
+
+class GgufSplitError(CheckpointError):
+    message = "{path} is one part of a split model: {reason}"
+    hint = "put all parts into one folder, under the names that they were published with"
+
+
+class GgufMissingError(Dsv3cError):
+    message = "weights in {format} are decoded by the package gguf, which is not installed"
+    hint = "pip install 'dsv3c[gguf]'"
 
 
 class IndexFormatError(CheckpointError):
@@ -203,6 +233,7 @@ class ZeroPointError(CheckpointError):
 
 class StrayScaleError(CheckpointError):
     message = "{path}: {tensor!r} is a scale, but {weight!r} is stored as {found}"
+    hint = "a copy whose weights were decoded has no use for scales: leave them out, in the index too"
 
 
 class NonFiniteWeightError(CheckpointError):
@@ -277,6 +308,15 @@ class TokenizerVocabularyError(CheckpointError):
 class TokenizerFormatError(CheckpointError):
     message = "{path} is not a tokenizer: {reason}"
     hint = "copy the file from where the checkpoint comes from again"
+
+
+class TiktokenError(CheckpointError):
+    message = "{path} is not a tiktoken vocabulary: {reason}"
+    hint = "copy the file from where the checkpoint comes from again"
+
+
+class UnknownVocabularyError(CheckpointError):
+    message = "{path} cannot become a tokenizer.json: {reason}"
 
 
 class BadOptionError(Dsv3cError):

@@ -397,26 +397,26 @@ class ModelClosed(RequestFault):
     hint = "load it again"
 
 
-# ---- saved conversations
+# ---- what is saved of the caches
 
 
 class SaveRefused(RequestFault):
-    message = "cannot save the conversation as {path}: {reason}"
+    message = "cannot save the {what} as {path}: {reason}"
     hint = "make room on the disk, or give another path; what was there before is unchanged"
 
 
 class SavedInvalid(RequestFault):
-    message = "{path} is no saved conversation: {reason}"
-    hint = "give a file that a conversation was saved to, or a path where nothing is yet"
+    message = "{path} is no saved {what}: {reason}"
+    hint = "give a file that a {what} was saved to, or a path where nothing is yet"
 
 
 class SavedDamaged(RequestFault):
-    message = "{path} is a damaged conversation: {reason}"
+    message = "{path} is a damaged {what}: {reason}"
     hint = "it was cut off or changed after it was saved; copy it again, or delete it to begin anew"
 
 
 class SavedNewer(RequestFault):
-    message = "{path} has the conversation format {found}, this dsv3c reads up to {known}"
+    message = "{path} has the {what} format {found}, this dsv3c reads up to {known}"
     hint = "update dsv3c to at least the version that saved it ({writer})"
 
 

@@ -22,7 +22,7 @@ from dsv3c.runtime.devices.split import place
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.conversations import Conversations
 from dsv3c.runtime.engine.engine import Engine, Ticket
-from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, counting
+from dsv3c.runtime.engine.expert_stats import WINDOW, ExpertStats, choice_of, counting
 from dsv3c.runtime.engine.generation import Event, Generation, Task, settings
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.engine.grammar import Grammar, Grammars
@@ -253,17 +253,40 @@ class Model:
 
         Faults of the request are raised here, before the first event is asked for; it is handed in with that.
         """
-        task = self._task(prompt, add_bos, how)
-        return self._events(task)
+        return self._events(self.task(prompt, add_bos, **how))
 
     def submit(self, prompt: Prompt, add_bos: bool | None = None, **how: Any) -> Ticket:
         """Hand a request in, from any thread or coroutine: it takes part in every step that somebody waits for.
 
         how: fields of SamplingParams, and priority: requests with a lower one (0) wait for those with a higher one.
         overflow: "stop" ends a text that fills the context, "slide" goes on with its beginning and its end. speculate:
-        False for none, if the model was loaded with it.
+        False for none, if the model was loaded with it. experts: whether those that its tokens visit are counted.
         """
-        return self.engine.submit(self._task(prompt, add_bos, how), self._max_pages)
+        return self.hand_in(self.task(prompt, add_bos, **how))
+
+    def task(self, prompt: Prompt, add_bos: bool | None = None, **how: Any) -> Task:
+        """What `submit` hands in, which takes longest to make of a prompt that is long or a grammar that is new."""
+        params, request = settings(self.defaults, how, self.has_tokenizer)
+        slides = request.overflow == "slide"
+        ids = self._checked(self._encode(prompt, add_bos, slides), slides)
+        params.checked(self.session.vocab_size).limit(ids.size)
+        return Task(
+            prompt=ids,
+            params=params,
+            end_tokens=params.end_tokens(self.end_tokens),
+            vocab_size=self.session.vocab_size,
+            context=self.context,
+            decode=self.tokenizer.decode if self.has_tokenizer else None,
+            overflow=request.overflow,
+            priority=request.priority,
+            speculate=request.speculate,
+            grammar=self._grammar(params),
+            experts=choice_of(self.session, self.config) if request.experts else None,
+        )
+
+    def hand_in(self, task: Task) -> Ticket:
+        """Raises ParameterInvalid for one that no step holds."""
+        return self.engine.submit(task, self._max_pages)
 
     def parameters(self, how: Mapping[str, Any]) -> SamplingParams:
         """How `submit` generates with these parameters: what is not given has the model's default. Raises
@@ -306,6 +329,19 @@ class Model:
         self._require_open()
         return self._conversations.restore(Path(path))
 
+    def save_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Save all that the prefix cache holds, for `restore_prefixes` of the same artifact; an earlier file is
+        replaced. Returns the number of tokens. Raises SaveRefused."""
+        self._require_open()
+        return self._conversations.save_prefixes(Path(path))
+
+    def restore_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Prompts that begin as those before `save_prefixes` are not read again, as far as the cache has room: what was
+        used last comes first. Returns the number of tokens. Raises SavedInvalid, SavedNewer, SavedDamaged,
+        SavedElsewhere, and then nothing changed."""
+        self._require_open()
+        return self._conversations.restore_prefixes(Path(path))
+
     def new_sequence(self) -> Sequence:
         """An empty sequence for `session.run`; it holds at most `context` tokens. Close it to free its pages."""
         self._require_open()
@@ -342,25 +378,7 @@ class Model:
         return -(-self.context // self.artifact.plan.page_size)
 
     def _events(self, task: Task) -> Iterator[Event]:
-        yield from self.engine.submit(task, self._max_pages)
-
-    def _task(self, prompt: Prompt, add_bos: bool | None, how: Mapping[str, Any]) -> Task:
-        params, request = settings(self.defaults, how, self.has_tokenizer)
-        slides = request.overflow == "slide"
-        ids = self._checked(self._encode(prompt, add_bos, slides), slides)
-        params.checked(self.session.vocab_size).limit(ids.size)
-        return Task(
-            prompt=ids,
-            params=params,
-            end_tokens=params.end_tokens(self.end_tokens),
-            vocab_size=self.session.vocab_size,
-            context=self.context,
-            decode=self.tokenizer.decode if self.has_tokenizer else None,
-            overflow=request.overflow,
-            priority=request.priority,
-            speculate=request.speculate,
-            grammar=self._grammar(params),
-        )
+        yield from self.hand_in(task)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         """Raises TokenizerMissing, GuidanceMissing, TokenizerUnsuitable, GrammarInvalid."""
@@ -373,16 +391,16 @@ class Model:
     def _encode(self, prompt: Prompt, add_bos: bool | None, slides: bool) -> Any:
         if isinstance(prompt, str):
             if not slides:
-                self._require_room(prompt)
+                self.require_room(prompt)
             return self.tokenizer.encode(prompt, add_bos)
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             text = self.tokenizer.render_chat(prompt)
             if not slides:
-                self._require_room(text)
+                self.require_room(text)
             return self.tokenizer.encode_plain(text)
         return prompt
 
-    def _require_room(self, text: str) -> None:
+    def require_room(self, text: str) -> None:
         """Encoding takes memory: a text that cannot fit is told before. Raises PromptTooLong."""
         least = self.tokenizer.least_tokens(text)
         if least > self.context:

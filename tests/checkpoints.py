@@ -56,6 +56,7 @@ _EXPERTS: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
 }
 _NOAUX: dict[str, Any] = {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "topk_method": "noaux_tc"}
+_INDEXER: dict[str, Any] = {"index_topk": 400, "index_n_heads": 2, "index_head_dim": 16}
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
     "kimi_k2": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
@@ -72,7 +73,16 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
                       "topk_group": 1},
     "youtu": {"tie_word_embeddings": True},
     "youtu_llm": {"tie_word_embeddings": True},
+    "deepseek_v32": {**_EXPERTS, **_NOAUX, **_INDEXER, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
+    "glm_moe_dsa": {**_EXPERTS, **_NOAUX, **_INDEXER, "mlp_layer_types": ["dense", "sparse", "sparse"],
+                    "index_topk_freq": 2, "rope_interleave": True},
+    "mistral4": {**_EXPERTS, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "first_k_dense_replace": 1},
+    "axk1": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1},
+    "minicpm3": {"tie_word_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16},
 }  # fmt: skip
+_WRAPPED = {"kimi_k25": "kimi_k2", "kimi_vl": "deepseek_v3", "mistral3": "mistral4"}
+_VISION: dict[str, Any] = {"patch_size": 2, "num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 16,
+                           "intermediate_size": 16, "pos_emb_height": 4, "pos_emb_width": 4}  # fmt: skip
 
 YARN = {
     "type": "yarn",
@@ -87,8 +97,18 @@ YARN = {
 
 def tiny_config(model_type: str = "deepseek_v3", /, **overrides: Any) -> dict[str, Any]:
     """A valid config.json of a model of a few ten thousand weights; an override of `...` removes the key."""
+    if model_type in _WRAPPED:
+        text = tiny_config(_WRAPPED[model_type], **overrides)
+        outer = {"tie_word_embeddings": text["tie_word_embeddings"], "vision_config": _VISION}
+        return {"model_type": model_type, "text_config": text, **outer}
     config = {"model_type": model_type, **_COMMON, **_BY_TYPE[model_type], **overrides}
     return {key: value for key, value in config.items() if value is not ...}
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the text model, which may lie in that of a multimodal one."""
+    text: Mapping[str, Any] = config.get("text_config", config)
+    return text
 
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:
@@ -101,7 +121,10 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all the tensors of a checkpoint, one tensor an expert."""
+    """Names and shapes of all the tensors of a checkpoint, one tensor an expert. Of vision there is one tensor."""
+    if "text_config" in config:
+        inner = {f"language_model.{name}": shape for name, shape in tensor_shapes(config["text_config"]).items()}
+        return inner | {"vision_tower.nothing.weight": (4,)}
     hidden, vocab, n_layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer, kind in enumerate(layer_types(config)):
@@ -134,17 +157,32 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
         shapes["self_attn.q_a_proj.weight"] = (q_rank, hidden)
         shapes["self_attn.q_a_layernorm.weight"] = (q_rank,)
         shapes["self_attn.q_b_proj.weight"] = (heads * (nope + rope), q_rank)
+    if config.get("index_topk"):
+        shapes |= _indexer_shapes(config)
+    if config["model_type"] == "axk1":
+        shapes["post_mlp_layernorm.weight"] = (hidden,)
     if not sparse:
         return shapes | _mlp_shapes("mlp", hidden, config["intermediate_size"])
     inner, n_experts = config["moe_intermediate_size"], config["n_routed_experts"]
     shapes["mlp.gate.weight"] = (n_experts, hidden)
-    if config["model_type"] != "deepseek_v2":
+    if config["model_type"] not in ("deepseek_v2", "mistral4"):
         shapes["mlp.gate.e_score_correction_bias"] = (n_experts,)
     for expert in range(n_experts):
         shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     if config.get("n_shared_experts"):
         shapes |= _mlp_shapes("mlp.shared_experts", hidden, inner * config["n_shared_experts"])
     return shapes
+
+
+def _indexer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, heads, width = config["hidden_size"], config["index_n_heads"], config["index_head_dim"]
+    return {
+        "self_attn.indexer.wq_b.weight": (heads * width, config["q_lora_rank"]),
+        "self_attn.indexer.wk.weight": (width, hidden),
+        "self_attn.indexer.k_norm.weight": (width,),
+        "self_attn.indexer.k_norm.bias": (width,),
+        "self_attn.indexer.weights_proj.weight": (heads, hidden),
+    }
 
 
 def _mlp_shapes(prefix: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:

@@ -105,6 +105,10 @@ def _nvidia_gpu() -> bool:
     return True
 
 
+def _browser() -> bool:
+    return all(map(shutil.which, ("chromium", "chromedriver"))) and find_spec("selenium") is not None
+
+
 def _emulated_arm() -> bool:
     from tests.targets.arm import emulator
 
@@ -140,7 +144,9 @@ NEEDS = {
     "cuda_compiler": Need(_cuda_compiler, "nvcc or NVRTC", "pip install 'dsv3c[cuda]'"),
     "card": Need(_nvidia_gpu, "an NVIDIA GPU", "python -m pytest tests/targets/cuda/test_card.py"),
     "macos": Need(lambda: sys.platform == "darwin", "macOS with Metal", "tests/device/run_on_mac.sh"),
+    "chromium": Need(_browser, "Chromium and its driver", "make browser"),
     "binutils": Need(lambda: all(map(shutil.which, ("nm", "objdump"))), "nm and objdump", "apt-get install binutils"),
+    "curl": Need(_program("curl"), "curl", "apt-get install curl"),
     "tar": Need(_program("tar"), "tar, which unpacks archives for devices", "apt-get install tar"),
     "ldd": Need(_program("ldd"), "ldd", "apt-get install libc-bin"),
     "qemu_x86": Need(_program("qemu-x86_64-static"), "an emulated Haswell", "apt-get install qemu-user-static"),

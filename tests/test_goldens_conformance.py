@@ -24,7 +24,17 @@ from tests.selection import shortlist
 
 LIMIT = 1e-4
 # Compiling takes seconds: here one config of each model type; `make conformance` compiles all.
-COMPILED = ("v3-odd-widths-3-shared", "v2-group-limited-yarn", "glm-mtp", "youtu-tied-5-heads")
+COMPILED = (
+    "v3-odd-widths-3-shared",
+    "v2-group-limited-yarn",
+    "glm-mtp",
+    "youtu-tied-5-heads",
+    "kimi-k25-yarn",
+    "glm-dsa-real-heads",
+    "axk1-grouped-yarn",
+    "minicpm3-longrope",
+    "mistral4-scaled-queries",
+)
 SCHEDULES = ("prefill, decode", "chunks of 5", "second joins")
 
 

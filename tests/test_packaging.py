@@ -19,7 +19,8 @@ import dsv3c.runtime
 from dsv3c.compiler.packaging import wheels
 from tests.test_structure import FOLDERS, ROOT, sources
 
-PACKAGE_DATA = ("*.c", "*.h", "*.sh", "py.typed")
+PAGE = ("*.html", "*.css", "*.js", "*.svg")
+PACKAGE_DATA = ("*.c", "*.h", "*.sh", "py.typed", *PAGE)
 RUNTIME_DATA = tuple(f"dsv3c/runtime/{name}" for name in ("pyproject.toml", "README.md", "LICENSE"))
 RUNTIME_NEEDS = {"apache-tvm-ffi", "click", "jinja2", "numpy", "tokenizers"}
 HEAVY = ("tvm", "tvm_ffi", "onnx", "onnxruntime", "torch", "transformers", "numpy", "tokenizers", "jinja2", "rich")
@@ -71,7 +72,9 @@ def test_wheel_holds_every_module_and_its_data(wheel: zipfile.ZipFile) -> None:
 def test_runtime_wheel_holds_the_runtime_and_nothing_else(runtime_wheel: zipfile.ZipFile) -> None:
     found = {name for name in runtime_wheel.namelist() if ".dist-info/" not in name}
     modules = {f"dsv3c/{path.relative_to(ROOT)}" for path in sources("runtime")}
-    assert found == modules | {"dsv3c/runtime/py.typed", *RUNTIME_DATA}
+    page = {f"dsv3c/{path.relative_to(ROOT)}" for pattern in PAGE for path in sources("runtime", pattern=pattern)}
+    assert found == modules | page | {"dsv3c/runtime/py.typed", *RUNTIME_DATA}
+    assert "dsv3c/runtime/server/page/index.html" in page
 
 
 def test_both_wheels_hold_the_same_runtime(wheel: zipfile.ZipFile, runtime_wheel: zipfile.ZipFile) -> None:

@@ -19,7 +19,9 @@ from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, W
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
-_IGNORED = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry; it follows from the config
+_IN_MEMORY = {".post_mlp_layernorm.": ".mlp.post_mlp_layernorm."}  # where transformers has another name than published
+# Buffers that old checkpoints carry; they follow from the config.
+_IGNORED = tuple(f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached"))
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class _Matcher:
         prefix, projection = name.split(".*.")
         fused_name = f"{prefix}.{'down_proj' if projection.startswith('down') else 'gate_up_proj'}"
         experts, rows, columns = shape
+        if (whole := self._find(name, shape)) is not None:  # as GGUF has them
+            return LogicalTensor(shape, tuple(whole.cut(expert, (0, rows)) for expert in range(experts)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
         fused = self._find(fused_name, (experts, halves * rows, columns))
         if fused is None:
@@ -98,7 +102,7 @@ class _Matcher:
 
     def _weight(self, name: str, shape: tuple[int, ...]) -> Weight | None:
         """The weight `name`; None, noted in `missing`, when it is not there."""
-        weight = self._find(name, shape)
+        weight = self._find(name, shape) or self._find_renamed(name, shape)
         if weight is None:
             self.missing.append(name)
         return weight
@@ -112,6 +116,10 @@ class _Matcher:
         if weight is not None:
             self.used.update(weight.names)
         return weight
+
+    def _find_renamed(self, name: str, shape: tuple[int, ...]) -> Weight | None:
+        other = next((name.replace(*pair) for pair in _IN_MEMORY.items() if pair[0] in name), None)
+        return None if other is None else self._find(other, shape)
 
     def _check_rest(self) -> None:
         """Raises UnexpectedTensorError for stored tensors that nothing asked for."""

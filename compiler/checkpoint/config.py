@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,22 @@ from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.infer import infer_missing
-from dsv3c.compiler.checkpoint.rope import MAX_POSITIONS, RopeScaling, inverse_frequencies, parse_rope
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, with_defaults
+from dsv3c.compiler.checkpoint.nested import text_values
+from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
+from dsv3c.compiler.checkpoint.rope import (
+    MAX_POSITIONS,
+    LongRope,
+    RopeScaling,
+    inverse_frequencies,
+    parse_query_scales,
+    parse_rope,
+    stored_scaling,
+)
 from dsv3c.compiler.checkpoint.tokenizer import usable_ids
 from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu")
-SAME_AS = {"kimi_k2": "deepseek_v3", "youtu_llm": "youtu"}  # names under which the same architecture was published
+MODEL_TYPES = tuple(MEMBERS)
 SCORING_FUNCS = ("sigmoid", "softmax")
 TOPK_METHODS = ("noaux_tc", "greedy", "group_limited_greedy")
 LAYER_TYPES = ("dense", "sparse")
@@ -39,6 +50,12 @@ class ModelConfig:
 
     A model without experts has 0 in the sizes of experts. `greedy` routing has no groups, so n_group and topk_group are
     1 with it whatever config.json says. `mlp_layer_types` covers the main layers, then the MTP layers.
+
+    score_bias: whether experts have a bias that they are chosen by. post_mlp_norm: whether what experts give is
+    normalised. index_topk: above so many tokens attention is sparse, 0: never; max_position_embeddings is not above it,
+    nor above any other length up to which the model is what it is compiled as. embedding_scale, logits_scale: what
+    embedding and head are multiplied by; residual_scale: what a layer's attention and feed-forward are, before they are
+    added. query_scales: what queries are multiplied by, one number for each query_scale_block positions.
     """
 
     model_type: str
@@ -68,28 +85,41 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     rope_interleave: bool
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeScaling | LongRope | None
     max_position_embeddings: int
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     weight_block_size: tuple[int, int] | None
+    score_bias: bool = True
+    post_mlp_norm: bool = False
+    index_topk: int = 0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    query_scales: tuple[float, ...] = ()
+    query_scale_block: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: Path) -> ModelConfig:
         """The config in the object of a config.json; `path` is for messages. Raises a typed error for every fault."""
-        config = ConfigFields(with_canonical_names(values), path)
+        config = ConfigFields(with_defaults(with_canonical_names(values)), path)
         model_type = _model_type(config)
         _refuse_unsupported(config)
+        check_other_keys(config)
         layers = config.integer("num_hidden_layers", 1, MAX_LAYERS)
         sizes = _Sizes.parse(config, layers)
         router = _Router.parse(config, model_type)
         max_positions = config.integer("max_position_embeddings", 1, MAX_POSITIONS)
-        theta, scaling = parse_rope(config, max_positions)
-        main_types = _main_layer_types(config, model_type, layers, router.n_routed_experts)
+        head = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
+        rotated = sizes.qk_rope_head_dim / head if MEMBERS[model_type].whole_head_rotary else 1.0
+        theta, scaling = parse_rope(config, max_positions, rotated)
+        query_scales, query_scale_block = parse_query_scales(config, max_positions)
+        main_types = _main_layer_types(config, layers, router.n_routed_experts)
         mtp_type = "sparse" if router.n_routed_experts else "dense"
         first_dense = main_types.index("sparse") if "sparse" in main_types else layers
+        index_topk = config.integer("index_topk", 1, MAX_POSITIONS) if config.has("index_topk") else 0
         return cls(
             model_type=model_type,
             **vars(sizes),
@@ -100,12 +130,17 @@ class ModelConfig:
             rope_theta=theta,
             rope_interleave=_rope_interleave(config, model_type),
             rope_scaling=scaling,
-            max_position_embeddings=max_positions,
-            tie_word_embeddings=config.boolean("tie_word_embeddings", model_type == "youtu"),
+            max_position_embeddings=min(max_positions, *(limit for limit, _ in _context_limits(index_topk, scaling))),
+            tie_word_embeddings=config.boolean("tie_word_embeddings", False),
             bos_token_id=_token_id(config, "bos_token_id", sizes.vocab_size),
             eos_token_ids=_eos_token_ids(config, sizes.vocab_size),
             pad_token_id=_token_id(config, "pad_token_id", sizes.vocab_size),
             weight_block_size=_weight_block_size(config),
+            post_mlp_norm=MEMBERS[model_type].post_mlp_norm,
+            index_topk=index_topk,
+            query_scales=query_scales,
+            query_scale_block=query_scale_block,
+            **_scales(config, layers, sizes.hidden_size),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,13 +150,14 @@ class ModelConfig:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; keys that are no fields are left out."""
-        stored = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        """The inverse of `to_dict`; keys that are no fields are left out, absent younger ones have defaults."""
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        names = (field.name for field in dataclasses.fields(cls))
+        stored = {name: values[name] for name in names if name in values or name in required}
         named: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }
-        scaling = named.pop("rope_scaling")
-        return cls(**named, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+        return cls(**named | {"rope_scaling": stored_scaling(named["rope_scaling"])})
 
     def without_mtp(self) -> ModelConfig:
         main_types = self.mlp_layer_types[: self.num_hidden_layers]
@@ -140,6 +176,11 @@ class ModelConfig:
     def latent_norm_eps(self) -> float:
         """Epsilon of q_a_layernorm and kv_a_layernorm, which no published config sets: not `rms_norm_eps`."""
         return 1e-6
+
+    @property
+    def stream_norm_eps(self) -> float:
+        """Epsilon of the norms of x, which is kept divided by residual_scale."""
+        return self.rms_norm_eps / self.residual_scale**2
 
     @property
     def softmax_scale(self) -> float:
@@ -169,9 +210,19 @@ def load_config(
     `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
     """
     path = folder / "config.json"
-    values, notes = infer_missing(with_canonical_names(read_object(path)), shapes or {})
+    return complete_config(text_values(read_object(path), path), path, shapes or {})
+
+
+def complete_config(
+    given: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """As `load_config`, of a text model's config.json, or what stands for it; `path` is for messages."""
+    values, notes = infer_missing(with_canonical_names(given), shapes)
     values, left_out = usable_ids(values)
-    return ModelConfig.from_dict(values, path), notes + left_out
+    if shapes and values.get("score_bias") is None:
+        values["score_bias"] = any(name.endswith("e_score_correction_bias") for name in shapes)
+    config = ModelConfig.from_dict(values, path)
+    return config, notes + left_out + _limit_notes(config, values) + unknown_keys(values)
 
 
 def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,12 +292,13 @@ class _Router:
     topk_group: int = 1
     scoring_func: str = "sigmoid"
     topk_method: str = "noaux_tc"
+    score_bias: bool = False
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
 
     @classmethod
     def parse(cls, config: ConfigFields, model_type: str) -> _Router:
-        if model_type == "youtu" or ("n_routed_experts" in config.values and not config.has("n_routed_experts")):
+        if MEMBERS[model_type].dense or ("n_routed_experts" in config.values and not config.has("n_routed_experts")):
             return cls()
         experts = config.integer("n_routed_experts", 0, MAX_EXPERTS)
         if experts == 0:
@@ -265,6 +317,7 @@ class _Router:
             topk_group=topk_group,
             scoring_func=scoring,
             topk_method=method,
+            score_bias=_score_bias(config, model_type, method),
             norm_topk_prob=norm,
             routed_scaling_factor=config.number("routed_scaling_factor", 1e-6, 1e6),
         )
@@ -293,7 +346,7 @@ class _Router:
 def _routing_kind(config: ConfigFields, model_type: str) -> tuple[str, str, bool]:
     """(scoring_func, topk_method, norm_topk_prob): each model type has the kinds its published code has."""
     is_v2 = model_type == "deepseek_v2"
-    scorings, methods = (("softmax",), ("greedy", "group_limited_greedy")) if is_v2 else (("sigmoid",), ("noaux_tc",))
+    scorings, methods = MEMBERS[model_type].scorings, MEMBERS[model_type].methods
     scoring = config.choice("scoring_func", SCORING_FUNCS, scorings[0])
     if scoring not in scorings:
         raise config.unsupported("scoring_func", f"{model_type} has {scorings[0]}")
@@ -306,11 +359,45 @@ def _routing_kind(config: ConfigFields, model_type: str) -> tuple[str, str, bool
     return scoring, method, norm
 
 
+def _score_bias(config: ConfigFields, model_type: str, method: str) -> bool:
+    """Whether experts have a bias; `score_bias`, which is no key of config.json, where the checkpoint decides."""
+    known = MEMBERS[model_type].score_bias
+    return method == "noaux_tc" and (config.boolean("score_bias", True) if known is None else known)
+
+
+def _scales(config: ConfigFields, layers: int, hidden: int) -> dict[str, Any]:
+    """As MiniCPM has them (arXiv 2404.06395, section 4); null and absent ones change nothing."""
+    depth = config.number("scale_depth", 1e-6, 1e6, math.sqrt(layers))
+    return {
+        "embedding_scale": config.number("scale_emb", 1e-6, 1e6, 1.0),
+        "residual_scale": depth / math.sqrt(layers),
+        "logits_scale": config.integer("dim_model_base", 1, MAX_WIDTH, hidden) / hidden,
+    }
+
+
+def _context_limits(index_topk: int, scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
+    """The lengths up to which the model is what it is compiled as, each with what it is beyond."""
+    limits = [(MAX_POSITIONS, "")]
+    if index_topk:
+        limits.append((index_topk, "up to index_topk attention is dense, which is exact; beyond it would be sparse"))
+    if isinstance(scaling, LongRope) and scaling.longest:
+        limits.append((scaling.longest, "beyond original_max_position_embeddings other factors would rotate all keys"))
+    return limits
+
+
+def _limit_notes(config: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted, kept = values["max_position_embeddings"], config.max_position_embeddings
+    if wanted == kept:
+        return ()
+    _, reason = min(_context_limits(config.index_topk, config.rope_scaling))
+    return (f"the context is {kept} tokens, not the {wanted} of max_position_embeddings: {reason}",)
+
+
 def _model_type(config: ConfigFields) -> str:
     model_type = config.values.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise UnknownModelTypeError(
-            path=config.path, model_type=quote(model_type), known=", ".join((*MODEL_TYPES, *SAME_AS))
+            path=config.path, model_type=quote(model_type), known=", ".join((*MODEL_TYPES, *SAME_AS, *WRAPPERS))
         )
     return model_type
 
@@ -330,7 +417,7 @@ def _rope_interleave(config: ConfigFields, model_type: str) -> bool:
     return interleave
 
 
-def _main_layer_types(config: ConfigFields, model_type: str, layers: int, experts: int) -> tuple[str, ...]:
+def _main_layer_types(config: ConfigFields, layers: int, experts: int) -> tuple[str, ...]:
     """ "dense" or "sparse" for each of the main layers."""
     if not experts:
         return ("dense",) * layers
@@ -339,8 +426,7 @@ def _main_layer_types(config: ConfigFields, model_type: str, layers: int, expert
         if not isinstance(types, list) or len(types) != layers or not all(kind in LAYER_TYPES for kind in types):
             raise config.wrong("mlp_layer_types", f"a list of {layers} times dense or sparse")
         return tuple(types)
-    # transformers makes the first layer of a GLM dense when the config says nothing.
-    first = config.integer("first_k_dense_replace", 0, layers, 1 if model_type == "glm4_moe_lite" else None)
+    first = config.integer("first_k_dense_replace", 0, layers)
     every = config.integer("moe_layer_freq", 1, MAX_LAYERS, 1)
     return tuple("sparse" if layer >= first and layer % every == 0 else "dense" for layer in range(layers))
 

@@ -58,6 +58,8 @@ def _layer(config: ModelConfig, layer: int) -> Shapes:
         "post_attention_layernorm.weight": (config.hidden_size,),
         **feed_forward,
     }
+    if config.post_mlp_norm and config.is_moe(layer):
+        shapes["post_mlp_layernorm.weight"] = (config.hidden_size,)
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -81,7 +83,7 @@ def _attention(config: ModelConfig) -> Shapes:
 def _experts(config: ModelConfig) -> Shapes:
     hidden, inner, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
     shapes: Shapes = {"mlp.gate.weight": (experts, hidden)}
-    if config.topk_method == "noaux_tc":
+    if config.score_bias:
         shapes["mlp.gate.e_score_correction_bias"] = (experts,)
     shapes |= {name: (experts, *shape) for name, shape in _mlp("mlp.experts.*.", hidden, inner).items()}
     if config.n_shared_experts:

@@ -76,7 +76,12 @@ def refuse_pointer(data: bytes, path: Path) -> None:
 
 def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file of at most `limit` bytes. Raises UnreadableFileError, PointerFileError, JsonError."""
-    data = read_bytes(path, limit).removeprefix(codecs.BOM_UTF8)  # as some editors write it
+    return read_object_of(read_bytes(path, limit), path)
+
+
+def read_object_of(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in `data`, the content of `path`. Raises PointerFileError, JsonError."""
+    data = data.removeprefix(codecs.BOM_UTF8)  # as some editors write it
     refuse_pointer(data, path)
     try:
         return parse_object(data)

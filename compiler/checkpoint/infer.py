@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsv3c.compiler.checkpoint.members import member_of
+
 LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
 _EXPERT_NAME = re.compile(r"mlp\.experts\.[0-9]+\.(gate|up|down)_proj\.weight")
 
@@ -86,7 +88,7 @@ def _qk_nope_head_dim(evidence: _Evidence) -> int | None:
 
 
 def _n_routed_experts(evidence: _Evidence) -> int | str | None:
-    if not evidence.shapes or evidence.known.get("model_type") == "youtu":
+    if not evidence.shapes or member_of(evidence.known).dense:
         return None
     return evidence.extent(".mlp.gate.weight", 0) or "null"
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder as logical tensors that decode to float32."""
+"""A checkpoint, a folder or a GGUF file, as logical tensors that decode to float32."""
 
 from __future__ import annotations
 
@@ -6,39 +6,76 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint import quantised
+from dsv3c.compiler.checkpoint import gguf, nested, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
-from dsv3c.compiler.checkpoint.config import ModelConfig, load_config
+from dsv3c.compiler.checkpoint.config import ModelConfig, complete_config
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.lora import Adapter, merged
+from dsv3c.compiler.checkpoint.origin import hub_source, model_name
+from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
 from dsv3c.compiler.checkpoint.shards import open_tensors
+from dsv3c.compiler.checkpoint.sides import DEFAULTS, TOKENIZER, TOKENIZER_CONFIG, is_converted
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
+from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
+from dsv3c.compiler.checkpoint.unused import without_unused
 from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.options import Lora
 
 CONFIG = "config.json"
-_SIDE_FILES = (CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_SIDE_FILES = (CONFIG, DEFAULTS, TOKENIZER, TOKENIZER_CONFIG)
 _HASH_CHUNK = 1 << 23
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint is read from, whatever its form.
+
+    stored: the text model's tensors by the names that Hugging Face has for them. values: what config.json says of that
+    model, in the file `config`. folder: where `weight_files` lie.
+    """
+
+    stored: Mapping[str, StoredTensor]
+    values: Mapping[str, Any]
+    config: Path
+    quantisation: Quantisation
+    folder: Path
+    weight_files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        """Of a folder, or of a GGUF file. Raises a CheckpointError for every fault of headers."""
+        if gguf.is_gguf(path):
+            model = gguf.open_model(path)
+            return cls(model.stored, model.values, path, model.blocks, path.parent, model.files, model.notes)
+        stored, weight_files, warnings = open_tensors(path)
+        config = path / CONFIG
+        outer = read_object(config)
+        stored, left_out = nested.text_tensors(outer, stored)
+        values = nested.text_values(outer, config)
+        quantisation = quantised.parse(values, config)
+        return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings)
 
 
 class Checkpoint:
     """A checked checkpoint. `shapes` are those of the logical tensors, in the order of the computation.
 
     In a logical name `*` stands for the number of an expert: such a tensor is stacked, its first dimension the experts,
-    and `parts` and `part` give one expert at a time. A tied head is not listed. `notes` are sentences about what was
-    inferred, ignored or found odd. With adapters, tensors are what these make of them when they are read.
+    and `parts` and `part` give one expert at a time. A tied head is not listed. `stored` are the tensors as files have
+    them, `weight_files` these files. `notes` are sentences about what was inferred, ignored or found odd. With
+    adapters, tensors are what these make of them when they are read.
     """
 
     def __init__(
@@ -46,7 +83,7 @@ class Checkpoint:
         path: Path,
         config: ModelConfig,
         entries: Mapping[str, LogicalTensor],
-        weight_files: tuple[str, ...],
+        source: Source,
         notes: tuple[str, ...],
         adapters: tuple[Adapter, ...] = (),
     ) -> None:
@@ -55,30 +92,32 @@ class Checkpoint:
         self.notes = notes
         self.adapters = adapters
         self.shapes = {name: entry.shape for name, entry in entries.items()}
+        self.stored = source.stored
+        self.weight_files = {name: source.folder / name for name in source.weight_files}
         self._entries = entries
-        self._weight_files = weight_files
 
     @classmethod
-    def open(cls, folder: Path | str, lora: Sequence[Lora] = ()) -> Checkpoint:
-        """Check names, shapes and dtypes of the whole folder, and of adapters, which are merged in their order; no data
-        is read but the order of GPTQ's groups.
+    def open(cls, path: Path | str, lora: Sequence[Lora] = ()) -> Checkpoint:
+        """Check names, shapes and dtypes of a whole folder or GGUF file, and of adapters, which are merged in their
+        order; no data is read but the order of GPTQ's groups.
 
         Raises a subclass of CheckpointError for every fault.
         """
-        folder = Path(folder)
-        stored, weight_files, warnings = open_tensors(folder)
-        config, inferred = load_config(folder, {name: tensor.info.shape for name, tensor in stored.items()})
-        config, stored, mtp_notes = _settle_mtp(config, stored)
-        quantisation = quantised.parse(read_object(folder / CONFIG), folder / CONFIG)
-        entries = catalogue(config, stored, folder, quantisation)
-        beyond = check_tokenizer(folder, config.vocab_size)
+        path = Path(path)
+        source = Source.open(path)
+        shapes = {name: tensor.info.shape for name, tensor in source.stored.items()}
+        config, inferred = complete_config(source.values, source.config, shapes)
+        config, stored, mtp_notes = _settle_mtp(config, source.stored)
+        stored, unused_notes = without_unused(config, stored)
+        entries = catalogue(config, stored, path, source.quantisation)
+        beyond = check_tokenizer(path, config.vocab_size)
         tied = config.tie_word_embeddings and HEAD in stored
         ignored = (f"{HEAD} is ignored: tie_word_embeddings is set, the embedding is the head",) if tied else ()
-        notes = inferred + mtp_notes + ignored + warnings + beyond
+        notes = inferred + mtp_notes + unused_notes + ignored + source.notes + beyond
         if not lora:
-            return cls(folder, config, entries, weight_files, notes)
+            return cls(path, config, entries, source, notes)
         found = merged(config, entries, lora)
-        return cls(folder, found.config, found.entries, weight_files, notes + found.notes, found.adapters)
+        return cls(path, found.config, found.entries, source, notes + found.notes, found.adapters)
 
     def read(self, name: str) -> Float32:
         """The whole tensor, with all experts when it is stacked. Errors as for `part`."""
@@ -120,8 +159,9 @@ class Checkpoint:
 
     def files(self) -> dict[str, Path]:
         """Every file the model comes from, by what it is called; those of adapters are called by number and scale."""
-        names = (*(name for name in _SIDE_FILES if exists(self.path / name)), *self._weight_files)
-        found = {name: self.path / name for name in names}
+        vocabulary = (VOCABULARY,) if is_converted(self.path) else ()
+        side = (name for name in (*_SIDE_FILES, *vocabulary) if exists(self.path / name))
+        found = {name: self.path / name for name in side} | self.weight_files
         for number, adapter in enumerate(self.adapters, start=1):
             found |= {f"lora.{number}/{adapter.given}/{path.name}": path for path in adapter.files}
         return found
@@ -136,7 +176,8 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """What a manifest says of where the weights come from, the hashes of adapters' files among those of all."""
-        found = {"name": self.path.resolve().name, "files": self.file_hashes()}
+        hub = hub_source(self.path)
+        found = {"name": model_name(self.path), **({"hub": hub} if hub else {}), "files": self.file_hashes()}
         adapters = [{"name": adapter.name, "scale": adapter.given.scale} for adapter in self.adapters]
         return {**found, "adapters": adapters} if adapters else found
 

@@ -7,16 +7,15 @@ the tensors, which the offsets must cover without gap or overlap (github.com/hug
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, parse_object, quote, refuse_pointer
-from dsv3c.compiler.errors import ChangedFileError, SafetensorsError, UnreadableFileError
+from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
+from dsv3c.compiler.errors import SafetensorsError, UnreadableFileError
 
 MAX_DIMS = 8  # the format has no bound; weights of models have four at most
 MAX_COUNT = 2**63 - 1
@@ -34,19 +33,8 @@ NUMPY_DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies: `begin` and `end` are byte offsets from the start of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-class SafetensorsFile:
-    """One open file; `tensors` holds its header. The bytes are mapped, not read."""
+class SafetensorsFile(TensorFile):
+    """One open file; `tensors` holds its header."""
 
     def __init__(self, path: Path) -> None:
         """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file,
@@ -62,32 +50,15 @@ class SafetensorsFile:
                 text = file.read(header)
                 body = 8 + header
                 self.tensors, self.metadata = parse_header(text, self.size - body, path, body)
-                self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                self._open_map(file)
         except (OSError, ValueError) as error:  # mmap says ValueError when the file shrank since
             raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """The tensor as a read-only view of the mapped file, without a copy.
-
-        BF16 and the F8 types come as their bit patterns (uint16, uint8), types below a byte as flat uint8.
-        Raises ChangedFileError when the file changed its size since: touching pages it lost would kill the process.
-        """
+        """BF16 and the F8 types come as their bit patterns (uint16, uint8), types below a byte as flat uint8."""
         info = self.tensors[name]
-        if self._map.size() != self.size:
-            raise ChangedFileError(path=self.path, expected=self.size, found=self._map.size())
-        dtype = np.dtype(NUMPY_DTYPES.get(info.dtype, "u1"))
         shape = info.shape if DTYPE_BITS[info.dtype] >= 8 else (info.end - info.begin,)
-        if info.begin == info.end:
-            return np.empty(shape, dtype)
-        flat = np.frombuffer(self._map, dtype, (info.end - info.begin) // dtype.itemsize, info.begin)
-        return flat.reshape(shape)
-
-    def release(self, begin: int, end: int) -> None:
-        """Let the system drop the pages of the bytes [begin, end) from this process; views of them stay valid."""
-        if not hasattr(mmap, "MADV_DONTNEED") or begin >= end:
-            return
-        start = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+        return self._view(info, np.dtype(NUMPY_DTYPES.get(info.dtype, "u1")), shape)
 
 
 def parse_header(

@@ -1,67 +1,99 @@
-"""The files of a checkpoint: one model.safetensors, or the shards that an index lists."""
+"""The files of a checkpoint: one model.safetensors, or the shards that an index lists; else those of torch.save."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from dsv3c.compiler.checkpoint import old_names
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
+from dsv3c.compiler.checkpoint.mapped import TensorFile
+from dsv3c.compiler.checkpoint.pickled import TorchFile
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import (
     DuplicateTensorError,
     GgufError,
     IndexFormatError,
+    ManyFilesError,
     MissingShardError,
     NoFolderError,
     NoIndexError,
     NoWeightsError,
     PathEscapeError,
-    PickleError,
     ShardContentError,
     UnreadableFileError,
 )
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what lies beside them after training
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>0{0,3}\d{1,4})\.safetensors")
 
 
 def open_tensors(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
     """(stored tensors by name, names of the weight files, warnings) of a checkpoint folder.
 
-    As in transformers, a single file goes before an index. Reads headers alone. Raises typed errors for every fault of
-    index and headers.
+    As in transformers, a single file goes before an index, and safetensors before pickles. Reads headers alone. Raises
+    typed errors for every fault of index and headers.
     """
     if not folder.is_dir():
         raise NoFolderError(path=folder, reason="it is not a folder" if exists(folder) else "it does not exist")
+    stored, names, warnings = _open(folder)
+    return old_names.settled(stored), names, warnings
+
+
+def _open(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
     has_index = exists(folder / INDEX)
-    if not exists(folder / SINGLE):
-        if not has_index:
-            raise _no_weights(folder)
-        return _open_index(folder)
-    file = SafetensorsFile(folder / SINGLE)
-    warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
-    return {name: StoredTensor(file, info) for name, info in file.tensors.items()}, (SINGLE,), warnings
+    if exists(folder / SINGLE):
+        warnings = (f"{INDEX} is ignored: there is a {SINGLE} beside it",) if has_index else ()
+        return _tensors_of(SafetensorsFile(folder / SINGLE)), (SINGLE,), warnings
+    if has_index:
+        return _open_index(folder, INDEX, SafetensorsFile)
+    if not exists(folder / PICKLED) and exists(folder / PICKLED_INDEX):
+        return _open_index(folder, PICKLED_INDEX, TorchFile)
+    name = _pickled(folder)
+    return _tensors_of(TorchFile(folder / name)), (name,), ()
+
+
+def _tensors_of(file: TensorFile) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(file, info) for name, info in file.tensors.items()}
+
+
+def _pickled(folder: Path) -> str:
+    """The one file of torch.save that has the weights. Raises NoWeightsError."""
+    names = _names(folder)
+    found = [name for name in names if name.lower().endswith(PICKLED_SUFFIXES) and not name.startswith(_NO_WEIGHTS)]
+    if any(name.endswith(".safetensors") for name in names) or not found:
+        raise _no_weights(folder)
+    if PICKLED in found or len(found) == 1:
+        return PICKLED if PICKLED in found else found[0]
+    raise ManyFilesError(path=folder, found=some(found))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UnreadableFileError(path=folder, reason=error.strerror) from error
 
 
 def _no_weights(folder: Path) -> NoWeightsError:
     """What is in a folder instead of weights that can be read."""
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise UnreadableFileError(path=folder, reason=error.strerror) from error
+    names = _names(folder)
     safetensors = [name for name in names if name.endswith(".safetensors")]
     gguf = [name for name in names if name.lower().endswith(".gguf")]
-    pickled = [name for name in names if name.lower().endswith((".bin", ".pt", ".pth"))]
     if safetensors:
         missing = [INDEX, *_missing_shards(safetensors)]
         return NoIndexError(path=folder, found=some(safetensors), missing=some(missing))
     if gguf:
         return GgufError(path=folder, found=some(gguf))
-    return PickleError(path=folder, found=some(pickled)) if pickled else NoWeightsError(path=folder)
+    return NoWeightsError(path=folder)
 
 
 def _missing_shards(names: Sequence[str]) -> list[str]:
@@ -76,12 +108,14 @@ def _missing_shards(names: Sequence[str]) -> list[str]:
     return [name for name in expected if name not in present]
 
 
-def _open_index(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
-    path = folder / INDEX
+def _open_index(
+    folder: Path, name: str, opened: Callable[[Path], TensorFile]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...], tuple[str, ...]]:
+    path = folder / name
     index = read_object(path, MAX_TABLE_BYTES)
     weight_map = _weight_map(index, path)
     shards = tuple(sorted(set(weight_map.values())))
-    files = {shard: SafetensorsFile(_shard_path(folder, shard, path)) for shard in shards}
+    files = {shard: opened(_shard_path(folder, shard, path)) for shard in shards}
     stored: dict[str, StoredTensor] = {}
     for file in files.values():
         for name, info in file.tensors.items():
@@ -89,7 +123,7 @@ def _open_index(folder: Path) -> tuple[dict[str, StoredTensor], tuple[str, ...],
                 raise DuplicateTensorError(tensor=quote(name), first=stored[name].file.path, second=file.path)
             stored[name] = StoredTensor(file, info)
     _compare(weight_map, stored, files)
-    return stored, (INDEX, *shards), _size_warnings(index, stored, path)
+    return stored, (path.name, *shards), _size_warnings(index, stored, path)
 
 
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -117,7 +151,7 @@ def _shard_path(folder: Path, shard: str, index: Path) -> Path:
 
 
 def _compare(
-    weight_map: Mapping[str, str], stored: Mapping[str, StoredTensor], files: Mapping[str, SafetensorsFile]
+    weight_map: Mapping[str, str], stored: Mapping[str, StoredTensor], files: Mapping[str, TensorFile]
 ) -> None:
     """Raises ShardContentError unless index and shards list the same tensors."""
     for name, shard in weight_map.items():

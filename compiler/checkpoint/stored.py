@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile, TensorInfo
+from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
 from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
@@ -29,13 +29,14 @@ _E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.f
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file."""
+    """A tensor of a file. name_in_file: where that is not the name by which the model knows it."""
 
-    file: SafetensorsFile
+    file: TensorFile
     info: TensorInfo
+    name_in_file: str | None = None
 
     def array(self) -> np.ndarray[Any, Any]:
-        return self.file.array(self.info.name)
+        return self.file.array(self.name_in_file or self.info.name)
 
     def release(self, first: int, last: int) -> None:
         """Drop the pages of the rows [first, last), counted through all matrices of a stack."""

@@ -6,23 +6,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object
+from dsv3c.compiler.checkpoint.files import quote, read_object_of
+from dsv3c.compiler.checkpoint.sides import TOKENIZER, side_path, usable_tokenizer
 from dsv3c.compiler.errors import TokenizerVocabularyError
 
-TOKENIZER = "tokenizer.json"
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
 
 
-def check_tokenizer(folder: Path, vocab_size: int) -> tuple[str, ...]:
+def check_tokenizer(checkpoint: Path, vocab_size: int) -> tuple[str, ...]:
     """A note if tokenizer.json has tokens that the model has no row for: running one of them is an error then.
 
-    Raises JsonError or TokenizerVocabularyError; a folder without tokenizer.json passes.
+    Raises JsonError, TokenizerVocabularyError, TiktokenError; a checkpoint that only has a use for ids passes.
     """
-    if not exists(folder / TOKENIZER):
+    data = usable_tokenizer(checkpoint)
+    if data is None:
         return ()
-    path = folder / TOKENIZER
+    path = side_path(checkpoint, TOKENIZER)
     beyond: dict[int, Any] = {}
-    for token, number in _tokens(read_object(path, MAX_TABLE_BYTES), path):
+    for token, number in _tokens(read_object_of(data, path), path):
         if type(number) is not int or not 0 <= number < _MAX_ID:
             reason = f"the token {quote(token)} has id {quote(number)}, expected an id below {_MAX_ID}"
             raise TokenizerVocabularyError(path=path, reason=reason)

@@ -25,6 +25,7 @@ from dsv3c.runtime.cli import group
 from dsv3c.runtime.cli.bench import bench_command
 from dsv3c.runtime.cli.chat import chat_command
 from dsv3c.runtime.cli.generate import generate_command
+from dsv3c.runtime.cli.serve import serve_command
 from dsv3c.runtime.cli.verify import verify_command
 
 PROGRAM = "dsv3c"
@@ -50,6 +51,7 @@ for command in (
     compile_command,
     generate_command,
     chat_command,
+    serve_command,
     bench_command,
     eval_command,
     tune_command,

@@ -51,15 +51,18 @@ if TYPE_CHECKING:
 def compile_command(checkpoint: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Compile a CHECKPOINT into an artifact for one target.
 
-    CHECKPOINT is a folder as Hugging Face has it: config.json, *.safetensors, tokenizer.json. The artifact is a folder
-    too; copy it to the device and run it there with `dsv3c generate`. Weights are read, quantised and written one
-    layer at a time, and an interrupted run leaves nothing that looks finished. The same command goes on where a run was
-    killed.
+    CHECKPOINT is a folder as Hugging Face has it: config.json, *.safetensors, tokenizer.json; or the id of one on the
+    hub, ORG/NAME or ORG/NAME@REVISION, whose files are fetched into the cache of huggingface-hub; or a GGUF file, of a
+    split one any part. The artifact is a folder; copy it to the device and run it there with `dsv3c generate`. Weights
+    are read, quantised and written one layer at a time, and an interrupted run leaves nothing that looks finished. The
+    same command goes on where a run was killed.
 
     \b
     Examples:
       dsv3c compile artifacts/models/fairytale-10m
       dsv3c compile ~/models/Moonlight-16B-A3B --quant int4 -o moonlight-int4
+      dsv3c compile moonshotai/Moonlight-16B-A3B --quant int4
+      dsv3c compile ~/models/Moonlight-16B-A3B-Q4_0.gguf
       dsv3c compile CHECKPOINT --quant int4 --measure book.txt --measure-against CHECKPOINT
       dsv3c compile CHECKPOINT --to fuse-mla --dump-to graphs   look at what the passes do
     """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dsv3c.compiler.packaging import PackageReport
 
 OLDEST_PYTHON = (3, 11)
+SERVER = ("server",)  # extras of the runtime; not `guidance`, whose wheels want a newer glibc than an archive does
 
 
 def python_version(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -48,10 +49,18 @@ def python_version(ctx: click.Context, param: click.Parameter, value: str) -> st
     show_default=True,
     help="Put the packages that the runtime needs into the archive; without them the device installs them with pip.",
 )
+@click.option("--server", is_flag=True, help="Take along what `serve` needs: run.sh serve then serves the model.")
 @click.option("--overwrite", is_flag=True, help="Replace an archive that is already there, and nothing else.")
 @json_option
 def package_command(
-    artifact: Path, out: Path | None, platform: str | None, python: str, wheels: bool, overwrite: bool, as_json: bool
+    artifact: Path,
+    out: Path | None,
+    platform: str | None,
+    python: str,
+    wheels: bool,
+    server: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Put an ARTIFACT and all it needs into one archive for a device.
 
@@ -74,7 +83,7 @@ def package_command(
     if platform is not None and platform not in PLATFORMS:
         raise click.BadParameter(f"{platform!r} is not one of {', '.join(PLATFORMS)}", param_hint="'--platform'")
     with terminal_progress() or nullcontext(Silent()) as progress:
-        report = package(artifact, out, platform, python, wheels, overwrite, progress)
+        report = package(artifact, out, platform, python, wheels, overwrite, progress, SERVER if server else ())
     for note in report.notes:
         echo(f"note: {note}", err=True)
     if as_json:

@@ -15,8 +15,11 @@ from dsv3c.runtime.cli.output import echo, print_json, section, size
 from dsv3c.runtime.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
+    from dsv3c.compiler.checkpoint.hub import Afar
     from dsv3c.compiler.driver.sizes import ModelPart
     from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan
+
+_RATES = (10_000_000, 100_000_000)  # bytes a second
 
 
 @click.command("plan")
@@ -41,18 +44,24 @@ def plan_command(
 ) -> None:
     """Say what a CHECKPOINT will weigh, and whether it fits.
 
-    Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is read. The sizes are
-    exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step works in.
+    CHECKPOINT is a folder, a GGUF file, or the id of a folder on a hub, ORG/NAME or ORG/NAME@REVISION, of which it
+    fetches headers alone. Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is
+    read. The sizes are exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step
+    works in.
 
     \b
     Examples:
       dsv3c plan ~/models/Moonlight-16B-A3B --quant int4 --context 8192
+      dsv3c plan moonshotai/Moonlight-16B-A3B --quant int4
       dsv3c plan CHECKPOINT --quant auto --target-bpw 4.25 --calibration FILE --write-plan plan.json --plot plan.svg
       dsv3c compile CHECKPOINT --quant-plan plan.json
     """
+    from dsv3c.compiler.checkpoint import hub
+    from dsv3c.compiler.checkpoint.hub.errors import HubWeightsError
     from dsv3c.compiler.cli import plan_chart
     from dsv3c.compiler.driver.size_report import plan_checkpoint
     from dsv3c.compiler.driver.workplace import write_whole
+    from dsv3c.compiler.options import AUTO
     from dsv3c.compiler.quantisation import quant_plan
     from dsv3c.runtime.cli.progress import terminal_progress
 
@@ -61,8 +70,10 @@ def plan_command(
         plan_chart.check_plot(plot)
     if write_plan is not None:
         quant_plan.check_replaceable(write_plan)
-    with terminal_progress() or nullcontext() as progress:
-        report = plan_checkpoint(checkpoint, chosen, context, progress, each_weight=bool(plot or write_plan))
+    with hub.afar(checkpoint) as seen, terminal_progress() or nullcontext() as progress:
+        if seen.download_bytes and chosen.quant == AUTO and chosen.quant_plan is None:
+            raise HubWeightsError(id=checkpoint, reason="--quant auto looks at the weights themselves")
+        report = plan_checkpoint(seen.folder, chosen, context, progress, each_weight=bool(plot or write_plan))
     for note in report.notes:
         echo(f"note: {note}", err=True)
     if report.quant_plan is not None and write_plan is not None:
@@ -70,8 +81,10 @@ def plan_command(
     if report.quant_plan is not None and plot is not None:
         plan_chart.draw(plot, report.quant_plan, checkpoint.resolve().name)
     if as_json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | ({"download_bytes": seen.download_bytes} if seen.download_bytes else {}))
         return
+    if seen.download_bytes:
+        _tell_download(seen)
     weights = sum(part.weights for part in report.parts.values())
     section(
         f"weights: {size(report.weight_bytes)}, {8 * report.weight_bytes / weights:.2f} bits each",
@@ -97,6 +110,19 @@ def plan_command(
             ],
         )
     echo(_verdict(report.total_bytes, report.available_bytes))
+
+
+def _tell_download(seen: Afar) -> None:
+    """What compiling would fetch first, and how long that takes at some speeds."""
+    times = (f"{_time(seen.download_bytes / rate)} at {size(rate)}/s" for rate in _RATES)
+    rows = [("fetched for this", size(seen.read_bytes)), ("takes", ", ".join(times))]
+    section(f"to download: {size(seen.download_bytes)} in {seen.files} files", rows)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def tell_formats(plan: QuantPlan) -> None:

@@ -16,7 +16,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "kernel": ("leaf", "view", "fused"),
 }
 # Primitives that are kernels themselves.
-KERNEL_PRIMITIVES = ("take", "linear", "add", "concat")
+KERNEL_PRIMITIVES = ("take", "linear", "add", "concat", "scale_rows")
 
 
 def verify(graph: Graph, phase: str, after: str, typed: set[Value] | None = None) -> None:

@@ -28,8 +28,6 @@ from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
 
-# Copied as they are in the checkpoint.
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 _CHUNK = 1 << 22
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What a path of an artifact must be, and what is wrong otherwise.
@@ -169,12 +167,6 @@ def sweep(out: Path, kept: Path | None = None) -> tuple[str, ...]:
 
 def _place(out: Path) -> Path:
     return Path(os.path.realpath(out))
-
-
-def copy_side_files(source: Path, target: Path) -> None:
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

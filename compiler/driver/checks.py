@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dsv3c import targets
+from dsv3c.compiler.checkpoint.sides import side_folder
 from dsv3c.compiler.core.target import CachingTarget, Emission, Target
 from dsv3c.compiler.errors import BadOptionError, FormatRefusedError, UnknownFormError
 from dsv3c.compiler.formats import rows
@@ -83,6 +84,9 @@ def check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) 
         if name not in emission.extras:
             known = ", ".join(emission.extras) or "none"
             raise UnknownFormError(name=name, target=options.target, known=known)
-    for name in options.emit:
-        if name in emission.checks:
-            emission.checks[name](checkpoint)
+    checks = [emission.checks[name] for name in options.emit if name in emission.checks]
+    if not checks:
+        return
+    with side_folder(checkpoint) as folder:
+        for check in checks:
+            check(folder)

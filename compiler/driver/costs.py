@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.sides import usable_tokenizer
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, topological_order
 from dsv3c.compiler.core.ops.weight import decoded
@@ -217,7 +218,7 @@ def _sample(source: Checkpoint, recipe: Value) -> list[Array]:
 
 def _tokens(source: Checkpoint, options: CompileOptions) -> Array | None:
     """Some of the calibration's text, of ours where none is given; None where the checkpoint has no tokenizer."""
-    if options.calibration is None and not (source.path / text_files.TOKENIZER).is_file():
+    if options.calibration is None and usable_tokenizer(source.path) is None:
         return None
     return text_windows(source.path, options.calibration, options.calibration_tokens)
 

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from dsv3c import targets
+from dsv3c.compiler.checkpoint.gguf import is_gguf
+from dsv3c.compiler.checkpoint.origin import model_name
+from dsv3c.compiler.checkpoint.sides import usable_tokenizer
 from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.driver.workplace import scratch
 from dsv3c.compiler.errors import NoLocalTargetError
@@ -65,7 +68,7 @@ def reference(
         yield path
         return
     with scratch("dsv3c-reference") as folder:
-        out = folder / f"{path.resolve().name}-{REFERENCE}"
+        out = folder / f"{model_name(path)}-{REFERENCE}"
         compile(path, out, CompileOptions(target=local_target(), quant=REFERENCE, lora=lora), progress)
         yield out
 
@@ -82,7 +85,7 @@ def reference_name(path: Path) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return (path / CONFIG).is_file() and not (path / MANIFEST).exists()
+    return is_gguf(path) or ((path / CONFIG).is_file() and not (path / MANIFEST).exists())
 
 
 def check(checkpoint: Path, options: CompileOptions) -> None:
@@ -107,7 +110,7 @@ def _check_levels(target: str) -> None:
 def check_texts(checkpoint: Path, paths: Iterable[Path], settings: Settings) -> list[Text]:
     """The texts. Raises TextFileInvalid, TextTooShort, and TokenizerMissing for a checkpoint without one."""
     texts = [read_text(path) for path in paths]
-    if not (checkpoint / text_files.TOKENIZER).is_file():
+    if usable_tokenizer(checkpoint) is None:
         raise TokenizerMissing(what="measuring")
     tokenizer = text_files.tokenizer_of(checkpoint)
     for text in texts:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import dsv3c.runtime
 from dsv3c import targets
-from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
+from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name, sides
 from dsv3c.compiler.core import crossing
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
@@ -154,7 +154,7 @@ def float_passes(form: str) -> list[Pass]:
 def compile_checkpoint(
     checkpoint: Path, out: Path | None, options: CompileOptions, progress: Progress | None = None
 ) -> CompileReport:
-    """Compile the checkpoint folder into an artifact folder.
+    """Compile a checkpoint, a folder or the id of one on a hub, into an artifact folder.
 
     out: None takes artifacts/<model>-<quant>-<target>. Nothing is left behind when it fails or is interrupted.
     Raises Dsv3cError subclasses: for the checkpoint, the options, the target's tools, an existing `out`, and for a
@@ -165,6 +165,7 @@ def compile_checkpoint(
     checks.check_formats(options)
     checks.check_supported(options, target)
     checks.check_method(options)
+    checkpoint = hub.local(checkpoint, progress)
     if out is not None:
         _check_before(checkpoint, out, options)
     progress.stage("reading the checkpoint's headers")
@@ -205,8 +206,7 @@ def compile_checkpoint(
                 _tell((said,), progress)
             with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
                 log = _write_weights(writer, lowered, text, options, source.config, destination.parent, progress)
-        artifact.copy_side_files(checkpoint, folder)
-        text_files.settle_defaults(folder, source.config)
+        text_files.settle(checkpoint, folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, _places(file), source.config.to_dict())
@@ -234,7 +234,7 @@ def compile_checkpoint(
         if options.measure is not None:
             manifest |= {"quality": measuring.figures(folder, checkpoint, options, compile_checkpoint, progress)}
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
-    took, has_tokenizer = time.monotonic() - started, (destination / text_files.TOKENIZER).is_file()
+    took, has_tokenizer = time.monotonic() - started, (destination / sides.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
 
 
@@ -318,7 +318,7 @@ def settled(options: CompileOptions, source: Checkpoint, target: Target) -> Comp
 
 def default_output(checkpoint: Path, options: CompileOptions) -> Path:
     format = kept.formats(options)[0] if options.quant_plan is None else "mixed"
-    model = "+".join((checkpoint.resolve().name, *(adapter.name for adapter in options.lora)))
+    model = "+".join((model_name(checkpoint), *(adapter.name for adapter in options.lora)))
     return Path("artifacts") / f"{model}-{format}-{options.target.split(':')[0]}"
 
 
@@ -473,7 +473,7 @@ def _manifest(
     return {
         "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
-        "model": {"name": source.path.resolve().name, **source.config.to_dict()},
+        "model": {"name": model_name(source.path), **source.config.to_dict()},
         "source": source.provenance(),
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {

@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.checkpoint import ModelConfig
-from dsv3c.compiler.checkpoint.files import exists, quote, read_bytes, read_object, refuse_pointer
-from dsv3c.compiler.errors import NoTokenizerError, UnreadableFileError
+from dsv3c.compiler.checkpoint.files import exists, quote
+from dsv3c.compiler.checkpoint.sides import (
+    DEFAULTS,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    is_converted,
+    side_bytes,
+    side_object,
+    side_path,
+    usable_tokenizer,
+    write_sides,
+)
+from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
+from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
 
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-DEFAULTS = "generation_config.json"
-TEMPLATE = "chat_template.jinja"
-_SIZE_LIMIT = 16 << 20  # of all but tokenizer.json: what the runtime reads
-_TEMPLATE_LIMIT = 1 << 20
 _ONLY_IDS = "there is no tokenizer.json: the artifact will take and give token ids only"
 _WAYS = {  # to get one, by the file that stands for it
-    "tiktoken.model": (
-        "make one of tiktoken.model (convert_tiktoken_to_fast in transformers.integrations.tiktoken, with the encoding"
-        " that the checkpoint's own tokenizer class builds), put it beside and compile again"
-    ),
     "tokenizer.model": (
         "make one of tokenizer.model (AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with transformers)"
         " and compile again"
@@ -37,28 +40,41 @@ _WAYS = {  # to get one, by the file that stands for it
 _OTHER_WAY = "if the checkpoint's source has one, put it beside config.json and compile again"
 
 
-def check(folder: Path, config: ModelConfig) -> tuple[str, ...]:
+def check(checkpoint: Path, config: ModelConfig) -> tuple[str, ...]:
     """Sentences about what is missing, or left out because it is of no use.
 
     Raises CheckpointError for a file that is none of its kind, TokenizerMalformed for a tokenizer.json that the runtime
     could not read.
     """
-    _, defaults = usable(_optional_object(folder, DEFAULTS), config.vocab_size)
-    tokenizer_config = _optional_object(folder, TOKENIZER_CONFIG)
-    _check_template(folder)
-    if not exists(folder / TOKENIZER):
-        ways = (way for name, way in _WAYS.items() if exists(folder / name))
+    _, defaults = usable(side_object(checkpoint, DEFAULTS) or {}, config.vocab_size)
+    tokenizer_config = side_object(checkpoint, TOKENIZER_CONFIG) or {}
+    _check_template(checkpoint)
+    try:
+        data = side_bytes(checkpoint, TOKENIZER)
+    except UnknownVocabularyError as error:
+        return (f"{_ONLY_IDS}; {error}; {_OTHER_WAY}", *defaults)
+    if data is None:
+        ways = (way for name, way in _WAYS.items() if exists(checkpoint / name))
         return (f"{_ONLY_IDS}; {next(ways, _OTHER_WAY)}", *defaults)
-    tokenizer = Tokenizer(folder / TOKENIZER, tokenizer_config)
-    return (*_odd_settings(tokenizer, tokenizer_config), *defaults)
+    tokenizer = Tokenizer(side_path(checkpoint, TOKENIZER), tokenizer_config, data=data)
+    made = (f"{TOKENIZER} is made from {VOCABULARY}",) if is_converted(checkpoint) else ()
+    return (*made, *_odd_settings(tokenizer, tokenizer_config), *defaults)
 
 
-def tokenizer_of(folder: Path) -> Tokenizer:
+def tokenizer_of(checkpoint: Path) -> Tokenizer:
     """The tokenizer of a checkpoint, with its chat template. Raises NoTokenizerError, and errors as `check`."""
-    if not exists(folder / TOKENIZER):
-        raise NoTokenizerError(path=folder)
-    template = read_bytes(folder / TEMPLATE, _TEMPLATE_LIMIT) if exists(folder / TEMPLATE) else None
-    return Tokenizer(folder / TOKENIZER, _optional_object(folder, TOKENIZER_CONFIG), template)
+    data = usable_tokenizer(checkpoint)
+    if data is None:
+        raise NoTokenizerError(path=checkpoint)
+    template = side_bytes(checkpoint, TEMPLATE)
+    config = side_object(checkpoint, TOKENIZER_CONFIG) or {}
+    return Tokenizer(side_path(checkpoint, TOKENIZER), config, template, data)
+
+
+def settle(checkpoint: Path, artifact: Path, config: ModelConfig) -> None:
+    """Give an artifact the files for text of its checkpoint, in the form that the runtime reads."""
+    write_sides(checkpoint, artifact)
+    settle_defaults(artifact, config)
 
 
 def settle_defaults(artifact: Path, config: ModelConfig) -> None:
@@ -66,7 +82,7 @@ def settle_defaults(artifact: Path, config: ModelConfig) -> None:
     path = artifact / DEFAULTS
     if not exists(path):
         return
-    found = _optional_object(artifact, DEFAULTS)
+    found = side_object(artifact, DEFAULTS) or {}
     kept, _ = usable(found, config.vocab_size)
     same = json.dumps(kept, sort_keys=True) == json.dumps(found, sort_keys=True)  # 20.0 equals 20, but is another text
     if not same or path.read_bytes().startswith(codecs.BOM_UTF8):
@@ -88,17 +104,12 @@ def _odd_settings(tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _check_template(folder: Path) -> None:
-    if not exists(folder / TEMPLATE):
+def _check_template(checkpoint: Path) -> None:
+    data = side_bytes(checkpoint, TEMPLATE)
+    if data is None:
         return
-    path = folder / TEMPLATE
-    data = read_bytes(path, _TEMPLATE_LIMIT)
-    refuse_pointer(data, path)
+    path = side_path(checkpoint, TEMPLATE)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UnreadableFileError(path=path, reason=f"byte {error.start} is not UTF-8") from error
-
-
-def _optional_object(folder: Path, name: str) -> dict[str, Any]:
-    return read_object(folder / name, _SIZE_LIMIT) if exists(folder / name) else {}

@@ -35,9 +35,10 @@ from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.runtime.progress import Progress, Silent
 from dsv3c.targets.cpu.emit import emit
+from dsv3c.targets.cpu.families import cpu_name, marketed_name
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.plan import plan
-from dsv3c.targets.cpu.tuning import RECORDS, SPACE, BadTuningRecord, Tuning, cpu_name, read_record
+from dsv3c.targets.cpu.tuning import RECORDS, SPACE, BadTuningRecord, Tuning, read_record
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 24
@@ -118,6 +119,7 @@ def tune(
         "level": bench.level.name,
         "tuning": best.to_json(),
         "measured": {
+            "cpu": marketed_name(),
             "model": name,
             "quant": bench.quant,
             "threads": os.cpu_count(),

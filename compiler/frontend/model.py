@@ -2,11 +2,14 @@
 
 `op` is a namespace of operations and `weight` gives a parameter by its checkpoint name: with numpy arrays and
 `ops.Evaluator` the functions compute (the oracle), with IR values and `ops.Recorder` they record the graph. Everything
-that differs within the family (deepseek_v2, deepseek_v3, kimi_k2, glm4_moe_lite, youtu) is a field of the config.
+that differs within the family is a field of the config.
 
 One step is a ragged batch over a paged cache of latent rows: T tokens of any number of sequences, each with its
 position and its row of the page table; the cache of a layer is [N, latent_dim], one row a token:
 rms_norm(kv latent) [kv_lora_rank] then the rotated shared key [qk_rope_head_dim].
+
+Between the layers x is kept divided by residual_scale: then attention and feed-forward are added as they are, and the
+norms undo it, which show a scale in their epsilon alone.
 
 Sources: DeepSeek-V2 (arXiv 2405.04434, section 2.1: MLA), DeepSeek-V3 (arXiv 2412.19437, sections 2.1.2 and 2.2:
 routing and multi-token prediction), YaRN (arXiv 2309.00071).
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
 
@@ -63,14 +68,15 @@ class StepOutput(NamedTuple):
 def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> StepOutput:
     """One step of the main model. `caches` has one [N, latent_dim] per layer."""
     rotary = rotary_angles(op, config, step)
-    x = op.take(weight("model.embed_tokens.weight"), step.tokens)
+    embedding = scaled(op, weight("model.embed_tokens.weight"), config.embedding_scale / config.residual_scale)
+    x = op.take(embedding, step.tokens)
     written, chosen = [], {}
     for layer in range(config.num_hidden_layers):
         x, cache, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
         written.append(cache)
         if experts is not None:
             chosen[layer] = experts
-    hidden = rms_norm(op, x, weight("model.norm.weight"), config.rms_norm_eps)
+    hidden = rms_norm(op, x, weight("model.norm.weight"), config.stream_norm_eps)
     return StepOutput(lm_head(op, config, weight, hidden, step), hidden, written, chosen)
 
 
@@ -107,7 +113,13 @@ def lm_head(
     op: Any, config: ModelConfig, weight: Weights, hidden: Tensor, step: StepInputs, own_head: Tensor | None = None
 ) -> Tensor:
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return op.linear(op.take(hidden, step.rows), weight(name) if own_head is None else own_head)
+    head = scaled(op, weight(name) if own_head is None else own_head, config.logits_scale)
+    return op.linear(op.take(hidden, step.rows), head)
+
+
+def scaled(op: Any, weight: Tensor, factor: float) -> Tensor:
+    """The weight times a number, when it is read."""
+    return weight if factor == 1 else op.mul(weight, op.const(factor))
 
 
 def decoder_layer(
@@ -121,12 +133,14 @@ def decoder_layer(
     cache: Tensor,
 ) -> LayerOutput:
     prefix = f"model.layers.{layer}"
-    h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps)
+    h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.stream_norm_eps)
     attended, cache = attention(op, config, weight, f"{prefix}.self_attn", h, step, rotary, cache)
     x = op.add(x, attended)
-    h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps)
+    h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.stream_norm_eps)
     if config.is_moe(layer):
         mixed, experts = moe(op, config, weight, f"{prefix}.mlp", h)
+        if config.post_mlp_norm:
+            mixed = rms_norm(op, mixed, weight(f"{prefix}.post_mlp_layernorm.weight"), config.rms_norm_eps)
         return LayerOutput(op.add(x, mixed), cache, experts)
     return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), cache, None)
 
@@ -173,11 +187,11 @@ def attention(
     nope, rope_dim, v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
 
     if config.q_lora_rank is None:
-        q = op.linear(x, weight(f"{prefix}.q_proj.weight"))
+        q = at_positions(op, config, op.linear(x, weight(f"{prefix}.q_proj.weight")), step)
     else:
         q_a = op.linear(x, weight(f"{prefix}.q_a_proj.weight"))
         q_a = rms_norm(op, q_a, weight(f"{prefix}.q_a_layernorm.weight"), config.latent_norm_eps)
-        q = op.linear(q_a, weight(f"{prefix}.q_b_proj.weight"))
+        q = op.linear(at_positions(op, config, q_a, step), weight(f"{prefix}.q_b_proj.weight"))
     q = op.reshape(q, shape=("T", heads, nope + rope_dim))
     q_nope = op.slice(q, axis=-1, start=0, stop=nope)
     q_pe = rope(op, config, op.slice(q, axis=-1, start=nope, stop=nope + rope_dim), rotary, heads)
@@ -204,6 +218,14 @@ def attention(
     attended = op.transpose(op.matmul(probability, value), axes=(1, 0, 2))
     attended = op.reshape(attended, shape=("T", heads * v_dim))
     return op.linear(attended, weight(f"{prefix}.o_proj.weight")), cache
+
+
+def at_positions(op: Any, config: ModelConfig, q: Tensor, step: StepInputs) -> Tensor:
+    """Queries q [T, D], or what they are a linear map of, times the factor of their position."""
+    if not config.query_scales:
+        return q
+    factors = op.const(np.array(config.query_scales, np.float32))
+    return op.scale_rows(q, factors, step.positions, block=config.query_scale_block)
 
 
 def silu(op: Any, x: Tensor) -> Tensor:
@@ -239,11 +261,10 @@ def route(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor)
     experts, groups = config.n_routed_experts, config.n_group
     logits = op.linear(x, weight(f"{prefix}.gate.weight"))
     scores = op.sigmoid(logits) if config.scoring_func == "sigmoid" else op.softmax(logits)
-    noaux = config.topk_method == "noaux_tc"
-    choice = op.add(scores, weight(f"{prefix}.gate.e_score_correction_bias")) if noaux else scores
+    choice = op.add(scores, weight(f"{prefix}.gate.e_score_correction_bias")) if config.score_bias else scores
     if groups > 1 and config.topk_method != "greedy":
         grouped = op.reshape(choice, shape=("T", groups, experts // groups))
-        if noaux:
+        if config.topk_method == "noaux_tc":
             best = op.sum(op.take_along(grouped, op.top_k(grouped, k=2)), axis=-1, keepdims=False)
         else:
             best = op.max(grouped, axis=-1, keepdims=False)

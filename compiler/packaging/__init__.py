@@ -78,11 +78,13 @@ def package(
     with_wheels: bool,
     overwrite: bool,
     progress: Progress,
+    extras: Sequence[str] = (),
 ) -> PackageReport:
     """Write the archive of an artifact; files are streamed and their hashes compared on the way.
 
     out: None takes <artifact>-<platform>.tar.gz beside the artifact. platform: a name in PLATFORMS, None for what the
-    artifact was compiled for. with_wheels: False leaves the packages to pip on the device. Nothing is left behind when
+    artifact was compiled for. with_wheels: False leaves the packages to pip on the device. extras: of the
+    runtime, whose packages are taken along. Nothing is left behind when
     it fails or is interrupted. Raises a RuntimeFault for a broken artifact, and Dsv3cError subclasses: of this module,
     of `wheels`, OutputExistsError, ForeignFileError, UnwritableOutputError.
     """
@@ -100,7 +102,7 @@ def package(
         progress.stage("building the runtime's wheel")
         runtime = wheels.build_runtime(Path(scratch) / "runtime")
         progress.stage(f"downloading wheels for {goal.name}, Python {python}")
-        needed = wheels.download(Path(scratch) / "wheels", _requirements(artifact), goal.tags, python)
+        needed = wheels.download(Path(scratch) / "wheels", _requirements(artifact, extras), goal.tags, python)
         bundled = (runtime, *needed) if with_wheels else (runtime,)
         entries = [*_fixed(goal, python, runtime, needed, with_wheels), *_wheels(bundled), *_model(artifact)]
         total = sum(entry.size for entry in entries)
@@ -119,9 +121,9 @@ def package(
         )
 
 
-def _requirements(artifact: Artifact) -> list[str]:
+def _requirements(artifact: Artifact, extras: Sequence[str]) -> list[str]:
     target = artifact.manifest.target.name.partition(":")[0]
-    return wheels.requirements(target, artifact.manifest.content["target"].get("provider"))
+    return wheels.requirements(target, artifact.manifest.content["target"].get("provider"), extras)
 
 
 def _platform(artifact: Artifact, wanted: str | None) -> WheelPlatform:

@@ -2,7 +2,7 @@
 # Runs the model beside this file:
 #
 #   ./run.sh -p "Once upon a time"      generates text; --help lists the options
-#   ./run.sh bench -p 128               or another command: bench, inspect, verify
+#   ./run.sh bench -p 128               or another command: chat, serve, bench, inspect, verify
 #
 # PYTHON is the interpreter (python3), which may be a command with arguments. SITE is the folder for the packages (site,
 # beside this file); they are put there when it is not yet there.
@@ -18,7 +18,7 @@ site=${SITE:-$here/site}
 
 command=generate
 case ${1-} in
-generate | bench | inspect | verify)
+generate | chat | serve | bench | inspect | verify)
     command=$1
     shift
     ;;

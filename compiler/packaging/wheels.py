@@ -56,11 +56,14 @@ def build_runtime(into: Path) -> Path:
     return into / done.stdout.splitlines()[-1]
 
 
-def requirements(target: str, provider: str | None = None) -> list[str]:
-    """What the runtime needs, with what its extra for a target, or for this provider of it, adds; most add nothing."""
+def requirements(target: str, provider: str | None = None, extras: Sequence[str] = ()) -> list[str]:
+    """What the runtime needs, with what its extra for a target, or for this provider of it, adds; most add nothing.
+
+    extras: further ones of the runtime, by name."""
     project = tomllib.loads((source() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras.get(f"{target}-{provider}", extras.get(target, []))]
+    known = project["optional-dependencies"]
+    own = known.get(f"{target}-{provider}", known.get(target, []))
+    return [*project["dependencies"], *own, *(line for extra in extras for line in known[extra])]
 
 
 def download(into: Path, wanted: Sequence[str], tags: Sequence[str], python: str) -> list[Path]:

@@ -20,6 +20,7 @@ from dsv3c.runtime.cli.doctor import doctor_command
 from dsv3c.runtime.cli.eval import eval_command
 from dsv3c.runtime.cli.generate import generate_command
 from dsv3c.runtime.cli.inspect import inspect_command
+from dsv3c.runtime.cli.serve import serve_command
 from dsv3c.runtime.cli.verify import verify_command
 
 
@@ -36,6 +37,7 @@ def root() -> None:
 for command in (
     generate_command,
     chat_command,
+    serve_command,
     bench_command,
     eval_command,
     inspect_command,

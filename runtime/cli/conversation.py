@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.cli import decoding
 from dsv3c.runtime.errors import ContextOverflow, ParameterInvalid, RequestFault
-from dsv3c.runtime.text.thoughts import CLOSE, OPEN, Piece, ThoughtFilter
+from dsv3c.runtime.text.thoughts import CLOSE, OPEN, Piece, ThoughtFilter, hidden_tags, opened_by
 
 if TYPE_CHECKING:
     from dsv3c.runtime.engine.engine import Ticket
@@ -58,7 +59,7 @@ class Conversation:
         self.totals = Totals()
         self._ticket: Ticket | None = None
         self._cancelled = False
-        self._hidden = _hidden_tags(model)
+        self._tags = hidden_tags(model.tokenizer, (OPEN, CLOSE))
 
     @property
     def all_messages(self) -> Messages:
@@ -97,15 +98,14 @@ class Conversation:
         asked: Messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self.model.tokenizer.render_chat(self._with_system(asked))
         ids = self.model.tokenizer.encode_plain(prompt)
-        opened = prompt.rstrip().endswith(OPEN)
+        opened = opened_by(prompt)
         thoughts, written, told = ThoughtFilter(opened), [OPEN] if opened else [], list[Piece]()
         self._ticket = ticket = self._submit(ids)
         if self._cancelled:
             ticket.cancel()
         for event in ticket:
-            piece = event.text + self._hidden.get(-1 if event.token_id is None else event.token_id, "")
-            written.append(piece)
-            for each in thoughts.push(piece):
+            written.append(event.text)
+            for each in thoughts.push(event.text):
                 told.append(each)
                 yield each
             self.last = event.generation or self.last
@@ -132,10 +132,12 @@ class Conversation:
     def _submit(self, ids: list[int]) -> Ticket:
         how = decoding.with_word_ids(decoding.with_length(self.how, self.model.context), self.model.tokenizer)
         try:
-            return self.model.submit(ids, **how)
+            task = self.model.task(ids, **how)
         except ContextOverflow as error:
             largest = self.model.artifact.plan.context
             raise ConversationFull(tokens=len(ids), context=self.model.context, largest=largest) from error
+        # Thoughts are told by their tags, also where these are special tokens.
+        return self.model.hand_in(replace(task, decode=partial(self.model.tokenizer.decode, kept=self._tags)))
 
     def _answer(self, written: str, told: Many[Piece]) -> dict[str, Any]:
         """The message for the history. The template leaves thoughts out, or has a field for them."""
@@ -149,9 +151,3 @@ class Conversation:
         self.totals.answers += 1
         self.totals.tokens += len(answer.token_ids)
         self.totals.seconds += answer.prompt_seconds + answer.decode_seconds
-
-
-def _hidden_tags(model: Model) -> dict[int, str]:
-    """Tags that are special tokens, which a text leaves out."""
-    found = {model.tokenizer.token_id(tag): tag for tag in (OPEN, CLOSE)}
-    return {token: tag for token, tag in found.items() if token is not None and not model.tokenizer.decode([token])}

@@ -62,7 +62,8 @@ class Answer:
         return self.push(token, logprobs)
 
     def end(self, reason: FinishReason, times: Times, drafted: Drafted, cached: int, dropped: int) -> Event:
-        """The last event, with text that was held back."""
+        """The last event, with text that was held back. cached: of the prompt and of tokens that were forced behind
+        it."""
         rest = self._stop.push(self._decoder.flush())
         if self._stop.stopped:
             reason = "stop"
@@ -78,7 +79,7 @@ class Answer:
             decode_seconds=times.decode,
             steps=max(0, self._draws - 1),
             logprobs=tuple(self._logprobs),
-            cached_tokens=cached,
+            cached_tokens=min(cached, self.task.prompt.size),
             dropped_tokens=dropped,
             forced_tokens=self._forced,
             drafted=drafted,

@@ -46,6 +46,11 @@ class PagePool:
     def idle_pages(self) -> int:
         return len(self._idle)
 
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Idle pages, the one that is taken first at the front."""
+        return tuple(self._idle)
+
     def references(self, page: int) -> int:
         return self._references[_page(page, len(self._references))]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.engine import saved
+from dsv3c.runtime.engine import saved, saved_prefixes
 from dsv3c.runtime.engine.prefix_cache import PrefixCache
 from dsv3c.runtime.engine.session import Ints, Session
 
@@ -49,6 +49,21 @@ class Conversations:
             finally:
                 found.sequence.close()
         return found.tokens, found.extra
+
+    def save_prefixes(self, path: Path) -> int:
+        """Save the whole prefix cache, nothing where there is none; the tokens in it. Raises SaveRefused."""
+        if self._prefixes is None:
+            return 0
+        with self._session.turns:
+            return saved_prefixes.save(path, self._session, self._artifact, self._prefixes)
+
+    def restore_prefixes(self, path: Path) -> int:
+        """Add what `save_prefixes` saved to the prefix cache, as long as there is room; the tokens in that. Raises
+        SavedInvalid, SavedNewer, SavedDamaged, SavedElsewhere."""
+        if self._prefixes is None:
+            return 0
+        with self._session.turns:
+            return saved_prefixes.restore(path, self._session, self._artifact, self._prefixes)
 
     @property
     def _max_pages(self) -> int:

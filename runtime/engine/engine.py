@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
@@ -58,7 +58,7 @@ class Ticket:
             if self._open:
                 self.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
         """As `__iter__`; steps run in a thread, one for all coroutines of a loop."""
         try:
             while True:
@@ -166,6 +166,11 @@ class Engine:
                     self.scheduler.reap()
             finally:
                 self._turns.leave()
+
+    def settle(self) -> None:
+        """As `reap`, after the step that is under way."""
+        with self._turns:
+            self.scheduler.reap()
 
     def report(self) -> dict[str, Any]:
         """What the prefix cache and speculation did so far."""

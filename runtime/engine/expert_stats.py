@@ -1,4 +1,4 @@
-"""Counts of the experts that tokens visit, by layer.
+"""Counts of the experts that tokens visit, by layer: of all that a model computes, or of one request.
 
 Every token that the model computes counts, whatever becomes of it: prompts, answers, drafts that are not accepted.
 What the prefix cache spares is not computed. The layers of multi-token prediction have experts of their own, which are
@@ -27,11 +27,13 @@ _NOBODY = -1
 
 
 class NoExperts(RequestFault):
+    name = "experts"  # of the parameter
     message = "the model has no experts that could be counted"
     hint = "only models with a mixture of experts choose among some"
 
 
 class ExpertsUnknown(RequestFault):
+    name = "experts"
     message = "the artifact does not say which experts tokens visit"
     hint = "compile the checkpoint again; for ONNX with --target onnx:experts=1, on two devices both artifacts"
 
@@ -112,6 +114,10 @@ class ExpertStats:
         for layer, ids in chosen.items():
             self.add(layer, ids.reshape(-1, self.top_k))
 
+    def counts(self, layer: int) -> list[int]:
+        """How often each expert of a layer was chosen."""
+        return self.layers[layer].counts.tolist() if layer in self.layers else [0] * self.experts
+
     @property
     def tokens(self) -> int:
         return max((counts.tokens for counts in self.layers.values()), default=0)
@@ -131,26 +137,57 @@ class ExpertStats:
         }
 
 
+class RequestExperts:
+    """Of one request: of the tokens that were read for it, and of those of the answer, as they were fed. A token that
+    had to give its pages back is read again, and counts again."""
+
+    def __init__(self, experts: int, top_k: int) -> None:
+        self.prompt = ExpertStats(experts, top_k, window=1)
+        self.answer = ExpertStats(experts, top_k, window=1)
+
+    def to_json(self) -> dict[str, Any]:
+        layers = sorted({*self.prompt.layers, *self.answer.layers})
+        return {
+            "experts": self.answer.experts,
+            "top_k": self.answer.top_k,
+            "prompt_tokens": self.prompt.tokens,
+            "answer_tokens": self.answer.tokens,
+            "layers": [
+                {"layer": layer, "prompt": self.prompt.counts(layer), "answer": self.answer.counts(layer)}
+                for layer in layers
+            ],
+        }
+
+
 @contextmanager
 def counting(session: Session, config: Mapping[str, Any], window: int) -> Iterator[ExpertStats]:
     """As `Model.count_experts`. config: of the model."""
     if type(window) is not int or not 1 <= window <= MOST_WINDOW:
         raise ParameterInvalid(name="window", value=window, reason=f"it must be an integer from 1 to {MOST_WINDOW}")
-    experts, top_k = config.get("n_routed_experts"), config.get("num_experts_per_tok")
-    if not experts or not top_k:
-        raise NoExperts()
-    stats = ExpertStats(experts, top_k, window)
+    stats = ExpertStats(*choice_of(session, config), window)
     with session.turns:
-        if session.closed:
-            raise ModelClosed()
-        if not _all_known(session, top_k):
-            raise ExpertsUnknown()
         session.expert_stats.append(stats)
     try:
         yield stats
     finally:
         with session.turns:
             session.expert_stats.remove(stats)
+
+
+def choice_of(session: Session, config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many experts a layer has, and how many of them a token visits. Raises NoExperts, ExpertsUnknown, ModelClosed.
+    config: of the model."""
+    experts, top_k = config.get("n_routed_experts"), config.get("num_experts_per_tok")
+    if not experts or not top_k:
+        raise NoExperts()
+    if session.closed:
+        raise ModelClosed()
+    if not session.tells_experts:  # asked once: it takes a turn at the device
+        with session.turns:
+            session.tells_experts = _all_known(session, top_k)
+    if not session.tells_experts:
+        raise ExpertsUnknown()
+    return experts, top_k
 
 
 def _all_known(session: Session, top_k: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from dsv3c.runtime.engine.expert_stats import RequestExperts
 from dsv3c.runtime.engine.grammar import Grammar
 from dsv3c.runtime.engine.params import SamplingParams
 from dsv3c.runtime.engine.session import Ints
@@ -47,7 +48,8 @@ class Generation:
     (max_time) or "cancelled". Times are of the steps that the request took part in, and leave out what the consumer
     took. cached_tokens: of the prompt, what the prefix cache spared. dropped_tokens: what slid out of the context.
     forced_tokens: of the answer, what a grammar left no choice about, so that it was not drawn.
-    score: of a beam, the sum of its log-probabilities with the length penalty. others: further results of the request,
+    score: of a beam, the sum of its log-probabilities with the length penalty. experts: that its tokens visited, where
+    they were asked for; of all beams together. others: further results of the request,
     in their order.
     """
 
@@ -64,6 +66,7 @@ class Generation:
     forced_tokens: int = 0
     drafted: Drafted = field(default_factory=Drafted)
     score: float | None = None
+    experts: RequestExperts | None = None
     others: tuple[Generation, ...] = ()
 
     @property
@@ -107,7 +110,8 @@ class Task:
 
     context: tokens that the text may have. overflow: what happens to one that gets longer, "stop" ends it, "slide" goes
     on with its beginning and its end. priority: lower ones wait for higher ones. speculate:
-    whether drafts may be made for it. grammar: what the answer follows.
+    whether drafts may be made for it. grammar: what the answer follows. experts: as `choice_of` says, if they are to be
+    counted.
     """
 
     prompt: Ints
@@ -120,6 +124,7 @@ class Task:
     priority: int = 0
     speculate: bool = True
     grammar: Grammar | None = None
+    experts: tuple[int, int] | None = None
 
     @property
     def limit(self) -> int:
@@ -135,12 +140,14 @@ class RequestOptions:
     priority: int = 0
     overflow: Overflow = "stop"
     speculate: bool = True
+    experts: bool = False
 
     def __post_init__(self) -> None:
         wrong = {
             "priority": type(self.priority) is not int and "it must be an integer",
             "overflow": self.overflow not in get_args(Overflow) and 'it must be "stop" or "slide"',
             "speculate": type(self.speculate) is not bool and "it must be True or False",
+            "experts": type(self.experts) is not bool and "it must be True or False",
         }
         for name, reason in wrong.items():
             if reason:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dsv3c.runtime.text.tokenizer import Tokenizer
 
 KEPT = 32  # compiled grammars
+_SYMBOLS = 20_000  # of a grammar: compiling takes the square of them, a second for these, and holds up all threads
 _LONGEST = 300  # characters of a reason
 # How json.dumps writes, and most texts that models have read. One way of spacing makes most of it forced, and no text
 # can be blank for ever; a schema's own "x-guidance" goes before it.
@@ -151,7 +152,7 @@ class Grammars:
             raise GrammarInvalid(name=key.name, reason=reason)
         llguidance = self._guidance
         tokenizer = self._tokenizer_for(key.end_tokens)
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, max_grammar_size=_SYMBOLS)
         matcher = llguidance.LLMatcher(tokenizer, self._source(key), log_level=0, limits=limits)
         _require_valid(matcher, key.name)
         endless = endless_part(key.name, key.text)

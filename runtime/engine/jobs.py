@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from dsv3c.runtime.engine.answer import Times
-from dsv3c.runtime.engine.generation import Event, Task
+from dsv3c.runtime.engine.expert_stats import RequestExperts
+from dsv3c.runtime.engine.generation import Event, FinishReason, Task
 from dsv3c.runtime.engine.strategies import Strategy
 from dsv3c.runtime.errors import RuntimeFault
 
@@ -28,6 +30,7 @@ class Job:
         self.deadline: float | None = None
         self.answered = False  # whether the prompt is read and the first token there
         self.served = -1  # the last step that it was in
+        self.experts = None if task.experts is None else RequestExperts(*task.experts)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -48,3 +51,10 @@ class Job:
             self.times.decode += seconds
         else:
             self.times.prompt += seconds
+
+    def end(self, reason: FinishReason) -> None:
+        """Tell what came of it."""
+        for event in self.strategy.end(reason, self.times):
+            if self.experts is not None and event.generation is not None:
+                event = replace(event, generation=replace(event.generation, experts=self.experts))
+            self.events.append(event)

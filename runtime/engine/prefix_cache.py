@@ -9,6 +9,7 @@ before those that continue it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from dsv3c.runtime.engine.cache import PagePool, Sequence
 from dsv3c.runtime.errors import PageMisuse
 
+KEY_BYTES = 32
 _SALT = b"dsv3c page"
 
 
@@ -30,6 +32,7 @@ class PrefixCache:
         self._pool = pool
         self._pages: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
+        self._before: dict[bytes, bytes] = {}
         self.hits = self.lookups = 0
         pool.taken = self._forget
 
@@ -71,13 +74,48 @@ class PrefixCache:
         if keys and self._pages.get(keys[-1]) != sequence.pages[len(keys) - 1]:
             keys.clear()  # the cache was cleared meanwhile
         for index in range(len(keys), min(tokens.size, sequence.length) // size):
-            key = _key(keys[-1] if keys else b"", tokens[index * size : (index + 1) * size])
+            before = keys[-1] if keys else b""
+            key = _key(before, tokens[index * size : (index + 1) * size])
             page = self._pages.get(key)
             if page is None:
-                self._add(key, int(sequence.pages[index]))
+                self._add(key, int(sequence.pages[index]), before)
             elif page != sequence.pages[index]:
                 sequence.replace(index, page)
             keys.append(key)
+
+    def by_use(self) -> dict[bytes, int]:
+        """Pages by key, in the order of their use, the last used first, and each behind the one that it continues: as
+        many of the first as one likes are whole from their beginnings."""
+        idle = dict.fromkeys(reversed(self._pool.idle))
+        found: dict[bytes, int] = {}
+        for page in (*(page for page in self._pages.values() if page not in idle), *idle):
+            for key in reversed(self._chain(self._keys[page], found)):
+                found[key] = self._pages[key]
+        return found
+
+    def before(self, key: bytes) -> bytes:
+        """The key of the page that a cached one continues, empty for the first of a text."""
+        return self._before[key]
+
+    @property
+    def room(self) -> int:
+        """Pages that can be added before one goes that is cached."""
+        return self._pool.free_pages - self._pool.idle_pages
+
+    def add(self, pages: Mapping[bytes, int], before: Mapping[bytes, bytes]) -> None:
+        """Cache pages that hold what their keys say, in the order of `by_use`, as if they had been used now. before: as
+        the function of that name. The caller's references to them end here. Of what is cached already the page that is
+        there stays."""
+        used = []
+        for key, page in pages.items():
+            if key in self._pages:
+                used.append(self._pool.share(self._pages[key]))
+                self._pool.release(page)
+            else:
+                self._add(key, page, before[key])
+                used.append(page)
+        for page in reversed(used):
+            self._pool.release(page)
 
     def clear(self) -> None:
         """Give all pages back that no sequence uses, and know none any more."""
@@ -85,14 +123,28 @@ class PrefixCache:
             self._pool.drop(page)
         self._pages.clear()
         self._keys.clear()
+        self._before.clear()
 
-    def _add(self, key: bytes, page: int) -> None:
+    def _chain(self, key: bytes, found: Mapping[bytes, int]) -> list[bytes]:
+        """A page and those that it continues, from its end on, up to one that is found already; none if one is gone. A
+        fork may hold a page longer than what it continues is held, which it has from another sequence."""
+        chain = []
+        while key and key not in found:
+            if key not in self._pages:
+                return []
+            chain.append(key)
+            key = self._before[key]
+        return chain
+
+    def _add(self, key: bytes, page: int, before: bytes) -> None:
         self._pool.keep(page)
         self._pages[key] = page
         self._keys[page] = key
+        self._before[key] = before
 
     def _forget(self, page: int) -> None:
-        del self._pages[self._keys.pop(page)]
+        key = self._keys.pop(page)
+        del self._pages[key], self._before[key]
 
     def _require_own(self, sequence: Sequence) -> None:
         if sequence.pool is not self._pool:
@@ -102,4 +154,4 @@ class PrefixCache:
 def _key(before: bytes, tokens: NDArray[np.int32]) -> bytes:
     """before: the key of the page before, empty for the first. All pages have as many tokens: no two inputs read alike
     though nothing is put between their parts."""
-    return blake2b(before + tokens.astype("<i4").tobytes(), digest_size=32, person=_SALT).digest()
+    return blake2b(before + tokens.astype("<i4").tobytes(), digest_size=KEY_BYTES, person=_SALT).digest()

@@ -24,7 +24,7 @@ from dsv3c.runtime.engine.generation import FinishReason
 from dsv3c.runtime.engine.jobs import Job
 from dsv3c.runtime.engine.lanes import Lane, common_length
 from dsv3c.runtime.engine.prefix_cache import PrefixCache
-from dsv3c.runtime.engine.session import Chunk, Request, Session
+from dsv3c.runtime.engine.session import Chunk, Request, Session, Want
 from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies import Rows
 from dsv3c.runtime.engine.strategies.single import Single
@@ -204,7 +204,8 @@ class Scheduler:
         except OutOfPages:  # of a window that has slid
             self._put_back_for(job)
             return None
-        return Request(lane.sequence, tokens, "last" if alone and tokens.size == pending.size else "none")
+        want: Want = "last" if alone and tokens.size == pending.size else "none"
+        return Request(lane.sequence, tokens, want, experts=job.experts is not None)
 
     def _admit(self, job: Job, lane: Lane) -> bool:
         """Take pages for all that is pending; what the prefix cache has is there already. One is left for each lane
@@ -268,6 +269,10 @@ class Scheduler:
         job, began = fed.job, self._clock()
         starts = [lane.sequence.length - chunk.count for lane, chunk in zip(fed.lanes, chunks, strict=True)]
         wanted = fed.requests[0].rows > 0
+        if job.experts is not None:
+            counts = job.experts.answer if fed.requests[0].want == "all" else job.experts.prompt
+            for chunk in chunks:
+                counts.add_step(chunk.experts or {})
         if wanted:
             try:
                 job.events += job.strategy.advance([_rows(chunk) for chunk in chunks])
@@ -287,7 +292,7 @@ class Scheduler:
     # ---- the end of requests
 
     def _finish(self, job: Job, reason: FinishReason) -> None:
-        job.events += job.strategy.end(reason, job.times)
+        job.end(reason)
         self._let_go(job)
 
     def _fail(self, job: Job, error: RuntimeFault) -> None:
@@ -323,7 +328,8 @@ def _drafts(job: Job) -> bool:
 def _decoding(job: Job) -> Fed:
     lanes = list(job.strategy.lanes)
     tokens = [np.concatenate([lane.pending, lane.drafts]) if lane.drafts.size else lane.pending for lane in lanes]
-    requests = [Request(lane.sequence, part, "all") for lane, part in zip(lanes, tokens, strict=True)]
+    count = job.experts is not None
+    requests = [Request(lane.sequence, part, "all", experts=count) for lane, part in zip(lanes, tokens, strict=True)]
     return Fed(job, lanes, requests)
 
 

@@ -5,7 +5,7 @@ Shapes: T tokens of a step, R rows with logits, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -38,12 +38,14 @@ Want = Literal["none", "last", "all"]
 class StepOutput:
     """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it.
 
-    drawn [R]: tokens that the device drew, of an entry that ends with them; there are no logits then.
+    drawn [R]: tokens that the device drew, of an entry that ends with them; there are no logits then. experts: what
+    `Device.experts` says, where somebody asked.
     """
 
     logits: Floats
     hidden: Floats | None
     drawn: Ints | None = None
+    experts: Mapping[int, Ints] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Request:
     """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them.
 
     draws: how the device draws a token from each of these rows of logits, which are then not read; none or one a row.
+    experts: whether it is told which experts its tokens visit.
     """
 
     sequence: Sequence
     tokens: Ints
     want: Want
     draws: tuple[Draw, ...] = ()
+    experts: bool = False
 
     @property
     def rows(self) -> int:
@@ -69,7 +73,7 @@ class Chunk:
     """What one step did for one request: its tokens [start, start + count); views as in StepOutput.
 
     logits [r, V] belong to the last r tokens of the chunk (r is 0, 1 or count); hidden is [count, D] or None. drawn [r]
-    instead of logits if the requests have draws.
+    instead of logits if the requests have draws. experts, by layer: [count · experts a token], of a request that asks.
     """
 
     request: int
@@ -78,11 +82,13 @@ class Chunk:
     logits: Floats
     hidden: Floats | None
     drawn: Ints | None = None
+    experts: Mapping[int, Ints] | None = None
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows."""
+    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows.
+    experts: whether somebody wants to know those of its tokens."""
 
     tokens: Ints
     positions: Ints
@@ -90,6 +96,7 @@ class _Batch:
     pages: Many[Ints]
     rows: Ints
     draws: Many[Draw] = ()
+    experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class Session:
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
         self.turns = Turns()  # at the device
         self.expert_stats: list[ExpertStats] = []  # who counts the experts that tokens visit
+        self.tells_experts = False  # until it was seen that every entry does
         self.closed = False
 
     def close(self) -> None:
@@ -290,6 +298,7 @@ class Session:
             pages=[requests[piece.request].sequence.pages for piece in pieces],
             rows=np.concatenate(rows),
             draws=draws,
+            experts=any(requests[piece.request].experts for piece in pieces),
         )
         entry = self._entry_for(max(piece.count for piece in pieces), total)
         output = self._execute(self._drawing(entry, requests), batch, None)
@@ -300,7 +309,9 @@ class Session:
         for piece in pieces:
             hidden = None if output.hidden is None else output.hidden[token : token + piece.count]
             drawn = None if output.drawn is None else output.drawn[row : row + piece.rows]
-            yield Chunk(piece.request, piece.start, piece.count, output.logits[row : row + piece.rows], hidden, drawn)
+            logits, span = output.logits[row : row + piece.rows], slice(token, token + piece.count)
+            experts = _part(output.experts, span, total) if requests[piece.request].experts else None
+            yield Chunk(piece.request, piece.start, piece.count, logits, hidden, drawn, experts)
             token, row = token + piece.count, row + piece.rows
 
     def _entry_for(self, longest: int, tokens: int) -> str:
@@ -338,22 +349,25 @@ class Session:
             inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
         with self.turns:
             self.device.run(entry)
-            self._count_experts(entry)
+            chosen = self._experts(entry, batch.experts)
         if "token" in self.plan.entries[entry].outputs:
             drawn = self.device.output(entry, "token")[:rows]
-            return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn)
+            return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn, chosen)
         logits = self.device.output(entry, "logits")[: rows * self.vocab_size].reshape(rows, self.vocab_size)
         if "hidden" not in self.plan.entries[entry].outputs:
-            return StepOutput(logits, None)
+            return StepOutput(logits, None, None, chosen)
         states = self.device.output(entry, "hidden")
         width = states.size // bounds.T
-        return StepOutput(logits, states[: count * width].reshape(count, width))
+        return StepOutput(logits, states[: count * width].reshape(count, width), None, chosen)
 
-    def _count_experts(self, entry: str) -> None:
-        if self.expert_stats:
-            chosen = self.device.experts(entry)
-            for stats in self.expert_stats:
-                stats.add_step(chosen)
+    def _experts(self, entry: str, wanted: bool) -> Mapping[int, Ints] | None:
+        """What the tokens of the step visited, for those who count; the device is not asked for nobody."""
+        if not self.expert_stats and not wanted:
+            return None
+        chosen = self.device.experts(entry)
+        for stats in self.expert_stats:
+            stats.add_step(chosen)
+        return chosen
 
     @property
     def usable(self) -> bool:
@@ -410,6 +424,11 @@ class Session:
         width = self.plan.buffers[entry.inputs["hidden"]].size // self.plan.bounds.T
         if hidden.shape != (tokens, width):
             raise StepInvalid(where="hidden", reason=f"has the shape {hidden.shape}, not ({tokens}, {width})")
+
+
+def _part(experts: Mapping[int, Ints] | None, span: slice, total: int) -> Mapping[int, Ints]:
+    """Of the tokens of a request, of those of a step that has `total`."""
+    return {layer: ids.reshape(total, -1)[span].reshape(-1) for layer, ids in (experts or {}).items()}
 
 
 def floats(name: str, values: ArrayLike) -> Floats:

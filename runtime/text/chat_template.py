@@ -14,7 +14,7 @@ from typing import Any
 from dsv3c.runtime.errors import MessagesInvalid, TemplateTooCostly
 from dsv3c.runtime.text.template_process import TemplateProcess
 
-SECONDS = 1.5  # of CPU time
+SECONDS = 1.0  # of CPU time
 _SOURCE_LIMIT = 1 << 20
 
 

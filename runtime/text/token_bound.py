@@ -31,6 +31,11 @@ def bytes_of_longest_token(tokenizer: Any) -> int | None:
     return max(longest, max((len(token.content.encode()) for token in added), default=0))
 
 
+def has_byte_names(tokenizer: Any) -> bool:
+    """Whether names of tokens are decoded byte by byte."""
+    return tokenizer.decoder is not None and f'"{_BYTE_LEVEL}"'.encode() in tokenizer.decoder.__getstate__()
+
+
 def _state(part: Any) -> list[Mapping[str, Any]]:
     """The steps of a normaliser or pre-tokeniser, sequences taken apart; none for no such part."""
     return [] if part is None else list(_flat(json.loads(part.__getstate__())))

@@ -6,7 +6,7 @@ No code of a checkpoint is ever run; its chat template runs in a sandbox (`chat_
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from collections.abc import Sequence as Many
 from functools import cached_property
 from operator import index
@@ -24,7 +24,7 @@ from dsv3c.runtime.errors import (
     TokenizerMalformed,
     TokensInvalid,
 )
-from dsv3c.runtime.text.token_bound import bytes_of_longest_token
+from dsv3c.runtime.text.token_bound import bytes_of_longest_token, has_byte_names
 from dsv3c.runtime.turns import Turns
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Tokenizer:
         chat_template: str | bytes | None = None,
         data: bytes | None = None,
     ) -> None:
-        self._turns = Turns()
+        self._turns = Turns()  # at decoding; apart from the other, since steps wait for it, and a long text takes long
+        self._reading = Turns()  # at encoding
         data = (read_bytes(path, TOKENIZER_LIMIT) if data is None else data).removeprefix(codecs.BOM_UTF8)
         require_few_values(data, path, _TOKENIZER_VALUES)
         try:
@@ -119,8 +120,9 @@ class Tokenizer:
     def _bytes_of_longest_token(self) -> int | None:
         return bytes_of_longest_token(self._tokenizer)
 
-    def decode(self, ids: Many[int]) -> str:
-        """Text of ids without special tokens; bytes that are not UTF-8 become U+FFFD. Unknown ids give nothing.
+    def decode(self, ids: Many[int], kept: Container[int] = ()) -> str:
+        """Text of ids without special tokens, but for those that are kept; bytes that are not UTF-8 become U+FFFD.
+        Unknown ids give nothing.
 
         Raises TokensInvalid.
         """
@@ -128,13 +130,20 @@ class Tokenizer:
             numbers = [index(token) for token in ids]
         except TypeError as error:
             raise TokensInvalid(reason=str(error)) from error
+        if kept:
+            numbers = [token for token in numbers if token in kept or token not in self._special_ids]
         try:
             with self._turns:
-                return self._tokenizer.decode(numbers, skip_special_tokens=True)
+                return self._tokenizer.decode(numbers, skip_special_tokens=not kept)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             raise TokenizerMalformed(path=self._path, reason=f"cannot decode: {str(error)[:200]}") from error
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, content in added.items() if content.special)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, e.g. a special token."""
@@ -143,6 +152,16 @@ class Tokenizer:
         except UnicodeEncodeError:  # a lone surrogate is no text of a token
             return None
         return found
+
+    def token(self, token_id: int) -> str | None:
+        """The name of a token in the vocabulary, which of byte-level BPE has a character for each byte."""
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether names of tokens have a character for each byte."""
+        return has_byte_names(self._tokenizer)
 
     def differences(self, other: Tokenizer) -> list[int]:
         """Ids that do not stand for the same token in both, in order; what only one of them has is left out."""
@@ -159,6 +178,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template_source() is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """Its source."""
+        return self._template_source()
 
     def template_mentions(self, word: str) -> bool:
         """Whether the chat template has this word, such as the name of a message's field that it may use."""
@@ -191,7 +215,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise TextInvalid(reason="it has bytes that are not UTF-8, or lone surrogates") from error
         try:
-            with self._turns:
+            with self._reading:
                 return self._tokenizer.encode(text, add_special_tokens=special)
         except (KeyboardInterrupt, SystemExit):
             raise

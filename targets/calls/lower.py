@@ -11,7 +11,7 @@ from dsv3c.compiler.core.storage import dense_strides, strided
 from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, Paging
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.elementwise import Add, Concat, ScaleRows, Swiglu
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -114,6 +114,13 @@ def _add(value: Value, bounds: Bounds) -> KernelCall:
     a, b = value.inputs
     spec = Add(rows_of(value.shape[0], bounds), _int(value.shape[-1]))
     return KernelCall(spec, {"a": a, "b": b, "y": value})
+
+
+def _scale_rows(value: Value, bounds: Bounds) -> KernelCall:
+    x, factors, positions = value.inputs
+    rows, blocks = rows_of(x.shape[0], bounds), _int(factors.shape[0])
+    spec = ScaleRows(rows, _int(x.shape[-1]), blocks, _int(value.attrs["block"]), view_of(x))
+    return KernelCall(spec, {"x": x, "factors": factors, "positions": positions, "y": value})
 
 
 def _concat(value: Value, bounds: Bounds) -> KernelCall:
@@ -234,6 +241,7 @@ _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "rope": _rope,
     "add": _add,
     "concat": _concat,
+    "scale_rows": _scale_rows,
     "swiglu": _swiglu,
     "mla_write": _mla_write,
     "mla_absorbed": _mla_absorbed,

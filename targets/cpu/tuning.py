@@ -1,7 +1,8 @@
 """Numbers of the kernels that are found by measuring, and the records of what was found on which CPU.
 
-A record is artifacts/tuning/<cpu>.json: {"cpu", "level", "tuning": {parameter: value}, "measured": …}. It is made by
-`dsv3c tune` and read when an artifact is compiled for that CPU; it holds for the level that it was measured at.
+A record is artifacts/tuning/<cpu>.json: {"cpu", "level", "tuning": {parameter: value}, "measured": …}, of one core,
+which CPUs of many names have (`families`). It is made by `dsv3c tune` and read when an artifact is compiled on such a
+CPU; it holds for the level that it was measured at.
 """
 
 from __future__ import annotations
@@ -74,14 +75,6 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "context_chunk": (64, 128, 256, 512),
 }
 assert {field.name for field in fields(Tuning)} == SPACE.keys()
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A file name for this machine's CPU, from its model name, family and model: amd-epyc-26-2."""
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    found = [re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
-    words = " ".join(match[1] for match in found if match) or "unknown"
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:

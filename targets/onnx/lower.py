@@ -180,6 +180,14 @@ def _add(lowering: Lowering, value: Value) -> str:
     return lowering.b.node("Add", *(lowering[source] for source in value.inputs))
 
 
+def _scale_rows(lowering: Lowering, value: Value) -> str:
+    b, (x, factors, positions) = lowering.b, value.inputs
+    block = b.node("Div", lowering[positions], b.const(value.attrs["block"], "i64"))
+    which = b.node("Min", block, b.const(int(factors.shape[0]) - 1, "i64"))
+    factor = b.node("Gather", b.const(factors.attrs["data"], "f32"), b.reshape(which, -1))
+    return b.node("Mul", lowering[x], b.cast(b.reshape(factor, -1, 1), "f32"))
+
+
 def _concat(lowering: Lowering, value: Value) -> str:
     return lowering.b.node("Concat", *(lowering[source] for source in value.inputs), axis=value.attrs["axis"])
 
@@ -229,6 +237,7 @@ RULES: Mapping[str, Rule] = {
     "head_linear": _head_linear,
     "add": _add,
     "concat": _concat,
+    "scale_rows": _scale_rows,
     "reshape": _reshape,
     "slice": _slice,
     "take": _take,

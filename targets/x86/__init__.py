@@ -82,8 +82,8 @@ class X86:
         return of_names(LEVELS, self.only)
 
     def _tuned(self) -> tuple[IsaLevel, ...]:
+        from dsv3c.targets.cpu.families import cpu_name
         from dsv3c.targets.cpu.isa import tuned_levels
-        from dsv3c.targets.cpu.tuning import cpu_name
 
         return tuned_levels(self.levels(), self.cpu or cpu_name())
 

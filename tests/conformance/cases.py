@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.checkpoints import tensor_shapes, write_safetensors
+from tests.checkpoints import fuse_experts, tensor_shapes, text_config, write_safetensors
 from tests.conformance.configs import CONFIGS
 
 Array = NDArray[np.float32]
@@ -38,10 +38,12 @@ class Case:
         return bool(self.config.get("num_nextn_predict_layers"))
 
     def write(self, folder: Path) -> Path:
-        """The case as a checkpoint, one tensor an expert, as the published ones are."""
+        """The case as a checkpoint, one tensor an expert but for models that are published with one for all."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dict(self.config), indent=2))
-        write_safetensors(folder / "model.safetensors", self.tensors, {"format": "pt"})
+        stacked = self.config["model_type"] == "mistral4"
+        tensors = fuse_experts(self.tensors) if stacked else self.tensors
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
         return folder
 
 
@@ -55,7 +57,7 @@ def case(name: str) -> Case:
 
 
 def make_case(name: str, config: Mapping[str, Any], seed: int) -> Case:
-    vocab = config["vocab_size"]
+    vocab = text_config(config)["vocab_size"]
     stream = np.random.PCG64(seed + 1)
     lengths = [length + DECODED for length in PROMPTS]
     sequences = tuple((stream.random_raw(n) % np.uint64(vocab)).astype(np.int32) for n in lengths)
@@ -73,7 +75,8 @@ def weights(config: Mapping[str, Any], seed: int) -> dict[str, Array]:
     """Weights that keep activations and logits near 1, and route decisively."""
     stream = np.random.PCG64(seed)
     shapes = tensor_shapes(config)
-    return {name: _scaled(name, uniform(stream, shape), "lm_head.weight" in shapes) for name, shape in shapes.items()}
+    has_head = any(name.endswith("lm_head.weight") for name in shapes)
+    return {name: _scaled(name, uniform(stream, shape), has_head) for name, shape in shapes.items()}
 
 
 def _scaled(name: str, value: Array, has_head: bool) -> Array:

@@ -1,4 +1,4 @@
-"""Small configs of the four model types, each with something that a compiler likes to get wrong.
+"""Small configs of all model types, each with something that a compiler likes to get wrong.
 
 Between them: q_lora_rank null; one group and four; real head sizes (192/64/256 and 128/64/128); widths that no power of
 two divides; widths and vocabularies that are no multiple of 16; 5 heads; 0, 1 and 3 shared experts; YaRN with two
@@ -149,6 +149,70 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         q_lora_rank=None,
         rope_interleave=False,
     ),
+    "kimi-k25-yarn": tiny_config(
+        "kimi_k25",
+        vocab_size=131,
+        num_hidden_layers=2,
+        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "v32-mtp-yarn": tiny_config(
+        "deepseek_v32",
+        num_hidden_layers=2,
+        num_nextn_predict_layers=1,
+        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "glm-dsa-real-heads": tiny_config(
+        "glm_moe_dsa",
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        kv_lora_rank=512,
+        qk_nope_head_dim=192,
+        qk_rope_head_dim=64,
+        v_head_dim=256,
+        index_head_dim=128,
+        n_group=1,
+        topk_group=1,
+        rms_norm_eps=1e-5,
+    ),
+    "axk1-grouped-yarn": tiny_config(
+        "axk1",
+        vocab_size=259,
+        rms_norm_eps=1e-2,
+        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "mistral4-scaled-queries": tiny_config(
+        "mistral4",
+        vocab_size=131,
+        rope_theta=...,
+        rope_parameters={
+            **yarn(mscale=1.0, mscale_all_dim=1.0),
+            "original_max_position_embeddings": 16,
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    ),
+    "mistral4-one-group": tiny_config(
+        "mistral4",
+        num_hidden_layers=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=None,
+        first_k_dense_replace=0,
+        n_shared_experts=3,
+        routed_scaling_factor=1.0,
+        rope_parameters={**yarn(mscale=1.0, mscale_all_dim=0.5), "rope_theta": 1e6, "llama_4_scaling_beta": 0.1},
+    ),
+    "minicpm3-longrope": tiny_config(
+        "minicpm3",
+        vocab_size=131,
+        hidden_size=80,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        rms_norm_eps=1e-2,
+        original_max_position_embeddings=400,
+        rope_scaling={"type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.5], "long_factor": [1.0, 1.2, 4.0, 9.0]},
+    ),
+    "minicpm3-own-head": tiny_config("minicpm3", tie_word_embeddings=False, q_lora_rank=None, scale_depth=2.0),
     "youtu-own-head-yarn": tiny_config(
         "youtu",
         tie_word_embeddings=False,

@@ -1,4 +1,4 @@
-"""Write tests/goldens/conformance/*.npz, logits of transformers: python -m tests.conformance.make_goldens
+"""Write tests/goldens/conformance/*.npz, logits of transformers: python -m tests.conformance.make_goldens [CONFIG …]
 
 One file a config, with config.json as text, the seed of the weights, the two token sequences, and the logits of some of
 their tokens: both sides of the page boundary at 16, the last of the prompt, all that are decoded. The weights are made
@@ -8,6 +8,7 @@ again from the seed, so a file stays small and a test needs numpy alone.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,9 +21,12 @@ from tests.conformance.reference import Reference
 FOLDER = Path(__file__).parents[1] / "goldens" / "conformance"
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Write the files of these configs, of all when none is named."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, config in CONFIGS.items():
+        if names and name not in names:
+            continue
         made = case(name)
         with tempfile.TemporaryDirectory() as folder:
             reference = Reference(made.write(Path(folder)))
@@ -39,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

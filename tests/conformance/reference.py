@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        # It is there, but not among those that a config finds.
+        found = (transformers.Mistral4Config, transformers.Mistral4ForCausalLM)
+        transformers.AutoModelForCausalLM.register(*found, exist_ok=True)
+        wrapped = "text_config" in json.loads((folder / "config.json").read_text())
+        kind = transformers.AutoModelForImageTextToText if wrapped else transformers.AutoModelForCausalLM
+        self.model: Any = kind.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
         ).eval()
 
@@ -57,6 +63,8 @@ class Reference:
         config = self.model.config
         config.num_mtp_layers = 1
         config.mtp_mlp_layer_types = ["sparse"]
+        if getattr(config, "layer_types", None):
+            config.mtp_layer_types = ["full_attention"]  # a mask for sparse attention is not among those it makes
         model = MtpModel(self.model, 1).eval()
         prefix = f"model.layers.{case.config['num_hidden_layers']}."
         given = {name.removeprefix(prefix): value for name, value in case.tensors.items() if name.startswith(prefix)}

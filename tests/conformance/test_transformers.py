@@ -118,6 +118,9 @@ CHANGES = {
     "v3-mtp-yarn": [("rope_scaling", None)],
     "v2-group-limited-yarn": [("topk_method", "greedy"), ("topk_group", 3)],
     "glm-grouped-5-heads": [("rms_norm_eps", 1e-6)],
+    "axk1-grouped-yarn": [("rms_norm_eps", 1e-6)],
+    "mistral4-scaled-queries": [("n_group", 1), ("topk_group", 3)],
+    "minicpm3-own-head": [("scale_emb", 11), ("scale_depth", 1.9), ("dim_model_base", 17)],
     "youtu-own-head-yarn": [("rope_scaling", None), ("rms_norm_eps", 1e-6)],
 }
 

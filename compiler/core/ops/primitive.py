@@ -181,6 +181,19 @@ def evaluate_take(table: Any, ids: Array) -> Array:
     return rows
 
 
+def infer_scale_rows(x: TensorType, factors: TensorType, positions: TensorType, block: int) -> TensorType:
+    """x [T, D], factors [B], positions [T]."""
+    require_dtype(F32, x, factors)
+    require(positions.dtype == I32 and positions.shape == x.shape[:1], f"positions are i32[{x.shape[0]}]")
+    require(len(x.shape) == 2 and len(factors.shape) == 1 and block > 0, "x is [T, D], factors are [B]")
+    return x
+
+
+def evaluate_scale_rows(x: Array, factors: Array, positions: Array, block: int) -> Array:
+    """Each row times the factor of its block of positions; the last factor stands for all blocks behind it too."""
+    return float32(x * factors[np.minimum(positions // block, len(factors) - 1)][:, None])
+
+
 def infer_take_along(x: TensorType, ids: TensorType) -> TensorType:
     require(ids.dtype == I32, "ids are i32")
     require(x.shape[:-1] == ids.shape[:-1], "x and ids agree in all but the last dim")
@@ -304,6 +317,7 @@ TABLE = op_table(
     Op("slice", infer_slice, evaluate_slice, role="view"),
     Op("concat", infer_concat, evaluate_concat),
     Op("take", infer_take, evaluate_take),
+    Op("scale_rows", infer_scale_rows, evaluate_scale_rows),
     Op("take_along", infer_take_along, evaluate_take_along),
     Op("put_along", infer_put_along, evaluate_put_along),
     Op("top_k", infer_top_k, evaluate_top_k),

@@ -15,7 +15,16 @@ from dsv3c.compiler.formats import rows, rows16
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, mla_write_operands
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
+from dsv3c.targets.calls.elementwise import (
+    Add,
+    Concat,
+    ScaleRows,
+    Swiglu,
+    add_operands,
+    concat_operands,
+    scale_rows_operands,
+    swiglu_operands,
+)
 from dsv3c.targets.calls.embedding import Take, take_operands
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -46,6 +55,7 @@ _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, 
     MlaWrite: (mla_write_operands, cache.build),
     Add: (add_operands, elementwise.build_add),
     Concat: (concat_operands, elementwise.build_concat),
+    ScaleRows: (scale_rows_operands, elementwise.build_scale_rows),
     Swiglu: (swiglu_operands, elementwise.build_swiglu),
     Take: (take_operands, embedding.build),
     Linear: (linear.operands, linear.build),

@@ -1,10 +1,22 @@
-"""add, swiglu and concat over rows."""
+"""add, swiglu, concat and scale_rows over rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
+from dsv3c.targets import tir as T
+from dsv3c.targets.calls.elementwise import (
+    Add,
+    Concat,
+    ScaleRows,
+    Swiglu,
+    add_operands,
+    concat_operands,
+    scale_rows_operands,
+    swiglu_operands,
+)
+from dsv3c.targets.calls.operands import view_of
+from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer, PrimFunc, prim_func, rows_loop
 from dsv3c.targets.cpu.kernels.vector import columns, load, silu, store
@@ -62,3 +74,24 @@ def build_concat(spec: Concat, level: IsaLevel) -> PrimFunc:
         rows_loop(buffers["control"], spec.rows, width, row)
 
     return prim_func(concat_operands(spec), body)
+
+
+def build_scale_rows(spec: ScaleRows, level: IsaLevel) -> PrimFunc:
+    view = view_of(spec.view, 1, spec.d)
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        x, y = buffers["x"], buffers["y"]
+
+        def row(m: Expr) -> None:
+            start = T.bind(view.start(m))
+            block = T.min(T.floordiv(buffers["positions"][m], spec.block), spec.blocks - 1)
+            factor = T.bind(buffers["factors"][block])
+
+            def column(at: Expr, lanes: int) -> None:
+                store(y, m * spec.d + at, load(x, start + at, lanes) * splat(factor, lanes), lanes)
+
+            columns(spec.d, column)
+
+        rows_loop(buffers["control"], spec.rows, spec.d, row)
+
+    return prim_func(scale_rows_operands(spec), body)

@@ -13,7 +13,16 @@ from typing import Any
 
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
 from dsv3c.targets.calls.cache import MlaWrite, mla_write_operands
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu, add_operands, concat_operands, swiglu_operands
+from dsv3c.targets.calls.elementwise import (
+    Add,
+    Concat,
+    ScaleRows,
+    Swiglu,
+    add_operands,
+    concat_operands,
+    scale_rows_operands,
+    swiglu_operands,
+)
 from dsv3c.targets.calls.embedding import Take, take_operands
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
@@ -37,6 +46,7 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     MlaWrite: (mla_write_operands, paged.write),
     Add: (add_operands, rows.add_rows),
     Concat: (concat_operands, rows.concat),
+    ScaleRows: (scale_rows_operands, rows.scale_rows),
     Swiglu: (swiglu_operands, rows.swiglu),
     Take: (take_operands, rows.take),
     experts.PairDown: (experts.pair_down_operands, experts.pair_down),

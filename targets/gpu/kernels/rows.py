@@ -1,4 +1,4 @@
-"""Kernels that treat rows on their own: take, rms_norm, rope_table, rope, add, swiglu, concat.
+"""Kernels that treat rows on their own: take, rms_norm, rope_table, rope, add, swiglu, concat, scale_rows.
 
 Their specs are those of dsv3c.targets.calls. Elementwise ones have a thread an element.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.elementwise import Add, Concat, ScaleRows, Swiglu
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.norm import RmsNorm
 from dsv3c.targets.calls.operands import Operand, Rows, view_of
@@ -141,6 +141,17 @@ def add_rows(spec: Add, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     def body(buffers: Buffers, row: Expr, column: Expr) -> None:
         at = T.bind(row * spec.d + column)
         store(buffers["y"], at, buffers["a"][at] + buffers["b"][at])
+
+    return elementwise(operands, spec.rows, spec.d, body)
+
+
+def scale_rows(spec: ScaleRows, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    view = view_of(spec.view, 1, spec.d)
+
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        block = T.bind(T.min(T.floordiv(buffers["positions"][row], spec.block), spec.blocks - 1))
+        scaled = buffers["x"][view.start(row) + column] * buffers["factors"][block]
+        store(buffers["y"], row * spec.d + column, scaled)
 
     return elementwise(operands, spec.rows, spec.d, body)
 

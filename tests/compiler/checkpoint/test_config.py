@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler.checkpoint.config import MODEL_TYPES, SAME_AS, ModelConfig, load_config
+from dsv3c.compiler.checkpoint.config import MODEL_TYPES, ModelConfig, load_config
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS
 from dsv3c.compiler.checkpoint.rope import RopeScaling
 from dsv3c.compiler.errors import (
     CheckpointError,
@@ -60,10 +61,10 @@ def test_the_derived_sizes() -> None:
 def test_every_model_type(model_type: str) -> None:
     config = parse(model_type)
     assert config.model_type == SAME_AS.get(model_type, model_type)
-    kind = "dense" if config.model_type == "youtu" else "sparse"
+    kind = "dense" if MEMBERS[config.model_type].dense else "sparse"
     assert config.mlp_layer_types == ("dense", kind, kind)
-    assert config.scoring_func == ("softmax" if model_type == "deepseek_v2" else "sigmoid")
-    assert config.tie_word_embeddings == (config.model_type == "youtu")
+    assert config.scoring_func == ("softmax" if model_type in ("deepseek_v2", "mistral4") else "sigmoid")
+    assert config.tie_word_embeddings == MEMBERS[config.model_type].dense
 
 
 def test_the_manifest_form_is_json() -> None:
@@ -218,7 +219,8 @@ JSON_VALUES = st.recursive(
     max_leaves=5,
 )
 KEYS = sorted({*tiny_config("deepseek_v3"), "mlp_layer_types", "rope_scaling", "rope_parameters", "quantization_config",
-               "num_nextn_predict_layers", "moe_layer_freq", "num_mtp_layers", "rope_interleave"})  # fmt: skip
+               "num_nextn_predict_layers", "moe_layer_freq", "num_mtp_layers", "rope_interleave",
+               "index_topk", "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

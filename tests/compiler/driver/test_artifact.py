@@ -239,17 +239,6 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         artifact.check_free(tmp_path / "third", overwrite=False)
 
 
-def test_the_tokenizer_is_copied_as_it_is(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    (source / "tokenizer.json").write_bytes(b"\x00\xff{}")
-    (source / "config.json").write_text("{}")
-    artifact.copy_side_files(source, target)
-    assert names(target) == ["tokenizer.json"]
-    assert (target / "tokenizer.json").read_bytes() == b"\x00\xff{}"
-
-
 def test_the_file_table_has_hash_and_size_of_every_file(tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "a.so").write_bytes(b"abc")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, parse_graph
 from dsv3c.compiler.driver import checks, pipeline
@@ -27,7 +28,7 @@ from dsv3c.passes.simplify import Simplify
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import TARGET
 
-MODEL_TYPES = ("deepseek_v3", "deepseek_v2", "kimi_k2", "glm4_moe_lite", "youtu")
+MODEL_TYPES = (*MEMBERS, *SAME_AS, *WRAPPERS)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,16 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
     graph, counts = run(source, form, CompileOptions(quant="float32"))
     n_layers = source.config.num_hidden_layers
     assert graph.count(f"mla_{form}") == graph.count("mla_write") == n_layers
-    assert counts["fuse-moe"] == sum(source.config.is_moe(layer) for layer in range(n_layers))
+    n_sparse = sum(source.config.is_moe(layer) for layer in range(n_layers))
+    assert {name: count for name, count in counts.items() if name.startswith("fuse-")} == {
+        "fuse-rms-norm": 4 * n_layers + 1 + (n_sparse if source.config.post_mlp_norm else 0),
+        "fuse-rope": 2 * n_layers,
+        "fuse-qkv-a": n_layers,
+        "fuse-mla": 2 * n_layers,
+        "fuse-router": 2 * n_sparse,
+        "fuse-moe": n_sparse,
+        "fuse-swiglu": n_layers - n_sparse,
+    }
 
 
 @pytest.mark.parametrize("quant", ["float32", "bfloat16", "int8-g64", "int4-g32-asym"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver.text_files import check, settle_defaults
-from dsv3c.compiler.errors import CheckpointError, JsonError, PointerFileError, UnreadableFileError
+from dsv3c.compiler.driver.text_files import check, settle, settle_defaults, tokenizer_of
+from dsv3c.compiler.errors import CheckpointError, JsonError, NoTokenizerError, PointerFileError, UnreadableFileError
 from dsv3c.runtime.errors import TokenizerMalformed
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 
 BOM = b"\xef\xbb\xbf"
+BYTES_ALONE = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+KIMI = "tokenization_kimi.TikTokenTokenizer"
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_files_that_are_right_are_worth_no_words(source: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("beside", "way"),
     [
-        ("tiktoken.model", "convert_tiktoken_to_fast"),
+        ("tiktoken.model", "no token for the byte 0x00"),
         ("tokenizer.model", "save_pretrained"),
         ("other", "put it beside"),
     ],
@@ -55,8 +58,34 @@ def test_files_that_are_right_are_worth_no_words(source: Checkpoint) -> None:
 def test_without_a_tokenizer_a_way_to_one_is_named(source: Checkpoint, beside: str, way: str) -> None:
     (source.path / "tokenizer.json").unlink()
     (source.path / beside).write_text("IQ== 0\n")
-    (note,) = notes(source)
+    (note,) = notes(source, tokenizer_config__json={"auto_map": {"AutoTokenizer": [KIMI, None]}})
     assert "token ids only" in note and way in note
+
+
+def test_a_tiktoken_vocabulary_becomes_the_tokenizer_of_the_artifact(source: Checkpoint, tmp_path: Path) -> None:
+    (source.path / "tokenizer.json").unlink()
+    (source.path / "tiktoken.model").write_bytes(BYTES_ALONE)
+    (note,) = notes(source, tokenizer_config__json={"auto_map": {"AutoTokenizer": [KIMI, None]}})
+    assert note == "tokenizer.json is made from tiktoken.model"
+    assert tokenizer_of(source.path).encode_plain("ab") == [97, 98]
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    settle(source.path, artifact, source.config)
+    assert len((artifact / "tokenizer.json").read_bytes()) > 1000
+    assert {path.name for path in artifact.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert "tiktoken.model" in Checkpoint.open(source.path).files()
+
+
+def test_a_vocabulary_of_an_unknown_class_is_told(source: Checkpoint, tmp_path: Path) -> None:
+    (source.path / "tokenizer.json").unlink()
+    (source.path / "tiktoken.model").write_bytes(BYTES_ALONE)
+    (note,) = notes(source, tokenizer_config__json={"tokenizer_class": "OtherTokenizer"})
+    assert "token ids only" in note and "'OtherTokenizer'" in note
+    (tmp_path / "artifact").mkdir()
+    settle(source.path, tmp_path / "artifact", source.config)
+    assert not (tmp_path / "artifact" / "tokenizer.json").exists()
+    with pytest.raises(NoTokenizerError):
+        tokenizer_of(source.path)
 
 
 @pytest.mark.parametrize(

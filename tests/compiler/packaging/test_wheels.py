@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import dsv3c.runtime
+from dsv3c.compiler.cli.package import SERVER
 from dsv3c.compiler.packaging import wheels
 
 
@@ -31,6 +32,14 @@ def test_requirements_are_those_of_the_runtime() -> None:
         *("apache-tvm-ffi", "click", "jinja2", "numpy", "tokenizers")
     }
     assert wheels.requirements("plan9") == wheels.requirements("x86")
+
+
+def test_extras_may_be_taken_along() -> None:
+    base = set(wheels.requirements("x86"))
+    added = {wheels._project(line) for line in wheels.requirements("x86", None, SERVER)} - set(
+        map(wheels._project, base)
+    )
+    assert added == {"starlette", "sse-starlette", "uvicorn", "prometheus-client"}
 
 
 def test_a_target_may_need_more() -> None:

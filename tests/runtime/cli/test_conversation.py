@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dsv3c.runtime import load
 from dsv3c.runtime.cli.conversation import Conversation
-from dsv3c.runtime.engine.generation import Event, Generation
+from dsv3c.runtime.engine.generation import Event, Generation, Task
 from dsv3c.runtime.errors import ParameterInvalid, StepInvalid, UnknownParameter
 from dsv3c.runtime.model import Model
 from dsv3c.runtime.text.thoughts import Piece
@@ -27,19 +26,19 @@ def model(talking: Path) -> Iterator[Model]:
         yield model
 
 
-def answering(model: Model, monkeypatch: pytest.MonkeyPatch, *texts: str | Exception) -> list[Any]:
-    """Lets the model answer with these pieces of text; returns the prompts that it is asked then."""
-    asked: list[Any] = []
+def answering(model: Model, monkeypatch: pytest.MonkeyPatch, *texts: str | Exception) -> list[Task]:
+    """Lets the model answer with these pieces of text; returns the tasks that it is given then."""
+    asked: list[Task] = []
 
-    def events(prompt: Any, **how: Any) -> Iterator[Event]:
-        asked.append(prompt)
+    def events(task: Task) -> Iterator[Event]:
+        asked.append(task)
         for text in texts:
             if isinstance(text, Exception):
                 raise text
             yield Event(text, 5)
         yield Event("", None, Generation("".join(map(str, texts)), (5,) * len(texts), "stop", 3, 1.0, 1.0, 1))
 
-    monkeypatch.setattr(model, "submit", events)
+    monkeypatch.setattr(model, "hand_in", events)
     return asked
 
 
@@ -101,14 +100,13 @@ def test_thoughts_are_told_apart_and_left_to_the_template(
     assert conversation.messages[1] == {"role": "assistant", **message}
 
 
-def test_tags_that_are_special_tokens_are_seen(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tags_that_are_special_tokens_are_in_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.tokenizer, "token_id", lambda tag: {"<think>": 1, "</think>": 0}[tag])
     conversation = Conversation(model, {})
-    done = Generation("aHi", (1, 5, 0, 6), "stop", 3, 1.0, 1.0, 1)
-    events = [Event("", 1), Event("a", 5), Event("", 0), Event("Hi", 6), Event("", None, done)]
-    monkeypatch.setattr(model, "submit", lambda prompt, **how: events)
-    assert list(conversation.ask("Q")) == [("a", True), ("Hi", False)]
-    assert conversation.messages[1]["content"] == "<think>a</think>Hi"
+    tasks = answering(model, monkeypatch, "Hi")
+    list(conversation.ask("Q"))
+    (decode,) = (task.decode for task in tasks)
+    assert decode is not None and decode([1, 5, 0, 6]) == "<e>3<b>4"
 
 
 def test_parameters_are_checked_as_a_whole_before_one_changes(model: Model) -> None:

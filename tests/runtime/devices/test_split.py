@@ -19,6 +19,8 @@ from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.devices.device import Device
 from dsv3c.runtime.devices.split import SplitDevice, above, below, layer_count, open_split
+from dsv3c.runtime.engine import saved_prefixes
+from dsv3c.runtime.engine.prefix_cache import PrefixCache
 from dsv3c.runtime.engine.saved import restore, save
 from dsv3c.runtime.engine.session import Request, Session
 from dsv3c.runtime.errors import CannotSplit, NoCallTimes, PlanInvalid, SavedElsewhere
@@ -152,6 +154,28 @@ def test_a_saved_conversation_has_the_rows_of_both_sides_and_names_both_artifact
         else:
             sequence = restore(tmp_path / "talk", session, upper, 100).sequence
         found += session.run([Request(sequence, session.tokens([7]), "last")])
+        device.close()
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_saved_prefix_cache_has_the_rows_of_both_sides(artifact: Artifact, tmp_path: Path) -> None:
+    found = []
+    for first in (True, False):
+        upper, device = open_split(artifact, artifact, 2, on_cpu, on_cpu)
+        session = Session(upper.plan, device, artifact.manifest.vocab_size)
+        prefixes, tokens = PrefixCache(session.pool), session.tokens([5 + step % 40 for step in range(100)])
+        if first:
+            sequence = session.new_sequence()
+            session.run([Request(sequence, tokens, "none")])
+            prefixes.insert(sequence, tokens)
+            sequence.close()
+            saved_prefixes.save(tmp_path / "pages", session, upper, prefixes)
+        else:
+            saved_prefixes.restore(tmp_path / "pages", session, upper, prefixes)
+        sequence = session.new_sequence()
+        there = prefixes.match(sequence, tokens)
+        assert there > 0
+        found += session.run([Request(sequence, tokens[there:], "last")])
         device.close()
     np.testing.assert_array_equal(*found)
 

@@ -146,3 +146,18 @@ def test_a_second_question_about_the_same_text_starts_at_once(model: Model, bund
     again = model.generate(prompt, max_new_tokens=4, temperature=0)
     assert again.token_ids == first.token_ids
     assert again.cached_tokens == 448
+
+
+def test_a_second_start_does_not_read_a_long_conversation_again(
+    artifact: Path, bundled_model: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
+    with runtime.load(artifact, context=2048) as first:
+        talk = first.encode((bundled_model / "eval.txt").read_text(encoding="utf-8")[:16000])[:2000]
+        talk += first.generate(talk, **how).token_ids
+        assert first.save_prefixes(tmp_path / "pages") == 2000
+        expected = first.generate([*talk, 7], **how)
+    with runtime.load(artifact, context=2048) as second:
+        assert second.restore_prefixes(tmp_path / "pages") == 2000
+        answer = second.generate([*talk, 7], **how)
+    assert (answer.token_ids, answer.cached_tokens) == (expected.token_ids, 2000)

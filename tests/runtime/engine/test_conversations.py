@@ -1,4 +1,4 @@
-"""What is cached of a text outlives the model: it is saved, restored, and not read again."""
+"""What is cached outlives the model: a text, or all there is, is saved, restored, and not read again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsv3c.runtime import load
-from dsv3c.runtime.errors import SavedDamaged
+from dsv3c.runtime.errors import ModelClosed, SavedDamaged
 from dsv3c.runtime.model import Model
 from tests.runtime import toy
 from tests.runtime.cli.toy_program import use_toy_device
@@ -66,3 +66,27 @@ def test_a_damaged_file_leaves_the_model_as_it_was(models: tuple[Model, Model], 
         after.restore_session(tmp_path / "text")
     assert after.generate(TEXT, max_new_tokens=1).cached_tokens == 0
     assert after.session.pool.free_pages == after.session.pool.pages
+
+
+def test_all_texts_are_restored_at_once(models: tuple[Model, Model], tmp_path: Path) -> None:
+    before, after = models
+    texts = [TEXT, [7, *TEXT], TEXT[:9] + [5] * 8]
+    answers = before.generate_batch(texts, max_new_tokens=5, ignore_eos=True)
+    saved = before.save_prefixes(tmp_path / "pages")
+    assert after.restore_prefixes(tmp_path / "pages") == saved > 0
+    for text, answer in zip(texts, answers, strict=True):
+        again = after.generate(text, max_new_tokens=5, ignore_eos=True)
+        assert (again.token_ids, again.cached_tokens) == (answer.token_ids, (len(text) - 1) // 4 * 4)
+    for model in models:
+        assert model.session.pool.free_pages == model.session.pool.pages
+
+
+def test_a_model_without_a_prefix_cache_saves_and_restores_nothing(models: tuple[Model, Model], tmp_path: Path) -> None:
+    before, _ = models
+    before.save_prefixes(tmp_path / "pages")
+    content = (tmp_path / "pages").read_bytes()
+    with load(before.artifact.folder, prefix_cache=False) as model:
+        assert model.restore_prefixes(tmp_path / "pages") == model.save_prefixes(tmp_path / "pages") == 0
+    assert (tmp_path / "pages").read_bytes() == content
+    with pytest.raises(ModelClosed):
+        model.save_prefixes(tmp_path / "pages")

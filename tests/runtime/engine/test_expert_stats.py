@@ -140,6 +140,48 @@ def test_an_answer_is_the_same_while_experts_are_counted(model: Model) -> None:
         assert model.generate([5, 6, 7], **how).token_ids == alone
 
 
+def test_a_request_that_asks_gets_the_experts_of_its_own_tokens(
+    model: Model, texts: list[Ids], truth: list[dict[int, Ids]], checkpoint: Checkpoint
+) -> None:
+    how: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True}
+    asking = [model.submit(texts[0], experts=True, **how), model.submit(texts[1], experts=True, **how)]
+    beside = model.submit([7, 8, 9], **how)
+    (first,), (second,), (other,) = (ticket.results() for ticket in (*asking, beside))
+    assert other.experts is None
+    for visits, found in zip(truth, (first, second), strict=True):
+        assert found.experts is not None
+        assert counts_of(found.experts.prompt) == counted(visits, EXPERTS)
+        assert {sum(counts) for counts in counts_of(found.experts.answer).values()} == {5 * TOP_K}
+    assert second.experts is not None
+    fed = np.concatenate([texts[1], np.array(second.token_ids[:-1], np.int32)])  # the last token is not fed
+    answer = {layer: ids[texts[1].size :] for layer, ids in visited(checkpoint, fed).items()}
+    assert counts_of(second.experts.answer) == counted(answer, EXPERTS)
+
+
+def test_counts_of_a_request_are_told_by_layer(model: Model) -> None:
+    found = model.generate([5, 6, 7], experts=True, max_new_tokens=1).experts
+    assert found is not None
+    told = found.to_json()
+    assert (told["experts"], told["top_k"], told["prompt_tokens"], told["answer_tokens"]) == (EXPERTS, TOP_K, 3, 0)
+    assert [layer["layer"] for layer in told["layers"]] == LAYERS
+    assert {sum(layer["prompt"]) for layer in told["layers"]} == {3 * TOP_K}
+    assert {sum(layer["answer"]) for layer in told["layers"]} == {0}
+
+
+def test_experts_of_all_beams_count_together(model: Model) -> None:
+    found = model.generate([5, 6, 7], experts=True, num_beams=3, max_new_tokens=4, ignore_eos=True).experts
+    assert found is not None
+    assert (found.prompt.tokens, found.answer.tokens) == (3, 9)
+
+
+def test_a_request_for_experts_is_refused_where_there_are_none(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParameterInvalid, match="experts"):
+        model.submit([5], experts=1)
+    monkeypatch.setattr(model, "config", {**model.config, "n_routed_experts": 0})
+    with pytest.raises(NoExperts):
+        model.submit([5], experts=True)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_an_artifact_that_does_not_say_is_to_be_compiled_again(version: str) -> None:
     with runtime.load(TESTS / "goldens" / "artifacts" / version / "model") as model:

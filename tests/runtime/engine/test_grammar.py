@@ -200,3 +200,9 @@ def test_a_grammar_that_leads_nowhere_is_told_where_it_does(tokenizer: Tokenizer
     constraint = follow(grammar='start: "c" X\nX: /a[^\\s\\S]/')
     with pytest.raises(errors.GrammarFailed, match=r"after 1 tokens of the answer .* allows no text here"):
         allowed(constraint, after(tokenizer, "c"))
+
+
+def test_a_schema_that_would_take_long_to_compile_is_refused_before(follow: Compile) -> None:
+    kinds = [{"type": "object", "properties": {f"{kind} {n}": {} for n in range(30)}} for kind in range(300)]
+    with pytest.raises(errors.GrammarInvalid, match=r"json_schema cannot be followed: .* too big"):
+        follow(json_schema=json.dumps({"anyOf": kinds}))

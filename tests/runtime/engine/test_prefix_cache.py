@@ -148,6 +148,21 @@ def test_a_shorter_sequence_is_cached_anew_from_where_it_ends(
     assert cache.match(Sequence(pool, MAX_PAGES), ints(1, 2, 5, 6, 7)) == 4
 
 
+def test_what_a_fork_holds_longer_than_what_it_continues_stands_behind_that(pool: PagePool, cache: PrefixCache) -> None:
+    first, second = Sequence(pool, MAX_PAGES), Sequence(pool, MAX_PAGES)
+    for sequence, length in ((first, 4), (second, 2)):
+        sequence.reserve(length)
+        sequence.length = length
+    fork = first.fork(3)
+    cache.insert(second, ints(1, 2))
+    cache.insert(first, ints(1, 2, 3, 4))  # takes the other's page for its own first, which the fork keeps
+    pages = first.pages.tolist()
+    for sequence in (first, second):
+        sequence.close()
+    assert pool.idle == (pages[0],) and fork.pages[1] == pages[1]
+    assert list(cache.by_use().values()) == pages
+
+
 def test_only_empty_sequences_of_the_pool_take_pages(pool: PagePool, cache: PrefixCache) -> None:
     sequence = filled(cache, pool, 1, 2, 3)
     with pytest.raises(errors.PageMisuse, match="holds 2 pages"):
@@ -298,6 +313,13 @@ class Prefixes(RuleBasedStateMachine):
         assert all(row is not None and len(row) % PAGE_SIZE == 0 for row in known.values())
         parents = {row[:-PAGE_SIZE] for row in known.values()} - {()}
         assert parents <= set(known.values()), "a page went before one that continues it"
+
+    @invariant()
+    def what_was_used_last_is_whole_from_its_beginning(self) -> None:
+        order = [self._rows(page)[-1] for page in self.cache.by_use().values()]
+        assert len(order) == self.cache.cached_pages
+        for place, row in enumerate(order):
+            assert row[:-PAGE_SIZE] in {(), *order[:place]}
 
 
 Prefixes.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)

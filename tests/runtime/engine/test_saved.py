@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +16,12 @@ from hypothesis import strategies as st
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.engine import saved
+from dsv3c.runtime.engine import saved_file
 from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.saved import Saved, require_place, restore, save
 from dsv3c.runtime.engine.session import Request, Session
 from tests.runtime import toy
+from tests.runtime.sealed import parts, resealed
 
 CONTEXT, PAGES = 40, 16
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], np.int32)
@@ -92,7 +91,7 @@ def test_an_empty_conversation_is_saved_too(tmp_path: Path, artifact: Artifact, 
 def test_long_runs_of_pages_are_moved_in_pieces(
     tmp_path: Path, artifact: Artifact, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved, "_RUN", 2)
+    monkeypatch.setattr(saved_file, "_RUN", 2)
     sequence = session.new_sequence()
     feed(session, sequence, TOKENS)
     save(tmp_path / "a", session, artifact, sequence, TOKENS)
@@ -202,27 +201,6 @@ def test_a_session_that_is_closed_neither_saves_nor_restores(path: Path, artifac
         restore(path, session, artifact, CONTEXT)
     with pytest.raises(errors.ModelClosed):
         save(path, session, artifact, session.new_sequence(), TOKENS)
-
-
-def resealed(whole: bytes, header: dict[str, Any], about: Any = None) -> bytes:
-    """The file with another header, or another `about`, and the hash that fits."""
-    length = int.from_bytes(whole[:8], "little")
-    data = whole[8 + length : -32]
-    if about is not None:
-        begin, end = parts(whole)[0]["about"]["data_offsets"]
-        content = json.dumps(about).encode()
-        data = data[:begin] + content + b" " * (end - begin - len(content)) + data[end:]
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    sealed = len(text).to_bytes(8, "little") + text + data
-    return sealed + hashlib.sha256(sealed).digest()
-
-
-def parts(whole: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + length])
-    begin, end = (8 + length + offset for offset in header["about"]["data_offsets"])
-    return header, json.loads(whole[begin:end])
 
 
 def test_what_the_tests_seal_is_restored(path: Path, whole: bytes, artifact: Artifact, session: Session) -> None:

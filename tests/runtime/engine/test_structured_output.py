@@ -105,6 +105,13 @@ def test_forced_tokens_are_read_together_and_not_drawn(model: Model, monkeypatch
     assert len(steps) == drawn < len(found.token_ids)
 
 
+def test_forced_tokens_that_were_cached_are_none_of_the_prompt(model: Model) -> None:
+    forced = "the king of the golden mountain, who had three sons and a daughter, and the name of the first was "
+    found = [model.generate(PROMPT, **DRAWN, regex=f"{forced}[A-Z][a-z]", seed=1) for _ in range(2)][-1]
+    assert found.forced_tokens > model.artifact.plan.page_size
+    assert 0 < found.cached_tokens <= found.prompt_tokens
+
+
 def test_what_is_forced_altogether_takes_no_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.session, "chunks", lambda requests: pytest.fail("a step"))
     events = list(model.stream(PROMPT, regex="hello world"))

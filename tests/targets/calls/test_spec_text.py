@@ -8,6 +8,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
+from dsv3c.targets.calls.elementwise import ScaleRows
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.calls.spec_text import BadSpecError, UnknownLevelError, check_level, parse_spec
 from dsv3c.targets.cpu.kernels import SPECS
@@ -21,10 +22,10 @@ from tests.conftest import BUNDLED_MODEL
 
 @pytest.fixture(scope="module")
 def specs() -> list[object]:
-    """Those of all kernels of the bundled model on a CPU."""
+    """Those of all kernels of the bundled model on a CPU, and those that only other models need."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    return list(plan(lowered.entries, lowered.bounds).kernels)
+    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192)]
 
 
 def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:

@@ -7,7 +7,7 @@ from dsv3c.compiler.formats import quant, rows16
 from dsv3c.compiler.formats.activations import quantize_rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.targets.calls.elementwise import Add, Concat, Swiglu
+from dsv3c.targets.calls.elementwise import Add, Concat, ScaleRows, Swiglu
 from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.norm import RmsNorm
@@ -138,6 +138,15 @@ def elementwise_cases(t, d):
     yield f"concat-t{t}-d{d}", (Concat(rows, d, 2 * d), both, {"y": np.concatenate([a, wide], -1)}, 0)
 
 
+def scale_rows_case(t, d, view=None):
+    view_ = view or View(d)
+    x, factors = normal(t, view_.row_stride), np.array([1, 1.25, 0.5], np.float32)
+    positions = np.array([0, 6, 7, 13, 14, 21, 700][:t], np.int32)  # the last are behind the last block of 7
+    y = x[:, view_.offset :][:, :d] * factors[np.minimum(positions // 7, 2)][:, None]
+    inputs = {"control": control(t), "x": x, "factors": factors, "positions": positions}
+    return ScaleRows(Rows(BOUND), d, 3, 7, view), inputs, {"y": y}, 1e-7
+
+
 def all_cases():
     for name in FORMATS:
         for n, k, tokens in [(17, 129, (0, 1, 3, 4, 5)), (272, 160, (1, 17, 18))]:
@@ -169,6 +178,9 @@ def all_cases():
         yield f"take-{element}", take_case(element, 7, 50, 67)
     yield from elementwise_cases(3, 37)
     yield from elementwise_cases(18, 2048)
+    for t, d in [(0, 5), (1, 1), (7, 37), (7, 64)]:
+        yield f"scale-rows-t{t}-d{d}", scale_rows_case(t, d)
+    yield "scale-rows-view", scale_rows_case(5, 33, View(48, 3))
 
 
 CASES = dict(all_cases())

@@ -44,6 +44,7 @@ MODEL_TYPES = {
     "deepseek_v2": {},
     "glm4_moe_lite": {},
     "youtu": {"q_lora_rank": None, "intermediate_size": 90},
+    "mistral4": {},
 }
 # Nearly every kernel, and LLVM IR in it; odd widths in narrow vectors, in a step too short for a second entry.
 SCRIPTS = {"deepseek_v3": (LEVELS[BEST], 512), "youtu": (LEVELS[LOWEST], 8)}

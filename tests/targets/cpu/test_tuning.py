@@ -16,7 +16,6 @@ from dsv3c.targets.cpu.tuning import (
     Tuning,
     UnknownTuningRecord,
     check_known,
-    cpu_name,
     read_record,
 )
 from dsv3c.targets.x86.levels import LEVELS
@@ -87,9 +86,3 @@ def test_the_shipped_records_are_valid() -> None:
 
 def test_the_defaults_are_in_the_space() -> None:
     assert all(value in SPACE[name] for name, value in Tuning().to_json().items())
-
-
-def test_the_cpu_name_is_a_file_name(tmp_path: Path) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text("cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz\n")
-    assert cpu_name(info) == "intel-r-xeon-r-platinum-8481c-cpu-2-70ghz-6-143"

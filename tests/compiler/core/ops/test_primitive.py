@@ -28,6 +28,12 @@ def infer(op: str, *types: str, **attrs: Any) -> str:
     return str(ops.apply(op, operands, attrs).type)
 
 
+def test_rows_are_scaled_by_the_block_of_their_position() -> None:
+    x, factors, positions = normal(5, 3), normal(2), np.array([0, 3, 4, 7, 99], np.int32)
+    expected = x * factors[[0, 0, 1, 1, 1]][:, None]
+    np.testing.assert_array_equal(evaluate("scale_rows", x, factors, positions, block=4), expected)
+
+
 @pytest.mark.parametrize(
     ("op", "formula"),
     [
@@ -188,6 +194,8 @@ def test_scatter_rows_keeps_the_other_rows_and_the_dtype() -> None:
         ("concat", ("f32[T, 4]", "i32[T, 4]"), {"axis": 1}, "operands are f32"),
         ("take", ("f32[9, 4]", "f32[T]"), {}, r"ids are i32\[M\]"),
         ("take", ("f32[9, 4]", "i32[T, 2]"), {}, r"ids are i32\[M\]"),
+        ("scale_rows", ("f32[T, 4]", "f32[3]", "i32[R]"), {"block": 4}, r"positions are i32\[T\]"),
+        ("scale_rows", ("f32[T, 4]", "f32[3]", "i32[T]"), {"block": 0}, r"factors are \[B\]"),
         ("take_along", ("f32[T, 4]", "i32[R, 2]"), {}, "agree in all but the last dim"),
         ("take_along", ("f32[T, 4]", "f32[T, 2]"), {}, "ids are i32"),
         ("put_along", ("i32[T, 2]", "f32[T, 3]"), {"size": 8}, "do not broadcast"),

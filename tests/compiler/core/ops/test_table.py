@@ -63,6 +63,7 @@ CASES: dict[str, list[Case]] = {
     "concat": [case("f32[T, 8]", "f32[T, 1]", "f32[T, 2]", to="f32[T, 11]", axis=-1)],
     "take": [case("f32[9, 4]", "i32[T]", to="f32[T, 4]"), case("bf16[N, 4]", "i32[R]", to="f32[R, 4]"),
              case("int8[9, 4]", "i32[T]", to="f32[T, 4]")],
+    "scale_rows": [case("f32[T, 6]", "f32[3]", "i32[T]", to="f32[T, 6]", block=4)],
     "take_along": [case("f32[T, 3, 8]", "i32[T, 3, 2]", to="f32[T, 3, 2]")],
     "put_along": [case("i32[T, 3]", "f32[T, 3]", to="f32[T, 8]", size=8),
                   case("i32[T, 3]", "f32[]", to="f32[T, 4]", size=4)],

@@ -24,6 +24,8 @@ SHAPES = {
     "deepseek_v2": {"topk_method": "group_limited_greedy"},
     "deepseek_v3": {"num_nextn_predict_layers": 1, "q_lora_rank": None, "max_position_embeddings": 100},
     "youtu": {},
+    "minicpm3": {},
+    "mistral4": {},
 }
 
 

@@ -1,0 +1,154 @@
+"""Bytes over HTTP: parts of files, and whole files that go on where they broke off and are checked by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dsv3c.compiler.checkpoint.hub.errors import HubFileError, HubInterruptedError
+from dsv3c.compiler.checkpoint.hub.repository import RemoteFile
+
+Advance = Callable[[int], None]
+_CHUNK = 1 << 20
+_TIMEOUT = 60.0
+_TRIES = 4  # without a byte in between
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """To other addresses of HTTP alone; a token stays with the host that it is for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+            raise HubFileError(url=req.full_url, reason=f"it leads to {newurl[:200]!r}")
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if found is not None and old.netloc != new.netloc:
+            found.remove_header("Authorization")
+        return found
+
+
+_OPENER = urllib.request.OpenerDirector()
+for _handler in (
+    urllib.request.ProxyHandler(),
+    urllib.request.HTTPHandler(),
+    urllib.request.HTTPSHandler(),
+    urllib.request.HTTPDefaultErrorHandler(),
+    urllib.request.HTTPErrorProcessor(),
+    _Redirects(),
+):
+    _OPENER.add_handler(_handler)
+
+
+def part(url: str, headers: Mapping[str, str], begin: int, end: int) -> bytes:
+    """The bytes [begin, end) of a file. Raises HubFileError unless the answer is just these."""
+    try:
+        with _open(url, headers, begin, end) as answer:
+            data: bytes = answer.read(end - begin + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise HubFileError(url=url, reason=_said(error)) from error
+    if len(data) != end - begin:
+        raise HubFileError(url=url, reason=f"of bytes {begin} to {end} it gave {len(data)}")
+    return data
+
+
+def download(file: RemoteFile, url: str, headers: Mapping[str, str], place: Path, advance: Advance) -> None:
+    """Fetch a file, which gets to `place` once its size and hash are right. What came of it before is gone on with.
+
+    Raises HubFileError, after which nothing of it is there, and HubInterruptedError, after which what came stays.
+    """
+    begun = place.with_name(f"{place.name}.begun")
+    begun.touch()
+    try:
+        with begun.open("r+b") as out:
+            digest = _fetch(file, url, headers, out, advance)
+        if digest != file.digest:
+            raise HubFileError(url=url, reason=f"its hash is {digest}, the hub says {file.digest}")
+    except HubFileError:
+        begun.unlink(missing_ok=True)
+        raise
+    begun.replace(place)
+
+
+def digest_of(file: RemoteFile, path: Path, advance: Advance) -> str:
+    """Of what stands in `path`, in the way that the hub has the hash of `file`."""
+    digest = _hash(file)
+    with path.open("rb") as stored:
+        while chunk := stored.read(_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: Any, advance: Advance) -> str:
+    digest, done = _hash(file), 0
+    while done < file.size and (chunk := out.read(min(_CHUNK, file.size - done))):
+        digest.update(chunk)
+        done += len(chunk)
+    out.seek(done)
+    out.truncate()
+    advance(done)
+    failures, reason = 0, ""
+    while done < file.size and failures < _TRIES:
+        before = done
+        try:
+            with _open(url, headers, done, file.size) as answer:
+                while chunk := answer.read(min(_CHUNK, file.size - done + 1)):
+                    if done + len(chunk) > file.size:
+                        raise HubFileError(url=url, reason=f"it has more than its {file.size} bytes")
+                    out.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    advance(len(chunk))
+            reason = "the answer ended"
+        except urllib.error.HTTPError as error:
+            reason = _said(error)
+            if error.code < 500:
+                raise HubFileError(url=url, reason=reason) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = _said(error)
+        failures = 0 if done > before else failures + 1
+    if done < file.size:
+        raise HubInterruptedError(url=url, done=done, size=file.size, reason=reason)
+    return digest.hexdigest()
+
+
+def _open(url: str, headers: Mapping[str, str], begin: int, end: int) -> Any:
+    """An answer with the bytes [begin, end) of a file. Raises HubFileError for one with others, OSError."""
+    request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={begin}-{end - 1}"})
+    answer = _OPENER.open(request, timeout=_TIMEOUT)
+    if answer is None:
+        raise HubFileError(url=url, reason="its address is none of HTTP")
+    if answer.status == 200 and begin == 0:
+        return answer
+    found = _RANGE.fullmatch(answer.headers.get("Content-Range") or "")
+    if answer.status == 206 and found is not None and (int(found[1]), int(found[2])) == (begin, end - 1):
+        return answer
+    answer.close()
+    gave = answer.headers.get("Content-Range") or f"an answer {answer.status}"
+    raise HubFileError(url=url, reason=f"asked for bytes {begin}-{end - 1} it gave {gave[:100]!r}")
+
+
+def _hash(file: RemoteFile) -> _Hash:
+    if len(file.digest) == 64:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)  # as git names a file
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answers {error.code} {error.reason}"[:200]
+    return str(getattr(error, "reason", None) or error)[:200] or type(error).__name__

@@ -1,0 +1,33 @@
+"""Names that tensors have in checkpoints that were saved from inside a wrapper, or without the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dsv3c.compiler.checkpoint.stored import StoredTensor
+
+# What training programs wrap a model in: DistributedDataParallel, torch.compile, Lightning, FSDP, PEFT.
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "base_model.model.")
+_EMBEDDING = "embed_tokens.weight"
+
+
+def settled(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors by the names that Hugging Face publishes: without wrappers, and with `model.` where the inner model
+    was saved by itself, whose tables and layers have nothing before their names."""
+    names = {name: name for name in stored}
+    if not names:
+        return {}
+    while wrapper := next((each for each in _WRAPPERS if all(name.startswith(each) for name in names.values())), None):
+        names = {at: name.removeprefix(wrapper) for at, name in names.items()}
+    if any(name.startswith("model.model.") for name in names.values()):  # an attribute `model` of what was trained
+        names = {at: name.removeprefix("model.") for at, name in names.items()}
+    if _EMBEDDING in names.values():
+        names = {at: name if name.startswith("lm_head.") else f"model.{name}" for at, name in names.items()}
+    return {name: _renamed(stored[at], name) for at, name in names.items()}
+
+
+def _renamed(tensor: StoredTensor, name: str) -> StoredTensor:
+    if tensor.info.name == name:
+        return tensor
+    return replace(tensor, info=replace(tensor.info, name=name), name_in_file=tensor.info.name)

@@ -1,0 +1,26 @@
+"""Tensors that are stored and that the model, as it is compiled, does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.infer import LAYER_NAME
+from dsv3c.compiler.checkpoint.stored import StoredTensor
+
+_INDEXER = "self_attn.indexer."
+_POST_MLP_NORM = "post_mlp_layernorm.weight"
+
+
+def without_unused(
+    config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors that may be read, and a sentence for others that are known."""
+    parts = {name: match[2] for name in stored if (match := LAYER_NAME.fullmatch(name))}
+    indexers = {name for name, part in parts.items() if config.index_topk and part.startswith(_INDEXER)}
+    norms = {name for name, part in parts.items() if config.post_mlp_norm and part == _POST_MLP_NORM}
+    dense = {name for name in norms if not config.is_moe(int(name.split(".")[2]))}
+    what = f"the {len(indexers)} tensors of indexers"
+    notes = (f"{what} are left out: up to index_topk, {config.index_topk} tokens, attention is dense",)
+    kept = {name: tensor for name, tensor in stored.items() if name not in indexers | dense}
+    return kept, notes if indexers else ()

@@ -1,0 +1,51 @@
+"""Tools that a model may call, as OpenAI's API lists them."""
+
+from __future__ import annotations
+
+from dsv3c.runtime.artifact.strict_json import quote
+from dsv3c.runtime.server.asked import Tool, ToolChoice
+from dsv3c.runtime.server.fields import Body
+
+MOST_TOOLS = 1_000
+
+
+def tools_of(body: Body) -> tuple[Tool, ...]:
+    """Raises FieldInvalid, FieldMissing."""
+    return tuple(_tool(each) for each in body.objects("tools", MOST_TOOLS) or ())
+
+
+def tool_choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:
+    """Raises FieldInvalid, FieldMissing."""
+    value = body.values.get("tool_choice")
+    if value is None:
+        return ToolChoice()
+    if isinstance(value, dict):
+        chosen = body.inner("tool_choice")
+        assert chosen is not None
+        function = chosen.inner("function")
+        return _named(body, tools, chosen.required_text("name") if function is None else function.required_text("name"))
+    kind = body.choice("tool_choice", ("auto", "none", "required"))
+    if kind == "required" and not tools:
+        raise body.wrong("tool_choice", "there are no tools")
+    return ToolChoice("required" if kind == "required" else "none" if kind == "none" else "auto")
+
+
+def _named(body: Body, tools: tuple[Tool, ...], name: str) -> ToolChoice:
+    if not any(tool.name == name for tool in tools):
+        raise body.wrong("tool_choice", f"there is no tool {quote(name)}")
+    return ToolChoice("required", name)
+
+
+def _tool(body: Body) -> Tool:
+    kind = body.text("type")
+    if kind not in (None, "function"):
+        raise body.wrong("type", f"it is {quote(kind)}, tools are functions here")
+    function = body.inner("function")
+    if function is None:
+        raise body.missing("function", "an object with a name")
+    name = function.required_text("name")
+    if not name:
+        raise function.wrong("name", "it is empty")
+    function.text("description")
+    function.inner("parameters")
+    return Tool(name, {"type": "function", "function": dict(function.values)})

@@ -1,0 +1,30 @@
+"""A schema for an answer that begins within thoughts: it holds for what comes after them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dsv3c.runtime.text.thoughts import CLOSE, hidden_tags
+
+if TYPE_CHECKING:
+    from dsv3c.runtime.text.tokenizer import Tokenizer
+
+# As schemas alone are followed (`engine.grammar`); "x-guidance" is where a schema within a grammar says so.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def after_thoughts(schema: str | Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """A grammar in llguidance's Lark: any thoughts, the tag that closes them, JSON. schema: one that is valid."""
+    parsed = json.loads(schema) if isinstance(schema, str) else dict(schema)
+    spaced = json.dumps({"x-guidance": _SPACING, **parsed})
+    closing = next(iter(hidden_tags(tokenizer, (CLOSE,))), None)
+    if closing is None:  # the tag is text
+        escaped = CLOSE.replace("/", "\\/")
+        return f"start: thoughts gap answer\nthoughts[lazy]: /(.|\\n)*{escaped}/\n{_gap_and(spaced)}"
+    return f"start: thoughts <[{closing}]> gap answer\nthoughts: /(.|\\n)*/\n{_gap_and(spaced)}"
+
+
+def _gap_and(schema: str) -> str:
+    return f"gap: /\\n{{0,2}}/\nanswer: %json {schema}\n"

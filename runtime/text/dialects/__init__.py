@@ -1,0 +1,1 @@
+"""Tool calls and thoughts, as the models of this family write them."""

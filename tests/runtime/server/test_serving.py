@@ -1,0 +1,122 @@
+"""The process: it listens, says so, and ends as it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from dsv3c.runtime.errors import DeviceNotChosen
+from dsv3c.runtime.server.serving import AddressTaken, listen, serve
+from dsv3c.runtime.server.settings import Settings
+from tests.conftest import heed_signals
+
+STREAM: Any = {"messages": [{"role": "user", "content": "my secret words"}], "ignore_eos": True, "stream": True}
+_LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+)")
+
+
+@dataclass
+class Program:
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+
+    def until(self, sign: str, seconds: float = 20) -> str:
+        end = time.monotonic() + seconds
+        while not (found := [line for line in self.lines if sign in line]):
+            assert time.monotonic() < end and self.process.poll() is None, self.lines
+            time.sleep(0.01)
+        return found[0]
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start(tiny: Path) -> Iterator[Start]:
+    programs = []
+
+    def begin(*args: str, **environment: str) -> Program:
+        command = [sys.executable, "-m", "dsv3c.runtime", "serve", str(tiny), "--port", "0", "-j", "1", *args]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, preexec_fn=heed_signals
+        )
+        program = Program(process)
+        programs.append(program)
+        threading.Thread(target=program.read, daemon=True).start()
+        program.until("loaded in")
+        match = _LISTENING.search(program.until("listening on"))
+        assert match is not None
+        program.url = match[1]
+        return program
+
+    yield begin
+    for program in programs:
+        program.process.kill()
+        program.process.wait()
+
+
+def test_sigterm_lets_what_runs_finish_and_ends_without_an_error(start: Start) -> None:
+    program = start("--grace", "20", DSV3C_API_KEY="key-1")
+    key = {"Authorization": "Bearer key-1"}
+    body = {**STREAM, "max_tokens": 400}
+    with httpx2.stream("POST", f"{program.url}/v1/chat/completions", json=body, headers=key, timeout=20) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        program.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(httpx2.HTTPError):
+            httpx2.get(f"{program.url}/health", timeout=2).raise_for_status()
+        found = [line for line in lines if line]
+    assert found[-1] == "data: [DONE]" and '"finish_reason":"length"' in found[-2]
+    assert program.process.wait(10) == 0
+    log = "\n".join(program.lines)
+    assert "POST /v1/chat/completions 200" in log and "secret" not in log and "key-1" not in log
+
+
+def test_ctrl_c_ends_it_after_what_finishes_in_time(start: Start) -> None:
+    program = start("--grace", "0.2", "--log-json")
+    with httpx2.stream("POST", f"{program.url}/v1/chat/completions", json=STREAM, timeout=20) as answer:
+        next(answer.iter_lines())
+        began = time.monotonic()
+        assert program.end(signal.SIGINT) == 0
+        assert time.monotonic() - began < 5
+    for line in program.lines:
+        assert {"time", "level"} <= set(json.loads(line))
+
+
+def test_an_address_that_cannot_be_had_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+            listen("127.0.0.1", port)
+    with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv3c.runtime.server.logs.set_up", lambda as_json: None)
+    with pytest.raises(DeviceNotChosen, match="--device is '9'"):
+        serve(Settings(artifacts=(tiny,), port=0, device="9"))
