@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -262,7 +261,7 @@ class Scheduler:
                 draws = each.job.strategy.draws(lane) if request.rows else ()
                 if draws is None:
                     return plain
-                drawn.append(replace(request, draws=draws))
+                drawn.append(request._replace(draws=draws))
         return drawn
 
     def _advance(self, fed: Fed, chunks: Many[Chunk], seconds: float) -> None:
