@@ -21,6 +21,7 @@ from dsv3c.targets.calls.plan import Bounds, KernelCall
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse
 
 _VIEWS = ("slice", "reshape")
 _VIEWED = ("x", "kv_a", "q_nope")  # roles that a spec's view is of
@@ -160,6 +161,33 @@ def _mla_absorbed(value: Value, bounds: Bounds) -> KernelCall:
     return KernelCall(spec, roles | {"y": value})
 
 
+def _index_write(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("cache", "x", "weight", "bias", "table", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    x, rotated = roles["x"], _int(roles["table"].shape[-1])
+    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
+    rows, interleave = rows_of(x.shape[0], bounds), bool(value.attrs["interleave"])
+    return KernelCall(IndexWrite(rows, paging, rotated, _float(value, "eps"), interleave, view_of(x)), roles)
+
+
+def _index_topk(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q", "weights", "cache", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
+    heads, k = _int(roles["q"].shape[1]), _int(value.attrs["k"])
+    return KernelCall(IndexTopk(rows_of(value.shape[0], bounds), heads, paging, k), roles | {"y": value})
+
+
+def _mla_sparse(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q_latent", "q_pe", "cache", "chosen", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    paging = _paging(
+        roles["cache"], roles["page_table"], _int(roles["q_pe"].shape[-1]), value.attrs["page_size"], bounds
+    )
+    rows, heads, k = rows_of(value.shape[0], bounds), _int(value.shape[1]), _int(roles["chosen"].shape[-1])
+    return KernelCall(MlaSparse(rows, heads, paging, _float(value, "scale"), k), roles | {"y": value})
+
+
 def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
     names = ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "positions", "sequence", "page_table")
     roles = dict(zip(names, value.inputs, strict=True))
@@ -246,6 +274,9 @@ _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "mla_write": _mla_write,
     "mla_absorbed": _mla_absorbed,
     "mla_materialized": _mla_materialized,
+    "index_write": _index_write,
+    "index_topk": _index_topk,
+    "mla_sparse": _mla_sparse,
     "router": _router,
     "router_weights": _router_weights,
     "expert_order": _expert_order,
