@@ -113,11 +113,11 @@ def rope_table(spec: RopeTable, operands: Sequence[Operand]) -> tuple[Variant, .
     return elementwise(operands, spec.rows, half, body)
 
 
-def rotated(x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, j: Expr) -> Any:
-    """The pair (j, j + d/2) of the rotated x[start : start + d]; `angles`: start of the token's row of the table."""
+def rotated(x: Callable[[Expr], Expr], table: Buffer, angles: Expr, d: int, interleave: bool, j: Expr) -> Any:
+    """The pair (j, j + d/2) of the rotated x(0) … x(d - 1); `angles`: start of the token's row of the table."""
     half = d // 2
-    first = T.bind(x[start + (j * 2 if interleave else j)])
-    second = T.bind(x[start + (j * 2 + 1 if interleave else j + half)])
+    first = T.bind(x(j * 2 if interleave else j))
+    second = T.bind(x(j * 2 + 1 if interleave else j + half))
     cos, sin = T.bind(table[angles + j]), T.bind(table[angles + half + j])
     return T.bind(first * cos - second * sin), T.bind(second * cos + first * sin)
 
@@ -129,7 +129,8 @@ def rope(spec: Rope, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         head = T.bind(T.floordiv(column, half))
         j = T.bind(column - head * half)
         start = T.bind(view.start(row, head))
-        pair = rotated(buffers["x"], start, buffers["table"], row * spec.d, spec.d, spec.interleave, j)
+        x, table = buffers["x"], buffers["table"]
+        pair = rotated(lambda i: x[start + i], table, row * spec.d, spec.d, spec.interleave, j)
         out = T.bind((row * spec.heads + head) * spec.d + j)
         store(buffers["y"], out, pair[0])
         store(buffers["y"], out + half, pair[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.cache import MlaWrite, Paging
-from dsv3c.targets.calls.operands import Operand, view_of
+from dsv3c.targets.calls.operands import Operand, Rows, view_of
 from dsv3c.targets.gpu.kernels.attention import coded
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
@@ -24,13 +24,26 @@ from dsv3c.targets.gpu.kernels.frame import (
 )
 from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
-from dsv3c.targets.gpu.kernels.words import bf16_bits
+from dsv3c.targets.gpu.kernels.words import bf16_bits, load
+
+Column = Callable[[Expr], Expr]  # of the row of a token, 0 <= j < width
+Columns = Callable[[Buffers, Expr, Expr, Runs], Column]  # (buffers, token, thread, runs)
 
 
 def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> Expr:
     """The cache row of a position."""
     page = page_table[sequence * paging.pages + T.floordiv(position, paging.page_size)]
     return T.bind(page * paging.page_size + T.floormod(position, paging.page_size))
+
+
+def element(paging: Paging, cache: Buffer, start: Expr, column: Expr) -> Expr:
+    """A column of the row whose first element (`paging.stride` a row) is `start`, as float32."""
+    if not paging.coded:
+        return load(cache, T.bind(start + column), paging.element)
+    start, column = T.bind(T.shift_right(start, T.int32(2))), T.bind(column)
+    word = T.bind(cache[start + T.shift_right(column, T.int32(2))])
+    value = T.bind(coded.number(word, T.bitwise_and(column, T.int32(3)), paging.element))
+    return value * coded.scale_of(cache, start, column, paging)
 
 
 @dataclass(frozen=True)
@@ -46,50 +59,61 @@ class Span:
 
 
 def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """A workgroup a token. Rows of odd width share words with their neighbours: then one workgroup writes all, and as a
-    word always has the same thread, no half of it is lost."""
     paging, view = spec.paging, view_of(spec.view, 1, spec.paging.width)
+    half = paging.d // 2
+
+    def columns(buffers: Buffers, t: Expr, thread: Expr, runs: Runs) -> Column:
+        x, start, value = buffers["kv_a"], T.bind(view.start(t)), local(1)
+        scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, value)
+
+        def key(i: Expr) -> Expr:
+            return x[start + paging.rank + i]
+
+        def column(j: Expr) -> Expr:
+            with T.If(j < paging.rank):
+                with T.Then():
+                    store(value, 0, x[start + j] * scale * buffers["weight"][j])
+                with T.Else():
+                    at = T.bind(j - paging.rank)
+                    angle = T.bind(T.if_then_else(at < half, at, at - half))
+                    pair = rotated(key, buffers["table"], t * paging.d, paging.d, spec.interleave, angle)
+                    store(value, 0, T.Select(at < half, pair[0], pair[1]))
+            return T.bind(value[0])
+
+        return column
+
+    return writing(spec.rows, paging, operands, columns)
+
+
+def writing(rows: Rows, paging: Paging, operands: Sequence[Operand], columns: Columns) -> tuple[Variant, ...]:
+    """A kernel that writes rows of the cache, a workgroup a token. Rows of odd width share words with their neighbours:
+    then one workgroup writes all, and as a word always has the same thread, no half of it is lost."""
     alone = paging.element == "bf16" and paging.width % 2 == 1
-    grid = (Extent() if alone else Extent(1, spec.rows),)
+    grid = (Extent() if alone else Extent(1, rows),)
 
     def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        runs, total = Runs(exchange, thread), local(1)
+        runs = Runs(exchange, thread)
+
+        def write_token(t: Expr) -> None:
+            column = columns(buffers, t, thread, runs)
+            row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
+            _write_row(paging, buffers["cache"], row, column, thread, runs)
+
         if not alone:
-            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, runs, total)
+            write_token(groups[0])
             return
-        with T.serial(0, row_count(buffers, spec.rows)) as t:
-            _write_token(spec, buffers, t, view.start(t), thread, runs, total)
+        with T.serial(0, row_count(buffers, rows)) as t:
+            write_token(t)
             runs.renew_all()
 
-    return forms(operands, grid, spec.rows, emit)
+    return forms(operands, grid, rows, emit)
 
 
-def _write_token(
-    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, runs: Runs, total: Buffer
-) -> None:
-    paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
-    start, half = T.bind(start), paging.d // 2
-    row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
-    out = T.bind(row * paging.width)  # of rows that are no codes
-    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
-    value = local(1)
-
-    def column(j: Expr) -> Expr:
-        """Column j of the row, 0 <= j < width."""
-        with T.If(j < paging.rank):
-            with T.Then():
-                store(value, 0, x[start + j] * scale * buffers["weight"][j])
-            with T.Else():
-                at = T.bind(j - paging.rank)
-                angle = T.bind(T.if_then_else(at < half, at, at - half))
-                table = buffers["table"]
-                pair = rotated(x, start + paging.rank, table, t * paging.d, paging.d, spec.interleave, angle)
-                store(value, 0, T.Select(at < half, pair[0], pair[1]))
-        return T.bind(value[0])
-
+def _write_row(paging: Paging, cache: Buffer, row: Expr, column: Column, thread: Expr, runs: Runs) -> None:
     if paging.coded:
         _write_codes(paging, cache, T.bind(row * coded.row_words(paging)), column, thread, runs)
         return
+    out = T.bind(row * paging.width)
     if paging.element == "f32":
         spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
         return
@@ -120,9 +144,7 @@ def _write_token(
     halves(thread)
 
 
-def _write_codes(
-    paging: Paging, cache: Buffer, row: Expr, column: Callable[[Expr], Expr], thread: Expr, runs: Runs
-) -> None:
+def _write_codes(paging: Paging, cache: Buffer, row: Expr, column: Column, thread: Expr, runs: Runs) -> None:
     """The row whose first word is `row`: a thread has every THREADS-th word of codes, the first one both scales."""
     inverses, most = [], local(1)
     for part, (count, first) in enumerate(((paging.rank, 0), (paging.d, paging.rank))):
