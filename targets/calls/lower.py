@@ -24,7 +24,7 @@ from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
 from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse
 
 _VIEWS = ("slice", "reshape")
-_VIEWED = ("x", "kv_a", "q_nope")  # roles that a spec's view is of
+_VIEWED = ("x", "k", "kv_a", "q_nope")  # roles that a spec's view is of
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim
 
 
@@ -106,8 +106,9 @@ def _rope_table(value: Value, bounds: Bounds) -> KernelCall:
 
 def _rope(value: Value, bounds: Bounds) -> KernelCall:
     x, table = value.inputs
-    interleave = bool(value.attrs["interleave"])
-    spec = Rope(rows_of(x.shape[0], bounds), _int(x.shape[1]), _int(x.shape[2]), interleave, view_of(x))
+    interleave, d = bool(value.attrs["interleave"]), _int(table.shape[1])
+    rows, rest = rows_of(x.shape[0], bounds), _int(x.shape[2]) - d
+    spec = Rope(rows, _int(x.shape[1]), d, interleave, view_of(x), rest)
     return KernelCall(spec, {"x": x, "table": table, "y": value})
 
 
@@ -161,33 +162,6 @@ def _mla_absorbed(value: Value, bounds: Bounds) -> KernelCall:
     return KernelCall(spec, roles | {"y": value})
 
 
-def _index_write(value: Value, bounds: Bounds) -> KernelCall:
-    names = ("cache", "x", "weight", "bias", "table", "positions", "sequence", "page_table")
-    roles = dict(zip(names, value.inputs, strict=True))
-    x, rotated = roles["x"], _int(roles["table"].shape[-1])
-    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
-    rows, interleave = rows_of(x.shape[0], bounds), bool(value.attrs["interleave"])
-    return KernelCall(IndexWrite(rows, paging, rotated, _float(value, "eps"), interleave, view_of(x)), roles)
-
-
-def _index_topk(value: Value, bounds: Bounds) -> KernelCall:
-    names = ("q", "weights", "cache", "positions", "sequence", "page_table")
-    roles = dict(zip(names, value.inputs, strict=True))
-    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
-    heads, k = _int(roles["q"].shape[1]), _int(value.attrs["k"])
-    return KernelCall(IndexTopk(rows_of(value.shape[0], bounds), heads, paging, k), roles | {"y": value})
-
-
-def _mla_sparse(value: Value, bounds: Bounds) -> KernelCall:
-    names = ("q_latent", "q_pe", "cache", "chosen", "positions", "sequence", "page_table")
-    roles = dict(zip(names, value.inputs, strict=True))
-    paging = _paging(
-        roles["cache"], roles["page_table"], _int(roles["q_pe"].shape[-1]), value.attrs["page_size"], bounds
-    )
-    rows, heads, k = rows_of(value.shape[0], bounds), _int(value.shape[1]), _int(roles["chosen"].shape[-1])
-    return KernelCall(MlaSparse(rows, heads, paging, _float(value, "scale"), k), roles | {"y": value})
-
-
 def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
     names = ("q_nope", "q_pe", "cache", "w_uk", "w_uv", "positions", "sequence", "page_table")
     roles = dict(zip(names, value.inputs, strict=True))
@@ -204,6 +178,37 @@ def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
         view=view_of(roles["q_nope"]),
     )
     return KernelCall(spec, roles | {"y": value})
+
+
+def _index_write(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("cache", "k", "weight", "bias", "table", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    spec = IndexWrite(
+        rows_of(roles["k"].shape[0], bounds),
+        _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds),
+        rotated=_int(roles["table"].shape[-1]),
+        eps=_float(value, "eps"),
+        interleave=bool(value.attrs["interleave"]),
+        view=view_of(roles["k"]),
+    )
+    return KernelCall(spec, roles)
+
+
+def _index_topk(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q", "weights", "cache", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
+    rows = rows_of(value.shape[0], bounds)
+    return KernelCall(IndexTopk(rows, _int(roles["q"].shape[1]), _int(value.attrs["k"]), paging), roles | {"y": value})
+
+
+def _mla_sparse(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q_latent", "q_pe", "cache", "chosen", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    rope_dim = _int(roles["q_pe"].shape[-1])
+    paging = _paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds)
+    rows, k = rows_of(value.shape[0], bounds), _int(roles["chosen"].shape[-1])
+    return KernelCall(MlaSparse(rows, _int(value.shape[1]), k, paging, _float(value, "scale")), roles | {"y": value})
 
 
 def _router(value: Value, bounds: Bounds) -> KernelCall:

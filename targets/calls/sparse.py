@@ -1,21 +1,21 @@
-"""Sparse attention: index_write and index_topk, which choose what a token attends to, and mla_sparse, which does.
+"""Sparse attention: index_write and index_topk, which keep an indexer's keys and choose positions by them, and
+mla_sparse, attention in latent space over these alone.
 
-The cache of keys has rows of `paging.rank` columns, `paging.d` is 0.
+A row of the keys' cache is `paging.rank` columns, `paging.d` is 0; they are numbers, float32 or bfloat16.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import CONTROL, Operand, Rows, View, view_of
 
 
 @dataclass(frozen=True)
 class IndexWrite:
-    """cache row of each token = layer_norm(x) * weight + bias, of which the first `rotated` columns are turned by table
-    f32 [T, rotated]; x f32 through `view` [T, D]."""
+    """cache row of each token = layer_norm(k) * weight + bias, k f32 through `view` [T, rank], of which the first
+    `rotated` columns are turned by table f32 [T, rotated]."""
 
     rows: Rows
     paging: Paging
@@ -27,20 +27,23 @@ class IndexWrite:
 
 @dataclass(frozen=True)
 class IndexTopk:
-    """q f32 [T, heads, D], weights f32 [T, heads], cache, … -> y i32 [T, k]: the positions up to the token's own with
-    the best sums over heads of weights * relu(q . key), in rising order, then -1."""
+    """q f32 [T, heads, rank], weights f32 [T, heads], cache, … -> y i32 [T, k]: rising positions, then -1."""
 
     rows: Rows
     heads: int
-    paging: Paging
     k: int
+    paging: Paging
 
 
 @dataclass(frozen=True)
-class MlaSparse(MlaAbsorbed):
-    """As MlaAbsorbed, over the positions chosen i32 [T, k] alone, as index_topk gives them."""
+class MlaSparse:
+    """q_latent f32 [T, heads, rank], q_pe f32 [T, heads, d], cache, chosen i32 [T, k], … -> y f32 [T, heads, rank]."""
 
+    rows: Rows
+    heads: int
     k: int
+    paging: Paging
+    scale: float
 
 
 def index_write_operands(spec: IndexWrite) -> tuple[Operand, ...]:
@@ -48,22 +51,38 @@ def index_write_operands(spec: IndexWrite) -> tuple[Operand, ...]:
     return (
         CONTROL,
         paging.cache,
-        Operand("x", "f32", m * view_of(spec.view, 1, paging.width).row_stride),
-        Operand("weight", "f32", paging.width),
-        Operand("bias", "f32", paging.width),
+        Operand("k", "f32", m * view_of(spec.view, 1, paging.rank).row_stride),
+        Operand("weight", "f32", paging.rank),
+        Operand("bias", "f32", paging.rank),
         Operand("table", "f32", m * spec.rotated),
         *paging.operands(m),
     )
 
 
-def index_topk_operands(spec: IndexTopk) -> tuple[Operand, ...]:
-    """Without scratch."""
+def index_topk_operands(spec: IndexTopk, scratch: int) -> tuple[Operand, ...]:
+    """scratch: elements of 32 bits that a target's kernel works in."""
     paging, m = spec.paging, spec.rows.maximum
     return (
         CONTROL,
-        Operand("q", "f32", m * spec.heads * paging.width),
+        Operand("q", "f32", m * spec.heads * paging.rank),
         Operand("weights", "f32", m * spec.heads),
         paging.cache,
         *paging.operands(m),
         Operand("y", "i32", m * spec.k),
+        Operand("scratch", "f32", scratch),
+    )
+
+
+def mla_sparse_operands(spec: MlaSparse, scratch: int) -> tuple[Operand, ...]:
+    """scratch: elements that a target's kernel works in."""
+    paging, m = spec.paging, spec.rows.maximum
+    return (
+        CONTROL,
+        Operand("q_latent", "f32", m * spec.heads * paging.rank),
+        Operand("q_pe", "f32", m * spec.heads * paging.d),
+        paging.cache,
+        Operand("chosen", "i32", m * spec.k),
+        *paging.operands(m),
+        Operand("y", "f32", m * spec.heads * paging.rank),
+        Operand("scratch", "f32", scratch),
     )

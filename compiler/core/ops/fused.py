@@ -50,7 +50,9 @@ def evaluate_rope_table(positions: Array, inv_freq: Array, scale: float) -> Arra
 
 def infer_rope(x: TensorType, table: TensorType, interleave: bool) -> TensorType:
     primitive.require_dtype(F32, x, table)
-    require(x.shape[-1] == table.shape[-1], f"x has {x.shape[-1]} rotary columns, the table {table.shape[-1]}")
+    columns, rotated = x.shape[-1], table.shape[-1]
+    fits = isinstance(columns, int) and isinstance(rotated, int) and rotated <= columns
+    require(fits, f"x has {columns} columns, the table {rotated}")
     require(x.shape[0] == table.shape[0], f"x has {x.shape[0]} tokens, the table {table.shape[0]}")
     return x
 
@@ -58,13 +60,15 @@ def infer_rope(x: TensorType, table: TensorType, interleave: bool) -> TensorType
 def evaluate_rope(x: Array, table: Array, interleave: bool) -> Array:
     """Rotate x [T, H, d] or [T, d]; pairs are (even, odd) columns when `interleave`, else (first, second) half.
 
-    The result holds the rotated first members, then the second members.
+    The result holds the rotated first members, then the second members. Columns behind those of the table [T, r] stay
+    as they are.
     """
+    x, rest = np.split(x, [table.shape[-1]], axis=-1)
     half = x.shape[-1] // 2
     shape = (x.shape[0], *(1,) * (x.ndim - 2), half)
     cos, sin = table[:, :half].reshape(shape), table[:, half:].reshape(shape)
     first, second = (x[..., 0::2], x[..., 1::2]) if interleave else (x[..., :half], x[..., half:])
-    return float32(np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1))
+    return float32(np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1))
 
 
 def infer_swiglu(x: TensorType) -> TensorType:

@@ -85,6 +85,13 @@ def test_rope_turns_pairs_by_the_angle_of_their_position(rng: np.random.Generato
     assert np.array_equal(evaluate("rope", x[:, 0], table, interleave=interleave), result[:, 0])
 
 
+def test_rope_leaves_columns_behind_those_of_the_table(rng: np.random.Generator) -> None:
+    x, table = normal(rng, 4, 3, 10), evaluate("rope_table", POSITIONS, np.array([1.0, 0.3], np.float32), scale=1.0)
+    result = evaluate("rope", x, table, interleave=True)
+    assert np.array_equal(result[..., :4], evaluate("rope", x[..., :4], table, interleave=True))
+    assert np.array_equal(result[..., 4:], x[..., 4:])
+
+
 def test_swiglu(rng: np.random.Generator) -> None:
     x = normal(rng, 3, 10)
     close(evaluate("swiglu", x), [[silu(float(row[i])) * float(row[5 + i]) for i in range(5)] for row in x])
@@ -246,7 +253,7 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
         ("rms_norm", ("bf16[T, 4]", "f32[4]"), {"eps": 1e-6}, "operands are f32"),
         ("rope_table", ("f32[T]", "f32[4]"), {"scale": 1.0}, r"positions are i32\[T\]"),
         ("rope_table", ("i32[T]", "f32[]"), {"scale": 1.0}, r"inv_freq is f32\[d/2\]"),
-        ("rope", ("f32[T, 2, 8]", "f32[T, 4]"), {"interleave": True}, "x has 8 rotary columns, the table 4"),
+        ("rope", ("f32[T, 2, 8]", "f32[T, 10]"), {"interleave": True}, "x has 8 columns, the table 10"),
         ("rope", ("f32[T, 2, 8]", "f32[R, 8]"), {"interleave": True}, "x has T tokens, the table R"),
         ("swiglu", ("f32[T, 7]",), {}, "gate and up have the same size"),
         ("head_linear", ("f32[T, 2, 4]", "f32[3, 5, 4]"), {}, "does not fit"),
