@@ -30,6 +30,7 @@ from tests.targets.cases.dense import dequantized
 from tests.targets.cases.float_codes import CASES as FLOAT_CODES
 from tests.targets.cases.moe import CASES as MOE
 from tests.targets.cases.moe import moe_case, router_case
+from tests.targets.cases.sparse import CASES as SPARSE
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
 from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
@@ -81,7 +82,7 @@ def more_cases():
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 
-ALL = DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES
+ALL = DENSE | MOE | ATTENTION | SPARSE | SAMPLING | FLOAT_CODES
 CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
 CASES |= {"angles": angles_case(), **dict(more_cases())}
 PARTED = (

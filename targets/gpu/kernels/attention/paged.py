@@ -1,4 +1,4 @@
-"""The paged latent cache: where a position has its row, and mla_write, which fills rows."""
+"""The paged caches: where a position has its row, which of them attention reads, and mla_write, which fills rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsv3c.targets import tir as T
+from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import MlaWrite, Paging
 from dsv3c.targets.calls.operands import Operand, Rows, view_of
+from dsv3c.targets.calls.sparse import MlaSparse
 from dsv3c.targets.gpu.kernels.attention import coded
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
@@ -26,6 +28,7 @@ from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
 from dsv3c.targets.gpu.kernels.words import bf16_bits, load
 
+Attention = MlaAbsorbed | MlaSparse
 Column = Callable[[Expr], Expr]  # of the row of a token, 0 <= j < width
 Columns = Callable[[Buffers, Expr, Expr, Runs], Column]  # (buffers, token, thread, runs)
 
@@ -34,6 +37,18 @@ def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> 
     """The cache row of a position."""
     page = page_table[sequence * paging.pages + T.floordiv(position, paging.page_size)]
     return T.bind(page * paging.page_size + T.floormod(position, paging.page_size))
+
+
+def seen_count(spec: Attention, buffers: Buffers, token: Expr) -> Expr:
+    """How many positions a token attends to."""
+    context = T.bind(buffers["positions"][token] + 1)
+    return T.bind(T.min(context, spec.k)) if isinstance(spec, MlaSparse) else context
+
+
+def seen_slot(spec: Attention, buffers: Buffers, token: Expr, i: Expr) -> Expr:
+    """The cache row of the i-th position that it attends to."""
+    position = T.bind(buffers["chosen"][token * spec.k + i]) if isinstance(spec, MlaSparse) else i
+    return slot(spec.paging, buffers["page_table"], buffers["sequence"][token], position)
 
 
 def element(paging: Paging, cache: Buffer, start: Expr, column: Expr) -> Expr:
@@ -48,8 +63,8 @@ def element(paging: Paging, cache: Buffer, start: Expr, column: Expr) -> Expr:
 
 @dataclass(frozen=True)
 class Span:
-    """What a workgroup of attention has: its token, the first of its heads, slots begin … end of the context, and the
-    part that it writes, None where it writes y."""
+    """What a workgroup of attention has: its token, the first of its heads, begin … end among the positions that it
+    attends to, and the part that it writes, None where it writes y."""
 
     token: Expr
     head: Expr
