@@ -74,7 +74,7 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 
 # What takes several kernels.
 _STAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-    IndexTopk: choice.stages,
+    IndexTopk: lambda spec: (indexer.Scores(spec), choice.Choice(spec)),
     MlaAbsorbed: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
     MlaSparse: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
     MlaMaterialized: lambda spec: (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec)),

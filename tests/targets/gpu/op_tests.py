@@ -32,6 +32,7 @@ from tests.targets.cases.moe import CASES as MOE
 from tests.targets.cases.moe import moe_case, router_case
 from tests.targets.cases.sparse import CASES as SPARSE
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
+from tests.targets.gpu.sparse_cases import CASES as MORE_SPARSE
 from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
 DTYPES = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}
@@ -84,7 +85,7 @@ def more_cases():
 
 ALL = DENSE | MOE | ATTENTION | SPARSE | SAMPLING | FLOAT_CODES
 CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
-CASES |= {"angles": angles_case(), **dict(more_cases())}
+CASES |= {"angles": angles_case(), **dict(more_cases()), **MORE_SPARSE}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
     *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-t70"),

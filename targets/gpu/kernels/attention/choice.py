@@ -3,19 +3,17 @@
 A workgroup has a token, a thread a run of neighbouring positions. The k-th best score is found digit by digit, four
 bits from the highest: threads count the digits of their own scores. What they counted says, too, how many of its
 positions each keeps, so that all write theirs in order.
-
-Scores of as many tokens as fit into SCRATCH are made, then used; steps of more tokens repeat both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.calls.sparse import IndexTopk
-from dsv3c.targets.gpu.kernels.attention.indexer import Scores, behind, scratch, steps_of
+from dsv3c.targets.gpu.kernels.attention.indexer import Scores, scratch, steps_of
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -26,7 +24,6 @@ from dsv3c.targets.gpu.kernels.frame import (
     barrier,
     local,
     prim_func,
-    row_count,
     shared,
     spread,
     store,
@@ -34,7 +31,6 @@ from dsv3c.targets.gpu.kernels.frame import (
 from dsv3c.targets.gpu.kernels.sampling.search import reached
 from dsv3c.targets.gpu.kernels.words import unsigned
 
-SCRATCH = 128 << 20  # bytes of scores: what every Vulkan device binds at once
 BINS, DIGIT = 16, 4  # that a thread counts in; bits
 SHARES = THREADS // BINS  # in which the counts of a bin are added up
 AHEAD = 8  # scores that a thread reads before it looks at them
@@ -42,47 +38,31 @@ AHEAD = 8  # scores that a thread reads before it looks at them
 
 @dataclass(frozen=True)
 class Choice:
-    """The scratch of `scores` -> y i32 [T, k], the rows of its tokens."""
+    """The scratch of Scores -> y i32 [T, k]."""
 
-    scores: Scores
-
-
-def stages(spec: IndexTopk) -> tuple[Scores | Choice, ...]:
-    return tuple(_stages(spec))
-
-
-def _stages(spec: IndexTopk) -> Iterator[Scores | Choice]:
-    tokens = spec.rows.maximum
-    each = min(tokens, max(1, SCRATCH // 4 // Scores(spec, 0, tokens).stride))
-    for first in range(0, tokens, each):
-        scores = Scores(spec, first, each)
-        yield scores
-        yield Choice(scores)
+    spec: IndexTopk
 
 
 def choice_operands(choice: Choice) -> tuple[Operand, ...]:
-    spec = choice.scores.spec
-    m = spec.rows.maximum
-    return (CONTROL, Operand("positions", "i32", m), scratch(choice.scores), Operand("y", "i32", m * spec.k))
+    spec, m = choice.spec, choice.spec.rows.maximum
+    return (CONTROL, Operand("positions", "i32", m), scratch(Scores(spec)), Operand("y", "i32", m * spec.k))
 
 
 def choice(stage: Choice, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    scores, spec = stage.scores, stage.scores.spec
-    grid = (Extent(1, spec.rows, most=scores.count),)
+    spec = stage.spec
+    grid = (Extent(1, spec.rows),)
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        token, spaces = T.bind(groups[0] + scores.first), (BINS * THREADS, THREADS, THREADS, THREADS)
-        own = _Select(scores, buffers, token, thread, *(shared(size, "int32") for size in spaces))
-        with T.If(token < row_count(buffers, spec.rows)), T.Then():
-            count = T.bind(buffers["positions"][token] + 1)
-            with T.If(count > spec.k):
-                with T.Then():
-                    own.choose(count)
-                with T.Else():
-                    spread(spec.k, thread, lambda i: own.put(i, T.Select(i < count, i, T.int32(-1))))
+        spaces = (shared(size, "int32") for size in (BINS * THREADS, THREADS, THREADS, THREADS))
+        own = _Select(spec, buffers, groups[0], thread, *spaces)
+        count = T.bind(buffers["positions"][groups[0]] + 1)
+        with T.If(count > spec.k):
+            with T.Then():
+                own.choose(count)
+            with T.Else():
+                spread(spec.k, thread, lambda i: own.put(i, T.Select(i < count, i, T.int32(-1))))
 
-    form = Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows)
-    return behind(scores, operands, (form,))
+    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,7 @@ class _Select:
     """What a workgroup of `choice` has. counts i32 [BINS, THREADS], shares i32 [BINS, SHARES]: of its digits; above,
     equal i32 [THREADS]: scores of each thread that are better than the last that is kept, and that equal it."""
 
-    scores: Scores
+    spec: IndexTopk
     buffers: Buffers
     token: Expr
     thread: Expr
@@ -100,7 +80,7 @@ class _Select:
     equal: Buffer
 
     def put(self, i: Expr, position: Expr) -> None:
-        store(self.buffers["y"], self.token * self.scores.spec.k + i, position)
+        store(self.buffers["y"], self.token * self.spec.k + i, position)
 
     def choose(self, count: Expr) -> None:
         """The best of more positions than are kept."""
@@ -133,7 +113,7 @@ class _Select:
         rest, above, equal, done = range(4)
         store(low, 0, T.uint32(0))
         for word in range(4):
-            store(state, word, T.int32(self.scores.spec.k if word == rest else 0))
+            store(state, word, T.int32(self.spec.k if word == rest else 0))
         with T.serial(0, 32 // DIGIT) as level, T.If(state[done] == 0), T.Then():
             shift = T.bind(unsigned(32 - DIGIT - level * DIGIT))
             self._count(own, low, shift)
@@ -177,7 +157,7 @@ class _Select:
 
     def _each(self, own: Expr, look: Callable[[Expr, Expr], None]) -> None:
         """look(i, score) for the thread's own scores, in order; several are read before the first is looked at."""
-        first = T.bind(self.scores.start(self.token) + self.thread)
+        first = T.bind(self.token * Scores(self.spec).stride + self.thread)
         with T.serial(0, T.floordiv(own + (AHEAD - 1), AHEAD)) as turn:
             numbers = [T.bind(turn * AHEAD + i) for i in range(AHEAD)]
             places = [T.bind(T.min(number, own - 1) * THREADS) for number in numbers]

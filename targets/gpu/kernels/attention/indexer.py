@@ -37,7 +37,6 @@ from dsv3c.targets.gpu.kernels.frame import (
     f32,
     local,
     prim_func,
-    row_count,
     shared,
     spread,
     store,
@@ -51,23 +50,15 @@ _SIGN = 0x80000000
 
 @dataclass(frozen=True)
 class Scores:
-    """q, weights, cache, … -> scratch [count, stride]: for the tokens from `first` on, at most `count`, that have more
-    than k positions, their scores as u32 of the same order.
-
-    In the choice a thread has `steps_of(positions)` neighbouring ones; its i-th score is in word i * THREADS + thread.
-    """
+    """q, weights, cache, … -> scratch [T, stride]: the scores of tokens with more than k positions, as u32 of the same
+    order. In the choice a thread has `steps_of(positions)` neighbouring ones, its i-th in word i * THREADS + thread."""
 
     spec: IndexTopk
-    first: int
-    count: int
 
     @property
     def stride(self) -> int:
         """Words of a token."""
         return THREADS * -(-self.spec.paging.pages * self.spec.paging.page_size // THREADS)
-
-    def start(self, token: Expr) -> Expr:
-        return (token - self.first) * self.stride
 
 
 def steps_of(positions: Expr) -> Expr:
@@ -75,7 +66,7 @@ def steps_of(positions: Expr) -> Expr:
 
 
 def scratch(scores: Scores) -> Operand:
-    return Operand("scratch", "i32", scores.count * scores.stride)
+    return Operand("scratch", "i32", scores.spec.rows.maximum * scores.stride)
 
 
 def scores_operands(scores: Scores) -> tuple[Operand, ...]:
@@ -134,31 +125,17 @@ def scores(stage: Scores, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     blocks = -(-spec.paging.pages * spec.paging.page_size // ROWS)
 
     def form(groups: int, most: int | None) -> Variant:
-        grid = (Extent(min(blocks, groups)), Extent(1, spec.rows, most=stage.count))
+        grid = (Extent(min(blocks, groups)), Extent(1, spec.rows))
 
         def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-            token = T.bind(groups[1] + stage.first)
-            own = _Blocks(stage, buffers, token, thread, Sides.of(thread), shared(ROWS, "int32"))
-            with T.If(_chooses(stage, buffers, token)), T.Then():
-                own.score(groups[0], grid[0].maximum)
+            own = _Blocks(stage, buffers, groups[1], thread, Sides.of(thread), shared(ROWS, "int32"))
+            count = T.bind(buffers["positions"][groups[1]] + 1)
+            with T.If(count > spec.k), T.Then():
+                own.score(groups[0], grid[0].maximum, count)
 
         return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most)
 
-    return behind(stage, operands, (form(GROUPS, stage.first + FEW), form(GROUPS_OF_MANY, None)))
-
-
-def behind(stage: Scores, operands: Sequence[Operand], forms: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """Those forms; steps that end before the first token launch nothing."""
-    if not stage.first:
-        return forms
-    nothing = (Extent(0),)
-    return Variant(nothing, lambda: prim_func(operands, nothing, lambda *_: None), stage.spec.rows, stage.first), *forms
-
-
-def _chooses(stage: Scores, buffers: Buffers, token: Expr) -> Expr:
-    """Whether there is the token, and it has more positions than it keeps."""
-    there = T.bind(token < row_count(buffers, stage.spec.rows))
-    return T.And(there, buffers["positions"][T.min(token, stage.spec.rows.maximum - 1)] >= stage.spec.k)
+    return form(GROUPS, FEW), form(GROUPS_OF_MANY, None)
 
 
 @dataclass(frozen=True)
@@ -172,9 +149,8 @@ class _Blocks:
     sides: Sides
     slots: Buffer
 
-    def score(self, first: Expr, groups: int) -> None:
-        """Every `groups`-th block of the context from `first` on."""
-        count = T.bind(self.buffers["positions"][self.token] + 1)
+    def score(self, first: Expr, groups: int, count: Expr) -> None:
+        """Every `groups`-th block of a context of `count` from `first` on."""
         blocks = T.bind(T.floordiv(count + (ROWS - 1), ROWS))
         with T.serial(0, T.floordiv(T.max(blocks - first, 0) + (groups - 1), groups)) as step:
             base = T.bind((first + step * groups) * ROWS)
@@ -241,7 +217,7 @@ class _Blocks:
                 parts = [T.bind(a + b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
             position, steps = T.bind(base + self.thread), steps_of(count)
             thread = T.bind(T.floordiv(position, steps))
-            at = self.stage.start(self.token) + (position - thread * steps) * THREADS + thread
+            at = self.token * self.stage.stride + (position - thread * steps) * THREADS + thread
             store(self.buffers["scratch"], at, _ordered(parts[0]))
 
 
