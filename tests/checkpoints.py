@@ -56,7 +56,7 @@ _EXPERTS: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
 }
 _NOAUX: dict[str, Any] = {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "topk_method": "noaux_tc"}
-_INDEXER: dict[str, Any] = {"index_topk": 400, "index_n_heads": 2, "index_head_dim": 16}
+_INDEXER: dict[str, Any] = {"index_topk": 8, "index_n_heads": 12, "index_head_dim": 16}
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
     "kimi_k2": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
@@ -130,6 +130,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for layer, kind in enumerate(layer_types(config)):
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: shape for name, shape in _layer_shapes(config, kind == "sparse").items()}
+        if _has_indexer(config, layer):
+            shapes |= {prefix + name: shape for name, shape in _indexer_shapes(config).items()}
         if layer >= n_layers:
             shapes |= {prefix + f"{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
             shapes[prefix + "eh_proj.weight"] = (hidden, 2 * hidden)
@@ -157,8 +159,6 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
         shapes["self_attn.q_a_proj.weight"] = (q_rank, hidden)
         shapes["self_attn.q_a_layernorm.weight"] = (q_rank,)
         shapes["self_attn.q_b_proj.weight"] = (heads * (nope + rope), q_rank)
-    if config.get("index_topk"):
-        shapes |= _indexer_shapes(config)
     if config["model_type"] == "axk1":
         shapes["post_mlp_layernorm.weight"] = (hidden,)
     if not sparse:
@@ -172,6 +172,12 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
     if config.get("n_shared_experts"):
         shapes |= _mlp_shapes("mlp.shared_experts", hidden, inner * config["n_shared_experts"])
     return shapes
+
+
+def _has_indexer(config: Mapping[str, Any], layer: int) -> bool:
+    """All layers of DeepSeek-V3.2; of GLM the first two and then each `index_topk_freq`-th, and those of MTP."""
+    beyond = layer - 1 if layer < config["num_hidden_layers"] else 0
+    return bool(config.get("index_topk")) and max(beyond, 0) % config.get("index_topk_freq", 1) == 0
 
 
 def _indexer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import numpy as np
 from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, with_defaults
 from dsv3c.compiler.checkpoint.nested import text_values
@@ -52,10 +53,13 @@ class ModelConfig:
     1 with it whatever config.json says. `mlp_layer_types` covers the main layers, then the MTP layers.
 
     score_bias: whether experts have a bias that they are chosen by. post_mlp_norm: whether what experts give is
-    normalised. index_topk: above so many tokens attention is sparse, 0: never; max_position_embeddings is not above it,
-    nor above any other length up to which the model is what it is compiled as. embedding_scale, logits_scale: what
-    embedding and head are multiplied by; residual_scale: what a layer's attention and feed-forward are, before they are
-    added. query_scales: what queries are multiplied by, one number for each query_scale_block positions.
+    normalised. index_topk: positions that a token attends to at most, 0: all. indexer_types: for main layers, then
+    those of MTP, whether it chooses them ("full"), takes the choice of the last layer that did ("shared"), or does
+    without ("none"); empty where no context is longer than index_topk. index_interleave: as rope_interleave, of the
+    indexer. max_position_embeddings is not above any length up to which the model is what it is compiled as.
+    embedding_scale, logits_scale: what embedding and head are multiplied by; residual_scale: what a layer's attention
+    and feed-forward are, before they are added. query_scales: what queries are multiplied by, one number for each
+    query_scale_block positions.
     """
 
     model_type: str
@@ -95,6 +99,10 @@ class ModelConfig:
     score_bias: bool = True
     post_mlp_norm: bool = False
     index_topk: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_interleave: bool = False
+    indexer_types: tuple[str, ...] = ()
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
@@ -119,25 +127,26 @@ class ModelConfig:
         main_types = _main_layer_types(config, layers, router.n_routed_experts)
         mtp_type = "sparse" if router.n_routed_experts else "dense"
         first_dense = main_types.index("sparse") if "sparse" in main_types else layers
-        index_topk = config.integer("index_topk", 1, MAX_POSITIONS) if config.has("index_topk") else 0
+        context = min(max_positions, *(limit for limit, _ in _context_limits(scaling)))
+        mtp_layers = sizes.num_nextn_predict_layers
         return cls(
             model_type=model_type,
             **vars(sizes),
             **vars(router),
             first_k_dense_replace=first_dense,
-            mlp_layer_types=main_types + (mtp_type,) * sizes.num_nextn_predict_layers,
+            mlp_layer_types=main_types + (mtp_type,) * mtp_layers,
             rms_norm_eps=config.number("rms_norm_eps", 1e-30, 1.0),
             rope_theta=theta,
             rope_interleave=_rope_interleave(config, model_type),
             rope_scaling=scaling,
-            max_position_embeddings=min(max_positions, *(limit for limit, _ in _context_limits(index_topk, scaling))),
+            max_position_embeddings=context,
             tie_word_embeddings=config.boolean("tie_word_embeddings", False),
             bos_token_id=_token_id(config, "bos_token_id", sizes.vocab_size),
             eos_token_ids=_eos_token_ids(config, sizes.vocab_size),
             pad_token_id=_token_id(config, "pad_token_id", sizes.vocab_size),
             weight_block_size=_weight_block_size(config),
             post_mlp_norm=MEMBERS[model_type].post_mlp_norm,
-            index_topk=index_topk,
+            **parse_indexer(config, layers, mtp_layers, sizes.qk_rope_head_dim, context),
             query_scales=query_scales,
             query_scale_block=query_scale_block,
             **_scales(config, layers, sizes.hidden_size),
@@ -160,8 +169,9 @@ class ModelConfig:
         return cls(**named | {"rope_scaling": stored_scaling(named["rope_scaling"])})
 
     def without_mtp(self) -> ModelConfig:
-        main_types = self.mlp_layer_types[: self.num_hidden_layers]
-        return dataclasses.replace(self, num_nextn_predict_layers=0, mlp_layer_types=main_types)
+        layers = slice(self.num_hidden_layers)
+        main_types, indexers = self.mlp_layer_types[layers], self.indexer_types[layers]
+        return dataclasses.replace(self, num_nextn_predict_layers=0, mlp_layer_types=main_types, indexer_types=indexers)
 
     @property
     def qk_head_dim(self) -> int:
@@ -171,6 +181,15 @@ class ModelConfig:
     def latent_dim(self) -> int:
         """What one token takes in one layer's cache."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def index_norm_eps(self) -> float:
+        """Epsilon of the indexer's k_norm, which no config sets."""
+        return 1e-6
+
+    def indexer_type(self, layer: int) -> str:
+        """As in indexer_types; "none" for all layers of a model without."""
+        return self.indexer_types[layer] if layer < len(self.indexer_types) else NONE
 
     @property
     def latent_norm_eps(self) -> float:
@@ -221,6 +240,8 @@ def complete_config(
     values, left_out = usable_ids(values)
     if shapes and values.get("score_bias") is None:
         values["score_bias"] = any(name.endswith("e_score_correction_bias") for name in shapes)
+    if shapes and values.get("mtp_indexer") is None:
+        values["mtp_indexer"] = has_indexer(values.get("num_hidden_layers"), shapes)
     config = ModelConfig.from_dict(values, path)
     return config, notes + left_out + _limit_notes(config, values) + unknown_keys(values)
 
@@ -375,11 +396,9 @@ def _scales(config: ConfigFields, layers: int, hidden: int) -> dict[str, Any]:
     }
 
 
-def _context_limits(index_topk: int, scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
+def _context_limits(scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
     """The lengths up to which the model is what it is compiled as, each with what it is beyond."""
     limits = [(MAX_POSITIONS, "")]
-    if index_topk:
-        limits.append((index_topk, "up to index_topk attention is dense, which is exact; beyond it would be sparse"))
     if isinstance(scaling, LongRope) and scaling.longest:
         limits.append((scaling.longest, "beyond original_max_position_embeddings other factors would rotate all keys"))
     return limits
@@ -389,7 +408,7 @@ def _limit_notes(config: ModelConfig, values: Mapping[str, Any]) -> tuple[str, .
     wanted, kept = values["max_position_embeddings"], config.max_position_embeddings
     if wanted == kept:
         return ()
-    _, reason = min(_context_limits(config.index_topk, config.rope_scaling))
+    _, reason = min(_context_limits(config.rope_scaling))
     return (f"the context is {kept} tokens, not the {wanted} of max_position_embeddings: {reason}",)
 
 

@@ -6,6 +6,7 @@ Names are logical: `*` stands for the number of an expert, and such a tensor has
 from __future__ import annotations
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import FULL, INDEXER
 
 Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "model.embed_tokens.weight"
@@ -55,6 +56,7 @@ def _layer(config: ModelConfig, layer: int) -> Shapes:
     shapes = {
         "input_layernorm.weight": (config.hidden_size,),
         **_attention(config),
+        **(_indexer(config) if config.indexer_type(layer) == FULL else {}),
         "post_attention_layernorm.weight": (config.hidden_size,),
         **feed_forward,
     }
@@ -78,6 +80,18 @@ def _attention(config: ModelConfig) -> Shapes:
     shapes["kv_b_proj.weight"] = (heads * (config.qk_nope_head_dim + config.v_head_dim), latent)
     shapes["o_proj.weight"] = (hidden, heads * config.v_head_dim)
     return {f"self_attn.{name}": shape for name, shape in shapes.items()}
+
+
+def _indexer(config: ModelConfig) -> Shapes:
+    heads, width = config.index_n_heads, config.index_head_dim
+    shapes: Shapes = {
+        "wq_b.weight": (heads * width, config.q_lora_rank or 0),
+        "wk.weight": (width, config.hidden_size),
+        "k_norm.weight": (width,),
+        "k_norm.bias": (width,),
+        "weights_proj.weight": (heads, config.hidden_size),
+    }
+    return {INDEXER + name: shape for name, shape in shapes.items()}
 
 
 def _experts(config: ModelConfig) -> Shapes:

@@ -30,7 +30,7 @@ class Member:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SPARSE_ATTENTION = {"index_topk": 2048, "first_k_dense_replace": 3}
+_SPARSE_ATTENTION = {"index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64, "first_k_dense_replace": 3}
 _MISTRAL4_ROPE = {
     "rope_type": "yarn",
     "factor": 128.0,
@@ -45,7 +45,7 @@ MEMBERS: Mapping[str, Member] = {
     "deepseek_v3": Member(),
     "deepseek_v32": Member(defaults=_SPARSE_ATTENTION),
     "glm4_moe_lite": Member(defaults={"first_k_dense_replace": 1}),
-    "glm_moe_dsa": Member(defaults=_SPARSE_ATTENTION),
+    "glm_moe_dsa": Member(defaults={**_SPARSE_ATTENTION, "index_n_heads": 32, "indexer_rope_interleave": True}),
     "mistral4": Member(
         scorings=("softmax",),
         score_bias=False,

@@ -36,7 +36,7 @@ from dsv3c.compiler.driver.dumps import write_dump
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.driver.workplace import JOURNAL
-from dsv3c.compiler.errors import BadOptionError, UnknownPassError
+from dsv3c.compiler.errors import UnknownPassError
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
@@ -47,6 +47,7 @@ from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
+from dsv3c.passes.fuse_index import FuseIndex
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -144,6 +145,7 @@ def float_passes(form: str) -> list[Pass]:
         FuseRope(),  # likewise a rotation
         FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
         Simplify(),  # joins the slices of the joined product with the slices of its parts
+        FuseIndex(),  # before fuse-mla, which reads what it chooses
         FuseMla(form),
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
@@ -333,7 +335,7 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    traced = _traced(config, shapes, options, choose_cache_dtype(options, target))
+    traced = _traced(config, shapes, options, checks.choose_cache_dtype(options, target))
     entries, rewrites = {}, {}
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
@@ -357,7 +359,7 @@ def _traced(
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
-    if pays_from <= options.max_tokens:
+    if pays_from <= options.max_tokens and not config.indexer_types:  # what is chosen is not rebuilt
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
@@ -391,17 +393,6 @@ def mixed(
     checks.check_formats(options)
     checks.check_supported(options, target)
     return options, plan
-
-
-def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
-    """The element type of latent rows. Raises BadOptionError for one asked for that the target does not have."""
-    wanted = options.resolved_cache_dtype
-    if wanted in target.cache_dtypes:
-        return wanted
-    if options.cache_dtype is None:
-        return target.cache_dtypes[0]
-    expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
-    raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
 
 
 def materialize_from(config: ModelConfig) -> int:

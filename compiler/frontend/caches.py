@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import FULL
 from dsv3c.compiler.core.caches import SLOTS, cache_name
 from dsv3c.compiler.core.ir import TensorType
 from dsv3c.compiler.formats.coded_rows import LARGEST, CodedRows
 
+INDEX = "index"  # the keys of a layer's indexer
 _UNCODED = "bf16"
 
 
@@ -41,7 +43,10 @@ class CacheRow:
 
 def cache_rows(config: ModelConfig, layer: int) -> tuple[CacheRow, ...]:
     """Those of a layer; MTP layers come after the main ones."""
-    return (CacheRow(layer, "", config.latent_dim, config.kv_lora_rank),)
+    latents = CacheRow(layer, "", config.latent_dim, config.kv_lora_rank)
+    if config.indexer_type(layer) != FULL:
+        return (latents,)
+    return latents, CacheRow(layer, INDEX, config.index_head_dim, 0)
 
 
 def main_cache_rows(config: ModelConfig) -> tuple[CacheRow, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import FULL, INDEXER
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.quantisation.inputs import Array
@@ -64,21 +65,28 @@ def sites(config: ModelConfig) -> Iterator[Site]:
             halves = (slice(0, hidden), slice(hidden, 2 * hidden))
             norms = (Part(f"{prefix}{name}.weight", of=of) for name, of in zip(("enorm", "hnorm"), halves, strict=True))
             yield Site((Part(f"{prefix}eh_proj.weight"),), tuple(norms))
-        yield from _attention(config, prefix)
+        yield from _attention(config, layer, prefix)
         yield from _experts(config, prefix) if config.is_moe(layer) else _mlp(prefix)
 
 
-def _attention(config: ModelConfig, prefix: str) -> Iterator[Site]:
+def _attention(config: ModelConfig, layer: int, prefix: str) -> Iterator[Site]:
     own = f"{prefix}self_attn."
     query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
-    readers = (Part(f"{own}{query}.weight"), Part(f"{own}kv_a_proj_with_mqa.weight"))
-    yield Site(readers, (Part(f"{prefix}input_layernorm.weight"),))
+    readers, of_latent = [f"{own}{query}", f"{own}kv_a_proj_with_mqa"], [f"{own}q_b_proj"]
+    if config.indexer_type(layer) == FULL:
+        readers += [f"{prefix}{INDEXER}wk", f"{prefix}{INDEXER}weights_proj"]
+        of_latent += [f"{prefix}{INDEXER}wq_b"]
+    yield Site(_whole(readers), (Part(f"{prefix}input_layernorm.weight"),))
     if config.q_lora_rank is not None:
-        yield Site((Part(f"{own}q_b_proj.weight"),), (Part(f"{own}q_a_layernorm.weight"),))
+        yield Site(_whole(of_latent), (Part(f"{own}q_a_layernorm.weight"),))
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
     rows = np.arange(heads * (nope + config.v_head_dim)).reshape(heads, -1)
     values = Part(f"{own}kv_b_proj.weight", at=rows[:, nope:].reshape(-1))
     yield Site((Part(f"{own}o_proj.weight"),), (values,))
+
+
+def _whole(names: list[str]) -> tuple[Part, ...]:
+    return tuple(Part(f"{name}.weight") for name in names)
 
 
 def _mlp(prefix: str) -> Iterator[Site]:

@@ -18,7 +18,7 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class Rope:
-    """x f32 through `view` [M, heads, d + rest], table f32 [M, d] -> y f32 [M, heads, d + rest]: the rotated halves of the
+    """x f32 through `view` [M, heads, d + rest], table f32 [M, d] -> y f32 [M, heads, d + rest]: rotated halves of the
     first d columns one after the other, then the others as they are.
 
     The pairs are the even and odd elements of those d when `interleave`, else their two halves.

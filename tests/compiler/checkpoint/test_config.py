@@ -220,7 +220,9 @@ JSON_VALUES = st.recursive(
 )
 KEYS = sorted({*tiny_config("deepseek_v3"), "mlp_layer_types", "rope_scaling", "rope_parameters", "quantization_config",
                "num_nextn_predict_layers", "moe_layer_freq", "num_mtp_layers", "rope_interleave",
-               "index_topk", "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
+               "index_topk", "index_n_heads", "index_head_dim", "index_topk_freq", "index_topk_pattern",
+               "index_skip_topk_offset", "indexer_types", "indexer_rope_interleave", "mtp_indexer",
+               "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

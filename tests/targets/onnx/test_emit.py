@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from dsv3c import runtime, targets
-from dsv3c.compiler.driver.pipeline import choose_cache_dtype
+from dsv3c.compiler.driver.checks import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.engine.expert_stats import ExpertsUnknown
