@@ -18,6 +18,7 @@ from dsv3c.targets.gpu.kernels import stages
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 from tests.conftest import BUNDLED_MODEL
+from tests.targets.cases.sparse import CASES as SPARSE
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:
 
 def test_every_stage_of_a_gpu_is_read_back(specs: list[object]) -> None:
     sampled = (Greedy(Rows(8, 1), 2048), Sample(Rows(8, 1), 2048))
-    found = [stage for spec in (*specs, *sampled) for stage in (spec, *stages(spec))]
+    sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
+    found = [stage for spec in (*specs, *sampled, *sparse) for stage in (spec, *stages(spec))]
     parts = [Part(stage, 1, 2) for stage in found if type(stage).__name__ in ("Linear", "Take", "PairDown")]
     assert {type(stage) for stage in (*found, *parts)} >= {Part, Greedy, Sample}
     on_gpus = [stage for stage in (*found, *parts) if isinstance(stage, GPU_SPECS)]
