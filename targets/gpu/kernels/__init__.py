@@ -35,7 +35,7 @@ from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import experts, parts, products, routing, rows
 from dsv3c.targets.gpu.kernels.attention import absorbed as attention
 from dsv3c.targets.gpu.kernels.attention import choice, indexer, materialized, paged
-from dsv3c.targets.gpu.kernels.frame import Variant
+from dsv3c.targets.gpu.kernels.frame import MOST_BINDING, Variant
 from dsv3c.targets.gpu.kernels.sampling import steps as sampling
 
 _Operands = Callable[[Any], tuple[Operand, ...]]
@@ -74,7 +74,6 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 
 # What takes several kernels.
 _STAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-    IndexTopk: lambda spec: (indexer.Scores(spec), choice.Choice(spec)),
     MlaAbsorbed: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
     MlaSparse: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
     MlaMaterialized: lambda spec: (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec)),
@@ -82,11 +81,15 @@ _STAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     sampling.Greedy: sampling.sampling_stages,
     sampling.Sample: sampling.sampling_stages,
 }
-SPECS = (*_KERNELS, *_STAGES)
+# And more of them the less a device binds at once.
+_PARTED: dict[type, Callable[[Any, int], tuple[Any, ...]]] = {IndexTopk: choice.stages}
+SPECS = (*_KERNELS, *_STAGES, *_PARTED)
 
 
-def stages(spec: Any) -> tuple[Any, ...]:
-    """The kernels that `spec` takes, one after the other; they share its scratch."""
+def stages(spec: Any, binding: int = MOST_BINDING) -> tuple[Any, ...]:
+    """The kernels that `spec` takes, one after the other; they share its scratch, of at most `binding` bytes."""
+    if parted := _PARTED.get(type(spec)):
+        return parted(spec, binding)
     several = _STAGES.get(type(spec))
     return several(spec) if several else (spec,)
 

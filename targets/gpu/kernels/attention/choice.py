@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import CONTROL, Operand
 from dsv3c.targets.calls.sparse import IndexTopk
-from dsv3c.targets.gpu.kernels.attention.indexer import Scores, scratch, steps_of
+from dsv3c.targets.gpu.kernels.attention.indexer import Scores, from_token, scratch, steps_of
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
     Buffer,
@@ -24,6 +24,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     barrier,
     local,
     prim_func,
+    row_count,
     shared,
     spread,
     store,
@@ -38,31 +39,41 @@ AHEAD = 8  # scores that a thread reads before it looks at them
 
 @dataclass(frozen=True)
 class Choice:
-    """The scratch of Scores -> y i32 [T, k]."""
+    """The scratch of Scores -> y i32 [T, k], the rows of its tokens."""
 
-    spec: IndexTopk
+    scores: Scores
+
+
+def stages(spec: IndexTopk, binding: int) -> tuple[Scores | Choice, ...]:
+    """Scores of as many tokens as there is room for in `binding` bytes are made, then used; then those of the next."""
+    tokens = spec.rows.maximum
+    count = max(1, min(tokens, binding // 4 // Scores(spec, 0, tokens).stride))
+    parts = [Scores(spec, first, count) for first in range(0, tokens, count)]
+    return tuple(stage for scores in parts for stage in (scores, Choice(scores)))
 
 
 def choice_operands(choice: Choice) -> tuple[Operand, ...]:
-    spec, m = choice.spec, choice.spec.rows.maximum
-    return (CONTROL, Operand("positions", "i32", m), scratch(Scores(spec)), Operand("y", "i32", m * spec.k))
+    spec, m = choice.scores.spec, choice.scores.spec.rows.maximum
+    return (CONTROL, Operand("positions", "i32", m), scratch(choice.scores), Operand("y", "i32", m * spec.k))
 
 
 def choice(stage: Choice, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    spec = stage.spec
-    grid = (Extent(1, spec.rows),)
+    scores, spec = stage.scores, stage.scores.spec
+    grid = (Extent(1, spec.rows, most=scores.count),)
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        spaces = (shared(size, "int32") for size in (BINS * THREADS, THREADS, THREADS, THREADS))
-        own = _Select(spec, buffers, groups[0], thread, *spaces)
-        count = T.bind(buffers["positions"][groups[0]] + 1)
-        with T.If(count > spec.k):
-            with T.Then():
-                own.choose(count)
-            with T.Else():
-                spread(spec.k, thread, lambda i: own.put(i, T.Select(i < count, i, T.int32(-1))))
+        token, sizes = T.bind(groups[0] + scores.first), (BINS * THREADS, THREADS, THREADS, THREADS)
+        own = _Select(scores, buffers, token, thread, *(shared(size, "int32") for size in sizes))
+        with T.If(token < row_count(buffers, spec.rows)), T.Then():
+            count = T.bind(buffers["positions"][token] + 1)
+            with T.If(count > spec.k):
+                with T.Then():
+                    own.choose(count)
+                with T.Else():
+                    spread(spec.k, thread, lambda i: own.put(i, T.Select(i < count, i, T.int32(-1))))
 
-    return (Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows),)
+    form = Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows)
+    return from_token(scores, operands, (form,))
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class _Select:
     """What a workgroup of `choice` has. counts i32 [BINS, THREADS], shares i32 [BINS, SHARES]: of its digits; above,
     equal i32 [THREADS]: scores of each thread that are better than the last that is kept, and that equal it."""
 
-    spec: IndexTopk
+    scores: Scores
     buffers: Buffers
     token: Expr
     thread: Expr
@@ -80,7 +91,7 @@ class _Select:
     equal: Buffer
 
     def put(self, i: Expr, position: Expr) -> None:
-        store(self.buffers["y"], self.token * self.spec.k + i, position)
+        store(self.buffers["y"], self.token * self.scores.spec.k + i, position)
 
     def choose(self, count: Expr) -> None:
         """The best of more positions than are kept."""
@@ -113,7 +124,7 @@ class _Select:
         rest, above, equal, done = range(4)
         store(low, 0, T.uint32(0))
         for word in range(4):
-            store(state, word, T.int32(self.spec.k if word == rest else 0))
+            store(state, word, T.int32(self.scores.spec.k if word == rest else 0))
         with T.serial(0, 32 // DIGIT) as level, T.If(state[done] == 0), T.Then():
             shift = T.bind(unsigned(32 - DIGIT - level * DIGIT))
             self._count(own, low, shift)
@@ -157,7 +168,7 @@ class _Select:
 
     def _each(self, own: Expr, look: Callable[[Expr, Expr], None]) -> None:
         """look(i, score) for the thread's own scores, in order; several are read before the first is looked at."""
-        first = T.bind(self.token * Scores(self.spec).stride + self.thread)
+        first = T.bind(self.scores.start(self.token) + self.thread)
         with T.serial(0, T.floordiv(own + (AHEAD - 1), AHEAD)) as turn:
             numbers = [T.bind(turn * AHEAD + i) for i in range(AHEAD)]
             places = [T.bind(T.min(number, own - 1) * THREADS) for number in numbers]

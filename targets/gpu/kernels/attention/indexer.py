@@ -37,6 +37,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     f32,
     local,
     prim_func,
+    row_count,
     shared,
     spread,
     store,
@@ -50,15 +51,23 @@ _SIGN = 0x80000000
 
 @dataclass(frozen=True)
 class Scores:
-    """q, weights, cache, … -> scratch [T, stride]: the scores of tokens with more than k positions, as u32 of the same
-    order. In the choice a thread has `steps_of(positions)` neighbouring ones, its i-th in word i * THREADS + thread."""
+    """q, weights, cache, … -> scratch [count, stride]: of the tokens from `first` on, at most `count`, those with more
+    than k positions have their scores there, as u32 of the same order.
+
+    In the choice a thread has `steps_of(positions)` neighbouring ones, its i-th in word i * THREADS + thread.
+    """
 
     spec: IndexTopk
+    first: int
+    count: int
 
     @property
     def stride(self) -> int:
         """Words of a token."""
         return THREADS * -(-self.spec.paging.pages * self.spec.paging.page_size // THREADS)
+
+    def start(self, token: Expr) -> Expr:
+        return (token - self.first) * self.stride
 
 
 def steps_of(positions: Expr) -> Expr:
@@ -66,7 +75,7 @@ def steps_of(positions: Expr) -> Expr:
 
 
 def scratch(scores: Scores) -> Operand:
-    return Operand("scratch", "i32", scores.spec.rows.maximum * scores.stride)
+    return Operand("scratch", "i32", scores.count * scores.stride)
 
 
 def scores_operands(scores: Scores) -> tuple[Operand, ...]:
@@ -125,17 +134,27 @@ def scores(stage: Scores, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     blocks = -(-spec.paging.pages * spec.paging.page_size // ROWS)
 
     def form(groups: int, most: int | None) -> Variant:
-        grid = (Extent(min(blocks, groups)), Extent(1, spec.rows))
+        grid = (Extent(min(blocks, groups)), Extent(1, spec.rows, most=stage.count))
 
         def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-            own = _Blocks(stage, buffers, groups[1], thread, Sides.of(thread), shared(ROWS, "int32"))
-            count = T.bind(buffers["positions"][groups[1]] + 1)
-            with T.If(count > spec.k), T.Then():
-                own.score(groups[0], grid[0].maximum, count)
+            token = T.bind(groups[1] + stage.first)
+            own = _Blocks(stage, buffers, token, thread, Sides.of(thread), shared(ROWS, "int32"))
+            with T.If(token < row_count(buffers, spec.rows)), T.Then():
+                count = T.bind(buffers["positions"][token] + 1)
+                with T.If(count > spec.k), T.Then():
+                    own.score(groups[0], grid[0].maximum, count)
 
         return Variant(grid, lambda: prim_func(operands, grid, emit), spec.rows, most)
 
-    return form(GROUPS, FEW), form(GROUPS_OF_MANY, None)
+    return from_token(stage, operands, (form(GROUPS, stage.first + FEW), form(GROUPS_OF_MANY, None)))
+
+
+def from_token(stage: Scores, operands: Sequence[Operand], forms: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    """Those forms; steps that end before the first token launch nothing."""
+    if not stage.first:
+        return forms
+    nothing = (Extent(0),)
+    return Variant(nothing, lambda: prim_func(operands, nothing, lambda *_: None), stage.spec.rows, stage.first), *forms
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,7 @@ class _Blocks:
                 parts = [T.bind(a + b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
             position, steps = T.bind(base + self.thread), steps_of(count)
             thread = T.bind(T.floordiv(position, steps))
-            at = self.token * self.stage.stride + (position - thread * steps) * THREADS + thread
+            at = self.stage.start(self.token) + (position - thread * steps) * THREADS + thread
             store(self.buffers["scratch"], at, _ordered(parts[0]))
 
 
