@@ -30,6 +30,7 @@ COMPILED = (
     "glm-mtp",
     "youtu-tied-5-heads",
     "kimi-k25-yarn",
+    "v32-mtp-yarn",
     "glm-dsa-real-heads",
     "axk1-grouped-yarn",
     "minicpm3-longrope",

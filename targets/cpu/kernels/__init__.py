@@ -32,12 +32,15 @@ from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
 from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
+from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse, index_write_operands
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import (
     attention,
     cache,
     elementwise,
     embedding,
+    index,
+    index_topk,
     linear,
     materialized,
     moe,
@@ -52,6 +55,9 @@ from dsv3c.targets.cpu.kernels.products import multiplies
 
 _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, IsaLevel], PrimFunc]]] = {
     MlaAbsorbed: (attention.operands, attention.build),
+    MlaSparse: (attention.sparse_operands, attention.build),
+    IndexTopk: (index_topk.operands, index_topk.build),
+    IndexWrite: (index_write_operands, index.build),
     MlaWrite: (mla_write_operands, cache.build),
     Add: (add_operands, elementwise.build_add),
     Concat: (concat_operands, elementwise.build_concat),
