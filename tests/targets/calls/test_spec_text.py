@@ -26,7 +26,8 @@ def specs() -> list[object]:
     """Those of all kernels of the bundled model on a CPU, and those that only other models need."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192)]
+    sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
+    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192), *sparse]
 
 
 def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:
@@ -37,8 +38,7 @@ def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:
 
 def test_every_stage_of_a_gpu_is_read_back(specs: list[object]) -> None:
     sampled = (Greedy(Rows(8, 1), 2048), Sample(Rows(8, 1), 2048))
-    sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
-    found = [stage for spec in (*specs, *sampled, *sparse) for stage in (spec, *stages(spec))]
+    found = [stage for spec in (*specs, *sampled) for stage in (spec, *stages(spec))]
     parts = [Part(stage, 1, 2) for stage in found if type(stage).__name__ in ("Linear", "Take", "PairDown")]
     assert {type(stage) for stage in (*found, *parts)} >= {Part, Greedy, Sample}
     on_gpus = [stage for stage in (*found, *parts) if isinstance(stage, GPU_SPECS)]
