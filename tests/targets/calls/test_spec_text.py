@@ -18,6 +18,7 @@ from dsv3c.targets.gpu.kernels import stages
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 from tests.conftest import BUNDLED_MODEL
+from tests.targets.cases.sparse import CASES as SPARSE
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def specs() -> list[object]:
     """Those of all kernels of the bundled model on a CPU, and those that only other models need."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192)]
+    sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
+    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192), *sparse]
 
 
 def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:

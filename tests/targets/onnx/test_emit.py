@@ -131,6 +131,14 @@ def test_genai_config_names_what_the_graph_has(export: Export) -> None:
     assert (decoder["num_key_value_heads"], decoder["head_size"]) == (heads, width)
 
 
+def test_keys_of_an_indexer_are_a_cache_that_genai_has_no_place_for(export: Export) -> None:
+    model = export("glm-dsa-real-heads")
+    pasts = {value.name for value in loaded(model).graph.input if value.name.startswith("past")}
+    keys = {f"past_key_values.{layer}.key" for layer in range(3)}
+    assert pasts == keys | {f"past_key_values.{layer}.index" for layer in range(2)}, "the last layer has no indexer"
+    assert not (model.folder / "genai_config.json").exists()
+
+
 def test_float16_graph_has_float16_activations(export: Export) -> None:
     model = export("v3-real-heads", "int4-g32", "onnx:provider=cuda,accuracy_level=0")
     types = {value.name: value.type.tensor_type.elem_type for value in loaded(model).graph.input}
