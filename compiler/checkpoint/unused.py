@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
@@ -10,6 +11,8 @@ from dsv3c.compiler.checkpoint.stored import StoredTensor
 
 _INDEXER = "self_attn.indexer."
 _POST_MLP_NORM = "post_mlp_layernorm.weight"
+# What activations were rounded by where the checkpoint was made, as transformers and compressed-tensors name it.
+_OF_ACTIVATIONS = re.compile(r".*\.(?:\w+_)?(?:activation_scale|(?:input|output)_(?:scale|zero_point))")
 
 
 def without_unused(
@@ -20,7 +23,12 @@ def without_unused(
     indexers = {name for name, part in parts.items() if config.index_topk and part.startswith(_INDEXER)}
     norms = {name for name, part in parts.items() if config.post_mlp_norm and part == _POST_MLP_NORM}
     dense = {name for name in norms if not config.is_moe(int(name.split(".")[2]))}
-    what = f"the {len(indexers)} tensors of indexers"
-    notes = (f"{what} are left out: up to index_topk, {config.index_topk} tokens, attention is dense",)
-    kept = {name: tensor for name, tensor in stored.items() if name not in indexers | dense}
-    return kept, notes if indexers else ()
+    scales = {name for name in stored if _OF_ACTIVATIONS.fullmatch(name)}
+    notes = []
+    if indexers:
+        what = f"the {len(indexers)} tensors of indexers"
+        notes.append(f"{what} are left out: up to index_topk, {config.index_topk} tokens, attention is dense")
+    if scales:
+        notes.append(f"the {len(scales)} scales of activations are left out: what is rounded here follows each row")
+    kept = {name: tensor for name, tensor in stored.items() if name not in indexers | dense | scales}
+    return kept, tuple(notes)

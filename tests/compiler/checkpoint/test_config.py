@@ -178,7 +178,7 @@ BAD: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
         f"weight_block_size {block}": (
             {"quantization_config": {**FP8, "weight_block_size": block}}, ConfigValueError, "weight_block_size"
         )
-        for block in (None, [128], [0, 128], [128.0, 128], "128")
+        for block in ([], [128], [0, 128], [128.0, 128], "128")
     },
 }  # fmt: skip
 
