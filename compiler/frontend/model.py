@@ -5,8 +5,8 @@
 that differs within the family is a field of the config.
 
 One step is a ragged batch over a paged cache of latent rows: T tokens of any number of sequences, each with its
-position and its row of the page table; the cache of a layer is [N, latent_dim], one row a token:
-rms_norm(kv latent) [kv_lora_rank] then the rotated shared key [qk_rope_head_dim].
+position and its row of the page table. The caches that `frontend/caches.py` lists have a row for each token; that of a
+layer's latents is rms_norm(kv latent) [kv_lora_rank] then the rotated shared key [qk_rope_head_dim].
 
 Between the layers x is kept divided by residual_scale: then attention and feed-forward are added as they are, and the
 norms undo it, which show a scale in their epsilon alone.
@@ -17,15 +17,17 @@ routing and multi-token prediction), YaRN (arXiv 2309.00071).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.core.caches import cache_name
 
 Tensor = Any  # an ir.Value or a numpy array, as `op` takes them
 Weights = Callable[[str], Tensor]
+Caches = Mapping[str, Tensor]  # by name; [N, …] each
 
 MASKED = float("-inf")
 
@@ -54,26 +56,27 @@ class Rotary(NamedTuple):
 
 class LayerOutput(NamedTuple):
     x: Tensor  # [T, hidden_size]
-    cache: Tensor
+    caches: dict[str, Tensor]  # those of the layer, with the new rows
     experts: Tensor | None  # [T, num_experts_per_tok], ids of those that a token visits; None in a layer without
 
 
 class StepOutput(NamedTuple):
     logits: Tensor  # [R, vocab_size]
     hidden: Tensor  # [T, hidden_size], after the final norm: what the MTP layer reads
-    caches: list[Tensor]
+    caches: dict[str, Tensor]
     experts: dict[int, Tensor]  # of each layer that has some, as in LayerOutput
 
 
-def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: list[Tensor]) -> StepOutput:
-    """One step of the main model. `caches` has one [N, latent_dim] per layer."""
+def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, caches: Caches) -> StepOutput:
+    """One step of the main model."""
     rotary = rotary_angles(op, config, step)
     embedding = scaled(op, weight("model.embed_tokens.weight"), config.embedding_scale / config.residual_scale)
     x = op.take(embedding, step.tokens)
-    written, chosen = [], {}
+    written: dict[str, Tensor] = {}
+    chosen = {}
     for layer in range(config.num_hidden_layers):
-        x, cache, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches[layer])
-        written.append(cache)
+        x, of_layer, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches)
+        written |= of_layer
         if experts is not None:
             chosen[layer] = experts
     hidden = rms_norm(op, x, weight("model.norm.weight"), config.stream_norm_eps)
@@ -81,7 +84,7 @@ def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, cac
 
 
 def forward_mtp(
-    op: Any, config: ModelConfig, weight: Weights, depth: int, step: StepInputs, hidden: Tensor, cache: Tensor
+    op: Any, config: ModelConfig, weight: Weights, depth: int, step: StepInputs, hidden: Tensor, caches: Caches
 ) -> StepOutput:
     """One step of multi-token prediction module `depth`: `step.tokens` are the tokens after those of `hidden`.
 
@@ -94,11 +97,12 @@ def forward_mtp(
     token = rms_norm(op, op.take(embedding, step.tokens), weight(f"{prefix}.enorm.weight"), config.rms_norm_eps)
     before = rms_norm(op, hidden, weight(f"{prefix}.hnorm.weight"), config.rms_norm_eps)
     x = op.linear(op.concat(token, before, axis=-1), weight(f"{prefix}.eh_proj.weight"))
-    x, cache, experts = decoder_layer(op, config, weight, layer, x, step, rotary_angles(op, config, step), cache)
+    rotary = rotary_angles(op, config, step)
+    x, written, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches)
     x = rms_norm(op, x, weight(f"{prefix}.shared_head.norm.weight"), config.rms_norm_eps)
     own_head = weight_or_none(weight, f"{prefix}.shared_head.head.weight")
     chosen = {} if experts is None else {layer: experts}
-    return StepOutput(lm_head(op, config, weight, x, step, own_head), x, [cache], chosen)
+    return StepOutput(lm_head(op, config, weight, x, step, own_head), x, written, chosen)
 
 
 def weight_or_none(weight: Weights, name: str) -> Tensor | None:
@@ -130,19 +134,21 @@ def decoder_layer(
     x: Tensor,
     step: StepInputs,
     rotary: Rotary,
-    cache: Tensor,
+    caches: Caches,
 ) -> LayerOutput:
     prefix = f"model.layers.{layer}"
     h = rms_norm(op, x, weight(f"{prefix}.input_layernorm.weight"), config.stream_norm_eps)
-    attended, cache = attention(op, config, weight, f"{prefix}.self_attn", h, step, rotary, cache)
+    latents = cache_name(layer)
+    attended, cache = attention(op, config, weight, f"{prefix}.self_attn", h, step, rotary, caches[latents])
+    written = {latents: cache}
     x = op.add(x, attended)
     h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.stream_norm_eps)
     if config.is_moe(layer):
         mixed, experts = moe(op, config, weight, f"{prefix}.mlp", h)
         if config.post_mlp_norm:
             mixed = rms_norm(op, mixed, weight(f"{prefix}.post_mlp_layernorm.weight"), config.rms_norm_eps)
-        return LayerOutput(op.add(x, mixed), cache, experts)
-    return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), cache, None)
+        return LayerOutput(op.add(x, mixed), written, experts)
+    return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), written, None)
 
 
 def rms_norm(op: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.formats import fp8
 from dsv3c.compiler.frontend import model
+from dsv3c.compiler.frontend.caches import cache_rows
 from dsv3c.compiler.quantisation.folding import Folding, Part, Site, sites
 from tests.checkpoints import tiny_config, write_checkpoint
 
@@ -59,7 +60,8 @@ def folded(source: Checkpoint) -> Folding:
 def outputs(source: Checkpoint, read: Any) -> list[Any]:
     """Logits, states and caches of the main model, then of multi-token prediction."""
     config, step = source.config, model.StepInputs(**STEP, page_size=4)
-    caches = [np.zeros((8, config.latent_dim), np.float32) for _ in range(config.num_hidden_layers)]
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    caches = {row.name: np.zeros((8, row.width), "f4") for layer in range(layers) for row in cache_rows(config, layer)}
 
     def weight(name: str) -> Any:
         if name not in source.shapes:
@@ -67,10 +69,10 @@ def outputs(source: Checkpoint, read: Any) -> list[Any]:
         return read(name, None)
 
     main = model.forward(ops.Evaluator(), config, weight, step, caches)
-    found = [main.logits, main.hidden, *main.caches]
+    found = [main.logits, main.hidden, *main.caches.values()]
     if config.num_nextn_predict_layers:
-        mtp = model.forward_mtp(ops.Evaluator(), config, weight, 0, step, main.hidden, np.zeros_like(caches[0]))
-        found += [mtp.logits, mtp.hidden, *mtp.caches]
+        mtp = model.forward_mtp(ops.Evaluator(), config, weight, 0, step, main.hidden, caches)
+        found += [mtp.logits, mtp.hidden, *mtp.caches.values()]
     return found
 
 
