@@ -28,7 +28,12 @@ WEIGHTS = "weights.safetensors"
 FILES = {"decode": "model.onnx", "mtp": "mtp.onnx"}
 IR_VERSION = 11  # the last one before opset 24; ONNX Runtime 1.23 reads it
 CHECKED_WITH = "1.31.1"  # the version of ONNX Runtime that the tests ran with
-ROUTING: Mapping[str, Rule] = {"router": experts.router, "router_weights": experts.router_weights}
+ROUTING: Mapping[str, Rule] = {
+    "router": experts.router,
+    "router_weights": experts.router_weights,
+    "expert_weights": experts.expert_weights,
+    "identity_experts": experts.identity_experts,
+}
 ALL_RULES: Mapping[str, Rule] = {**RULES, **ROUTING, "mla_write": attention.write, "moe_down": experts.experts}
 # Emitted with the operations that read them.
 READ_BY_OTHERS = ("const", "mla_absorbed", "moe_gate_up", "expert_order")
