@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint import gguf, nested, quantised
+from dsv3c.compiler.checkpoint import gguf, nested, paired, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, complete_config
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.lora import Adapter, merged
+from dsv3c.compiler.checkpoint.members import member_of
 from dsv3c.compiler.checkpoint.origin import hub_source, model_name
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
 from dsv3c.compiler.checkpoint.shards import open_tensors
@@ -65,6 +66,9 @@ class Source:
         outer = read_object(config)
         stored, left_out = nested.text_tensors(outer, stored)
         values = nested.text_values(outer, config)
+        if member_of(values).paired:
+            stored, left_out_too = paired.block_tensors(stored)
+            values, left_out = nested.with_modules(values, paired.block_name), left_out + left_out_too
         quantisation = quantised.parse(values, config)
         return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings)
 
