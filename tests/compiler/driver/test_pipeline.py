@@ -96,15 +96,17 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
     graph, counts = run(source, form, CompileOptions(quant="float32"))
     n_layers = source.config.num_hidden_layers
     assert graph.count(f"mla_{form}") == graph.count("mla_write") == n_layers
-    n_sparse = sum(source.config.is_moe(layer) for layer in range(n_layers))
+    n_sparse, n_dense = (
+        sum(has(layer) for layer in range(n_layers)) for has in (source.config.is_moe, source.config.has_mlp)
+    )
     assert {name: count for name, count in counts.items() if name.startswith("fuse-")} == {
         "fuse-rms-norm": 4 * n_layers + 1 + (n_sparse if source.config.post_mlp_norm else 0),
         "fuse-rope": 2 * n_layers,
         "fuse-qkv-a": n_layers,
         "fuse-mla": 2 * n_layers,
         "fuse-router": 2 * n_sparse,
-        "fuse-moe": n_sparse,
-        "fuse-swiglu": n_layers - n_sparse,
+        "fuse-moe": n_sparse * (2 if source.config.zero_expert_num else 1),
+        "fuse-swiglu": n_dense,
     }
 
 
