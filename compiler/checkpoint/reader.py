@@ -44,7 +44,8 @@ class Source:
     """What a checkpoint is read from, whatever its form.
 
     stored: the text model's tensors by the names that Hugging Face has for them. values: what config.json says of that
-    model, in the file `config`. folder: where `weight_files` lie.
+    model, in the file `config`. folder: where `weight_files` lie. named: the name in `stored` of what the checkpoint
+    calls a module or tensor.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -54,6 +55,7 @@ class Source:
     folder: Path
     weight_files: tuple[str, ...]
     notes: tuple[str, ...]
+    named: Callable[[str], str] = str
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -66,11 +68,13 @@ class Source:
         outer = read_object(config)
         stored, left_out = nested.text_tensors(outer, stored)
         values = nested.text_values(outer, config)
+        named: Callable[[str], str] = nested.inner_name if nested.is_wrapper(outer) else str
         if member_of(values).paired:
-            stored, left_out_too = paired.block_tensors(stored)
-            values, left_out = nested.with_modules(values, paired.block_name), left_out + left_out_too
+            stored, notes = paired.block_tensors(stored)
+            values, named = nested.with_modules(values, paired.block_name), paired.block_name
+            left_out += notes
         quantisation = quantised.parse(values, config)
-        return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings)
+        return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings, named)
 
 
 class Checkpoint:
@@ -120,7 +124,7 @@ class Checkpoint:
         notes = inferred + mtp_notes + unused_notes + ignored + source.notes + beyond
         if not lora:
             return cls(path, config, entries, source, notes)
-        found = merged(config, entries, lora)
+        found = merged(config, entries, lora, source.named)
         return cls(path, found.config, found.entries, source, notes + found.notes, found.adapters)
 
     def read(self, name: str) -> Float32:
