@@ -174,6 +174,12 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         topk_group=1,
         rms_norm_eps=1e-5,
     ),
+    "glm-dsa-mtp": tiny_config(
+        "glm_moe_dsa",
+        num_hidden_layers=2,
+        num_nextn_predict_layers=1,
+        mlp_layer_types=["dense", "sparse"],
+    ),
     "axk1-grouped-yarn": tiny_config(
         "axk1",
         vocab_size=259,

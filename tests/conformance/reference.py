@@ -77,6 +77,8 @@ class Reference:
             for name, value in _fused(given).items()
         }
         state["layers.0.post_norm.weight"] = state.pop("layers.0.mtp_block.shared_head.norm.weight")
+        # The layers of GLM-5 give the tokens that they chose, too, which MtpLayer does not expect.
+        model.layers[0].mtp_block.register_forward_hook(lambda _, __, out: out[0] if isinstance(out, tuple) else out)
         missing, unexpected = model.load_state_dict(state, strict=False)
         shared = ("embed_tokens.", "shared_head.", "rotary_emb.")
         assert not unexpected and all(name.startswith(shared) for name in missing), (missing, unexpected)
