@@ -78,6 +78,11 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
                     "index_topk_freq": 2, "rope_interleave": True},
     "mistral4": {**_EXPERTS, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "first_k_dense_replace": 1},
     "axk1": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1},
+    "longcat_flash": {
+        **{"num_layers": 2, "num_hidden_layers": ..., "intermediate_size": ..., "ffn_hidden_size": 96, "head_dim": 8},
+        **{"expert_ffn_hidden_size": 32, "n_routed_experts": 8, "zero_expert_num": 4, "zero_expert_type": "identity"},
+        **{"moe_topk": 3, "routed_scaling_factor": 2.5, "mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    },
     "minicpm3": {"tie_word_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16},
 }  # fmt: skip
 _WRAPPED = {"kimi_k25": "kimi_k2", "kimi_vl": "deepseek_v3", "mistral3": "mistral4"}
@@ -113,7 +118,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:
     """ "dense" or "sparse" for every layer, the MTP layers last."""
-    n_layers = config["num_hidden_layers"]
+    n_layers = config.get("num_hidden_layers", 0)
     sparse = "sparse" if config.get("n_routed_experts") else "dense"
     first_sparse = config.get("first_k_dense_replace", 1)
     main = config.get("mlp_layer_types") or ["dense" if i < first_sparse else sparse for i in range(n_layers)]
@@ -125,14 +130,16 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if "text_config" in config:
         inner = {f"language_model.{name}": shape for name, shape in tensor_shapes(config["text_config"]).items()}
         return inner | {"vision_tower.nothing.weight": (4,)}
-    hidden, vocab, n_layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config.get("num_layers", 0)):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _paired_shapes(config).items()}
     for layer, kind in enumerate(layer_types(config)):
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: shape for name, shape in _layer_shapes(config, kind == "sparse").items()}
         if _has_indexer(config, layer):
             shapes |= {prefix + name: shape for name, shape in _indexer_shapes(config).items()}
-        if layer >= n_layers:
+        if layer >= config["num_hidden_layers"]:
             shapes |= {prefix + f"{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
             shapes[prefix + "eh_proj.weight"] = (hidden, 2 * hidden)
     shapes["model.norm.weight"] = (hidden,)
@@ -178,6 +185,21 @@ def _has_indexer(config: Mapping[str, Any], layer: int) -> bool:
     """All layers of DeepSeek-V3.2; of GLM the first two and then each `index_topk_freq`-th, and those of MTP."""
     beyond = layer - 1 if layer < config["num_hidden_layers"] else 0
     return bool(config.get("index_topk")) and max(beyond, 0) % config.get("index_topk_freq", 1) == 0
+
+
+def _paired_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Two blocks of attention and MLP, and experts beside them."""
+    hidden, inner, choices = config["hidden_size"], config["expert_ffn_hidden_size"], config["n_routed_experts"]
+    single = _layer_shapes({**config, "intermediate_size": config["ffn_hidden_size"]}, sparse=False)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in single.items():
+        part, _, rest = name.replace("mlp.", "mlps.").partition(".")
+        shapes |= {f"{part}.{block}.{rest}": shape for block in (0, 1)}
+    choices += config["zero_expert_num"]
+    shapes |= {"mlp.router.classifier.weight": (choices, hidden), "mlp.router.e_score_correction_bias": (choices,)}
+    for expert in range(config["n_routed_experts"]):
+        shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
+    return shapes
 
 
 def _indexer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

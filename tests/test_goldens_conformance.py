@@ -35,6 +35,7 @@ COMPILED = (
     "axk1-grouped-yarn",
     "minicpm3-longrope",
     "mistral4-scaled-queries",
+    "longcat-zero-experts",
 )
 SCHEDULES = ("prefill, decode", "chunks of 5", "second joins")
 

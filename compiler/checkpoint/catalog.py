@@ -83,7 +83,11 @@ class _Matcher:
         if (whole := self._find(name, shape)) is not None:  # as GGUF has them
             return LogicalTensor(shape, tuple(whole.cut(expert, (0, rows)) for expert in range(experts)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
-        fused = self._find(fused_name, (experts, halves * rows, columns))
+        # transformers 5 has matrices for zero experts too, in gate and up alone.
+        stored = self.stored.get(fused_name)
+        padded = experts + (self.config.zero_expert_num if halves == 2 else 0)
+        held = padded if stored is not None and stored.info.shape[:1] == (padded,) else experts
+        fused = self._find(fused_name, (held, halves * rows, columns))
         if fused is None:
             return LogicalTensor(shape, self._experts(name, experts, (rows, columns)), stacked=True)
         first = rows if projection.startswith("up") else 0

@@ -50,9 +50,9 @@ def _mtp(config: ModelConfig, layer: int) -> Shapes:
 
 def _layer(config: ModelConfig, layer: int) -> Shapes:
     prefix = f"model.layers.{layer}."
-    feed_forward = (
-        _experts(config) if config.is_moe(layer) else _mlp("mlp.", config.hidden_size, config.intermediate_size)
-    )
+    feed_forward = _mlp("mlp.", config.hidden_size, config.intermediate_size) if config.has_mlp(layer) else {}
+    if config.is_moe(layer):
+        feed_forward |= _experts(config)
     shapes = {
         "input_layernorm.weight": (config.hidden_size,),
         **_attention(config),
@@ -96,9 +96,10 @@ def _indexer(config: ModelConfig) -> Shapes:
 
 def _experts(config: ModelConfig) -> Shapes:
     hidden, inner, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
-    shapes: Shapes = {"mlp.gate.weight": (experts, hidden)}
+    choices = experts + config.zero_expert_num
+    shapes: Shapes = {"mlp.gate.weight": (choices, hidden)}
     if config.score_bias:
-        shapes["mlp.gate.e_score_correction_bias"] = (experts,)
+        shapes["mlp.gate.e_score_correction_bias"] = (choices,)
     shapes |= {name: (experts, *shape) for name, shape in _mlp("mlp.experts.*.", hidden, inner).items()}
     if config.n_shared_experts:
         shapes |= _mlp("mlp.shared_experts.", hidden, inner * config.n_shared_experts)

@@ -13,6 +13,7 @@ from dsv3c.compiler.checkpoint.files import some
 # What other models have, each with the values that change nothing.
 _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
+    "attention_method": ("MLA",),
     "attn_logit_softcapping": (),
     "clip_qkv": (),
     "embedding_multiplier": (1, 1.0),
@@ -33,7 +34,6 @@ _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "swiglu_limit": (0, 0.0),
     "use_qk_norm": (False,),
     "use_qkv_bias": (False,),
-    "zero_expert_num": (0,),
 }
 _NOTHING = """
 _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_module_list_cfg auto_map
@@ -51,12 +51,13 @@ unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 _READ = """
 attention_bias bos_token_id compression_config dim_model_base eos_token_id first_k_dense_replace hidden_size
 index_head_dim index_n_heads index_skip_topk_offset index_topk index_topk_freq index_topk_pattern
-indexer_rope_interleave indexer_types intermediate_size kv_lora_rank max_position_embeddings mlp_bias mlp_layer_types
-model_type moe_intermediate_size moe_layer_freq mtp_indexer n_group n_routed_experts n_shared_experts norm_topk_prob
-num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_nextn_predict_layers
-original_max_position_embeddings pad_token_id partial_rotary_factor q_lora_rank qk_nope_head_dim qk_rope_head_dim
-quantization_config rms_norm_eps rope_interleave rope_parameters rope_scaling rope_theta routed_scaling_factor
-scale_depth scale_emb score_bias scoring_func tie_word_embeddings topk_group topk_method v_head_dim vocab_size
+indexer_rope_interleave indexer_types intermediate_size kv_lora_rank max_position_embeddings mla_scale_kv_lora
+mla_scale_q_lora mlp_bias mlp_layer_types model_type moe_intermediate_size moe_layer_freq mtp_indexer n_group
+n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers
+num_key_value_heads num_layers num_nextn_predict_layers original_max_position_embeddings pad_token_id
+partial_rotary_factor q_lora_rank qk_nope_head_dim qk_rope_head_dim quantization_config rms_norm_eps rope_interleave
+rope_parameters rope_scaling rope_theta routed_scaling_factor scale_depth scale_emb score_bias scoring_func
+tie_word_embeddings topk_group topk_method v_head_dim vocab_size zero_expert_num zero_expert_type
 """
 
 

@@ -67,6 +67,7 @@ class LayerOutput(NamedTuple):
     caches: dict[str, Tensor]  # those of the layer, with the new rows
     visible: Tensor  # as of Attended
     experts: Tensor | None  # [T, num_experts_per_tok], ids of those that a token visits; None in a layer without
+    later: Tensor | None = None  # [T, hidden_size]: what is added to x behind the next layer
 
 
 class StepOutput(NamedTuple):
@@ -83,8 +84,13 @@ def forward(op: Any, config: ModelConfig, weight: Weights, step: StepInputs, cac
     x = op.take(embedding, step.tokens)
     written: dict[str, Tensor] = {}
     chosen, visible = {}, None
+    later: Tensor | None = None
     for layer in range(config.num_hidden_layers):
-        x, of_layer, visible, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches, visible)
+        before = later
+        x, of_layer, visible, experts, later = decoder_layer(
+            op, config, weight, layer, x, step, rotary, caches, visible
+        )
+        x = x if before is None else op.add(x, before)
         written |= of_layer
         if experts is not None:
             chosen[layer] = experts
@@ -107,7 +113,7 @@ def forward_mtp(
     before = rms_norm(op, hidden, weight(f"{prefix}.hnorm.weight"), config.rms_norm_eps)
     x = op.linear(op.concat(token, before, axis=-1), weight(f"{prefix}.eh_proj.weight"))
     rotary = rotary_angles(op, config, step)
-    x, written, _, experts = decoder_layer(op, config, weight, layer, x, step, rotary, caches, None)
+    x, written, _, experts, _ = decoder_layer(op, config, weight, layer, x, step, rotary, caches, None)
     x = rms_norm(op, x, weight(f"{prefix}.shared_head.norm.weight"), config.rms_norm_eps)
     own_head = weight_or_none(weight, f"{prefix}.shared_head.head.weight")
     chosen = {} if experts is None else {layer: experts}
@@ -152,12 +158,14 @@ def decoder_layer(
     attended, written, visible = attention(op, config, weight, layer, h, step, rotary, caches, visible)
     x = op.add(x, attended)
     h = rms_norm(op, x, weight(f"{prefix}.post_attention_layernorm.weight"), config.stream_norm_eps)
-    if config.is_moe(layer):
-        mixed, experts = moe(op, config, weight, f"{prefix}.mlp", h)
-        if config.post_mlp_norm:
-            mixed = rms_norm(op, mixed, weight(f"{prefix}.post_mlp_layernorm.weight"), config.rms_norm_eps)
+    if not config.is_moe(layer):
+        return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), written, visible, None)
+    mixed, experts = moe(op, config, weight, f"{prefix}.mlp", h)
+    if config.post_mlp_norm:
+        mixed = rms_norm(op, mixed, weight(f"{prefix}.post_mlp_layernorm.weight"), config.rms_norm_eps)
+    if not config.has_mlp(layer):
         return LayerOutput(op.add(x, mixed), written, visible, experts)
-    return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), written, visible, None)
+    return LayerOutput(op.add(x, mlp(op, weight, f"{prefix}.mlp", h)), written, visible, experts, mixed)
 
 
 def rms_norm(op: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -208,7 +216,8 @@ def attention(
         q = at_positions(op, config, op.linear(x, weight(f"{prefix}.q_proj.weight")), step)
     else:
         q_a = op.linear(x, weight(f"{prefix}.q_a_proj.weight"))
-        q_a = rms_norm(op, q_a, weight(f"{prefix}.q_a_layernorm.weight"), config.latent_norm_eps)
+        q_norm = scaled(op, weight(f"{prefix}.q_a_layernorm.weight"), config.q_latent_scale)
+        q_a = rms_norm(op, q_a, q_norm, config.latent_norm_eps)
         q = op.linear(at_positions(op, config, q_a, step), weight(f"{prefix}.q_b_proj.weight"))
     written = {}
     if config.indexer_type(layer) == FULL:
@@ -222,7 +231,8 @@ def attention(
 
     kv_a = op.linear(x, weight(f"{prefix}.kv_a_proj_with_mqa.weight"))
     latent = op.slice(kv_a, axis=-1, start=0, stop=rank)
-    latent = rms_norm(op, latent, weight(f"{prefix}.kv_a_layernorm.weight"), config.latent_norm_eps)
+    kv_norm = scaled(op, weight(f"{prefix}.kv_a_layernorm.weight"), config.kv_latent_scale)
+    latent = rms_norm(op, latent, kv_norm, config.latent_norm_eps)
     k_pe = rope(op, config, op.slice(kv_a, axis=-1, start=rank, stop=rank + rope_dim), rotary, 1, interleave)
     row = op.concat(latent, op.reshape(k_pe, shape=("T", rope_dim)), axis=-1)
     latents = cache_name(layer)
@@ -316,15 +326,21 @@ def moe(op: Any, config: ModelConfig, weight: Weights, prefix: str, x: Tensor) -
     """Every expert on every token, mixed by weights that are zero for experts not chosen: exact, and dense. Also the
     ids of those that are chosen.
 
-    Weights named with `*` are stacked over the experts: [E, moe_intermediate_size, hidden_size].
+    Weights named with `*` are stacked over the experts: [E, moe_intermediate_size, hidden_size]. Ids from E on are
+    those of zero experts, which give back x.
     """
     ids, weights = route(op, config, weight, prefix, x)
-    mix = op.put_along(ids, weights, size=config.n_routed_experts)
+    experts, choices = config.n_routed_experts, config.n_routed_experts + config.zero_expert_num
+    chosen = op.put_along(ids, weights, size=choices)
+    mix = op.slice(chosen, axis=-1, start=0, stop=experts) if choices > experts else chosen
     gate = op.linear(x, weight(f"{prefix}.experts.*.gate_proj.weight"))
     up = op.linear(x, weight(f"{prefix}.experts.*.up_proj.weight"))
     out = op.linear(op.mul(silu(op, gate), up), weight(f"{prefix}.experts.*.down_proj.weight"))
-    mix = op.reshape(op.transpose(mix, axes=(1, 0)), shape=(config.n_routed_experts, "T", 1))
+    mix = op.reshape(op.transpose(mix, axes=(1, 0)), shape=(experts, "T", 1))
     routed = op.sum(op.mul(out, mix), axis=0, keepdims=False)
+    if choices > experts:
+        share = op.sum(op.slice(chosen, axis=-1, start=experts, stop=choices), axis=-1, keepdims=True)
+        routed = op.add(routed, op.mul(x, share))
     if config.n_shared_experts == 0:
         return routed, ids
     return op.add(routed, mlp(op, weight, f"{prefix}.shared_experts", x)), ids

@@ -66,7 +66,7 @@ def sites(config: ModelConfig) -> Iterator[Site]:
             norms = (Part(f"{prefix}{name}.weight", of=of) for name, of in zip(("enorm", "hnorm"), halves, strict=True))
             yield Site((Part(f"{prefix}eh_proj.weight"),), tuple(norms))
         yield from _attention(config, layer, prefix)
-        yield from _experts(config, prefix) if config.is_moe(layer) else _mlp(prefix)
+        yield from _feed_forward(config, prefix, layer)
 
 
 def _attention(config: ModelConfig, layer: int, prefix: str) -> Iterator[Site]:
@@ -89,18 +89,32 @@ def _whole(names: list[str]) -> tuple[Part, ...]:
     return tuple(Part(f"{name}.weight") for name in names)
 
 
-def _mlp(prefix: str) -> Iterator[Site]:
-    readers = tuple(Part(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up"))
-    yield Site(readers, (Part(f"{prefix}post_attention_layernorm.weight"),))
-    yield Site((Part(f"{prefix}mlp.down_proj.weight"),), (Part(f"{prefix}mlp.up_proj.weight"),))
+def _feed_forward(config: ModelConfig, prefix: str, layer: int) -> Iterator[Site]:
+    """All that reads one norm is one site; where experts give back their input it is none, as this would change."""
+    readers = _mlp_inputs(prefix) if config.has_mlp(layer) else ()
+    if config.is_moe(layer):
+        readers += _experts_inputs(config, prefix)
+    if not (config.is_moe(layer) and config.zero_expert_num):
+        yield Site(readers, (Part(f"{prefix}post_attention_layernorm.weight"),))
+    if config.has_mlp(layer):
+        yield Site((Part(f"{prefix}mlp.down_proj.weight"),), (Part(f"{prefix}mlp.up_proj.weight"),))
+    if config.is_moe(layer):
+        yield from _experts(config, prefix)
+
+
+def _mlp_inputs(prefix: str) -> tuple[Part, ...]:
+    return tuple(Part(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up"))
+
+
+def _experts_inputs(config: ModelConfig, prefix: str) -> tuple[Part, ...]:
+    kinds = ("mlp.experts.*.", "mlp.shared_experts.") if config.n_shared_experts else ("mlp.experts.*.",)
+    matrices = (Part(f"{prefix}{kind}{name}_proj.weight") for kind in kinds for name in ("gate", "up"))
+    return Part(f"{prefix}mlp.gate.weight"), *matrices
 
 
 def _experts(config: ModelConfig, prefix: str) -> Iterator[Site]:
     n_experts, n_shared, width = config.n_routed_experts, config.n_shared_experts, config.moe_intermediate_size
     own, shared = f"{prefix}mlp.experts.*.", f"{prefix}mlp.shared_experts."
-    kinds = (own, shared) if n_shared else (own,)
-    matrices = (Part(f"{kind}{name}_proj.weight") for kind in kinds for name in ("gate", "up"))
-    yield Site((Part(f"{prefix}mlp.gate.weight"), *matrices), (Part(f"{prefix}post_attention_layernorm.weight"),))
     for expert in range(n_experts):
         down, up = (Part(f"{own}{name}_proj.weight", expert) for name in ("down", "up"))
         yield Site((down,), (up,), expert)

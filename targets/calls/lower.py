@@ -20,7 +20,7 @@ from dsv3c.targets.calls.operands import Rows, View
 from dsv3c.targets.calls.plan import Bounds, KernelCall
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.calls.router import ExpertOrder, ExpertWeights, IdentityExperts, Router, RouterWeights
 from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse
 
 _VIEWS = ("slice", "reshape")
@@ -240,6 +240,19 @@ def _router_weights(value: Value, bounds: Bounds) -> KernelCall:
     return KernelCall(spec, {"logits": logits, "ids": ids, "y": value})
 
 
+def _expert_weights(value: Value, bounds: Bounds) -> KernelCall:
+    ids, weights = value.inputs
+    spec = ExpertWeights(rows_of(ids.shape[0], bounds), _int(value.attrs["n_experts"]), _int(ids.shape[-1]))
+    return KernelCall(spec, {"ids": ids, "weights": weights, "y": value})
+
+
+def _identity_experts(value: Value, bounds: Bounds) -> KernelCall:
+    x, ids, weights = value.inputs
+    experts, top_k = _int(value.attrs["n_experts"]), _int(ids.shape[-1])
+    spec = IdentityExperts(rows_of(x.shape[0], bounds), _int(x.shape[-1]), experts, top_k, view_of(x))
+    return KernelCall(spec, {"x": x, "ids": ids, "weights": weights, "y": value})
+
+
 def _order_spec(order: Value, bounds: Bounds) -> ExpertOrder:
     (ids,) = order.inputs
     experts, shared = _int(order.attrs["n_experts"]), _int(order.attrs["n_shared"])
@@ -284,6 +297,8 @@ _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "mla_sparse": _mla_sparse,
     "router": _router,
     "router_weights": _router_weights,
+    "expert_weights": _expert_weights,
+    "identity_experts": _identity_experts,
     "expert_order": _expert_order,
     "moe_gate_up": _moe_gate_up,
     "moe_down": _moe_down,

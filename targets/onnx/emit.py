@@ -33,7 +33,12 @@ _OF_CHOICES: Mapping[str, Callable[[Value], Value]] = {
     "index_topk": lambda value: value.inputs[1],
 }
 CHECKED_WITH = "1.31.1"  # the version of ONNX Runtime that the tests ran with
-ROUTING: Mapping[str, Rule] = {"router": experts.router, "router_weights": experts.router_weights}
+ROUTING: Mapping[str, Rule] = {
+    "router": experts.router,
+    "router_weights": experts.router_weights,
+    "expert_weights": experts.expert_weights,
+    "identity_experts": experts.identity_experts,
+}
 INDEXER: Mapping[str, Rule] = {"index_write": sparse.write, "index_topk": sparse.choose}
 ALL_RULES: Mapping[str, Rule] = {
     **RULES,

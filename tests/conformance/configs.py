@@ -4,7 +4,7 @@ Between them: q_lora_rank null; one group and four; real head sizes (192/64/256 
 two divides; widths and vocabularies that are no multiple of 16; 5 heads; 0, 1 and 3 shared experts; YaRN with two
 different mscales, with mscale_all_dim 0, without mscales, and no YaRN; both orders of rotated pairs; scaling factors of
 1, 2.5 and 16; both values of norm_topk_prob; all layers dense and none; tied and own heads; an epsilon so much above
-that of the latent norms that it shows when one is taken for the other.
+that of the latent norms that it shows when one is taken for the other; tokens whose experts are all identities.
 """
 
 from __future__ import annotations
@@ -174,6 +174,12 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         topk_group=1,
         rms_norm_eps=1e-5,
     ),
+    "glm-dsa-mtp": tiny_config(
+        "glm_moe_dsa",
+        num_hidden_layers=2,
+        num_nextn_predict_layers=1,
+        mlp_layer_types=["dense", "sparse"],
+    ),
     "axk1-grouped-yarn": tiny_config(
         "axk1",
         vocab_size=259,
@@ -213,6 +219,23 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         rope_scaling={"type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.5], "long_factor": [1.0, 1.2, 4.0, 9.0]},
     ),
     "minicpm3-own-head": tiny_config("minicpm3", tie_word_embeddings=False, q_lora_rank=None, scale_depth=2.0),
+    "longcat-zero-experts": tiny_config(
+        "longcat_flash",
+        vocab_size=131,
+        zero_expert_num=5,
+        moe_topk=4,
+        rms_norm_eps=1e-2,
+        routed_scaling_factor=6.0,
+    ),
+    "longcat-one-layer-yarn": tiny_config(
+        "longcat_flash",
+        num_layers=1,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        zero_expert_num=0,
+        kv_lora_rank=36,
+        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+    ),
     "youtu-own-head-yarn": tiny_config(
         "youtu",
         tie_word_embeddings=False,

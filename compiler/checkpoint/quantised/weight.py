@@ -109,7 +109,7 @@ class CodedWeight:
     """A matrix that `read` gives the codes of.
 
     stack: how many matrices lie behind one another, None: it is the only one; `expert` is the one of them that is
-    meant. rows: those taken of the matrix, None: all. aside: names of tensors that belong to it and are not read.
+    meant. rows: those taken of the matrix, None: all.
     """
 
     tensors: tuple[StoredTensor, ...]
@@ -119,11 +119,10 @@ class CodedWeight:
     stack: int | None = None
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    aside: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(tensor.info.name for tensor in self.tensors) + self.aside
+        return tuple(tensor.info.name for tensor in self.tensors)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -29,7 +29,16 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
 from dsv3c.targets.calls.operands import Operand
 from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
+from dsv3c.targets.calls.router import (
+    ExpertOrder,
+    ExpertWeights,
+    IdentityExperts,
+    Router,
+    RouterWeights,
+    expert_weights_operands,
+    identity_experts_operands,
+    router_weights_operands,
+)
 from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse, index_write_operands
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import experts, parts, products, routing, rows
@@ -64,6 +73,8 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     Rope: (rope_operands, rows.rope),
     RopeTable: (rope_table_operands, rows.rope_table),
     ExpertOrder: (routing.order_operands, routing.expert_order),
+    ExpertWeights: (expert_weights_operands, routing.expert_weights),
+    IdentityExperts: (identity_experts_operands, routing.identity_experts),
     Router: (routing.router_operands, routing.router),
     RouterWeights: (router_weights_operands, routing.router_weights),
     sampling.Best: (sampling.sampling_operands, sampling.best),

@@ -98,7 +98,9 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
     n_indexers = sum(source.config.indexer_type(layer) == "full" for layer in range(n_layers))
     assert graph.count("mla_sparse" if n_indexers else f"mla_{form}") == graph.count("mla_write") == n_layers
     assert graph.count("index_write") == graph.count("index_topk") == n_indexers
-    n_sparse = sum(source.config.is_moe(layer) for layer in range(n_layers))
+    n_sparse, n_dense = (
+        sum(has(layer) for layer in range(n_layers)) for has in (source.config.is_moe, source.config.has_mlp)
+    )
     assert {name: count for name, count in counts.items() if name.startswith("fuse-")} == {
         "fuse-rms-norm": 4 * n_layers + 1 + (n_sparse if source.config.post_mlp_norm else 0) + n_indexers,
         "fuse-rope": 2 * n_layers + 4 * n_indexers,  # the query and the key, of which it is a part
@@ -106,8 +108,8 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
         "fuse-index": 2 * n_indexers,
         "fuse-mla": 2 * n_layers,
         "fuse-router": 2 * n_sparse,
-        "fuse-moe": n_sparse,
-        "fuse-swiglu": n_layers - n_sparse,
+        "fuse-moe": n_sparse * (2 if source.config.zero_expert_num else 1),
+        "fuse-swiglu": n_dense,
     }
 
 

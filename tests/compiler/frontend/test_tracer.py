@@ -22,6 +22,7 @@ CONFIGS = {
     "kimi_k2": tiny_config("kimi_k2"),
     "glm4_moe_lite": tiny_config("glm4_moe_lite"),
     "youtu": tiny_config("youtu"),
+    "longcat_flash": tiny_config("longcat_flash"),
 }
 PAGE_SIZE = 4
 STEP = {

@@ -233,6 +233,24 @@ def test_the_expert_products_give_the_weighted_mixture(rng: np.random.Generator)
     close(result, expected)
 
 
+def test_ids_of_no_expert_cost_and_count_nothing_and_identities_give_x_back(rng: np.random.Generator) -> None:
+    x, ids = normal(rng, 3, 5), np.array([[3, 0], [1, 5], [7, 4]], np.int32)
+    gate_up, down, mix = normal(rng, 5, 2, 4, 5), normal(rng, 5, 5, 4), normal(rng, 3, 2)
+    order = evaluate("expert_order", ids, n_experts=4, n_shared=1)
+    pairs, starts = order.reshape(-1)[12:], order.reshape(-1)[6:12]
+    assert starts.tolist() == [0, 1, 2, 3, 6, 0]
+    assert pairs[:6].tolist() == [1, 3, 0, 2, 5, 8]
+    held = evaluate("expert_weights", ids, mix, n_experts=4)
+    np.testing.assert_array_equal(held, mix * [[1, 1], [1, 0], [0, 0]])
+    h = evaluate("moe_gate_up", x, order, gate_up)
+    result = evaluate("moe_down", h, order, held, down)
+    everyone = evaluate("expert_order", np.minimum(ids, 3), n_experts=4, n_shared=1)
+    expected = evaluate("moe_down", evaluate("moe_gate_up", x, everyone, gate_up), everyone, held, down)
+    close(result, expected)
+    identity = evaluate("identity_experts", x, ids, mix, n_experts=4)
+    close(identity, x * np.array([[0], [mix[1, 1]], [mix[2].sum()]], np.float32))
+
+
 def test_a_step_without_tokens_is_an_empty_mixture() -> None:
     order = evaluate("expert_order", np.zeros((0, 2), np.int32), n_experts=4, n_shared=1)
     h = evaluate("moe_gate_up", np.zeros((0, 5), np.float32), order, np.zeros((5, 2, 4, 5), np.float32))
@@ -283,6 +301,9 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
         ("router", ("f32[T, 8]",), ROUTER | {"topk_group": 3}, "cannot keep 3 of 2 groups"),
         ("router", ("f32[T, 8]",), ROUTER | {"scoring": "relu"}, "scoring is 'relu'"),
         ("router", ("f32[T, 8]",), ROUTER | {"group_score": "min"}, "group_score is 'min'"),
+        ("expert_weights", ("i32[T, 2]", "f32[T, 3]"), {"n_experts": 8}, "not one weight a chosen expert"),
+        ("expert_weights", ("f32[T, 2]", "f32[T, 2]"), {"n_experts": 8}, "operands are i32"),
+        ("identity_experts", ("f32[R, 4]", "i32[T, 2]", "f32[T, 2]"), {"n_experts": 8}, "differ in tokens"),
         ("expert_order", ("f32[T, 2]",), {"n_experts": 8, "n_shared": 0}, "operands are i32"),
         ("moe_gate_up", ("f32[T, 4]", "i32[T, 20]", "f32[8, 2, 6, 5]"), {}, r"is no \[E', 2, I, D\]"),
         ("moe_gate_up", ("f32[T, 4]", "i32[T, 20]", "f32[8, 6, 4]"), {}, r"the weight is \[E', 2, I, D\]"),

@@ -98,6 +98,8 @@ CASES: dict[str, list[Case]] = {
                case("f32[T, 8]", to="i32[T, 3]", **ROUTING | {"scoring": "softmax", "group_score": "max"})],
     "router_weights": [case("f32[T, 8]", "i32[T, 3]", to="f32[T, 3]", scoring="softmax", norm_topk_prob=True,
                             scale=2.5)],
+    "expert_weights": [case("i32[T, 3]", "f32[T, 3]", to="f32[T, 3]", n_experts=1)],
+    "identity_experts": [case("f32[T, 8]", "i32[T, 3]", "f32[T, 3]", to="f32[T, 8]", n_experts=1)],
     "expert_order": [case("i32[T, 3]", to="i32[T, 24]", n_experts=8, n_shared=1)],
     "moe_gate_up": [case("f32[T, 40]", "order", "f32[9, 2, 6, 40]", to="f32[4*T, 6]"),
                     case("q8-g128[T, 40]", "order", "int8[9, 2, 6, 40]@rows16", to="f32[4*T, 6]")],
