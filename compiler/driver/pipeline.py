@@ -21,6 +21,7 @@ from dsv3c.compiler.driver import (
     artifact,
     checks,
     contents,
+    costs,
     journal,
     kept,
     measuring,
@@ -308,11 +309,12 @@ def mixed(
     progress: Progress,
     text: CalibrationText | None,
     folder: Path | None = None,
+    costing: costs.Measure = costs.measured,
 ) -> tuple[CompileOptions, QuantPlan | None]:
     """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
 
-    text: what weights are rounded for. folder: for activations that do not fit into memory, where it is there. Raises
-    PlanError, BudgetError, and what reading the calibration raises.
+    text: what weights are rounded for. folder: for activations that do not fit into memory, where it is there. costing:
+    what formats are found by. Raises PlanError, BudgetError, and what reading the calibration raises.
     """
     if options.quant != AUTO and options.quant_plan is None:
         return options, None
@@ -324,7 +326,7 @@ def mixed(
         return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
 
     place = folder if folder is not None and folder.is_dir() else None
-    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes, text, place)
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes, text, place, costing)
     checks.check_formats(options)
     checks.check_supported(options, target)
     return options, plan
