@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import exists
+from dsv3c.compiler.checkpoint.files import exists, quote
 from dsv3c.compiler.checkpoint.gguf.config import config_of
 from dsv3c.compiler.checkpoint.gguf.container import FLOATS, GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
@@ -112,7 +112,7 @@ def _parts(path: Path) -> list[GgufFile]:
         if (found, of) != (number, count):
             raise GgufSplitError(path=file.path, reason=f"it says that it is number {found + 1} of {of}")
         if twice := names & file.tensors.keys():
-            raise GgufSplitError(path=file.path, reason=f"{min(twice)} is in another part too")
+            raise GgufSplitError(path=file.path, reason=f"{quote(min(twice))} is in another part too")
         names |= file.tensors.keys()
     total = Keys(files[0].values, files[0].path, "split.").integer("tensors.count")
     if total is not None and total != len(names):

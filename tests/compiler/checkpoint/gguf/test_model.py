@@ -254,6 +254,14 @@ def test_split_model_with_wrong_parts(tmp_path: Path) -> None:
         Checkpoint.open(paths[0])
 
 
+def test_a_tensor_that_two_parts_have_is_named(tmp_path: Path) -> None:
+    for number in range(2):
+        path, keys = tmp_path / f"m-{number + 1:05}-of-00002.gguf", {"split.no": number, "split.count": 2}
+        write_gguf(path, keys, {"od\0d": np.ones(4), f"own {number}": np.ones(4)})
+    with pytest.raises(GgufSplitError, match=r"m-00002-of-00002\.gguf is .*: 'od\\x00d' is in another part too"):
+        Checkpoint.open(path)
+
+
 def test_folder_with_a_gguf_file_is_told_to_give_the_file(tmp_path: Path) -> None:
     _, path = write_both(tmp_path, tiny_config())
     with pytest.raises(GgufError, match=r"holds 'model\.gguf', but no safetensors") as caught:
