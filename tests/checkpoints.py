@@ -33,7 +33,6 @@ _COMMON: dict[str, Any] = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
     "q_lora_rank": 48,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
@@ -107,6 +106,7 @@ def tiny_config(model_type: str = "deepseek_v3", /, **overrides: Any) -> dict[st
         outer = {"tie_word_embeddings": text["tie_word_embeddings"], "vision_config": _VISION}
         return {"model_type": model_type, "text_config": text, **outer}
     config = {"model_type": model_type, **_COMMON, **_BY_TYPE[model_type], **overrides}
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
     return {key: value for key, value in config.items() if value is not ...}
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dsv3c.runtime.text.thoughts import CLOSE, hidden_tags
+from dsv3c.runtime.text.thoughts import CLOSE
 
 if TYPE_CHECKING:
     from dsv3c.runtime.text.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ def after_thoughts(schema: str | Mapping[str, Any], tokenizer: Tokenizer) -> str
     """A grammar in llguidance's Lark: any thoughts, the tag that closes them, JSON. schema: one that is valid."""
     parsed = json.loads(schema) if isinstance(schema, str) else dict(schema)
     spaced = json.dumps({"x-guidance": _SPACING, **parsed})
-    closing = next(iter(hidden_tags(tokenizer, (CLOSE,))), None)
+    closing = tokenizer.token_id(CLOSE)
     if closing is None:  # the tag is text
         escaped = CLOSE.replace("/", "\\/")
         return f"start: thoughts gap answer\nthoughts[lazy]: /(.|\\n)*{escaped}/\n{_gap_and(spaced)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,13 @@ class Weight(Readable, Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+
+@runtime_checkable
+class Stack(Weight, Protocol):
+    """Matrices of one shape behind one another: of experts, of heads."""
+
     def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
-        """These rows of one matrix of a stack."""
+        """These rows of one of them."""
 
 
 class Quantisation(Protocol):

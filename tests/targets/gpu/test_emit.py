@@ -15,7 +15,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import required_tensors
 from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
-from dsv3c.compiler.driver import pipeline, weights
+from dsv3c.compiler.driver import contents, pipeline, weights
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
@@ -72,7 +72,7 @@ def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -
         for tensor in stored
         for part in (tensor.component,)
     }
-    made = pipeline.whole_plan(lowered, found, emission.dispatches)
+    made = contents.whole_plan(lowered, found, emission.dispatches)
     read = parse_plan(json.loads(json.dumps(made.to_json())), tensors, config.vocab_size)
     assert read == made
     return emission, read
