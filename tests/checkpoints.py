@@ -182,9 +182,13 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
 
 
 def _has_indexer(config: Mapping[str, Any], layer: int) -> bool:
-    """All layers of DeepSeek-V3.2; of GLM the first two and then each `index_topk_freq`-th, and those of MTP."""
-    beyond = layer - 1 if layer < config["num_hidden_layers"] else 0
-    return bool(config.get("index_topk")) and max(beyond, 0) % config.get("index_topk_freq", 1) == 0
+    """All layers of DeepSeek-V3.2; of GLM those that its config names, or the first two and then each
+    `index_topk_freq`-th; and those of MTP."""
+    if not config.get("index_topk") or layer >= config["num_hidden_layers"]:
+        return bool(config.get("index_topk"))
+    if "indexer_types" in config:
+        return bool(config["indexer_types"][layer] == "full")
+    return max(layer - 1, 0) % config.get("index_topk_freq", 1) == 0
 
 
 def _paired_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
