@@ -1,6 +1,6 @@
 """What an indexer costs and saves: a slice of DeepSeek-V3.2's shape, as it is and with dense attention, over depth.
 
-    python -m tests.bench.measure_sparse FOLDER [--depths 2048 8192 32768] [--prefill 512] [-n 20] [-t 2] [--levels NAME]
+    python -m tests.bench.measure_sparse FOLDER [--depths 2048 8192 32768] [--prefill 512] [-n 20] [-t 2]
 
 The slice has two layers with V3.2's attention (128 heads, latents of 512 and 64, an indexer of 64 heads and 128
 columns that chooses 2048 positions) and few, small experts, all random. FOLDER gets the checkpoint and both artifacts,
