@@ -184,8 +184,8 @@ class _Unit:
                 for part in range(0, LANES, lanes):
                     store(product, part, f32(0, lanes), lanes)
             # A group lies in one page; past the context it is that of the last key, whose scores nothing reads.
-            page = T.bind(T.min(first + begin, T.floordiv(end - 1, PAGE) * PAGE)) if self.paired else None
-            row = None if page is None else self._row(page)
+            last = T.floordiv(end - 1, together) * together
+            row = self._row(T.bind(T.min(first + begin, last))) if self.paired else None
             with T.serial(0, steps) as i:
                 queries = [T.bind(load(scratch, query + i * LANES + part, lanes)) for part in range(0, LANES, lanes)]
                 for number, product in enumerate(products):
