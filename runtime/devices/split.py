@@ -121,7 +121,7 @@ def _without_experts(artifact: Artifact) -> Artifact:
 def _require_alike(artifact: Artifact, lower: Artifact) -> None:
     for side in (artifact, lower):
         if not layer_count(side):
-            reason = "its plan has no place to cut: it is an old one, compile it again, or its layers share more than a residual"
+            reason = "its plan says of no place to cut: compile it again, or its layers share more than the residual"
             raise CannotSplit(path=side.folder, reason=reason)
     sources = [side.manifest.content.get("source", {}).get("files") for side in (artifact, lower)]
     if sources[0] != sources[1]:
