@@ -9,6 +9,7 @@ beginning of each text and behind each special token, as in llama.cpp (src/llama
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from dsv3c.compiler.checkpoint.files import quote
@@ -19,6 +20,7 @@ from dsv3c.compiler.errors import TokenizerVocabularyError
 Vocabulary = Mapping[str, int]
 _SPACE = "\u2581"
 _MAX_PIECE = 64  # characters, where SentencePiece's own limit is 16: longer ones are not merged to
+_MAX_PAIRS = 1_000_000  # as tuples they take some hundred megabytes
 _BPE = {"type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
 
 
@@ -50,8 +52,10 @@ def sentence_pieces(keys: Keys, vocabulary: Vocabulary, merged: Iterable[str], u
         raise keys.wrong("scores", f"a number for each of {count} tokens")
     if keys.boolean("remove_extra_whitespaces"):
         raise keys.unsupported("remove_extra_whitespaces", "texts are taken as they are")
-    ids = vocabulary.__getitem__
-    pairs = sorted(_pairs(merged, vocabulary), key=lambda pair: (-scores[ids("".join(pair))], *map(ids, pair)))
+    ids, pairs = vocabulary.__getitem__, list(islice(_pairs(merged, vocabulary), _MAX_PAIRS + 1))
+    if len(pairs) > _MAX_PAIRS:
+        raise TokenizerVocabularyError(path=keys.path, reason=f"pieces make others in more than {_MAX_PAIRS} ways")
+    pairs.sort(key=lambda pair: (-scores[ids("".join(pair))], *map(ids, pair)))
     begins = keys.boolean("add_space_prefix") is not False
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     first: list[dict[str, Any]] = [{"type": "Prepend", "prepend": _SPACE}] if begins else []

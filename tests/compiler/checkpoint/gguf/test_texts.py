@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from dsv3c.compiler.checkpoint.gguf import pieces
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, text_of
 from dsv3c.compiler.errors import ConfigValueError, TokenizerVocabularyError, UnsupportedConfigError
@@ -139,6 +140,12 @@ def test_a_space_stands_before_each_text_unless_the_file_says_no() -> None:
     assert tokenizer.encode("the") == [270, 260]
     assert tokenizer.encode("the</s>the") == [270, 260, 2, 270, 260]
     assert tokenizer_of(pieces_of()).encode("the</s>the") == [1, 262, 2, 262], "and behind each special token"
+
+
+def test_pieces_that_make_each_other_in_too_many_ways_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_MAX_PAIRS", 3)
+    with pytest.raises(TokenizerVocabularyError, match="in more than 3 ways"):
+        tokenizer_of(pieces_of())
 
 
 def test_special_tokens_and_flags() -> None:
