@@ -32,8 +32,9 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
     settled,
 )
+from dsv3c.targets.cpu.kernels.queries import load_queries, load_query_pairs
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
-from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store, transpose
+from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store
 
 Expr = Any
 
@@ -162,40 +163,9 @@ def _load_query(unit: Unit) -> None:
         source = unit.buffers[role]
         starts = [T.bind((row + h) * n) for h in range(unit.heads)]
         if unit.paired:
-            _load_pairs(unit, source, starts, n, at.query + offset // 2 * LANES)
-            continue
-        whole = n // LANES
-        if whole:
-            with T.serial(0, whole) as step:
-                rows = [T.bind(load(source, start + step * LANES, LANES)) for start in starts]
-                for i, column in enumerate(transpose(rows)):
-                    unit.put(at.query + (offset + step * LANES + i) * LANES, column)
-        if n % LANES:
-            with T.serial(whole * LANES, n) as i:
-                unit.put(at.query + (offset + i) * LANES, f32(0, LANES))
-                for h, start in enumerate(starts):
-                    store(unit.scratch, at.query + (offset + i) * LANES + h, source[start + i], 1)
-
-
-def _load_pairs(unit: Unit, source: Buffer, starts: list[Expr], n: int, out: Expr) -> None:
-    """scratch[out + i*16 + h] = bfloat16 pair (q[h, 2i], q[h, 2i + 1])."""
-    even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
-    whole = n // (2 * LANES)
-    if whole:
-        with T.serial(0, whole) as step:
-            rows = []
-            for start in starts:
-                halves = [T.bind(load(source, start + step * (2 * LANES) + part, LANES)) for part in (0, LANES)]
-                pair = f32_to_bf16_pair(T.bind(T.Shuffle(halves, even)), T.bind(T.Shuffle(halves, odd)), LANES)
-                rows.append(T.bind(T.reinterpret("float32x16", pair)))
-            for i, column in enumerate(transpose(rows)):
-                unit.put(out + (step * LANES + i) * LANES, column)
-    if n % (2 * LANES):
-        with T.serial(whole * LANES, n // 2) as i:
-            unit.put(out + i * LANES, f32(0, LANES))
-            for h, start in enumerate(starts):
-                pair = f32_to_bf16_pair(source[start + 2 * i], source[start + 2 * i + 1], 1)
-                store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
+            load_query_pairs(source, starts, n, unit.scratch, at.query + offset // 2 * LANES)
+        else:
+            load_queries(source, starts, n, unit.scratch, at.query + offset * LANES)
 
 
 def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.sparse import IndexTopk, index_topk_operands
-from dsv3c.targets.cpu.intrinsics import DOT2, f32_to_bf16_pair, splat
+from dsv3c.targets.cpu.intrinsics import DOT2, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func, stack
+from dsv3c.targets.cpu.kernels.queries import load_queries, load_query_pairs
 from dsv3c.targets.cpu.kernels.vector import columns, f32, load, load_f32, store, transpose
 
 Expr = Any
@@ -106,26 +107,8 @@ def _load_query(spec: IndexTopk, buffers: dict[str, Buffer], at: Part, token: Ex
         weight = T.Select(tile * LANES + h < heads, buffers["weights"][token * heads + number], f32(0))
         store(scratch, at.weights + tile * LANES + h, weight, 1)
     out = T.bind(at.query + tile * (width * LANES))
-    if paired:
-        even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
-        with T.serial(0, width // (2 * LANES)) as step:
-            rows = []
-            for start in starts:
-                halves = [T.bind(load(source, start + step * (2 * LANES) + part, LANES)) for part in (0, LANES)]
-                pair = f32_to_bf16_pair(T.bind(T.Shuffle(halves, even)), T.bind(T.Shuffle(halves, odd)), LANES)
-                rows.append(T.bind(T.reinterpret("float32x16", pair)))
-            for i, column in enumerate(transpose(rows)):
-                store(scratch, out + (step * LANES + i) * LANES, column, LANES)
-        return
-    if width // LANES:
-        with T.serial(0, width // LANES) as step:
-            rows = [T.bind(load(source, start + step * LANES, LANES)) for start in starts]
-            for i, column in enumerate(transpose(rows)):
-                store(scratch, out + (step * LANES + i) * LANES, column, LANES)
-    if width % LANES:
-        with T.serial(width // LANES * LANES, width) as i:
-            for h, start in enumerate(starts):
-                store(scratch, out + i * LANES + h, source[start + i], 1)
+    into_lanes = load_query_pairs if paired else load_queries
+    into_lanes(source, starts, width, scratch, out)
 
 
 @dataclass(frozen=True)

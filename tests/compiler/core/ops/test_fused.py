@@ -13,24 +13,7 @@ from hypothesis import strategies as st
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
-
-PAGE = 4
-PAGE_TABLE = np.array([[5, 1, 2], [0, 4, 3]], np.int32)
-POSITIONS, SEQUENCE = np.array([6, 7, 0, 9], np.int32), np.array([0, 0, 1, 1], np.int32)
-PAGING = (POSITIONS, SEQUENCE, PAGE_TABLE)
-
-
-def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
-    return ops.lookup(op).evaluate(*arrays, **attrs)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def normal(rng: np.random.Generator, *shape: int) -> Any:
-    return rng.standard_normal(shape).astype(np.float32)
+from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, normal
 
 
 def silu(x: Any) -> Any:
@@ -54,12 +37,6 @@ def rotated(row: Any, position: int, inv_freq: Any, scale: float, interleave: bo
         for (first, second), f in zip(pairs, map(float, inv_freq), strict=True)
     ]
     return [z.real for z in turned] + [z.imag for z in turned]
-
-
-def context_slots(token: int) -> list[int]:
-    """Cache rows that a token sees, from its first position to its own."""
-    pages = PAGE_TABLE[SEQUENCE[token]]
-    return [int(pages[p // PAGE]) * PAGE + p % PAGE for p in range(POSITIONS[token] + 1)]
 
 
 def softmax(scores: list[float]) -> list[float]:

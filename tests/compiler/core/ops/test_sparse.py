@@ -11,32 +11,10 @@ import pytest
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
+from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, normal
 
-PAGE = 4
-PAGE_TABLE = np.array([[5, 1, 2], [0, 4, 3]], np.int32)
-POSITIONS, SEQUENCE = np.array([6, 7, 0, 9], np.int32), np.array([0, 0, 1, 1], np.int32)
-PAGING = (POSITIONS, SEQUENCE, PAGE_TABLE)
 TYPES = ("i32[T]", "i32[T]", "i32[S, P]")
 WRITE = {"eps": 1e-6, "interleave": False, "page_size": PAGE}
-
-
-def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
-    return ops.lookup(op).evaluate(*arrays, **attrs)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def normal(rng: np.random.Generator, *shape: int) -> Any:
-    return rng.standard_normal(shape).astype(np.float32)
-
-
-def slots(token: int) -> list[int]:
-    """Cache rows that a token sees, from its first position to its own."""
-    pages = PAGE_TABLE[SEQUENCE[token]]
-    return [int(pages[p // PAGE]) * PAGE + p % PAGE for p in range(POSITIONS[token] + 1)]
 
 
 @pytest.mark.parametrize("interleave", [True, False])
@@ -52,7 +30,7 @@ def test_index_write_puts_the_norm_with_its_first_columns_rotated_into_the_slot(
         centred = row - row.mean()
         key = centred / math.sqrt((centred**2).mean() + 1e-6) * weight + bias
         turned = evaluate("rope", key[None, :4].astype(np.float32), table[token, None], interleave=interleave)[0]
-        expected[slots(token)[-1]] = [*turned, *key[4:]]
+        expected[context_slots(token)[-1]] = [*turned, *key[4:]]
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +39,7 @@ def test_index_topk_chooses_the_best_positions_of_the_context(rng: np.random.Gen
     q, weights, cache = normal(rng, 4, 2, 6), normal(rng, 4, 2), normal(rng, 24, 6)
     result = evaluate("index_topk", q, weights, cache, *PAGING, k=k, page_size=PAGE)
     for token in range(4):
-        keys = cache[slots(token)].astype(float)
+        keys = cache[context_slots(token)].astype(float)
         scores = [sum(weights[token, h] * max(0, q[token, h] @ key) for h in range(2)) for key in keys]
         best = sorted(sorted(range(len(scores)), key=lambda p: (-scores[p], p))[:k])
         assert result[token].tolist() == best + [-1] * (k - len(best))
@@ -70,7 +48,7 @@ def test_index_topk_chooses_the_best_positions_of_the_context(rng: np.random.Gen
 def test_of_equal_scores_the_lower_position_is_chosen() -> None:
     q, weights = np.ones((4, 1, 2), np.float32), np.ones((4, 1), np.float32)
     cache = np.zeros((24, 2), np.float32)
-    cache[slots(3)[5]] = 1
+    cache[context_slots(3)[5]] = 1
     result = evaluate("index_topk", q, weights, cache, *PAGING, k=3, page_size=PAGE)
     assert result.tolist() == [[0, 1, 2], [0, 1, 2], [0, -1, -1], [0, 1, 5]]
 
@@ -89,7 +67,7 @@ def test_sparse_attention_sees_no_other_position(rng: np.random.Generator) -> No
     attend = {"scale": 0.3, "page_size": PAGE}
     found = evaluate("mla_sparse", q_latent, q_pe, cache, chosen, *PAGING, **attend)
     for token in range(4):
-        rows = [slots(token)[p] for p in chosen[token] if p >= 0]
+        rows = [context_slots(token)[p] for p in chosen[token] if p >= 0]
         others = [row for row in range(24) if row not in rows]
         changed = cache.copy()
         changed[others] = np.nan
