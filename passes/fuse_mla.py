@@ -1,6 +1,6 @@
-"""fuse-mla: attention over the latent cache, in one of its two forms.
+"""fuse-mla: attention over the latent cache, in one of its two forms, or over what is chosen of it.
 
-Both write the cache with one operation:
+All write the cache with one operation:
 
     scatter_rows(%cache, token_slots(…), concat(rms_norm(%latent, %w), rope(%k_pe, %t)))
         ->  mla_write(%cache, %kv_a, %w, %t, …)
@@ -13,6 +13,10 @@ form "absorbed" (decode): kv_b is absorbed into the query and the output, scores
 form "materialized" (long prefill): keys and values are rebuilt from the latent rows inside the operation:
 
     mla_materialized(%q_nope, %q_pe, %cache, W_UK, W_UV, …)
+
+Where an indexer has chosen positions, in place of `context_mask` a `chosen_mask`, it is absorbed in both:
+
+    %q = head_linear(…); %o = mla_sparse(%q, %q_pe, %cache, %chosen, …); head_linear(%o, W_UV)
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ score_pe = P.matmul(
     P.transpose(P.any("q_pe"), axes=(1, 0, 2)), P.transpose(P.slice(context, axis=-1, name="k_pe"), axes=(1, 0))
 )
 score = P.mul(P.add(score_nope, score_pe), P.const(data=float, name="scale"))
-mask = P.context_mask(positions, sequence, page_table, name="mask")
+visible = P.context_mask(positions, sequence, page_table, name="mask")
+chosen = P.index_topk(P.any("q"), P.any("weights"), P.any("keys"), positions, sequence, page_table, name="chosen")
+mask = P.either(visible, P.chosen_mask(chosen, sequence, page_table, name="mask"))
 masked = P.where(mask, score, P.const(data=float("-inf")))
 attended = P.matmul(P.softmax(masked), P.transpose(P.slice(kv, axis=-1, name="value"), axes=(1, 0, 2)))
 
@@ -98,12 +104,17 @@ class Attention(Rule):
         paging = (match["positions"], match["sequence"], match["page_table"])
         attrs = {"scale": match.scalar("scale"), "page_size": match["slots"].attrs["page_size"]}
         w_uk, w_uv = _split_kv_b(match)
-        if self.form == "materialized":
+        chosen = match.get("chosen")
+        if self.form == "materialized" and chosen is None:
             operands = (match["q_nope"], match["q_pe"], match["cache"], w_uk, w_uv, *paging)
             return ops.apply("mla_materialized", operands, attrs)
         w_uk = ops.apply("transpose", (w_uk,), {"axes": (0, 2, 1)})
         q_latent = ops.apply("head_linear", (match["q_nope"], w_uk), {})
-        latent = ops.apply("mla_absorbed", (q_latent, match["q_pe"], match["cache"], *paging), attrs)
+        attended = (q_latent, match["q_pe"], match["cache"])
+        if chosen is None:
+            latent = ops.apply("mla_absorbed", (*attended, *paging), attrs)
+        else:
+            latent = ops.apply("mla_sparse", (*attended, chosen, *paging), attrs)
         return ops.apply("head_linear", (latent, w_uv), {})
 
 

@@ -7,6 +7,11 @@
 
 A shared MLP of n × moe_intermediate_size is n further experts that every token visits with weight 1: its gate and up
 rows and its down columns are cut into n pieces and stacked behind the routed experts.
+
+Where tokens choose among more than the experts there are (LongCat-Flash, arXiv 2509.01322, section 2.1), the mixture
+has the first columns of put_along, and moe_down takes expert_weights(%ids, %weights). The others give x back:
+
+    mul(%x, sum(slice(put_along(%ids, %weights))))  ->  identity_experts(%x, %ids, %weights)
 """
 
 from __future__ import annotations
@@ -28,7 +33,9 @@ def gated(gate: str, up: str) -> Pattern:
     return P.mul(P.mul(projected, P.sigmoid(projected)), P.linear(x, P.any(up)))
 
 
-mix = P.reshape(P.transpose(P.put_along(P.any("ids"), P.any("weights")), axes=(1, 0)), name="mix")
+marks = P.put_along(P.any("ids"), P.any("weights"), name="marks")
+held = P.either(P.slice(marks, axis=-1, start=0, name="held"), marks)
+mix = P.reshape(P.transpose(held, axes=(1, 0)), name="mix")
 routed = P.sum(P.mul(P.linear(gated("gate", "up"), P.any("down")), mix), axis=0, keepdims=False, name="routed")
 shared = P.linear(gated("shared_gate", "shared_up"), P.any("shared_down"))
 
@@ -64,7 +71,10 @@ class Moe(Rule):
             down = _stack(down, ops.apply("transpose", (columns,), {"axes": (1, 0, 2)}))
         order = ops.apply("expert_order", (match["ids"],), {"n_experts": n_experts, "n_shared": n_shared})
         h = ops.apply("moe_gate_up", (match["x"], order, _pair(gate, up)), {})
-        return ops.apply("moe_down", (h, order, match["weights"], down), {})
+        weights = match["weights"]
+        if match.get("held") is not None:
+            weights = ops.apply("expert_weights", (match["ids"], weights), {"n_experts": n_experts})
+        return ops.apply("moe_down", (h, order, weights, down), {})
 
 
 def _stack(routed_weight: Value, shared_weight: Value) -> Value:
@@ -88,8 +98,27 @@ class FuseMoe:
         # The alternative without shared experts would take the inner sum first, since inputs are visited before users.
         graph, with_shared = rewrite_graph(graph, (MoeShared(),), self.name)
         graph, without = rewrite_graph(graph, (Moe(),), self.name)
-        return graph, with_shared + without
+        graph, identities = rewrite_graph(graph, (Identity(),), self.name)
+        return graph, with_shared + without + identities
 
 
 class MoeShared(Moe):
     pattern: ClassVar[Pattern] = P.add(routed, shared)
+
+
+class Identity(Rule):
+    pattern: ClassVar[Pattern] = P.mul(x, P.sum(P.slice(marks, axis=-1, name="rest"), axis=-1, keepdims=True))
+
+    def check(self, match: Match) -> str | None:
+        ids, rest, size = match["ids"], match.span("rest"), match["marks"].shape[-1]
+        if ids.op not in ("router", "top_k"):
+            return f"{ids!r} may name an expert twice"
+        if rest != range(rest.start, int(size)) or match["weights"].shape != ids.shape:
+            return f"{match['rest']!r} is not all that is behind the experts"
+        if len(match["x"].shape) == 2 and match["x"].shape[0] == ids.shape[0]:
+            return None
+        return f"{match['x']!r} is not one row a token"
+
+    def rewrite(self, match: Match) -> Value:
+        operands = (match["x"], match["ids"], match["weights"])
+        return ops.apply("identity_experts", operands, {"n_experts": match.span("rest").start})

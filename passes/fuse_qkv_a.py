@@ -4,7 +4,7 @@
         ->  %qkv = linear(%x, concat(%wq, %wkv)); %q = slice(%qkv); %kv = slice(%qkv)
 
 The latent projection is the one that is only ever read in slices (latent | rotary key); the query side is q_a_proj, or
-q_proj in models without a query latent.
+q_proj in models without a query latent. Where more read the input, as an indexer does, it is the one that is normed.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _projections(readers: list[Value], users: dict[Value, list[Value]]) -> tuple
         if value.op == "linear" and len(value.inputs[1].shape) == 2 and is_weight(value.inputs[1])
     ]
     latent = [value for value in linears if users[value] and all(user.op == "slice" for user in users[value])]
-    if len(linears) != 2 or len(latent) != 1:
-        return None
-    query = linears[0] if linears[1] == latent[0] else linears[1]
-    return query, latent[0]
+    queries = [value for value in linears if value not in latent]
+    if len(queries) > 1:
+        queries = [value for value in queries if {user.op for user in users[value]} == {"rms_norm"}]
+    return (queries[0], latent[0]) if len(queries) == len(latent) == 1 else None
 
 
 def _slice_of_joined(value: Value, original: Value, query: Value, latent: Value) -> Value:

@@ -2,6 +2,8 @@
 
 %c = cos(angles), %s = sin(angles), %1 = slice(%x) {"step": 2}, %2 = …, concat(…)
     ->  %t = rope_table(%positions, %inv_freq) {"scale": 1.0};  rope(%x, %t) {"interleave": true}
+
+concat(rope(slice(%x) {"start": 0, "stop": 4}, %t), slice(%x) {"start": 4, "stop": 8})  ->  rope(%x, %t)
 """
 
 from __future__ import annotations
@@ -48,6 +50,26 @@ class RopePattern(Rule):
         return ops.apply("rope", (rotated, table), {"interleave": columns.step == 2})
 
 
+class RopeOfFirst(Rule):
+    pattern: ClassVar[Pattern] = P.concat(
+        P.rope(P.slice(x, axis=-1, name="turned"), P.any("table"), name="rope"),
+        P.slice(x, axis=-1, name="rest"),
+        axis=-1,
+    )
+
+    def check(self, match: Match) -> str | None:
+        turned, rest = match.span("turned"), match.span("rest")
+        if (turned.start, turned.step, rest.step) == (0, 1, 1) and (rest.start, rest.stop) == (
+            turned.stop,
+            match["x"].shape[-1],
+        ):
+            return None
+        return f"{match['turned']!r} and {match['rest']!r} are not the two parts of {match['x']!r}"
+
+    def rewrite(self, match: Match) -> Value:
+        return ops.apply("rope", (match["x"], match["table"]), {"interleave": match["rope"].attrs["interleave"]})
+
+
 def _columns(match: Match) -> range | None:
     """The rotated columns of x: with step 2 when the pairs are (even, odd), with step 1 when they are the halves."""
     first, second = match.span("first"), match.span("second")
@@ -64,4 +86,4 @@ class FuseRope:
     phase: ClassVar[str] = "fuse"
 
     def run(self, graph: Graph) -> tuple[Graph, int]:
-        return rewrite_graph(graph, (RopePattern(),), self.name)
+        return rewrite_graph(graph, (RopePattern(), RopeOfFirst()), self.name)

@@ -4,7 +4,8 @@
 
 The language model head (the product that is the result `logits`) and the embedding (a gather from a weight) have their
 own formats, and so has each weight that is named. What a checkpoint has in codes can have the format that keeps these.
-The router's weight stays float32: one wrong expert costs more than all its rounding saves.
+The router's weight stays float32: one wrong expert costs more than all its rounding saves. So does what weighs the
+heads of an indexer, which is as small.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MATRIX_OPERANDS: Mapping[str, tuple[int, ...]] = {
     "mla_materialized": (3, 4),
 }
 LINEAR, ROUTER = "linear", "router"  # roles, beside HEAD and EMBEDDING
+_CHOOSING = ("router", "index_topk")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def operands(graph: Graph) -> Iterator[Operand]:
 def _role(value: Value, users: Mapping[Value, list[Value]], results: Mapping[str, Value]) -> str:
     if value == results.get("logits"):
         return HEAD
-    return ROUTER if any(user.op == "router" for user in users[value]) else LINEAR
+    return ROUTER if any(user.op in _CHOOSING for user in users[value]) else LINEAR
 
 
 def _quantised(value: Value, formats: Mapping[int, str]) -> Value:

@@ -33,7 +33,6 @@ _COMMON: dict[str, Any] = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
     "q_lora_rank": 48,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
@@ -56,7 +55,7 @@ _EXPERTS: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
 }
 _NOAUX: dict[str, Any] = {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "topk_method": "noaux_tc"}
-_INDEXER: dict[str, Any] = {"index_topk": 400, "index_n_heads": 2, "index_head_dim": 16}
+_INDEXER: dict[str, Any] = {"index_topk": 8, "index_n_heads": 12, "index_head_dim": 16}
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
     "kimi_k2": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1, "scoring_func": "sigmoid"},
@@ -78,6 +77,11 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
                     "index_topk_freq": 2, "rope_interleave": True},
     "mistral4": {**_EXPERTS, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "first_k_dense_replace": 1},
     "axk1": {**_EXPERTS, **_NOAUX, "first_k_dense_replace": 1},
+    "longcat_flash": {
+        **{"num_layers": 2, "num_hidden_layers": ..., "intermediate_size": ..., "ffn_hidden_size": 96, "head_dim": 8},
+        **{"expert_ffn_hidden_size": 32, "n_routed_experts": 8, "zero_expert_num": 4, "zero_expert_type": "identity"},
+        **{"moe_topk": 3, "routed_scaling_factor": 2.5, "mla_scale_q_lora": True, "mla_scale_kv_lora": True},
+    },
     "minicpm3": {"tie_word_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16},
 }  # fmt: skip
 _WRAPPED = {"kimi_k25": "kimi_k2", "kimi_vl": "deepseek_v3", "mistral3": "mistral4"}
@@ -102,6 +106,7 @@ def tiny_config(model_type: str = "deepseek_v3", /, **overrides: Any) -> dict[st
         outer = {"tie_word_embeddings": text["tie_word_embeddings"], "vision_config": _VISION}
         return {"model_type": model_type, "text_config": text, **outer}
     config = {"model_type": model_type, **_COMMON, **_BY_TYPE[model_type], **overrides}
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
     return {key: value for key, value in config.items() if value is not ...}
 
 
@@ -113,7 +118,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:
     """ "dense" or "sparse" for every layer, the MTP layers last."""
-    n_layers = config["num_hidden_layers"]
+    n_layers = config.get("num_hidden_layers", 0)
     sparse = "sparse" if config.get("n_routed_experts") else "dense"
     first_sparse = config.get("first_k_dense_replace", 1)
     main = config.get("mlp_layer_types") or ["dense" if i < first_sparse else sparse for i in range(n_layers)]
@@ -125,12 +130,16 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if "text_config" in config:
         inner = {f"language_model.{name}": shape for name, shape in tensor_shapes(config["text_config"]).items()}
         return inner | {"vision_tower.nothing.weight": (4,)}
-    hidden, vocab, n_layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config.get("num_layers", 0)):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _paired_shapes(config).items()}
     for layer, kind in enumerate(layer_types(config)):
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: shape for name, shape in _layer_shapes(config, kind == "sparse").items()}
-        if layer >= n_layers:
+        if _has_indexer(config, layer):
+            shapes |= {prefix + name: shape for name, shape in _indexer_shapes(config).items()}
+        if layer >= config["num_hidden_layers"]:
             shapes |= {prefix + f"{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
             shapes[prefix + "eh_proj.weight"] = (hidden, 2 * hidden)
     shapes["model.norm.weight"] = (hidden,)
@@ -157,8 +166,6 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
         shapes["self_attn.q_a_proj.weight"] = (q_rank, hidden)
         shapes["self_attn.q_a_layernorm.weight"] = (q_rank,)
         shapes["self_attn.q_b_proj.weight"] = (heads * (nope + rope), q_rank)
-    if config.get("index_topk"):
-        shapes |= _indexer_shapes(config)
     if config["model_type"] == "axk1":
         shapes["post_mlp_layernorm.weight"] = (hidden,)
     if not sparse:
@@ -171,6 +178,31 @@ def _layer_shapes(config: Mapping[str, Any], sparse: bool) -> dict[str, tuple[in
         shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     if config.get("n_shared_experts"):
         shapes |= _mlp_shapes("mlp.shared_experts", hidden, inner * config["n_shared_experts"])
+    return shapes
+
+
+def _has_indexer(config: Mapping[str, Any], layer: int) -> bool:
+    """All layers of DeepSeek-V3.2; of GLM those that its config names, or the first two and then each
+    `index_topk_freq`-th; and those of MTP."""
+    if not config.get("index_topk") or layer >= config["num_hidden_layers"]:
+        return bool(config.get("index_topk"))
+    if "indexer_types" in config:
+        return bool(config["indexer_types"][layer] == "full")
+    return max(layer - 1, 0) % config.get("index_topk_freq", 1) == 0
+
+
+def _paired_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Two blocks of attention and MLP, and experts beside them."""
+    hidden, inner, choices = config["hidden_size"], config["expert_ffn_hidden_size"], config["n_routed_experts"]
+    single = _layer_shapes({**config, "intermediate_size": config["ffn_hidden_size"]}, sparse=False)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in single.items():
+        part, _, rest = name.replace("mlp.", "mlps.").partition(".")
+        shapes |= {f"{part}.{block}.{rest}": shape for block in (0, 1)}
+    choices += config["zero_expert_num"]
+    shapes |= {"mlp.router.classifier.weight": (choices, hidden), "mlp.router.e_score_correction_bias": (choices,)}
+    for expert in range(config["n_routed_experts"]):
+        shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     return shapes
 
 

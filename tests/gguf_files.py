@@ -29,6 +29,14 @@ PARTS = {
     **{f"mlp.{part}_proj.weight": f"ffn_{part}.weight" for part in ("gate", "up", "down")},
     **{f"mlp.shared_experts.{part}_proj.weight": f"ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
 }
+INDEXER = {
+    "self_attn.indexer.wq_b.weight": "indexer.attn_q_b.weight",
+    "self_attn.indexer.wk.weight": "indexer.attn_k.weight",
+    "self_attn.indexer.k_norm.weight": "indexer.k_norm.weight",
+    "self_attn.indexer.k_norm.bias": "indexer.k_norm.bias",
+    "self_attn.indexer.weights_proj.weight": "indexer.proj.weight",
+}
+ARCHITECTURES = {"deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "mistral4": "mistral4", "minicpm3": "minicpm3"}
 TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -59,22 +67,41 @@ KEYS = {
 }
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    return ARCHITECTURES.get(config["model_type"], "deepseek2")
+
+
 def keys_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that llama.cpp's converter writes for a config.json; a key with None is left out."""
-    keys = {f"deepseek2.{key}": config.get(name) for key, name in KEYS.items()}
-    keys["deepseek2.block_count"] = config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)
-    keys["deepseek2.attention.key_length_mla"] = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
-    keys["deepseek2.attention.head_count_kv"] = 1
+    head = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
+    found = {key: config.get(name) for key, name in KEYS.items()}
+    found["block_count"] = config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)
+    if config["model_type"] == "minicpm3":
+        found |= {"attention.key_length": head, "attention.head_count_kv": config["num_attention_heads"]}
+        found |= {"attention.value_length_mla": None, "rope.freq_base": None}
+    else:
+        found |= {"attention.key_length_mla": head, "attention.head_count_kv": 1}
+    if config["model_type"] in ("deepseek_v32", "glm_moe_dsa"):
+        parts = {"head_count": "index_n_heads", "key_length": "index_head_dim", "top_k": "index_topk"}
+        found |= {f"attention.indexer.{key}": config[name] for key, name in parts.items()}
+    if config.get("indexer_types"):
+        found["attention.indexer.types"] = [kind == "full" for kind in config["indexer_types"]]
     if config.get("scoring_func"):
-        keys["deepseek2.expert_gating_func"] = {"softmax": 1, "sigmoid": 2}[config["scoring_func"]]
+        found["expert_gating_func"] = {"softmax": 1, "sigmoid": 2}[config["scoring_func"]]
+    keys = {f"{architecture_of(config)}.{key}": value for key, value in found.items()}
     keys["tokenizer.ggml.bos_token_id"] = config.get("bos_token_id")
     keys["tokenizer.ggml.eos_token_id"] = config.get("eos_token_id")
     return keys
 
 
 def gguf_tensors(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A checkpoint's tensors by llama.cpp's names: kv_b_proj in halves, the experts of a layer in one."""
+    """A checkpoint's tensors by llama.cpp's names: the experts of a layer in one, Mistral's with gate and up in one;
+    kv_b_proj in halves, but MiniCPM's, whose divisors of frequencies are tensors too."""
     found: dict[str, np.ndarray] = {}
+    scaling = config.get("rope_scaling") or {}
+    for kind in ("long", "short"):
+        if f"{kind}_factor" in scaling:
+            found[f"rope_factors_{kind}.weight"] = np.array(scaling[f"{kind}_factor"], np.float32)
     for name, value in tensors.items():
         if name in TOP:
             found[TOP[name]] = value
@@ -86,13 +113,19 @@ def gguf_tensors(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
                 count = config["n_routed_experts"]
                 all_of = [tensors[name.replace(".experts.0.", f".experts.{number}.")] for number in range(count)]
                 found[f"blk.{layer}.ffn_{part.removesuffix('_proj')}_exps.weight"] = np.stack(all_of)
+        elif rest == "self_attn.kv_b_proj.weight" and config["model_type"] == "minicpm3":
+            found[f"blk.{layer}.attn_kv_b.weight"] = value
         elif rest == "self_attn.kv_b_proj.weight":
             heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
             by_head = value.reshape(heads, -1, value.shape[1])
             found[f"blk.{layer}.attn_k_b.weight"] = by_head[:, :nope].transpose(0, 2, 1).copy()
             found[f"blk.{layer}.attn_v_b.weight"] = by_head[:, nope:].copy()
         else:
-            found[f"blk.{layer}.{PARTS[rest]}"] = value
+            found[f"blk.{layer}.{(PARTS | INDEXER)[rest]}"] = value
+    if config["model_type"] == "mistral4":
+        for name in [name for name in found if name.endswith("ffn_gate_exps.weight")]:
+            halves = [found.pop(name), found.pop(name.replace("gate", "up"))]
+            found[name.replace("gate", "gate_up")] = np.concatenate(halves, axis=1)
     return found
 
 

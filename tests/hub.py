@@ -18,7 +18,7 @@ LFS = (".safetensors", ".bin", ".model")
 
 class Hub:
     """files: of the one repository org/model. redirects: where LFS files lead, instead of to /cdn. asked: name and
-    range of each request. status, code: of every answer about the repository.
+    range of each request. status, code: of every answer about the repository; moved: where it leads instead.
 
     Faults, by name of a file: `wrong` sends other bytes, `cut` breaks off after so many bytes, once for each that is
     listed, `short` answers with half of the range.
@@ -32,6 +32,7 @@ class Hub:
         self.short: set[str] = set()
         self.status: int | None = None
         self.code = ""
+        self.moved = ""
         self.changes: dict[str, Any] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.tokens: list[tuple[str, str | None]] = []
@@ -77,6 +78,8 @@ def serving(hub: Hub) -> Iterator[str]:
             known = path in ("/api/models/org/model", f"/api/models/org/model/revision/{COMMIT}") or path.endswith(
                 "/main"
             )
+            if hub.moved:
+                return self._answer(307, b"", Location=hub.moved + path)
             if hub.status is not None:
                 return self._answer(hub.status, b"{}", **{"X-Error-Code": hub.code})
             if not path.startswith("/api/models/org/model"):

@@ -165,6 +165,7 @@ LONG = (
     "targets/vulkan/test_bundled_model.py",
     "targets/arm/test_kernels.py",
     "targets/arm/test_bundled_model.py",
+    "targets/arm/test_members.py",
     "targets/cpu/test_amx_kernels.py",
     "targets/cpu/test_attention_kernels.py",
     "targets/cpu/native/test_native_program.py",

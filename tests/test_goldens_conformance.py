@@ -30,10 +30,12 @@ COMPILED = (
     "glm-mtp",
     "youtu-tied-5-heads",
     "kimi-k25-yarn",
+    "v32-mtp-yarn",
     "glm-dsa-real-heads",
     "axk1-grouped-yarn",
     "minicpm3-longrope",
     "mistral4-scaled-queries",
+    "longcat-zero-experts",
 )
 SCHEDULES = ("prefill, decode", "chunks of 5", "second joins")
 

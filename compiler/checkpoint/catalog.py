@@ -15,7 +15,7 @@ from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
-from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, Weight, tensor_of
+from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, Stack, Weight, tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
@@ -80,11 +80,15 @@ class _Matcher:
         prefix, projection = name.split(".*.")
         fused_name = f"{prefix}.{'down_proj' if projection.startswith('down') else 'gate_up_proj'}"
         experts, rows, columns = shape
-        if (whole := self._find(name, shape)) is not None:  # as GGUF has them
+        if isinstance(whole := self._find(name, shape), Stack):  # as GGUF has them
             return LogicalTensor(shape, tuple(whole.cut(expert, (0, rows)) for expert in range(experts)), stacked=True)
         halves = 2 if fused_name.endswith("gate_up_proj") else 1
-        fused = self._find(fused_name, (experts, halves * rows, columns))
-        if fused is None:
+        # transformers 5 has matrices for zero experts too, in gate and up alone.
+        stored = self.stored.get(fused_name)
+        padded = experts + (self.config.zero_expert_num if halves == 2 else 0)
+        held = padded if stored is not None and stored.info.shape[:1] == (padded,) else experts
+        fused = self._find(fused_name, (held, halves * rows, columns))
+        if not isinstance(fused, Stack):
             return LogicalTensor(shape, self._experts(name, experts, (rows, columns)), stacked=True)
         first = rows if projection.startswith("up") else 0
         parts = (fused.cut(expert, (first, first + rows)) for expert in range(experts))

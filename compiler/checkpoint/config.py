@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
 from dsv3c.compiler.checkpoint.infer import infer_missing
-from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, with_defaults
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, member_of, with_defaults
 from dsv3c.compiler.checkpoint.nested import text_values
 from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
 from dsv3c.compiler.checkpoint.rope import (
@@ -27,6 +27,7 @@ from dsv3c.compiler.checkpoint.rope import (
     parse_rope,
     stored_scaling,
 )
+from dsv3c.compiler.checkpoint.scales import parse_scales
 from dsv3c.compiler.checkpoint.tokenizer import usable_ids
 from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
@@ -34,6 +35,7 @@ MODEL_TYPES = tuple(MEMBERS)
 SCORING_FUNCS = ("sigmoid", "softmax")
 TOPK_METHODS = ("noaux_tc", "greedy", "group_limited_greedy")
 LAYER_TYPES = ("dense", "sparse")
+SHORTCUT = "shortcut"  # a dense layer with experts besides, see ModelConfig
 
 # Largest values taken for honest. They are far above every published model and keep the products below 2^63.
 MAX_VOCABULARY = 2**24
@@ -49,13 +51,20 @@ class ModelConfig:
     """A checked config. Its `model_type` is one of MODEL_TYPES: `kimi_k2` is read as the `deepseek_v3` it is.
 
     A model without experts has 0 in the sizes of experts. `greedy` routing has no groups, so n_group and topk_group are
-    1 with it whatever config.json says. `mlp_layer_types` covers the main layers, then the MTP layers.
+    1 with it whatever config.json says. `mlp_layer_types` covers the main layers, then the MTP layers: "dense";
+    "sparse", with experts; "shortcut", with experts beside the dense MLP, whose output is added behind the next layer.
+    num_hidden_layers counts blocks of attention.
 
+    zero_expert_num: how many more than the experts tokens choose among, which give back what they are given. latent
+    scales: what the normalised latents of queries and of keys and values are multiplied by.
     score_bias: whether experts have a bias that they are chosen by. post_mlp_norm: whether what experts give is
-    normalised. index_topk: above so many tokens attention is sparse, 0: never; max_position_embeddings is not above it,
-    nor above any other length up to which the model is what it is compiled as. embedding_scale, logits_scale: what
-    embedding and head are multiplied by; residual_scale: what a layer's attention and feed-forward are, before they are
-    added. query_scales: what queries are multiplied by, one number for each query_scale_block positions.
+    normalised. index_topk: positions that a token attends to at most, 0: all. indexer_types: for main layers, then
+    those of MTP, whether it chooses them ("full"), takes the choice of the last layer that did ("shared"), or does
+    without ("none"); empty where no context is longer than index_topk. index_interleave: as rope_interleave, of the
+    indexer. max_position_embeddings is not above any length up to which the model is what it is compiled as.
+    embedding_scale, logits_scale: what embedding and head are multiplied by; residual_scale: what a layer's attention
+    and feed-forward are, before they are added. query_scales: what queries are multiplied by, one number for each
+    query_scale_block positions.
     """
 
     model_type: str
@@ -95,11 +104,18 @@ class ModelConfig:
     score_bias: bool = True
     post_mlp_norm: bool = False
     index_topk: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    index_interleave: bool = False
+    indexer_types: tuple[str, ...] = ()
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_scale: float = 1.0
     query_scales: tuple[float, ...] = ()
     query_scale_block: int = 1
+    zero_expert_num: int = 0
+    q_latent_scale: float = 1.0
+    kv_latent_scale: float = 1.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -108,7 +124,7 @@ class ModelConfig:
         model_type = _model_type(config)
         _refuse_unsupported(config)
         check_other_keys(config)
-        layers = config.integer("num_hidden_layers", 1, MAX_LAYERS)
+        layers = _layer_count(config, model_type)
         sizes = _Sizes.parse(config, layers)
         router = _Router.parse(config, model_type)
         max_positions = config.integer("max_position_embeddings", 1, MAX_POSITIONS)
@@ -116,31 +132,32 @@ class ModelConfig:
         rotated = sizes.qk_rope_head_dim / head if MEMBERS[model_type].whole_head_rotary else 1.0
         theta, scaling = parse_rope(config, max_positions, rotated)
         query_scales, query_scale_block = parse_query_scales(config, max_positions)
-        main_types = _main_layer_types(config, layers, router.n_routed_experts)
+        main_types = _main_layer_types(config, model_type, layers, router.n_routed_experts)
         mtp_type = "sparse" if router.n_routed_experts else "dense"
-        first_dense = main_types.index("sparse") if "sparse" in main_types else layers
-        index_topk = config.integer("index_topk", 1, MAX_POSITIONS) if config.has("index_topk") else 0
+        first_dense = next((layer for layer, kind in enumerate(main_types) if kind != "dense"), layers)
+        context = min(max_positions, *(limit for limit, _ in _context_limits(scaling)))
+        mtp_layers = sizes.num_nextn_predict_layers
         return cls(
             model_type=model_type,
             **vars(sizes),
             **vars(router),
             first_k_dense_replace=first_dense,
-            mlp_layer_types=main_types + (mtp_type,) * sizes.num_nextn_predict_layers,
+            mlp_layer_types=main_types + (mtp_type,) * mtp_layers,
             rms_norm_eps=config.number("rms_norm_eps", 1e-30, 1.0),
             rope_theta=theta,
             rope_interleave=_rope_interleave(config, model_type),
             rope_scaling=scaling,
-            max_position_embeddings=min(max_positions, *(limit for limit, _ in _context_limits(index_topk, scaling))),
+            max_position_embeddings=context,
             tie_word_embeddings=config.boolean("tie_word_embeddings", False),
             bos_token_id=_token_id(config, "bos_token_id", sizes.vocab_size),
             eos_token_ids=_eos_token_ids(config, sizes.vocab_size),
             pad_token_id=_token_id(config, "pad_token_id", sizes.vocab_size),
             weight_block_size=_weight_block_size(config),
             post_mlp_norm=MEMBERS[model_type].post_mlp_norm,
-            index_topk=index_topk,
+            **parse_indexer(config, layers, mtp_layers, sizes.qk_rope_head_dim, context),
             query_scales=query_scales,
             query_scale_block=query_scale_block,
-            **_scales(config, layers, sizes.hidden_size),
+            **parse_scales(config, layers, sizes.hidden_size, sizes.q_lora_rank, sizes.kv_lora_rank),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,8 +177,9 @@ class ModelConfig:
         return cls(**named | {"rope_scaling": stored_scaling(named["rope_scaling"])})
 
     def without_mtp(self) -> ModelConfig:
-        main_types = self.mlp_layer_types[: self.num_hidden_layers]
-        return dataclasses.replace(self, num_nextn_predict_layers=0, mlp_layer_types=main_types)
+        layers = slice(self.num_hidden_layers)
+        main_types, indexers = self.mlp_layer_types[layers], self.indexer_types[layers]
+        return dataclasses.replace(self, num_nextn_predict_layers=0, mlp_layer_types=main_types, indexer_types=indexers)
 
     @property
     def qk_head_dim(self) -> int:
@@ -171,6 +189,15 @@ class ModelConfig:
     def latent_dim(self) -> int:
         """What one token takes in one layer's cache."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def index_norm_eps(self) -> float:
+        """Epsilon of the indexer's k_norm, which no config sets."""
+        return 1e-6
+
+    def indexer_type(self, layer: int) -> str:
+        """As in indexer_types; "none" for all layers of a model without."""
+        return self.indexer_types[layer] if layer < len(self.indexer_types) else NONE
 
     @property
     def latent_norm_eps(self) -> float:
@@ -198,7 +225,11 @@ class ModelConfig:
 
     def is_moe(self, layer: int) -> bool:
         """Whether `layer` (MTP layers come after the main ones) has experts."""
-        return self.mlp_layer_types[layer] == "sparse"
+        return self.mlp_layer_types[layer] != "dense"
+
+    def has_mlp(self, layer: int) -> bool:
+        """Whether it has a dense MLP, which shared experts are not."""
+        return self.mlp_layer_types[layer] != "sparse"
 
 
 def load_config(
@@ -221,25 +252,27 @@ def complete_config(
     values, left_out = usable_ids(values)
     if shapes and values.get("score_bias") is None:
         values["score_bias"] = any(name.endswith("e_score_correction_bias") for name in shapes)
+    if shapes and values.get("mtp_indexer") is None:
+        values["mtp_indexer"] = has_indexer(values.get("num_hidden_layers"), shapes)
     config = ModelConfig.from_dict(values, path)
     return config, notes + left_out + _limit_notes(config, values) + unknown_keys(values)
 
 
 def with_canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the other names that some keys and model types have replaced."""
+    model_type = values.get("model_type")
+    model_type = SAME_AS.get(model_type, model_type) if isinstance(model_type, str) else model_type
     aliases = {
         "num_mtp_layers": "num_nextn_predict_layers",
         "num_local_experts": "n_routed_experts",
         "num_experts": "n_routed_experts",
+        **member_of({"model_type": model_type}).aliases,
     }
     named = {key: value for key, value in values.items() if key not in aliases}
     for alias, key in aliases.items():
         if alias in values:
             named.setdefault(key, values[alias])
-    model_type = named.get("model_type")
-    if isinstance(model_type, str):
-        named["model_type"] = SAME_AS.get(model_type, model_type)
-    return named
+    return named | {"model_type": model_type} if "model_type" in named else named
 
 
 @dataclass(frozen=True)
@@ -295,6 +328,7 @@ class _Router:
     score_bias: bool = False
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
+    zero_expert_num: int = 0
 
     @classmethod
     def parse(cls, config: ConfigFields, model_type: str) -> _Router:
@@ -320,6 +354,7 @@ class _Router:
             score_bias=_score_bias(config, model_type, method),
             norm_topk_prob=norm,
             routed_scaling_factor=config.number("routed_scaling_factor", 1e-6, 1e6),
+            zero_expert_num=_zero_experts(config),
         )
         reason = router.conflict()
         if reason:
@@ -335,6 +370,8 @@ class _Router:
         group = self.n_routed_experts // self.n_group
         if self.topk_method == "noaux_tc" and group < 2:
             return f"groups of {group} expert are too small: noaux_tc ranks a group by its two best"
+        if self.zero_expert_num and self.n_group > 1:
+            return f"zero_expert_num {self.zero_expert_num} has no place in n_group {self.n_group} groups"
         if self.num_experts_per_tok > group * self.topk_group:
             return (
                 f"num_experts_per_tok {self.num_experts_per_tok} is above the {group * self.topk_group} experts"
@@ -365,21 +402,16 @@ def _score_bias(config: ConfigFields, model_type: str, method: str) -> bool:
     return method == "noaux_tc" and (config.boolean("score_bias", True) if known is None else known)
 
 
-def _scales(config: ConfigFields, layers: int, hidden: int) -> dict[str, Any]:
-    """As MiniCPM has them (arXiv 2404.06395, section 4); null and absent ones change nothing."""
-    depth = config.number("scale_depth", 1e-6, 1e6, math.sqrt(layers))
-    return {
-        "embedding_scale": config.number("scale_emb", 1e-6, 1e6, 1.0),
-        "residual_scale": depth / math.sqrt(layers),
-        "logits_scale": config.integer("dim_model_base", 1, MAX_WIDTH, hidden) / hidden,
-    }
+def _zero_experts(config: ConfigFields) -> int:
+    """Raises UnsupportedConfigError for those that do not give back what they are given."""
+    if config.has("zero_expert_type") and config.values["zero_expert_type"] != "identity":
+        raise config.unsupported("zero_expert_type", "known is identity")
+    return config.integer("zero_expert_num", 0, MAX_EXPERTS, 0)
 
 
-def _context_limits(index_topk: int, scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
+def _context_limits(scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
     """The lengths up to which the model is what it is compiled as, each with what it is beyond."""
     limits = [(MAX_POSITIONS, "")]
-    if index_topk:
-        limits.append((index_topk, "up to index_topk attention is dense, which is exact; beyond it would be sparse"))
     if isinstance(scaling, LongRope) and scaling.longest:
         limits.append((scaling.longest, "beyond original_max_position_embeddings other factors would rotate all keys"))
     return limits
@@ -389,7 +421,7 @@ def _limit_notes(config: ModelConfig, values: Mapping[str, Any]) -> tuple[str, .
     wanted, kept = values["max_position_embeddings"], config.max_position_embeddings
     if wanted == kept:
         return ()
-    _, reason = min(_context_limits(config.index_topk, config.rope_scaling))
+    _, reason = min(_context_limits(config.rope_scaling))
     return (f"the context is {kept} tokens, not the {wanted} of max_position_embeddings: {reason}",)
 
 
@@ -417,10 +449,18 @@ def _rope_interleave(config: ConfigFields, model_type: str) -> bool:
     return interleave
 
 
-def _main_layer_types(config: ConfigFields, layers: int, experts: int) -> tuple[str, ...]:
-    """ "dense" or "sparse" for each of the main layers."""
+def _layer_count(config: ConfigFields, model_type: str) -> int:
+    if MEMBERS[model_type].paired:
+        return 2 * config.integer("num_layers", 1, MAX_LAYERS // 2)
+    return config.integer("num_hidden_layers", 1, MAX_LAYERS)
+
+
+def _main_layer_types(config: ConfigFields, model_type: str, layers: int, experts: int) -> tuple[str, ...]:
+    """The kind of each of the main layers."""
     if not experts:
         return ("dense",) * layers
+    if MEMBERS[model_type].paired:
+        return (SHORTCUT, "dense") * (layers // 2)
     if config.has("mlp_layer_types"):
         types = config.values["mlp_layer_types"]
         if not isinstance(types, list) or len(types) != layers or not all(kind in LAYER_TYPES for kind in types):

@@ -6,6 +6,7 @@ Names are logical: `*` stands for the number of an expert, and such a tensor has
 from __future__ import annotations
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import FULL, INDEXER
 
 Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "model.embed_tokens.weight"
@@ -49,12 +50,13 @@ def _mtp(config: ModelConfig, layer: int) -> Shapes:
 
 def _layer(config: ModelConfig, layer: int) -> Shapes:
     prefix = f"model.layers.{layer}."
-    feed_forward = (
-        _experts(config) if config.is_moe(layer) else _mlp("mlp.", config.hidden_size, config.intermediate_size)
-    )
+    feed_forward = _mlp("mlp.", config.hidden_size, config.intermediate_size) if config.has_mlp(layer) else {}
+    if config.is_moe(layer):
+        feed_forward |= _experts(config)
     shapes = {
         "input_layernorm.weight": (config.hidden_size,),
         **_attention(config),
+        **(_indexer(config) if config.indexer_type(layer) == FULL else {}),
         "post_attention_layernorm.weight": (config.hidden_size,),
         **feed_forward,
     }
@@ -80,11 +82,24 @@ def _attention(config: ModelConfig) -> Shapes:
     return {f"self_attn.{name}": shape for name, shape in shapes.items()}
 
 
+def _indexer(config: ModelConfig) -> Shapes:
+    heads, width = config.index_n_heads, config.index_head_dim
+    shapes: Shapes = {
+        "wq_b.weight": (heads * width, config.q_lora_rank or 0),
+        "wk.weight": (width, config.hidden_size),
+        "k_norm.weight": (width,),
+        "k_norm.bias": (width,),
+        "weights_proj.weight": (heads, config.hidden_size),
+    }
+    return {INDEXER + name: shape for name, shape in shapes.items()}
+
+
 def _experts(config: ModelConfig) -> Shapes:
     hidden, inner, experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
-    shapes: Shapes = {"mlp.gate.weight": (experts, hidden)}
+    choices = experts + config.zero_expert_num
+    shapes: Shapes = {"mlp.gate.weight": (choices, hidden)}
     if config.score_bias:
-        shapes["mlp.gate.e_score_correction_bias"] = (experts,)
+        shapes["mlp.gate.e_score_correction_bias"] = (choices,)
     shapes |= {name: (experts, *shape) for name, shape in _mlp("mlp.experts.*.", hidden, inner).items()}
     if config.n_shared_experts:
         shapes |= _mlp("mlp.shared_experts.", hidden, inner * config.n_shared_experts)

@@ -103,7 +103,7 @@ def _moe_intermediate_size(evidence: _Evidence) -> int | None:
 
 def _n_shared_experts(evidence: _Evidence) -> int | None:
     inner = evidence.size("moe_intermediate_size")
-    if not inner:
+    if not inner or member_of(evidence.known).paired:
         return None
     total = evidence.extent(".mlp.shared_experts.gate_proj.weight", 0)
     if total is None:
@@ -113,7 +113,8 @@ def _n_shared_experts(evidence: _Evidence) -> int | None:
 
 def _first_k_dense_replace(evidence: _Evidence) -> int | None:
     layers = evidence.layers_with("mlp.gate.weight")
-    return layers[0] if layers and evidence.known.get("mlp_layer_types") is None else None
+    told = evidence.known.get("mlp_layer_types") is not None or member_of(evidence.known).paired
+    return layers[0] if layers and not told else None
 
 
 def _num_nextn_predict_layers(evidence: _Evidence) -> int | None:

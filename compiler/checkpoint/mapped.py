@@ -6,11 +6,12 @@ import mmap
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 import numpy as np
 
-from dsv3c.compiler.errors import ChangedFileError
+from dsv3c.compiler.checkpoint.files import file_size, refuse_pointer
+from dsv3c.compiler.errors import ChangedFileError, CheckpointError, UnreadableFileError
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,24 @@ class TensorInfo:
 
 
 class TensorFile(ABC):
-    """One open file; `tensors` says what lies where in it."""
+    """One open file; `tensors` says what lies where in it. fault: raised, with a path and a reason, for a file that
+    breaks its format."""
 
-    path: Path
-    size: int
+    fault: ClassVar[type[CheckpointError]]
     tensors: dict[str, TensorInfo]
-    _map: mmap.mmap
+
+    def __init__(self, path: Path) -> None:
+        """Map the file. Raises `fault` for an empty one, UnreadableFileError when there is none, PointerFileError."""
+        self.path = path
+        self.size = file_size(path)
+        if not self.size:
+            raise self.fault(path=path, reason="it is empty")
+        try:
+            with path.open("rb") as file:
+                refuse_pointer(file.read(64), path)
+                self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # mmap says ValueError when the file shrank since
+            raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
 
     @abstractmethod
     def array(self, name: str) -> np.ndarray[Any, Any]:
@@ -43,10 +56,6 @@ class TensorFile(ABC):
             return
         start = begin // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-    def _open_map(self, file: BinaryIO) -> None:
-        """Raises ValueError when the file shrank since `size` was asked for."""
-        self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
 
     def _view(self, info: TensorInfo, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Raises ChangedFileError when the file changed its size since: touching pages it lost would kill the

@@ -18,7 +18,8 @@ class Member:
     scorings, methods: the kinds of routing it has, the default first. score_bias: whether experts are chosen by their
     scores and a bias each; None: as the checkpoint has it. post_mlp_norm: whether what experts give is normalised.
     dense: it has no experts, whatever config.json says. whole_head_rotary: partial_rotary_factor is a part of the whole
-    head, not of qk_rope_head_dim. defaults: values of keys that config.json leaves out.
+    head, not of qk_rope_head_dim. paired: what it calls a layer, in num_layers and in names, is two of ours, see
+    `paired.py`. aliases: its names of keys. defaults: values of keys that config.json leaves out.
     """
 
     scorings: tuple[str, ...] = ("sigmoid",)
@@ -27,10 +28,12 @@ class Member:
     post_mlp_norm: bool = False
     dense: bool = False
     whole_head_rotary: bool = False
+    paired: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-_SPARSE_ATTENTION = {"index_topk": 2048, "first_k_dense_replace": 3}
+_SPARSE_ATTENTION = {"index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64, "first_k_dense_replace": 3}
 _MISTRAL4_ROPE = {
     "rope_type": "yarn",
     "factor": 128.0,
@@ -45,7 +48,7 @@ MEMBERS: Mapping[str, Member] = {
     "deepseek_v3": Member(),
     "deepseek_v32": Member(defaults=_SPARSE_ATTENTION),
     "glm4_moe_lite": Member(defaults={"first_k_dense_replace": 1}),
-    "glm_moe_dsa": Member(defaults=_SPARSE_ATTENTION),
+    "glm_moe_dsa": Member(defaults={**_SPARSE_ATTENTION, "index_n_heads": 32, "indexer_rope_interleave": True}),
     "mistral4": Member(
         scorings=("softmax",),
         score_bias=False,
@@ -61,6 +64,24 @@ MEMBERS: Mapping[str, Member] = {
             "scale_emb": 12,
             "scale_depth": 1.4,
             "dim_model_base": 256,
+        },
+    ),
+    "longcat_flash": Member(
+        scorings=("softmax",),
+        paired=True,
+        aliases={
+            "ffn_hidden_size": "intermediate_size",
+            "expert_ffn_hidden_size": "moe_intermediate_size",
+            "moe_topk": "num_experts_per_tok",
+        },
+        defaults={
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "zero_expert_num": 256,
+            "mla_scale_q_lora": True,
+            "mla_scale_kv_lora": True,
+            "rope_theta": 1e7,
         },
     ),
     "youtu": Member(dense=True, defaults={"tie_word_embeddings": True}),

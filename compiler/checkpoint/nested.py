@@ -7,7 +7,7 @@ Published ones have `language_model.model.layers…` and `language_model.lm_head
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,7 @@ def text_values(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if values.get("tie_word_embeddings") is not None:  # the head is the outer model's
         known["tie_word_embeddings"] = values["tie_word_embeddings"]
     known.setdefault("model_type", WRAPPERS[values["model_type"]])
-    for key in ("quantization_config", "compression_config"):
-        if isinstance(known.get(key), dict):
-            known[key] = {name: _inner_names(value) for name, value in known[key].items()}
-    return known
+    return with_modules(known, inner_name)
 
 
 def text_tensors(
@@ -77,8 +74,16 @@ def inner_name(name: str) -> str:
     return name
 
 
-def _inner_names(value: Any) -> Any:
-    """Lists of modules, such as those that are not quantised, with the text model's names."""
-    if isinstance(value, list):
-        return [inner_name(entry) if isinstance(entry, str) else entry for entry in value]
-    return value
+def with_modules(values: Mapping[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
+    """The config with other names in its lists of modules, such as of those that are not quantised."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(entry) if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    found = dict(values)
+    for key in ("quantization_config", "compression_config"):
+        if isinstance(found.get(key), dict):
+            found[key] = {name: renamed(value) for name, value in found[key].items()}
+    return found

@@ -13,6 +13,7 @@ from dsv3c.compiler.checkpoint.files import some
 # What other models have, each with the values that change nothing.
 _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
+    "attention_method": ("MLA",),
     "attn_logit_softcapping": (),
     "clip_qkv": (),
     "embedding_multiplier": (1, 1.0),
@@ -33,15 +34,13 @@ _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "swiglu_limit": (0, 0.0),
     "use_qk_norm": (False,),
     "use_qkv_bias": (False,),
-    "zero_expert_num": (0,),
 }
 _NOTHING = """
 _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_module_list_cfg auto_map
 aux_loss_alpha bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
 decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size ep_size
 exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id head_dim hidden_act
-hidden_dropout id2label index_head_dim index_n_heads index_skip_topk_offset index_topk_freq index_topk_pattern
-indexer_rope_interleave indexer_types initializer_range is_decoder is_encoder_decoder label2id language layer_types
+hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id language layer_types
 length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
 output_attentions output_hidden_states output_router_logits output_scores prefix pretraining_tp problem_type
 pruned_heads qk_head_dim remove_invalid_values repetition_penalty return_dict return_dict_in_generate
@@ -50,13 +49,15 @@ tie_encoder_decoder tokenizer_class top_k top_p topk torch_dtype torchscript tra
 unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """
 _READ = """
-attention_bias bos_token_id compression_config dim_model_base eos_token_id first_k_dense_replace hidden_size index_topk
-intermediate_size kv_lora_rank max_position_embeddings mlp_bias mlp_layer_types model_type moe_intermediate_size
-moe_layer_freq n_group n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok
-num_hidden_layers num_key_value_heads num_nextn_predict_layers original_max_position_embeddings pad_token_id
+attention_bias bos_token_id compression_config dim_model_base eos_token_id first_k_dense_replace hidden_size
+index_head_dim index_n_heads index_skip_topk_offset index_topk index_topk_freq index_topk_pattern
+indexer_rope_interleave indexer_types intermediate_size kv_lora_rank max_position_embeddings mla_scale_kv_lora
+mla_scale_q_lora mlp_bias mlp_layer_types model_type moe_intermediate_size moe_layer_freq mtp_indexer n_group
+n_routed_experts n_shared_experts norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers
+num_key_value_heads num_layers num_nextn_predict_layers original_max_position_embeddings pad_token_id
 partial_rotary_factor q_lora_rank qk_nope_head_dim qk_rope_head_dim quantization_config rms_norm_eps rope_interleave
 rope_parameters rope_scaling rope_theta routed_scaling_factor scale_depth scale_emb score_bias scoring_func
-tie_word_embeddings topk_group topk_method v_head_dim vocab_size
+tie_word_embeddings topk_group topk_method v_head_dim vocab_size zero_expert_num zero_expert_type
 """
 
 

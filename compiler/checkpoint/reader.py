@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint import gguf, nested, quantised
+from dsv3c.compiler.checkpoint import gguf, nested, paired, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, complete_config
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.lora import Adapter, merged
+from dsv3c.compiler.checkpoint.members import member_of
 from dsv3c.compiler.checkpoint.origin import hub_source, model_name
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
 from dsv3c.compiler.checkpoint.shards import open_tensors
@@ -43,7 +44,8 @@ class Source:
     """What a checkpoint is read from, whatever its form.
 
     stored: the text model's tensors by the names that Hugging Face has for them. values: what config.json says of that
-    model, in the file `config`. folder: where `weight_files` lie.
+    model, in the file `config`. folder: where `weight_files` lie. named: the name in `stored` of what the checkpoint
+    calls a module or tensor.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -53,6 +55,7 @@ class Source:
     folder: Path
     weight_files: tuple[str, ...]
     notes: tuple[str, ...]
+    named: Callable[[str], str] = str
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -65,8 +68,13 @@ class Source:
         outer = read_object(config)
         stored, left_out = nested.text_tensors(outer, stored)
         values = nested.text_values(outer, config)
+        named: Callable[[str], str] = nested.inner_name if nested.is_wrapper(outer) else str
+        if member_of(values).paired:
+            stored, notes = paired.block_tensors(stored)
+            values, named = nested.with_modules(values, paired.block_name), paired.block_name
+            left_out += notes
         quantisation = quantised.parse(values, config)
-        return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings)
+        return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings, named)
 
 
 class Checkpoint:
@@ -116,7 +124,7 @@ class Checkpoint:
         notes = inferred + mtp_notes + unused_notes + ignored + source.notes + beyond
         if not lora:
             return cls(path, config, entries, source, notes)
-        found = merged(config, entries, lora)
+        found = merged(config, entries, lora, source.named)
         return cls(path, found.config, found.entries, source, notes + found.notes, found.adapters)
 
     def read(self, name: str) -> Float32:

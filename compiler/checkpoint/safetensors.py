@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, parse_object, quote, refuse_pointer
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, parse_object, quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import SafetensorsError, UnreadableFileError
+from dsv3c.compiler.errors import SafetensorsError
 
 MAX_DIMS = 8  # the format has no bound; weights of models have four at most
 MAX_COUNT = 2**63 - 1
@@ -36,23 +36,13 @@ NUMPY_DTYPES = {
 class SafetensorsFile(TensorFile):
     """One open file; `tensors` holds its header."""
 
+    fault = SafetensorsError
+
     def __init__(self, path: Path) -> None:
-        """Raises SafetensorsError for anything that breaks the format, UnreadableFileError when there is no file,
-        PointerFileError."""
-        self.path = path
-        self.size = file_size(path)
-        try:
-            with path.open("rb") as file:
-                start = file.read(64)
-                refuse_pointer(start, path)
-                header = _read_header(start[:8], self.size, path)
-                file.seek(8)
-                text = file.read(header)
-                body = 8 + header
-                self.tensors, self.metadata = parse_header(text, self.size - body, path, body)
-                self._open_map(file)
-        except (OSError, ValueError) as error:  # mmap says ValueError when the file shrank since
-            raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
+        """Raises as TensorFile, SafetensorsError for anything that breaks the format."""
+        super().__init__(path)
+        body = 8 + _header_length(self._map[:8], self.size, path)
+        self.tensors, self.metadata = parse_header(self._map[8:body], self.size - body, path, body)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """BF16 and the F8 types come as their bit patterns (uint16, uint8), types below a byte as flat uint8."""
@@ -87,8 +77,8 @@ def parse_header(
     return tensors, metadata
 
 
-def _read_header(prefix: bytes, size: int, path: Path) -> int:
-    """Length of the header. Raises SafetensorsError when it cannot be true."""
+def _header_length(prefix: bytes, size: int, path: Path) -> int:
+    """Raises SafetensorsError when it cannot be true."""
     if len(prefix) < 8:
         raise SafetensorsError(path=path, reason=f"it has {size} bytes, fewer than the 8 of a header length")
     length = int.from_bytes(prefix, "little")

@@ -50,8 +50,7 @@ class StoredWeight:
     """A vector or matrix, which can be a part of a stored tensor.
 
     `expert` selects along the first of three dimensions, `rows` along the rows of what is left. `scale` is divided into
-    blocks of `block`, which start at the first row of the stored matrix. aside: names of tensors that belong to it and
-    are not read, such as scales of activations.
+    blocks of `block`, which start at the first row of the stored matrix.
     """
 
     tensor: StoredTensor
@@ -59,12 +58,11 @@ class StoredWeight:
     block: tuple[int, int] = (1, 1)
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    aside: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the stored tensors it is made of."""
-        return tuple(tensor.info.name for tensor in (self.tensor, self.scale) if tensor is not None) + self.aside
+        return tuple(tensor.info.name for tensor in (self.tensor, self.scale) if tensor is not None)
 
     @property
     def coding(self) -> Coding | None:
@@ -138,8 +136,9 @@ class StoredWeight:
         if good.all():
             return scale.reshape(-1, scale.shape[-1]) if scale.ndim == 2 else scale.reshape(-1, 1)
         position = tuple(np.argwhere(~good)[0].tolist())
+        where = list(position if self.expert is None else (self.expert, *position))
         name, path = self.scale.info.name, self.scale.file.path
-        raise ScaleValueError(path=path, tensor=name, found=float(scale[position]), position=list(position))
+        raise ScaleValueError(path=path, tensor=name, found=float(scale[position]), position=where)
 
     def _check_finite(self, chunk: Float32, first_row: int) -> None:
         finite = np.isfinite(chunk)

@@ -17,8 +17,13 @@ from dsv3c.runtime.cli.params import PATH, json_option
 if TYPE_CHECKING:
     from dsv3c.compiler.checkpoint.hub import Afar
     from dsv3c.compiler.driver.sizes import ModelPart
+    from dsv3c.compiler.driver.time_cost import CompileTime
     from dsv3c.compiler.quantisation.quant_plan import PlannedWeight, QuantPlan
 
+_UNREAD = (
+    "--quant auto chooses by what each format costs the weights, which are not here: sizes are those of the budget, the"
+    " mix that is shown is one for normal numbers"
+)
 _RATES = (10_000_000, 100_000_000)  # bytes a second
 
 
@@ -46,8 +51,8 @@ def plan_command(
 
     CHECKPOINT is a folder, a GGUF file, or the id of a folder on a hub, ORG/NAME or ORG/NAME@REVISION, of which it
     fetches headers alone. Nothing is compiled: the model is traced and laid out, and but for --quant auto no weight is
-    read. The sizes are exact: weights on disk and mapped, the cache for --context tokens, and the memory that one step
-    works in.
+    read; of an id that shows the sizes of its budget. Sizes are exact: weights on disk and mapped, the cache for
+    --context tokens, and the memory that one step works in. Times are about what this machine takes when it is idle.
 
     \b
     Examples:
@@ -57,8 +62,8 @@ def plan_command(
       dsv3c compile CHECKPOINT --quant-plan plan.json
     """
     from dsv3c.compiler.checkpoint import hub
-    from dsv3c.compiler.checkpoint.hub.errors import HubWeightsError
     from dsv3c.compiler.cli import plan_chart
+    from dsv3c.compiler.driver import costs
     from dsv3c.compiler.driver.size_report import plan_checkpoint
     from dsv3c.compiler.driver.workplace import write_whole
     from dsv3c.compiler.options import AUTO
@@ -71,10 +76,11 @@ def plan_command(
     if write_plan is not None:
         quant_plan.check_replaceable(write_plan)
     with hub.afar(checkpoint) as seen, terminal_progress() or nullcontext() as progress:
-        if seen.download_bytes and chosen.quant == AUTO and chosen.quant_plan is None:
-            raise HubWeightsError(id=checkpoint, reason="--quant auto looks at the weights themselves")
-        report = plan_checkpoint(seen.folder, chosen, context, progress, each_weight=bool(plot or write_plan))
-    for note in report.notes:
+        unread = bool(seen.download_bytes) and chosen.quant == AUTO
+        costing = costs.unread if unread else costs.measured
+        wanted = bool(plot or write_plan)
+        report = plan_checkpoint(seen.folder, chosen, context, progress, each_weight=wanted, costing=costing)
+    for note in (*report.notes, *((_UNREAD,) if unread else ())):
         echo(f"note: {note}", err=True)
     if report.quant_plan is not None and write_plan is not None:
         write_whole(write_plan, report.quant_plan.text())
@@ -109,6 +115,8 @@ def plan_command(
                 ("disk", size(report.calibration.disk_bytes), "activations that memory has no room for"),
             ],
         )
+    if report.time is not None:
+        _tell_time(report.time)
     echo(_verdict(report.total_bytes, report.available_bytes))
 
 
@@ -117,6 +125,19 @@ def _tell_download(seen: Afar) -> None:
     times = (f"{_time(seen.download_bytes / rate)} at {size(rate)}/s" for rate in _RATES)
     rows = [("fetched for this", size(seen.read_bytes)), ("takes", ", ".join(times))]
     section(f"to download: {size(seen.download_bytes)} in {seen.files} files", rows)
+
+
+def _tell_time(took: CompileTime) -> None:
+    """What compiling takes on this machine, with nothing else to do."""
+    rows = [
+        ("weights", _time(took.weights), "by samples that were rounded now"),
+        ("hashing", _time(took.hashing), "of what is read and written"),
+    ]
+    if took.kernels:
+        rows.insert(0, ("kernels", _time(took.kernels), "of all levels; none where --cache-dir has them"))
+    if took.calibrates:
+        rows.append(("and", "", "the calibration, whose time is not known before"))
+    section(f"time to compile it: about {_time(took.seconds)}", rows)
 
 
 def _time(seconds: float) -> str:

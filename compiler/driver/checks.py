@@ -90,3 +90,14 @@ def check_extras(options: CompileOptions, emission: Emission, checkpoint: Path) 
     with side_folder(checkpoint) as folder:
         for check in checks:
             check(folder)
+
+
+def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
+    """The element type of latent rows. Raises BadOptionError for one asked for that the target does not have."""
+    wanted = options.resolved_cache_dtype
+    if wanted in target.cache_dtypes:
+        return wanted
+    if options.cache_dtype is None:
+        return target.cache_dtypes[0]
+    expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
+    raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)

@@ -8,8 +8,8 @@ A larger one is calibrated for that: of each matrix the error of its outputs is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,21 @@ class Costs:
     measure: str
 
 
+Measure = Callable[
+    [
+        Checkpoint,
+        Mapping[str, Graph],
+        Sequence[Weight],
+        Sizes,
+        CompileOptions,
+        CalibrationText | None,
+        Progress,
+        Path | None,
+    ],
+    Costs,
+]
+
+
 def measured(
     source: Checkpoint,
     graphs: Mapping[str, Graph],
@@ -84,6 +99,23 @@ def measured(
     if tokens is None:
         return _by_weight_error(graphs, weights, errors)
     return _by_outputs(source, graphs, weights, errors, tokens, progress)
+
+
+def unread(
+    source: Checkpoint,
+    graphs: Mapping[str, Graph],
+    weights: Sequence[Weight],
+    sizes: Sizes,
+    options: CompileOptions,
+    text: CalibrationText | None,
+    progress: Progress,
+    folder: Path | None,
+) -> Costs:
+    """As `measured`, of weights that are not here, as if their numbers were normal ones: for sizes alone."""
+    rows = [np.random.default_rng(0).standard_normal((64, 1024), dtype=np.float32)]
+    errors = {name: _weight_error(rows, FORMATS[name]) for name in {name for of in sizes.values() for name in of}}
+    worth = {weight.name: _worth(sizes[weight.name], errors) for weight in weights}
+    return replace(_by_weight_error(graphs, weights, worth), measure="relative square error of normal numbers")
 
 
 def experiments(source: Checkpoint, graphs: Mapping[str, Graph], tokens: Array) -> dict[str, Experiment]:
@@ -183,9 +215,13 @@ def _evaluated(source: Checkpoint, value: Value) -> Any:
 
 
 def _weight_errors(source: Checkpoint, weight: Weight, sizes: Mapping[str, int]) -> dict[str, float]:
-    """The relative error of some rows in formats from the smallest on, each of which loses less than all before."""
+    """The relative error of some rows in formats that are worth their bytes."""
     rows = _sample(source, weight.recipes[0])
-    errors = {name: _weight_error(rows, FORMATS[name]) for name in sizes}
+    return _worth(sizes, {name: _weight_error(rows, FORMATS[name]) for name in sizes})
+
+
+def _worth(sizes: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, float]:
+    """The errors in formats from the smallest on, each of which loses less than all before."""
     found: dict[str, float] = {}
     least = math.inf
     for name in sorted(sizes, key=lambda name: (sizes[name], errors[name])):

@@ -47,17 +47,19 @@ def settled(
     file_bytes: FileBytes,
     text: CalibrationText | None = None,
     folder: Path | None = None,
+    costing: costs.Measure = costs.measured,
 ) -> tuple[CompileOptions, QuantPlan]:
     """The options with a format for each weight, and the plan of it. file_bytes: the size of the weights file.
 
-    graphs: the entries before any weight has a format. text, folder: as in costs.measured. Raises PlanError,
+    graphs: the entries before any weight has a format. text, folder: as in costs.measured. costing: what formats are
+    chosen by. Raises PlanError,
     BudgetError, and what reading a plan or the calibration raises.
     """
     weights = weights_of(graphs.values())
     if options.quant == AUTO:
 
         def measure(linear: Sequence[Weight], sizes: costs.Sizes) -> costs.Costs:
-            return costs.measured(source, graphs, linear, sizes, options, text, progress, folder)
+            return costing(source, graphs, linear, sizes, options, text, progress, folder)
 
         return _found(weights, options, target, progress, file_bytes, measure)
     path = options.quant_plan

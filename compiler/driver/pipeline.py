@@ -6,24 +6,22 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import dsv3c.runtime
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name, sides
 from dsv3c.compiler.core import crossing
-from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value
-from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.rewrite import Pass
-from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned, Target
+from dsv3c.compiler.core.target import EntryGraph, Target
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.driver import (
     artifact,
-    calibrated,
     checks,
+    contents,
+    costs,
     journal,
     kept,
     measuring,
@@ -33,11 +31,9 @@ from dsv3c.compiler.driver import (
     weights,
 )
 from dsv3c.compiler.driver.dumps import write_dump
-from dsv3c.compiler.driver.rounding_log import RoundingLog
-from dsv3c.compiler.driver.sizes import model_parts
+from dsv3c.compiler.driver.lowered import Lowered
 from dsv3c.compiler.driver.workplace import JOURNAL
-from dsv3c.compiler.errors import BadOptionError, UnknownPassError
-from dsv3c.compiler.formats.quant import QTensor
+from dsv3c.compiler.errors import UnknownPassError
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
@@ -45,8 +41,8 @@ from dsv3c.compiler.quantisation import choice
 from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
-from dsv3c.compiler.quantisation.choice import Outcome
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
+from dsv3c.passes.fuse_index import FuseIndex
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
 from dsv3c.passes.fuse_qkv_a import FuseQkvA
@@ -58,13 +54,9 @@ from dsv3c.passes.pack import Pack
 from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
 from dsv3c.passes.simplify import Simplify
-from dsv3c.runtime.artifact.artifact import FORMAT_VERSION, MANIFEST
-from dsv3c.runtime.artifact.dispatches import Table
-from dsv3c.runtime.artifact.plan import Bounds, Plan
+from dsv3c.runtime.artifact.artifact import MANIFEST
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
-
-ROUNDING = "rounding.json"  # of each matrix: by which method, with what error
 
 
 @runtime_checkable
@@ -89,28 +81,6 @@ class CompileReport:
     peak_rss: int
     told: int = 0
     takes_text: bool = True
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """The entries after all passes, what the passes did, the bounds of one step."""
-
-    entries: Mapping[str, EntryGraph]
-    rewrites: Mapping[str, Mapping[str, int]]
-    bounds: Mapping[str, int]
-
-    @property
-    def graphs(self) -> dict[str, Graph]:
-        return {name: entry.graph for name, entry in self.entries.items()}
-
-    @property
-    def caches(self) -> tuple[Cache, ...]:
-        return caches_of(self.graphs.values())
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Of all caches together."""
-        return sum(cache.slot_bytes for cache in self.caches)
 
 
 def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
@@ -144,6 +114,7 @@ def float_passes(form: str) -> list[Pass]:
         FuseRope(),  # likewise a rotation
         FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
         Simplify(),  # joins the slices of the joined product with the slices of its parts
+        FuseIndex(),  # before fuse-mla, which reads what it chooses
         FuseMla(form),
         FuseRouter(),
         FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
@@ -194,7 +165,7 @@ def compile_checkpoint(
     begun = artifact.interrupted(destination, run, options.restart)
     left = artifact.sweep(destination, begun)
     with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
-        plan = whole_plan(lowered, planned, emission.dispatches)
+        plan = contents.whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
@@ -205,22 +176,25 @@ def compile_checkpoint(
                 said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
                 _tell((said,), progress)
             with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
-                log = _write_weights(writer, lowered, text, options, source.config, destination.parent, progress)
+                log = contents.write_weights(
+                    writer, lowered, text, options, source.config, destination.parent, progress
+                )
         text_files.settle(checkpoint, folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
-            emission.write_graphs(folder, _places(file), source.config.to_dict())
+            emission.write_graphs(folder, contents.places(file), source.config.to_dict())
         if quant_plan is not None:
             (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest, notes = _manifest(source, options, emission, file, plan, lowered), [*beforehand, *log.notes()]
+        manifest = contents.manifest(source, options, emission, file, plan, lowered)
+        notes = [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, writer.losses)
         if quant_plan is not None:
             manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
         if log.entries:
             assert text is not None, "nothing is logged without a text"
             manifest["quantization"] |= log.manifest(text)
-            artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
+            artifact.write_json(folder / contents.ROUNDING, {"matrices": log.table()})
         if options.sparsity_threshold:
             manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
@@ -257,40 +231,6 @@ def read_calibration(checkpoint: Path, options: CompileOptions) -> CalibrationTe
         return None
     tokenizer = text_files.tokenizer_of(checkpoint)
     return calibration_text.read(options.calibration, tokenizer, options.calibration_tokens)
-
-
-def _write_weights(
-    writer: weights.Writer,
-    lowered: Lowered,
-    text: CalibrationText | None,
-    options: CompileOptions,
-    config: ModelConfig,
-    folder: Path,
-    progress: Progress,
-) -> RoundingLog:
-    """Write all weights. folder: for activations that do not fit into memory."""
-    method = options.resolved_method
-    if text is None:
-        log = RoundingLog(method)
-        progress.stage("writing weights", writer.bytes_left)
-    else:
-        planned = calibrated.plan(lowered.graphs)
-        log = calibrated.write(writer, planned, text, method, config, folder, progress, options.sparsity_threshold)
-    unknown = choice.SEARCH if method == choice.SEARCH else choice.NEAREST  # where nothing is known of the inputs
-
-    def round(value: Value, w: Any) -> tuple[QTensor, list[Any]]:
-        inputs = choice.uniform(w.shape[-1])
-        made, outcomes = choice.round_weight(
-            w, format_of(value.type), unknown, [inputs], threshold=options.sparsity_threshold
-        )
-        log.count(outcomes)
-        return made, [outcome.noted() for outcome in outcomes]
-
-    def recall(notes: list[Any]) -> None:
-        log.count([Outcome.of(noted) for noted in notes])
-
-    writer.write_rest(round if unknown != choice.NEAREST or options.sparsity_threshold else None, recall)
-    return log
 
 
 def _tell(notes: tuple[str, ...], progress: Progress) -> int:
@@ -333,7 +273,7 @@ def lower(
 ) -> Lowered:
     """Trace the model and run the passes for each entry function."""
     bounds = step_bounds(config, options)
-    traced = _traced(config, shapes, options, choose_cache_dtype(options, target))
+    traced = _traced(config, shapes, options, checks.choose_cache_dtype(options, target))
     entries, rewrites = {}, {}
     for name, (graph, form, min_tokens) in traced.items():
         planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
@@ -357,7 +297,7 @@ def _traced(
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
     traced = {"decode": (step, "absorbed", 1)}
     pays_from = materialize_from(config)
-    if pays_from <= options.max_tokens:
+    if pays_from <= options.max_tokens and not config.indexer_types:  # what is chosen is not rebuilt
         traced["prefill"] = (step, "materialized", pays_from)
     if config.num_nextn_predict_layers:
         traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
@@ -371,11 +311,12 @@ def mixed(
     progress: Progress,
     text: CalibrationText | None,
     folder: Path | None = None,
+    costing: costs.Measure = costs.measured,
 ) -> tuple[CompileOptions, QuantPlan | None]:
     """The options with the formats that a plan gives to single weights, or that are found for a budget; and the plan.
 
-    text: what weights are rounded for. folder: for activations that do not fit into memory, where it is there. Raises
-    PlanError, BudgetError, and what reading the calibration raises.
+    text: what weights are rounded for. folder: for activations that do not fit into memory, where it is there. costing:
+    what formats are found by. Raises PlanError, BudgetError, and what reading the calibration raises.
     """
     if options.quant != AUTO and options.quant_plan is None:
         return options, None
@@ -387,21 +328,10 @@ def mixed(
         return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
 
     place = folder if folder is not None and folder.is_dir() else None
-    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes, text, place)
+    options, plan = mixing.settled(source, graphs, options, target, progress, file_bytes, text, place, costing)
     checks.check_formats(options)
     checks.check_supported(options, target)
     return options, plan
-
-
-def choose_cache_dtype(options: CompileOptions, target: Target) -> str:
-    """The element type of latent rows. Raises BadOptionError for one asked for that the target does not have."""
-    wanted = options.resolved_cache_dtype
-    if wanted in target.cache_dtypes:
-        return wanted
-    if options.cache_dtype is None:
-        return target.cache_dtypes[0]
-    expected = f"{' or '.join(target.cache_dtypes)} for the target {options.target}"
-    raise BadOptionError(option="cache_dtype", value=options.cache_dtype, expected=expected)
 
 
 def materialize_from(config: ModelConfig) -> int:
@@ -449,49 +379,6 @@ def _show(
         print(f"dsv3c: {graph.name} after {name}: {told}", file=sys.stderr)
     if debug_level() >= 3:
         print(graph, file=sys.stderr)
-
-
-def _places(file: weights.WeightFile) -> dict[str, FileRange]:
-    return {each.name: FileRange(each.offset, each.component.nbytes) for part in file.tensors.values() for each in part}
-
-
-def whole_plan(lowered: Lowered, planned: Planned, dispatches: Table | None) -> Plan:
-    """The plan of the artifact: what the target planned, how kernels are launched, and what the compiler knows."""
-    bounds = Bounds(**lowered.bounds)
-    sizes = (bounds, PAGE_SIZE, planned.arena_bytes)
-    return Plan(*sizes, planned.buffers, planned.entries, planned.costs, dispatches)
-
-
-def _manifest(
-    source: Checkpoint,
-    options: CompileOptions,
-    emission: Emission,
-    file: weights.WeightFile,
-    plan: Plan,
-    lowered: Lowered,
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "dsv3c_version": dsv3c.runtime.__version__,
-        "model": {"name": model_name(source.path), **source.config.to_dict()},
-        "source": source.provenance(),
-        "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
-        "quantization": {
-            "weights": " + ".join(kept.formats(options)),
-            "head": options.resolved_head_quant,
-            "embedding": options.resolved_embed_quant,
-            "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
-            **({"formats": dict(options.formats)} if options.formats else {}),
-        },
-        "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
-        "memory": {
-            "weights_bytes": file.nbytes,
-            "arena_bytes": plan.arena_bytes,
-            "cache_bytes_per_token": lowered.cache_bytes_per_token,
-        },
-        "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
-        "options": options.to_dict(),
-    }
 
 
 def peak_rss() -> int:

@@ -9,10 +9,12 @@ from typing import Any
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.files import file_size
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import calibrated, checks, kept, mixing, pipeline, text_files, weights
+from dsv3c.compiler.driver import calibrated, checks, costs, kept, mixing, pipeline, text_files, time_cost, weights
 from dsv3c.compiler.driver.calibration_cost import CalibrationCost, cost
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
+from dsv3c.compiler.driver.time_cost import CompileTime
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
@@ -26,7 +28,7 @@ from dsv3c.runtime.progress import Progress, Silent
 class PlanReport:
     """Sizes in bytes. parts: the weights, by part of the model. context: tokens that cache_bytes are for.
 
-    calibration: what rounding by a text takes, None where no text is read.
+    calibration: what rounding by a text takes, None where no text is read. time: what compiling takes, about.
     available_bytes: memory of this machine that is free; 0 where the system does not tell, and for targets that run
     elsewhere: on a GPU, or on the CPU of another machine. quant_plan: where weights have formats of their own.
     """
@@ -40,6 +42,7 @@ class PlanReport:
     notes: tuple[str, ...]
     quant_plan: QuantPlan | None = None
     calibration: CalibrationCost | None = None
+    time: CompileTime | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -52,10 +55,12 @@ class PlanReport:
         return self.total_bytes <= self.available_bytes if self.available_bytes else None
 
     def to_dict(self) -> dict[str, Any]:
+        took = self.time and asdict(self.time) | {"seconds": self.time.seconds}
         parts = {name: asdict(part) for name, part in self.parts.items()}
         plan = self.quant_plan and self.quant_plan.to_json()
-        kept = {name: value for name, value in vars(self).items() if name not in ("parts", "quant_plan")}
-        return kept | {"parts": parts, "total_bytes": self.total_bytes, "fits": self.fits, "quant_plan": plan}
+        kept = {name: value for name, value in vars(self).items() if name not in ("parts", "quant_plan", "time")}
+        derived = {"time": took, "total_bytes": self.total_bytes, "fits": self.fits}
+        return kept | derived | {"parts": parts, "quant_plan": plan}
 
 
 def plan_checkpoint(
@@ -65,9 +70,10 @@ def plan_checkpoint(
     progress: Progress | None = None,
     *,
     each_weight: bool = False,
+    costing: costs.Measure = costs.measured,
 ) -> PlanReport:
     """The report for a checkpoint folder; `context` tokens are to be held at once, by default what the model allows.
-    each_weight: the format of each weight too where all have the same.
+    each_weight: the format of each weight too where all have the same. costing: by what formats are found for a budget.
 
     Raises Dsv3cError subclasses: for the checkpoint, the options, a context that is longer than the model allows.
     """
@@ -83,7 +89,7 @@ def plan_checkpoint(
     if not 1 <= tokens <= longest:
         raise BadOptionError(option="context", value=tokens, expected=f"1 to {longest}, the limit of the model")
     text = pipeline.read_calibration(checkpoint, options)
-    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent(), text)
+    options, quant_plan = pipeline.mixed(source, options, target, progress or Silent(), text, None, costing)
     if quant_plan is None and each_weight:
         quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
     lowered = pipeline.lower(config, source.shapes, options, target)
@@ -102,6 +108,7 @@ def plan_checkpoint(
         notes=notes,
         quant_plan=quant_plan,
         calibration=None if text is None else cost(calibrated.plan(lowered.graphs), text, method, config),
+        time=time_cost.estimate(planned, file, sum(map(file_size, source.weight_files.values())), method),
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.caches import SLOTS, cache_name
 from dsv3c.compiler.core.chosen import experts_name
 from dsv3c.compiler.core.ir import Dim, Graph, TensorType, Value
-from dsv3c.compiler.core.storage import memory_owner
-from dsv3c.compiler.formats.coded_rows import LARGEST, CodedRows
 from dsv3c.compiler.frontend import model
+from dsv3c.compiler.frontend.caches import CacheRow, cache_rows, main_cache_rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,8 +21,7 @@ def trace(config: ModelConfig, shapes: Shapes, page_size: int, cache_dtype: str 
     shapes: the logical tensors of the checkpoint, stacked experts under their `*` name.
     """
     step, weight, op = _step(page_size), _params(shapes), ops.Recorder()
-    caches = [_cache(config, layer, cache_dtype) for layer in range(config.num_hidden_layers)]
-    output = model.forward(op, config, weight, step, caches)
+    output = model.forward(op, config, weight, step, _caches(main_cache_rows(config), cache_dtype))
     graph = _graph("step", output)
     chosen = ((experts_name(layer), experts) for layer, experts in output.experts.items())
     return Graph(graph.name, (*graph.results, *chosen))
@@ -36,14 +33,13 @@ def trace_mtp(config: ModelConfig, shapes: Shapes, page_size: int, depth: int, c
     Which experts its tokens visit is no result, as these are guesses."""
     layer = config.num_hidden_layers + depth
     hidden = ops.leaf("input", "hidden", TensorType("f32", ("T", config.hidden_size)))
-    cache = _cache(config, layer, cache_dtype)
-    output = model.forward_mtp(ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, cache)
+    caches = _caches(cache_rows(config, layer), cache_dtype)
+    output = model.forward_mtp(ops.Recorder(), config, _params(shapes), depth, _step(page_size), hidden, caches)
     return _graph("mtp", output)
 
 
 def _graph(name: str, output: model.StepOutput) -> Graph:
-    caches = ((str(memory_owner(cache).attrs["name"]), cache) for cache in output.caches)
-    return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *caches))
+    return Graph(name, (("logits", output.logits), ("hidden", output.hidden), *output.caches.items()))
 
 
 def _step(page_size: int) -> model.StepInputs:
@@ -54,10 +50,8 @@ def _step(page_size: int) -> model.StepInputs:
     return model.StepInputs(tokens, positions, sequence, ids("page_table", "S", "P"), ids("rows", "R"), page_size)
 
 
-def _cache(config: ModelConfig, layer: int, dtype: str) -> Value:
-    """The latent rows of a layer; those of codes have a scale for the latent and one for the key."""
-    dtype = CodedRows(dtype, config.kv_lora_rank).type_name if dtype in LARGEST else dtype
-    return ops.leaf("input", cache_name(layer), TensorType(dtype, (SLOTS, config.latent_dim)))
+def _caches(rows: Sequence[CacheRow], dtype: str) -> dict[str, Value]:
+    return {row.name: ops.leaf("input", row.name, row.type(dtype)) for row in rows}
 
 
 def _params(shapes: Shapes) -> model.Weights:

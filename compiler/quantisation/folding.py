@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import FULL, INDEXER
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.quantisation.inputs import Array
@@ -64,35 +65,56 @@ def sites(config: ModelConfig) -> Iterator[Site]:
             halves = (slice(0, hidden), slice(hidden, 2 * hidden))
             norms = (Part(f"{prefix}{name}.weight", of=of) for name, of in zip(("enorm", "hnorm"), halves, strict=True))
             yield Site((Part(f"{prefix}eh_proj.weight"),), tuple(norms))
-        yield from _attention(config, prefix)
-        yield from _experts(config, prefix) if config.is_moe(layer) else _mlp(prefix)
+        yield from _attention(config, layer, prefix)
+        yield from _feed_forward(config, prefix, layer)
 
 
-def _attention(config: ModelConfig, prefix: str) -> Iterator[Site]:
+def _attention(config: ModelConfig, layer: int, prefix: str) -> Iterator[Site]:
     own = f"{prefix}self_attn."
     query = "q_proj" if config.q_lora_rank is None else "q_a_proj"
-    readers = (Part(f"{own}{query}.weight"), Part(f"{own}kv_a_proj_with_mqa.weight"))
-    yield Site(readers, (Part(f"{prefix}input_layernorm.weight"),))
+    readers, of_latent = [f"{own}{query}", f"{own}kv_a_proj_with_mqa"], [f"{own}q_b_proj"]
+    if config.indexer_type(layer) == FULL:
+        readers += [f"{prefix}{INDEXER}wk", f"{prefix}{INDEXER}weights_proj"]
+        of_latent += [f"{prefix}{INDEXER}wq_b"]
+    yield Site(_whole(readers), (Part(f"{prefix}input_layernorm.weight"),))
     if config.q_lora_rank is not None:
-        yield Site((Part(f"{own}q_b_proj.weight"),), (Part(f"{own}q_a_layernorm.weight"),))
+        yield Site(_whole(of_latent), (Part(f"{own}q_a_layernorm.weight"),))
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
     rows = np.arange(heads * (nope + config.v_head_dim)).reshape(heads, -1)
     values = Part(f"{own}kv_b_proj.weight", at=rows[:, nope:].reshape(-1))
     yield Site((Part(f"{own}o_proj.weight"),), (values,))
 
 
-def _mlp(prefix: str) -> Iterator[Site]:
-    readers = tuple(Part(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up"))
-    yield Site(readers, (Part(f"{prefix}post_attention_layernorm.weight"),))
-    yield Site((Part(f"{prefix}mlp.down_proj.weight"),), (Part(f"{prefix}mlp.up_proj.weight"),))
+def _whole(names: list[str]) -> tuple[Part, ...]:
+    return tuple(Part(f"{name}.weight") for name in names)
+
+
+def _feed_forward(config: ModelConfig, prefix: str, layer: int) -> Iterator[Site]:
+    """All that reads one norm is one site; where experts give back their input it is none, as this would change."""
+    readers = _mlp_inputs(prefix) if config.has_mlp(layer) else ()
+    if config.is_moe(layer):
+        readers += _experts_inputs(config, prefix)
+    if not (config.is_moe(layer) and config.zero_expert_num):
+        yield Site(readers, (Part(f"{prefix}post_attention_layernorm.weight"),))
+    if config.has_mlp(layer):
+        yield Site((Part(f"{prefix}mlp.down_proj.weight"),), (Part(f"{prefix}mlp.up_proj.weight"),))
+    if config.is_moe(layer):
+        yield from _experts(config, prefix)
+
+
+def _mlp_inputs(prefix: str) -> tuple[Part, ...]:
+    return tuple(Part(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up"))
+
+
+def _experts_inputs(config: ModelConfig, prefix: str) -> tuple[Part, ...]:
+    kinds = ("mlp.experts.*.", "mlp.shared_experts.") if config.n_shared_experts else ("mlp.experts.*.",)
+    matrices = (Part(f"{prefix}{kind}{name}_proj.weight") for kind in kinds for name in ("gate", "up"))
+    return Part(f"{prefix}mlp.gate.weight"), *matrices
 
 
 def _experts(config: ModelConfig, prefix: str) -> Iterator[Site]:
     n_experts, n_shared, width = config.n_routed_experts, config.n_shared_experts, config.moe_intermediate_size
     own, shared = f"{prefix}mlp.experts.*.", f"{prefix}mlp.shared_experts."
-    kinds = (own, shared) if n_shared else (own,)
-    matrices = (Part(f"{kind}{name}_proj.weight") for kind in kinds for name in ("gate", "up"))
-    yield Site((Part(f"{prefix}mlp.gate.weight"), *matrices), (Part(f"{prefix}post_attention_layernorm.weight"),))
     for expert in range(n_experts):
         down, up = (Part(f"{own}{name}_proj.weight", expert) for name in ("down", "up"))
         yield Site((down,), (up,), expert)

@@ -29,7 +29,8 @@ class Cost:
     rows: "T" or "R", the number of rows of a call. row_flops: operations a row. factors: what these multiply, "float32"
     or "int8", all others multiply float32. pair_flops: operations for each pair of
     a token and a position it sees. position_flops: operations a position of the context, once a call. cache_row_bytes:
-    bytes of a position of the cache. table_rows: rows of the weight of which a call reads one for each of its rows.
+    bytes of a position of the cache. chosen: positions that a token sees at most, 0 for all before it. table_rows: rows
+    of the weight of which a call reads one for each of its rows.
     experts, top_k, shared: experts stacked in the weight are the first two's choice, and always the shared.
     """
 
@@ -39,6 +40,7 @@ class Cost:
     pair_flops: int = 0
     position_flops: int = 0
     cache_row_bytes: int = 0
+    chosen: int = 0
     table_rows: int = 0
     experts: int = 0
     top_k: int = 0
@@ -70,6 +72,12 @@ class StepShape:
         """Pairs of a token and a position it sees."""
         return self.tokens * self.start + self.tokens * (self.tokens // self.sequences + 1) // 2
 
+    def pairs_chosen(self, most: int) -> int:
+        """Pairs of a token and those of the positions before it that it sees where it chooses at most so many."""
+        each = self.tokens // self.sequences
+        below = min(max(most - self.start, 0), each)  # tokens of a sequence that see all
+        return self.sequences * (below * self.start + below * (below + 1) // 2 + (each - below) * most)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -99,11 +107,12 @@ def total(parts: Iterable[Work]) -> Work:
 def call_work(cost: Cost, weight_bytes: int, step: StepShape) -> Work:
     """The work of one call whose weight operands are `weight_bytes` long."""
     rows = step.rows if cost.rows == "R" else step.tokens
+    pairs = step.pairs_chosen(cost.chosen) if cost.chosen else step.pairs
     return Work(
         weight_bytes=weight_bytes * _share_read(cost, rows),
-        cache_bytes=cost.cache_row_bytes * step.positions,
+        cache_bytes=cost.cache_row_bytes * min(step.positions, pairs),
         int8_flops=cost.row_flops * rows if cost.factors == INT8 else 0,
-        flops=cost.row_flops * rows + cost.pair_flops * step.pairs + cost.position_flops * step.positions,
+        flops=cost.row_flops * rows + cost.pair_flops * pairs + cost.position_flops * step.positions,
     )
 
 

@@ -121,7 +121,8 @@ def _without_experts(artifact: Artifact) -> Artifact:
 def _require_alike(artifact: Artifact, lower: Artifact) -> None:
     for side in (artifact, lower):
         if not layer_count(side):
-            raise CannotSplit(path=side.folder, reason="its plan does not say where layers begin: compile it again")
+            reason = "its plan says of no place to cut: compile it again, or its layers share more than the residual"
+            raise CannotSplit(path=side.folder, reason=reason)
     sources = [side.manifest.content.get("source", {}).get("files") for side in (artifact, lower)]
     if sources[0] != sources[1]:
         raise CannotSplit(path=lower.folder, reason=f"it was made from another checkpoint than {artifact.folder}")

@@ -29,6 +29,7 @@ class Answer:
         self.reason: FinishReason | None = None if task.limit > 0 else "length"
         self._decoder = StreamDecoder(task.decode or _no_text)
         self._stop = StopFilter(task.params.stop)
+        self._over = None if task.over is None else task.over()
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -50,7 +51,7 @@ class Answer:
         self._texts.append(piece)
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        if self._stop.stopped:
+        if self._stop.stopped or (self._over is not None and self._over(piece)):
             self.reason = "stop"
         elif len(self._tokens) >= self.task.limit:
             self.reason = "length"

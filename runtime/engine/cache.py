@@ -143,6 +143,10 @@ class Sequence:
     def capacity(self) -> int:
         return self._table.size * self.pool.page_size
 
+    def holds(self, length: int) -> bool:
+        """Whether positions up to `length` are writable as they are, so that `reserve` has nothing to do."""
+        return length <= self._count * self.pool.page_size and not self._must_copy(length)
+
     def pages_needed(self, length: int) -> int:
         """Free pages that `reserve(length)` takes."""
         return max(0, self._pages_of(_length(length)) - self._count) + self._must_copy(length)
@@ -152,7 +156,9 @@ class Sequence:
 
         Raises ContextOverflow or OutOfPages and then changes nothing.
         """
-        if _length(length) > self.capacity:
+        if self.holds(_length(length)):
+            return []
+        if length > self.capacity:
             raise ContextOverflow(tokens=length, context=self.capacity, largest=self.capacity)
         self.pool.require(self.pages_needed(length))
         copies = []
@@ -216,10 +222,10 @@ class Sequence:
     def _must_copy(self, length: int) -> int:
         # Only the page of the next position is ever written again, and only when it holds tokens. What is reserved
         # behind it is the sequence's own.
-        partial = self.length % self.pool.page_size
-        index = self.length // self.pool.page_size
-        shared = bool(partial) and self.pool.references(int(self._table[index])) > 1
-        return int(shared and length > self.length)
+        index, partial = divmod(self.length, self.pool.page_size)
+        if not partial or length <= self.length:
+            return 0
+        return int(self.pool.references(self._table.item(index)) > 1)
 
 
 def _nobody(page: int) -> None:

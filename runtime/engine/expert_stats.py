@@ -175,11 +175,12 @@ def counting(session: Session, config: Mapping[str, Any], window: int) -> Iterat
 
 
 def choice_of(session: Session, config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many experts a layer has, and how many of them a token visits. Raises NoExperts, ExpertsUnknown, ModelClosed.
-    config: of the model."""
+    """How many experts a layer has, behind them those that compute nothing, and how many of them a token visits. Raises
+    NoExperts, ExpertsUnknown, ModelClosed. config: of the model."""
     experts, top_k = config.get("n_routed_experts"), config.get("num_experts_per_tok")
     if not experts or not top_k:
         raise NoExperts()
+    experts += config.get("zero_expert_num") or 0
     if session.closed:
         raise ModelClosed()
     if not session.tells_experts:  # asked once: it takes a turn at the device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -111,7 +111,8 @@ class Task:
     context: tokens that the text may have. overflow: what happens to one that gets longer, "stop" ends it, "slide" goes
     on with its beginning and its end. priority: lower ones wait for higher ones. speculate:
     whether drafts may be made for it. grammar: what the answer follows. experts: as `choice_of` says, if they are to be
-    counted.
+    counted. over: makes, for each answer but beams, what is told its text as it becomes certain, and says when that is
+    all of it.
     """
 
     prompt: Ints
@@ -125,6 +126,7 @@ class Task:
     speculate: bool = True
     grammar: Grammar | None = None
     experts: tuple[int, int] | None = None
+    over: Callable[[], Callable[[str], bool]] | None = None
 
     @property
     def limit(self) -> int:

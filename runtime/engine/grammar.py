@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsv3c.runtime.engine.grammar_ends import endless_part
+from dsv3c.runtime.engine.grammar_tokenizer import is_hidden_for, without_added_texts
 from dsv3c.runtime.engine.history import History
 from dsv3c.runtime.engine.lanes import NO_TOKENS, common_length
 from dsv3c.runtime.engine.processors.filters import Floats
@@ -128,7 +129,7 @@ class Grammars:
         self._read_tokenizer = read_tokenizer
         self._vocab_size = vocab_size
         self._guidance: Any = None
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizers: dict[bool, LLTokenizer] = {}  # by whether added tokens are hidden
         self._found: OrderedDict[_Key, Grammar] = OrderedDict()
         self._turns = Turns()
 
@@ -151,7 +152,7 @@ class Grammars:
             reason = "an end token says that the text has ended, and the model names none; give eos_token_id"
             raise GrammarInvalid(name=key.name, reason=reason)
         llguidance = self._guidance
-        tokenizer = self._tokenizer_for(key.end_tokens)
+        tokenizer = self._tokenizer_for(key.end_tokens, hidden=is_hidden_for(key.name, key.text))
         limits = llguidance.LLParserLimits(verbose_errors=False, max_grammar_size=_SYMBOLS)
         matcher = llguidance.LLMatcher(tokenizer, self._source(key), log_level=0, limits=limits)
         _require_valid(matcher, key.name)
@@ -172,17 +173,18 @@ class Grammars:
         except ValueError as error:
             raise GrammarInvalid(name=key.name, reason=_reason(str(error))) from error
 
-    def _tokenizer_for(self, end_tokens: frozenset[int]) -> LLTokenizer:
+    def _tokenizer_for(self, end_tokens: frozenset[int], *, hidden: bool) -> LLTokenizer:
         """Made once, unless requests have end tokens of their own."""
-        ends = sorted(end_tokens)
-        if self._tokenizer is None or sorted(self._tokenizer.eos_tokens) != ends:
+        ends, found = sorted(end_tokens), self._tokenizers.get(hidden)
+        if found is None or sorted(found.eos_tokens) != ends:
             tokenizer = self._read_tokenizer()
+            content = without_added_texts(tokenizer.to_json()) if hidden else tokenizer.to_json()
             ids = max(tokenizer.id_bound, self._vocab_size)
             try:
-                self._tokenizer = self._guidance.LLTokenizer(tokenizer.to_json(), ids, ends)
+                found = self._tokenizers[hidden] = self._guidance.LLTokenizer(content, ids, ends)
             except ValueError as error:
                 raise TokenizerUnsuitable(reason=_reason(str(error))) from error
-        return self._tokenizer
+        return found
 
 
 def _guidance() -> Any:

@@ -51,6 +51,14 @@ def read_rules(text: str) -> dict[str, Expression] | None:
         return None
 
 
+def token_names(text: str) -> bool:
+    """Whether a grammar refers to tokens by their names, or may, as this reader does not know all of it."""
+    try:
+        return any(kind == "literal" and value.startswith("<") and value[1] != "[" for kind, value in _tokens(text))
+    except (_Unknown, RecursionError, ValueError):
+        return True
+
+
 _TOKEN = re.compile(
     r"""(?P<skip> [ \t\f\r]+ | //[^\n]* | \#[^\n]* )
     | (?P<newline> \n )

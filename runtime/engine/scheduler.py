@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -111,14 +110,17 @@ class Scheduler:
         if not jobs:
             return False
         began = self._clock()
-        if self.speculator is not None:
-            count = sum(len(job.strategy.lanes) for job in jobs)
-            drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single) and _drafts(job)]
-            self.speculator.propose(drafting, count, self._rows - count)
+        speculator = self.speculator
+        if speculator is None or speculator.rests:
+            if self._run([_decoding(job) for job in jobs], began) and speculator is not None:
+                speculator.rested(self._clock() - began)
+            return True
+        count = sum(len(job.strategy.lanes) for job in jobs)
+        drafting = [job.strategy for job in jobs if isinstance(job.strategy, Single) and _drafts(job)]
+        speculator.propose(drafting, count, self._rows - count)
         drafted = self._clock()
-        ran = self._run([_decoding(job) for job in jobs], began)
-        if self.speculator is not None and ran:
-            self.speculator.stepped(drafted - began, self._clock() - drafted)
+        if self._run([_decoding(job) for job in jobs], began):
+            speculator.stepped(drafted - began, self._clock() - drafted)
         return True
 
     @property
@@ -247,7 +249,7 @@ class Scheduler:
         for each in fed:
             self._advance(each, chunks[first : first + len(each.lanes)], seconds)
             first += len(each.lanes)
-        if self.speculator is not None:
+        if self.speculator is not None and self.speculator.listens:
             self.speculator.follow()  # behind all that look at outputs of the step
         return True
 
@@ -262,7 +264,7 @@ class Scheduler:
                 draws = each.job.strategy.draws(lane) if request.rows else ()
                 if draws is None:
                     return plain
-                drawn.append(replace(request, draws=draws))
+                drawn.append(request._replace(draws=draws))
         return drawn
 
     def _advance(self, fed: Fed, chunks: Many[Chunk], seconds: float) -> None:
@@ -279,7 +281,7 @@ class Scheduler:
             except RuntimeFault as error:
                 self._fail(job, error)
                 return
-        if self.speculator is not None and _drafts(job):
+        if self.speculator is not None and self.speculator.listens and _drafts(job):
             for lane, chunk, start in zip(fed.lanes, chunks, starts, strict=True):
                 self.speculator.saw(lane, start, chunk.hidden)
         for lane in job.strategy.lanes:

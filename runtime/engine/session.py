@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsv3c.runtime.artifact.plan import DRAW_WORDS, Plan
+from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.devices.device import Device, Floats
 from dsv3c.runtime.engine.cache import PagePool, Sequence
 from dsv3c.runtime.engine.expert_stats import ExpertStats
+from dsv3c.runtime.engine.feed import Feed
 from dsv3c.runtime.engine.sampling import FORMS, Draw
 from dsv3c.runtime.errors import (
     ContextInvalid,
@@ -32,10 +34,10 @@ from dsv3c.runtime.turns import Turns
 
 Ints = NDArray[np.int32]
 Want = Literal["none", "last", "all"]
+_WANTS = get_args(Want)
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """Views into the device's memory, valid until the next step: logits [R, V]; hidden [T, D] if the entry has it.
 
     drawn [R]: tokens that the device drew, of an entry that ends with them; there are no logits then. experts: what
@@ -48,8 +50,7 @@ class StepOutput:
     experts: Mapping[int, Ints] | None = None
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """Tokens to append to a sequence and the logits wanted: of none, of the last, or of all of them.
 
     draws: how the device draws a token from each of these rows of logits, which are then not read; none or one a row.
@@ -65,7 +66,9 @@ class Request:
     @property
     def rows(self) -> int:
         """Rows of logits that are wanted."""
-        return {"none": 0, "last": min(1, self.tokens.size), "all": self.tokens.size}[self.want]
+        if self.want == "all":
+            return self.tokens.size
+        return min(1, self.tokens.size) if self.want == "last" else 0
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,22 @@ class Chunk:
     experts: Mapping[int, Ints] | None = None
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """The inputs of one step: tokens, positions, sequence [T]; pages of each sequence; rows [R]; draws of rows.
-    experts: whether somebody wants to know those of its tokens."""
+class _Given(NamedTuple):
+    """A step as a caller wrote it: tokens, positions, sequence [T]; pages of each sequence; rows [R]."""
 
     tokens: Ints
     positions: Ints
     sequence: Ints
     pages: Many[Ints]
     rows: Ints
-    draws: Many[Draw] = ()
-    experts: bool = False
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
+    """Tokens [start, start + size) of a request, the last `rows` of which have logits."""
+
     request: int
     start: int
-    count: int
+    size: int
     rows: int
 
 
@@ -118,6 +118,7 @@ class Session:
         self.device = device
         self.vocab_size = vocab_size
         self.pool = PagePool(device.slots // plan.page_size, plan.page_size)
+        self._feed = Feed(plan, device.inputs)
         self.turns = Turns()  # at the device
         self.expert_stats: list[ExpertStats] = []  # who counts the experts that tokens visit
         self.tells_experts = False  # until it was seen that every entry does
@@ -175,7 +176,7 @@ class Session:
         rows: the tokens whose logits are wanted. hidden [T, D]: the extra input of an entry such as `mtp`.
         Raises StepInvalid for anything out of bounds, before the device sees it.
         """
-        batch = _Batch(
+        given = _Given(
             tokens=self.tokens(tokens),
             positions=_ints("positions", positions),
             sequence=_ints("sequence", sequence),
@@ -183,12 +184,13 @@ class Session:
             rows=_ints("rows", rows),
         )
         self._require_usable()
-        self._check_batch(batch)
-        longest = max(1, int(np.bincount(batch.sequence).max()))
-        name = self._entry_for(longest, batch.tokens.size) if entry is None else entry
+        self._check_given(given)
+        longest = max(1, int(np.bincount(given.sequence).max()))
+        name = self._entry_for(longest, given.tokens.size) if entry is None else entry
         states = None if hidden is None else floats("hidden", hidden)
-        self._check_entry(name, batch.tokens.size, states)
-        return self._execute(name, batch, states)
+        self._check_entry(name, given.tokens.size, states)
+        self._feed.fill(*given)
+        return self._execute(name, hidden=states)
 
     def chunks(self, requests: Many[Request]) -> Iterator[Chunk]:
         """Run requests of unequal length together, in steps as large as the plan allows.
@@ -203,7 +205,7 @@ class Session:
             while pieces := self._next_step(requests, done):
                 yield from self._run_pieces(requests, pieces)
                 for piece in pieces:
-                    done[piece.request] += piece.count
+                    done[piece.request] += piece.size
         except BaseException:
             for request, length in zip(requests, before, strict=True):
                 request.sequence.truncate(length)
@@ -224,7 +226,7 @@ class Session:
         empty = np.zeros((0, self.vocab_size), np.float32)
         return [parts[0] if len(parts) == 1 else np.concatenate([empty, *parts]) for parts in found]
 
-    @property
+    @cached_property
     def can_draw(self) -> bool:
         """Whether the plan has entries that end with tokens."""
         names = [name for name in ("decode", "prefill") if name in self.plan.entries]
@@ -247,21 +249,24 @@ class Session:
         if any(sequence.pool is not self.pool for sequence in sequences):
             raise PageMisuse(page="-", reason="the sequence belongs to another session")
         self._require_usable()
-        needed = [request.sequence.pages_needed(request.sequence.length + request.tokens.size) for request in requests]
-        self.pool.require(sum(needed))
-        for index, request in enumerate(requests):
+        lengths = [request.sequence.length + request.tokens.size for request in requests]
+        short = [(each, length) for each, length in zip(sequences, lengths, strict=True) if not each.holds(length)]
+        self.pool.require(sum(sequence.pages_needed(length) for sequence, length in short))
+        for index, (sequence, length) in enumerate(short):
             try:
-                self.reserve(request.sequence, request.sequence.length + request.tokens.size)
+                self.reserve(sequence, length)
             except BaseException:
-                for earlier in requests[:index]:
-                    earlier.sequence.truncate(earlier.sequence.length)
+                for earlier, _ in short[:index]:
+                    earlier.truncate(earlier.length)
                 raise
 
     def _next_step(self, requests: Many[Request], done: list[int]) -> list[_Piece]:
         """The pieces of the next step: requests in order, as long as tokens, rows and sequences fit."""
         bounds = self.plan.bounds
         left = [request.tokens.size - count for request, count in zip(requests, done, strict=True)]
-        longest, total = min(max(left, default=0), bounds.T), min(sum(left), bounds.T)
+        if not any(left):
+            return []
+        longest, total = min(max(left), bounds.T), min(sum(left), bounds.T)
         room = self.plan.entries[self._entry_for(longest, total)].max_tokens
         rows, pieces = bounds.R, list[_Piece]()
         for index, request in enumerate(requests):
@@ -278,41 +283,29 @@ class Session:
         return pieces
 
     def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
-        tokens, positions, owner, rows = [], [], [], []
-        draws: list[Draw] = []
-        total = 0
-        for index, piece in enumerate(pieces):
-            request = requests[piece.request]
-            begin = request.sequence.length
-            tokens.append(request.tokens[piece.start : piece.start + piece.count])
-            positions.append(np.arange(begin, begin + piece.count, dtype=np.int32))
-            owner.append(np.full(piece.count, index, np.int32))
-            total += piece.count
-            rows.append(np.arange(total - piece.rows, total, dtype=np.int32))
-            first = piece.start if request.want == "all" else 0
-            draws += request.draws[first : first + piece.rows]
-        batch = _Batch(
-            tokens=np.concatenate(tokens),
-            positions=np.concatenate(positions),
-            sequence=np.concatenate(owner),
-            pages=[requests[piece.request].sequence.pages for piece in pieces],
-            rows=np.concatenate(rows),
-            draws=draws,
-            experts=any(requests[piece.request].experts for piece in pieces),
-        )
-        entry = self._entry_for(max(piece.count for piece in pieces), total)
-        output = self._execute(self._drawing(entry, requests), batch, None)
+        feed, draws, longest, experts = self._feed, list[Draw](), 0, False
+        feed.clear()
+        for piece in pieces:
+            request, stop = requests[piece.request], piece.start + piece.size
+            sequence = request.sequence
+            feed.append(request.tokens[piece.start : stop], sequence.length, sequence.pages, piece.rows)
+            if request.draws:
+                first = piece.start if request.want == "all" else 0
+                draws += request.draws[first : first + piece.rows]
+            longest, experts = max(longest, piece.size), experts or request.experts
+        entry = self._drawing(self._entry_for(longest, feed.tokens), requests)
+        output = self._execute(entry, draws, experts=experts)
         # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
         for piece in pieces:
-            requests[piece.request].sequence.length += piece.count
-        token = row = 0
+            requests[piece.request].sequence.length += piece.size
+        total, token, row = feed.tokens, 0, 0
         for piece in pieces:
-            hidden = None if output.hidden is None else output.hidden[token : token + piece.count]
+            hidden = None if output.hidden is None else output.hidden[token : token + piece.size]
             drawn = None if output.drawn is None else output.drawn[row : row + piece.rows]
-            logits, span = output.logits[row : row + piece.rows], slice(token, token + piece.count)
-            experts = _part(output.experts, span, total) if requests[piece.request].experts else None
-            yield Chunk(piece.request, piece.start, piece.count, logits, hidden, drawn, experts)
-            token, row = token + piece.count, row + piece.rows
+            logits, span = output.logits[row : row + piece.rows], slice(token, token + piece.size)
+            visited = _part(output.experts, span, total) if requests[piece.request].experts else None
+            yield Chunk(piece.request, piece.start, piece.size, logits, hidden, drawn, visited)
+            token, row = token + piece.size, row + piece.rows
 
     def _entry_for(self, longest: int, tokens: int) -> str:
         """For a step of so many tokens, of which `longest` are of one sequence: what `prefill` does once for each
@@ -332,32 +325,27 @@ class Session:
             raise StepInvalid(where="requests", reason="some rows of logits have a draw, others do not")
         return f"{entry}.{max((draw.form for draw in draws), key=FORMS.index)}"
 
-    def _execute(self, entry: str, batch: _Batch, hidden: Floats | None) -> StepOutput:
-        inputs, bounds = self.device.inputs, self.plan.bounds
-        count, rows = batch.tokens.size, batch.rows.size
-        inputs["tokens"][:count] = batch.tokens
-        inputs["positions"][:count] = batch.positions
-        inputs["sequence"][:count] = batch.sequence
-        inputs["rows"][:rows] = batch.rows
-        for index, table in enumerate(batch.pages):
-            inputs["page_table"][index * bounds.P : index * bounds.P + table.size] = table
+    def _execute(
+        self, entry: str, draws: Many[Draw] = (), hidden: Floats | None = None, experts: bool = False
+    ) -> StepOutput:
+        """Run an entry on what was fed. experts: whether somebody wants to know those of its tokens."""
+        count, rows = self._feed.tokens, self._feed.rows
+        outputs = self.plan.entries[entry].outputs
+        self._feed.finish(draws)
         if hidden is not None:
             name = self.plan.buffers[self.plan.entries[entry].inputs["hidden"]].name
-            inputs[name][: hidden.size] = hidden.reshape(-1)
-        inputs["control"][:2] = count, rows
-        for row, draw in enumerate(batch.draws):
-            inputs["sampling"][row * DRAW_WORDS : (row + 1) * DRAW_WORDS] = draw.words
+            self.device.inputs[name][: hidden.size] = hidden.reshape(-1)
         with self.turns:
             self.device.run(entry)
-            chosen = self._experts(entry, batch.experts)
-        if "token" in self.plan.entries[entry].outputs:
+            chosen = self._experts(entry, experts)
+        if "token" in outputs:
             drawn = self.device.output(entry, "token")[:rows]
             return StepOutput(np.zeros((0, self.vocab_size), np.float32), None, drawn, chosen)
         logits = self.device.output(entry, "logits")[: rows * self.vocab_size].reshape(rows, self.vocab_size)
-        if "hidden" not in self.plan.entries[entry].outputs:
+        if "hidden" not in outputs:
             return StepOutput(logits, None, None, chosen)
         states = self.device.output(entry, "hidden")
-        width = states.size // bounds.T
+        width = states.size // self.plan.bounds.T
         return StepOutput(logits, states[: count * width].reshape(count, width), None, chosen)
 
     def _experts(self, entry: str, wanted: bool) -> Mapping[int, Ints] | None:
@@ -386,28 +374,34 @@ class Session:
         tokens = request.tokens
         if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype != np.int32:
             raise StepInvalid(where="requests", reason="tokens must be as `Session.tokens` gives them")
-        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+        if not self._known(tokens):
             self.tokens(tokens)  # says which
-        if not isinstance(request.want, str) or request.want not in get_args(Want):
-            raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(get_args(Want))}")
+        if not isinstance(request.want, str) or request.want not in _WANTS:
+            raise StepInvalid(where="requests", reason=f"`want` must be one of {', '.join(_WANTS)}")
         if not isinstance(request.draws, tuple) or not all(isinstance(draw, Draw) for draw in request.draws):
             raise StepInvalid(where="requests", reason="`draws` must be a tuple of Draw")
 
-    def _check_batch(self, batch: _Batch) -> None:
-        bounds, count = self.plan.bounds, batch.tokens.size
+    def _known(self, tokens: Ints) -> bool:
+        """Whether all are ids of the vocabulary."""
+        if tokens.size == 1:  # of most steps: not worth two reductions
+            return 0 <= tokens.item() < self.vocab_size
+        return not tokens.size or 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size
+
+    def _check_given(self, given: _Given) -> None:
+        bounds, count = self.plan.bounds, given.tokens.size
         _within("tokens", count, 1, bounds.T)
-        _within("rows", batch.rows.size, 0, bounds.R)
-        _within("pages", len(batch.pages), 1, bounds.S)
-        for name, array in (("positions", batch.positions), ("sequence", batch.sequence)):
+        _within("rows", given.rows.size, 0, bounds.R)
+        _within("pages", len(given.pages), 1, bounds.S)
+        for name, array in (("positions", given.positions), ("sequence", given.sequence)):
             if array.size != count:
                 raise StepInvalid(where=name, reason=f"has {array.size} elements for {count} tokens")
-        _all_within("positions", batch.positions, self.plan.context)
-        _all_within("sequence", batch.sequence, len(batch.pages))
-        _all_within("rows", batch.rows, count)
-        for index, table in enumerate(batch.pages):
+        _all_within("positions", given.positions, self.plan.context)
+        _all_within("sequence", given.sequence, len(given.pages))
+        _all_within("rows", given.rows, count)
+        for index, table in enumerate(given.pages):
             _within(f"pages[{index}]", table.size, 0, bounds.P)
             _all_within(f"pages[{index}]", table, self.pool.pages)
-            used = batch.positions[batch.sequence == index]
+            used = given.positions[given.sequence == index]
             if used.size and int(used.max()) >= table.size * self.plan.page_size:
                 raise StepInvalid(where=f"pages[{index}]", reason=f"has no page for position {int(used.max())}")
 

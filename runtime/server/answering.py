@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dsv3c.runtime.engine.generation import Event, Generation, Task
-from dsv3c.runtime.errors import TemplateMissing
+from dsv3c.runtime.errors import GrammarInvalid, GuidanceMissing, TemplateMissing, TokenizerUnsuitable
 from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Begun, Delta, Deltas, Ended, Reason, Scored, Text, Thought, Usage
 from dsv3c.runtime.server.errors import FieldInvalid, breaks_model
+from dsv3c.runtime.server.forced import forced_calls, is_strict
 from dsv3c.runtime.server.guided import after_thoughts
 from dsv3c.runtime.server.metrics import Meter
 from dsv3c.runtime.server.models import Lease
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from dsv3c.runtime.engine.engine import Ticket
     from dsv3c.runtime.model import Model
     from dsv3c.runtime.text.tokenizer import Tokenizer
+
+_GUIDES = frozenset({"grammar", "regex"})
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,33 @@ def _of_chat(lease: Lease, asked: Asked) -> Prepared:
     opening = dialect.opening(opened, choice.name) if choice.kind == "required" else ""
     model.require_room(text + opening)
     how = {"max_new_tokens": model.context, **asked.how}  # as many as there is room for
-    if opened and not opening and "json_schema" in how:
+    ids = model.tokenizer.encode_plain(text + opening)
+    task = None
+    if opening:
+        how.pop("json_schema", None)  # it is for what is said
+        task = _calling(lease, asked, dialect, tools, ids, how)
+    elif opened and "json_schema" in how:
         model.parameters({"json_schema": how["json_schema"]})  # told of by its name, if it is at fault
         how["grammar"] = after_thoughts(how.pop("json_schema"), model.tokenizer)
-    task = model.task(model.tokenizer.encode_plain(text + opening), **how)
-    return Prepared(replace(task, decode=dialect.decode), text, dialect, tools, opened, opening)
+    task = task or model.task(ids, **how)
+    over = dialect.one_call(opened, tools, opening) if choice.single and tools else None
+    return Prepared(replace(task, decode=dialect.decode, over=over), text, dialect, tools, opened, opening)
+
+
+def _calling(
+    lease: Lease, asked: Asked, dialect: Dialect, tools: Tools, ids: list[int], how: Mapping[str, Any]
+) -> Task | None:
+    """With arguments that follow their schemas; None where these cannot be followed, or something else is to be. Raises
+    FieldInvalid for one that is strict."""
+    grammar = forced_calls(dialect, tools, asked.tool_choice, lease.model.tokenizer)
+    if grammar is None or not _GUIDES.isdisjoint(how):
+        return None
+    try:
+        return lease.model.task(ids, **how, grammar=grammar)
+    except (GrammarInvalid, GuidanceMissing, TokenizerUnsuitable) as error:
+        if is_strict(tools, asked.tool_choice):
+            raise FieldInvalid(field="tools", reason=f"a strict one cannot be followed: {error}") from error
+        return None
 
 
 def _of_prompt(model: Model, prompt: str | tuple[int, ...], how: dict[str, Any]) -> Prepared:

@@ -19,10 +19,11 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """name: of the one tool that has to be called, if it is that one."""
+    """name: of the one tool that has to be called, if it is that one. single: whether one call is the most."""
 
     kind: Literal["auto", "none", "required"] = "auto"
     name: str | None = None
+    single: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dsv3c.runtime.text.thoughts import CLOSE, hidden_tags
+from dsv3c.runtime.text.thoughts import CLOSE
 
 if TYPE_CHECKING:
     from dsv3c.runtime.text.tokenizer import Tokenizer
@@ -17,14 +17,18 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 
 def after_thoughts(schema: str | Mapping[str, Any], tokenizer: Tokenizer) -> str:
     """A grammar in llguidance's Lark: any thoughts, the tag that closes them, JSON. schema: one that is valid."""
-    parsed = json.loads(schema) if isinstance(schema, str) else dict(schema)
-    spaced = json.dumps({"x-guidance": _SPACING, **parsed})
-    closing = next(iter(hidden_tags(tokenizer, (CLOSE,))), None)
+    answer = inline_schema(json.loads(schema) if isinstance(schema, str) else schema)
+    closing = tokenizer.token_id(CLOSE)
     if closing is None:  # the tag is text
         escaped = CLOSE.replace("/", "\\/")
-        return f"start: thoughts gap answer\nthoughts[lazy]: /(.|\\n)*{escaped}/\n{_gap_and(spaced)}"
-    return f"start: thoughts <[{closing}]> gap answer\nthoughts: /(.|\\n)*/\n{_gap_and(spaced)}"
+        return f"start: thoughts gap answer\nthoughts[lazy]: /(.|\\n)*{escaped}/\n{_gap_and(answer)}"
+    return f"start: thoughts <[{closing}]> gap answer\nthoughts: /(.|\\n)*/\n{_gap_and(answer)}"
 
 
-def _gap_and(schema: str) -> str:
-    return f"gap: /\\n{{0,2}}/\nanswer: %json {schema}\n"
+def inline_schema(schema: Mapping[str, Any]) -> str:
+    """What stands in a rule for JSON of it, with the spaces of a schema alone."""
+    return f"%json {json.dumps({'x-guidance': _SPACING, **schema})}"
+
+
+def _gap_and(answer: str) -> str:
+    return f"gap: /\\n{{0,2}}/\nanswer: {answer}\n"

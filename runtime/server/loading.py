@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsv3c.runtime.devices.cpu import cgroup
+from dsv3c.runtime.measure import machine
 from dsv3c.runtime.server import prefix_files
 from dsv3c.runtime.server.settings import Settings
 
@@ -50,11 +52,7 @@ def weight_bytes(folder: Path) -> int:
         return 0
 
 
-def available_bytes() -> int | None:
-    """Of memory, as the system estimates it; None where it does not."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) << 10
+def available_bytes(root: Path = cgroup.ROOT) -> int | None:
+    """Of memory, as the system and the control groups of this process have it; None where nothing says so. root: the
+    folder that holds proc and sys."""
+    return machine.memory(root).available or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,28 +23,30 @@ _WRONG = (RuntimeFault, OSError, MemoryError)
 def restore(model: Model, folder: Path) -> None:
     """Cache what `save` left for this artifact in the folder."""
     path = _place(model, folder)
-    if not path.exists():
-        return
-    began = time.monotonic()
-    try:
-        tokens = model.restore_prefixes(path)
-    except _WRONG as error:
-        log.warning("the prefix cache starts empty: %s", error)
-        return
-    log.info("prefixes of %d tokens restored in %.1f s from %s", tokens, time.monotonic() - began, path)
+    if path.exists():
+        _told(lambda: model.restore_prefixes(path), "restored", "the prefix cache starts empty", path)
 
 
 def save(model: Model, folder: Path) -> None:
     """In place of what was saved of this artifact before. The folder is made, for this user alone, if it is missing."""
     path = _place(model, folder)
+
+    def saved() -> int:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return model.save_prefixes(path)
+
+    _told(saved, "saved", "the prefix cache is not saved", path)
+
+
+def _told(work: Callable[[], int], done: str, undone: str, path: Path) -> None:
+    """Log how many tokens the work was for, or what was wrong."""
     began = time.monotonic()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tokens = model.save_prefixes(path)
+        tokens = work()
     except _WRONG as error:
-        log.warning("the prefix cache is not saved: %s", error)
+        log.warning("%s: %s", undone, error)
         return
-    log.info("prefixes of %d tokens saved in %.1f s as %s", tokens, time.monotonic() - began, path)
+    log.info("prefixes of %d tokens %s in %.1f s: %s", tokens, done, time.monotonic() - began, path)
 
 
 def _place(model: Model, folder: Path) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +24,7 @@ from dsv3c.runtime.server.settings import Settings
 
 log = logging.getLogger(__name__)
 _HEADER_SECONDS = 20.0  # that a connection may take over the head of a request
+_BEFORE = 0.05  # seconds by which the end of the grace is told sooner
 _CONNECTIONS = 900  # a process has 1024 descriptors by default
 
 
@@ -42,7 +44,7 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    server = Server(config(build(settings, models, failed), settings), models)
+    server = Server(config(build(settings, models, failed), settings), models, settings.grace)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("listening on http://%s:%d", shown, opened.getsockname()[1])
     with opened:
@@ -67,11 +69,28 @@ def config(app: Starlette, settings: Settings) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or Ctrl-C lets running requests end, the second does not; neither is an error."""
+    """The first SIGTERM or Ctrl-C lets running requests end within the grace, the second does not; neither is an
+    error."""
 
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+    def __init__(self, config: uvicorn.Config, models: Models, grace: float) -> None:
         super().__init__(config)
         self._models = models
+        self._grace = grace
+        self._ending_since = 0.0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Streams are cut off when the grace ends, and are no tasks then any more.
+        left = self._ending_since + self._grace - _BEFORE - time.monotonic()
+        told = asyncio.get_running_loop().call_later(max(0.0, left), self._tell_end_of_grace)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            told.cancel()
+
+    def _tell_end_of_grace(self) -> None:
+        if self.server_state.tasks:
+            running = len(self.server_state.tasks)
+            log.warning("%g s of grace are over: the server leaves, %d requests are cut off", self._grace, running)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,6 +104,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
+        self._ending_since = self._ending_since or time.monotonic()
         self.should_exit = True
         self._models.ending = True
 

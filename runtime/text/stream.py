@@ -11,6 +11,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character has at most 4 bytes, so at most 3 may stand at the end as broken ones and still become a character.
 _PENDING = 3
 _HELD_LIMIT = 32
+_CONTEXT_LIMIT = 8
 
 
 class StreamDecoder:
@@ -22,6 +23,7 @@ class StreamDecoder:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._context: list[int] = []  # tokens already given out; some decoders look at what stands before
+        self._before = 0  # characters of the context's text
         self._held: list[int] = []
         self._given = 0  # characters of the held tokens' text that were given out
 
@@ -33,7 +35,7 @@ class StreamDecoder:
         piece = stable[self._given :]
         self._given = max(self._given, len(stable))
         if text and stable == text:
-            self._context, self._held, self._given = self._held, [], 0
+            self._continue_after(text)
         elif len(self._held) > _HELD_LIMIT:
             self._shorten()
         return piece
@@ -42,14 +44,25 @@ class StreamDecoder:
         """What is still held back, as the whole text has it."""
         text = self._text()
         piece = text[self._given :]
-        self._context, self._held, self._given = [], [], 0
+        self._follow([])
+        self._held, self._given = [], 0
         return piece
 
     def _text(self) -> str:
-        if not self._held:
-            return ""
-        before = len(self._decode(self._context)) if self._context else 0
-        return self._decode(self._context + self._held)[before:]
+        return self._decode(self._context + self._held)[self._before :] if self._held else ""
+
+    def _continue_after(self, text: str) -> None:
+        """All that is held is given out. It becomes context, beside what is that already: one decoding a token is
+        enough then, since the length of their text is known."""
+        if len(self._context) < _CONTEXT_LIMIT:
+            self._context += self._held
+            self._before += len(text)
+        else:
+            self._follow(self._held)
+        self._held, self._given = [], 0
+
+    def _follow(self, context: list[int]) -> None:
+        self._context, self._before = context, len(self._decode(context)) if context else 0
 
     def _shorten(self) -> None:
         # A long run that is no UTF-8, or tokens without text: keep the cost of a token constant. A cut is safe where
@@ -59,7 +72,8 @@ class StreamDecoder:
             length = len(self._decode(head))
             whole = self._decode(head + tail)
             if self._decode(tail) == whole[length:] and length <= self._given and not self._needs_context(head, tail):
-                self._context, self._held, self._given = head[-8:], tail, self._given - length
+                self._follow(head[-8:])
+                self._held, self._given = tail, self._given - length
                 return
 
     def _needs_context(self, head: list[int], tail: list[int]) -> bool:

@@ -17,6 +17,7 @@ from dsv3c.targets.calls.embedding import Take
 from dsv3c.targets.calls.linear import Linear
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.sparse import IndexTopk, MlaSparse
 
 
 def cost(spec: object) -> Cost | None:
@@ -53,6 +54,15 @@ def _materialized(spec: MlaMaterialized) -> Cost:
     )
 
 
+def _index_topk(spec: IndexTopk) -> Cost:
+    return Cost(pair_flops=2 * spec.heads * spec.paging.width, cache_row_bytes=spec.paging.row_bytes)
+
+
+def _sparse(spec: MlaSparse) -> Cost:
+    pair = 2 * spec.heads * (2 * spec.paging.rank + spec.paging.d)
+    return Cost(pair_flops=pair, cache_row_bytes=spec.paging.row_bytes, chosen=spec.k)
+
+
 def _experts(spec: MoeGateUp | MoeDown, products: int) -> Cost:
     order = spec.order
     return Cost(
@@ -77,9 +87,11 @@ def _factors(weight: WeightFormat) -> str:
 
 
 _RULES: Mapping[type, Callable[[Any], Cost]] = {
+    IndexTopk: _index_topk,
     Linear: _linear,
     MlaAbsorbed: _absorbed,
     MlaMaterialized: _materialized,
+    MlaSparse: _sparse,
     MoeDown: _moe_down,
     MoeGateUp: _moe_gate_up,
     Take: _take,

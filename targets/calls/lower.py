@@ -20,10 +20,11 @@ from dsv3c.targets.calls.operands import Rows, View
 from dsv3c.targets.calls.plan import Bounds, KernelCall
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.calls.router import ExpertOrder, ExpertWeights, IdentityExperts, Router, RouterWeights
+from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse
 
 _VIEWS = ("slice", "reshape")
-_VIEWED = ("x", "kv_a", "q_nope")  # roles that a spec's view is of
+_VIEWED = ("x", "k", "kv_a", "q_nope")  # roles that a spec's view is of
 CONTROL_INDEX = {"T": 0, "R": 1}  # where the control buffer holds the size of a symbolic dim
 
 
@@ -105,8 +106,9 @@ def _rope_table(value: Value, bounds: Bounds) -> KernelCall:
 
 def _rope(value: Value, bounds: Bounds) -> KernelCall:
     x, table = value.inputs
-    interleave = bool(value.attrs["interleave"])
-    spec = Rope(rows_of(x.shape[0], bounds), _int(x.shape[1]), _int(x.shape[2]), interleave, view_of(x))
+    interleave, d = bool(value.attrs["interleave"]), _int(table.shape[1])
+    rows, rest = rows_of(x.shape[0], bounds), _int(x.shape[2]) - d
+    spec = Rope(rows, _int(x.shape[1]), d, interleave, view_of(x), rest)
     return KernelCall(spec, {"x": x, "table": table, "y": value})
 
 
@@ -178,6 +180,37 @@ def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
     return KernelCall(spec, roles | {"y": value})
 
 
+def _index_write(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("cache", "k", "weight", "bias", "table", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    spec = IndexWrite(
+        rows_of(roles["k"].shape[0], bounds),
+        _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds),
+        rotated=_int(roles["table"].shape[-1]),
+        eps=_float(value, "eps"),
+        interleave=bool(value.attrs["interleave"]),
+        view=view_of(roles["k"]),
+    )
+    return KernelCall(spec, roles)
+
+
+def _index_topk(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q", "weights", "cache", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    paging = _paging(roles["cache"], roles["page_table"], 0, value.attrs["page_size"], bounds)
+    rows = rows_of(value.shape[0], bounds)
+    return KernelCall(IndexTopk(rows, _int(roles["q"].shape[1]), _int(value.attrs["k"]), paging), roles | {"y": value})
+
+
+def _mla_sparse(value: Value, bounds: Bounds) -> KernelCall:
+    names = ("q_latent", "q_pe", "cache", "chosen", "positions", "sequence", "page_table")
+    roles = dict(zip(names, value.inputs, strict=True))
+    rope_dim = _int(roles["q_pe"].shape[-1])
+    paging = _paging(roles["cache"], roles["page_table"], rope_dim, value.attrs["page_size"], bounds)
+    rows, k = rows_of(value.shape[0], bounds), _int(roles["chosen"].shape[-1])
+    return KernelCall(MlaSparse(rows, _int(value.shape[1]), k, paging, _float(value, "scale")), roles | {"y": value})
+
+
 def _router(value: Value, bounds: Bounds) -> KernelCall:
     logits, *bias = value.inputs
     attrs = value.attrs
@@ -205,6 +238,19 @@ def _router_weights(value: Value, bounds: Bounds) -> KernelCall:
         scale=_float(value, "scale"),
     )
     return KernelCall(spec, {"logits": logits, "ids": ids, "y": value})
+
+
+def _expert_weights(value: Value, bounds: Bounds) -> KernelCall:
+    ids, weights = value.inputs
+    spec = ExpertWeights(rows_of(ids.shape[0], bounds), _int(value.attrs["n_experts"]), _int(ids.shape[-1]))
+    return KernelCall(spec, {"ids": ids, "weights": weights, "y": value})
+
+
+def _identity_experts(value: Value, bounds: Bounds) -> KernelCall:
+    x, ids, weights = value.inputs
+    experts, top_k = _int(value.attrs["n_experts"]), _int(ids.shape[-1])
+    spec = IdentityExperts(rows_of(x.shape[0], bounds), _int(x.shape[-1]), experts, top_k, view_of(x))
+    return KernelCall(spec, {"x": x, "ids": ids, "weights": weights, "y": value})
 
 
 def _order_spec(order: Value, bounds: Bounds) -> ExpertOrder:
@@ -246,8 +292,13 @@ _RULES: Mapping[str, Callable[[Value, Bounds], KernelCall]] = {
     "mla_write": _mla_write,
     "mla_absorbed": _mla_absorbed,
     "mla_materialized": _mla_materialized,
+    "index_write": _index_write,
+    "index_topk": _index_topk,
+    "mla_sparse": _mla_sparse,
     "router": _router,
     "router_weights": _router_weights,
+    "expert_weights": _expert_weights,
+    "identity_experts": _identity_experts,
     "expert_order": _expert_order,
     "moe_gate_up": _moe_gate_up,
     "moe_down": _moe_down,

@@ -18,9 +18,10 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class Rope:
-    """x f32 through `view` [M, heads, d], table f32 [M, d] -> y f32 [M, heads, d]: rotated halves one after the other.
+    """x f32 through `view` [M, heads, d + rest], table f32 [M, d] -> y f32 [M, heads, d + rest]: rotated halves of the
+    first d columns one after the other, then the others as they are.
 
-    The pairs are the even and odd elements of x when `interleave`, else its two halves.
+    The pairs are the even and odd elements of those d when `interleave`, else their two halves.
     """
 
     rows: Rows
@@ -28,6 +29,7 @@ class Rope:
     d: int
     interleave: bool
     view: View | None = None
+    rest: int = 0
 
 
 def rope_table_operands(spec: RopeTable) -> tuple[Operand, ...]:
@@ -44,7 +46,7 @@ def rope_operands(spec: Rope) -> tuple[Operand, ...]:
     m = spec.rows.maximum
     return (
         CONTROL,
-        Operand("x", "f32", m * view_of(spec.view, spec.heads, spec.d).row_stride),
+        Operand("x", "f32", m * view_of(spec.view, spec.heads, spec.d + spec.rest).row_stride),
         Operand("table", "f32", m * spec.d),
-        Operand("y", "f32", m * spec.heads * spec.d),
+        Operand("y", "f32", m * spec.heads * (spec.d + spec.rest)),
     )

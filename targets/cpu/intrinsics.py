@@ -28,16 +28,17 @@ Array = NDArray[Any]
 class Narrow:
     """dot4 in two steps, for codes below 128, which several products share the second of.
 
-    pairs(codes, x): int16, codes[r, 2j] * x[2j] + codes[r, 2j + 1] * x[2j + 1]. widen: int32 lanes, the sums of two of
-    these.
+    products(codes, x): int16, codes[r, 2j] * x[2j] + codes[r, 2j + 1] * x[2j + 1], or each of these two products apart,
+    which take two registers then. widen: int32 lanes, the sums of the two or four of a lane.
     """
 
-    pairs: Callable[[Expr, Expr], Expr]
+    products: Callable[[Expr, Expr], Expr]
     widen: Callable[[Expr], Expr]
+    registers: int = 1
 
     @staticmethod
     def most(bits: int) -> int:
-        """How many pairs of codes of so many bits can be added up in 16 bits."""
+        """How many products of pairs of codes of so many bits can be added up in 16 bits."""
         return 0x7FFF // (((1 << bits) - 1) * 127 * 2)
 
 
@@ -111,7 +112,7 @@ def _signs256(acc: Expr, codes: Expr, x: Expr) -> Expr:
 def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
     """By instructions that multiply bytes, and add up neighbours."""
 
-    def pairs(codes: Expr, x: Expr) -> Expr:
+    def products(codes: Expr, x: Expr) -> Expr:
         factors = T.reinterpret(f"int8x{4 * lanes}", T.broadcast(x, lanes))
         return T.call_llvm_pure_intrin(
             f"int16x{2 * lanes}", by_bytes, T.reinterpret(f"int8x{4 * lanes}", codes), factors
@@ -121,7 +122,7 @@ def _maddubs(lanes: int, by_bytes: str, by_pairs: str) -> Narrow:
         ones = T.broadcast(T.int16(1), 2 * lanes)
         return T.call_llvm_pure_intrin(f"int32x{lanes}", by_pairs, sums, ones)
 
-    return Narrow(pairs, widen)
+    return Narrow(products, widen)
 
 
 # An empty instruction, which LLVM leaves in order with the others of its kind.
@@ -148,15 +149,32 @@ def _arm_dot(instruction: str) -> Callable[[Expr, Expr, Expr], Expr]:
     return emit
 
 
-def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
-    """dot4 by widening products of the halves, added in pairs. 2 * 128 * 127 fits in 16 bits, hence x above -128."""
-    factors = T.reinterpret("int8x8", T.broadcast(x, 2))
-    signed = T.reinterpret("int8x16", codes)
-    halves = (T.Shuffle([signed], list(range(start, start + 8))) for start in (0, 8))
-    products = [T.call_llvm_pure_intrin("int16x8", f"{_NEON}smull.v8i16", half, factors) for half in halves]
-    pairs = T.call_llvm_pure_intrin("int16x8", f"{_NEON}addp.v8i16", *products)
-    return acc + T.call_llvm_pure_intrin("int32x4", f"{_NEON}saddlp.v4i32.v8i16", pairs)
+def _bytes_multiplied(codes: Expr, x: Expr) -> Expr:
+    """int16x16, the product of each byte: `smull` and `smull2`, or with what it is added to `smlal` and `smlal2`."""
+    factors = T.call_extern("int8x16", "dsv3c_factors", T.reinterpret("int8x16", T.broadcast(x, 4)))
+    return T.Cast("int16x16", T.reinterpret("int8x16", codes)) * T.Cast("int16x16", factors)
 
+
+def _four_added(products: Expr) -> Expr:
+    """int32x4, the sums of four neighbours of int16x16, two of which 16 bits hold."""
+    low, high = (T.Shuffle([products], list(range(start, start + 8))) for start in (0, 8))
+    pairs = T.call_llvm_pure_intrin("int16x8", f"{_NEON}addp.v8i16", low, high)
+    return T.call_llvm_pure_intrin("int32x4", f"{_NEON}saddlp.v4i32.v8i16", pairs)
+
+
+def _smull(acc: Expr, codes: Expr, x: Expr) -> Expr:
+    """dot4 by products of 16 bits. 2 * 128 * 127 fits in these, hence x above -128."""
+    return acc + _four_added(_bytes_multiplied(codes, x))
+
+
+# Nothing, but that LLVM does not know both halves to be alike: of such it uses one, and moves the upper half of codes
+# down to multiply it, which `smlal2` takes from where it is.
+_FACTORS_IR = """
+define linkonce_odr hidden <16 x i8> @dsv3c_factors(<16 x i8> %x) alwaysinline nounwind {
+  %same = call <16 x i8> asm "", "=w,0"(<16 x i8> %x) nounwind memory(none)
+  ret <16 x i8> %same
+}
+"""
 
 _NEON = "llvm.aarch64.neon."
 _PMADDWD512, _PMADDWD256 = "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx2.pmadd.wd"
@@ -184,7 +202,15 @@ DOT4 = {
     ),
     "usdot": Intrinsic("usdot", 4, _arm_dot(f"{_NEON}usdot.v4i32.v16i8"), dot4_meaning),
     "sdot": Intrinsic("sdot", 4, _arm_dot(f"{_NEON}sdot.v4i32.v16i8"), signed_dot4_meaning, signed=True),
-    "smull": Intrinsic("smull", 4, _smull, signed_dot4_meaning, signed=True),
+    "smull": Intrinsic(
+        "smull",
+        4,
+        _smull,
+        signed_dot4_meaning,
+        _FACTORS_IR,
+        signed=True,
+        narrow=Narrow(_bytes_multiplied, _four_added, registers=2),
+    ),
 }
 
 

@@ -27,7 +27,7 @@ class WeightTooLarge(Dsv3cError):
 def lower(value: Value, bounds: Bounds, max_binding: int) -> tuple[KernelCall, ...]:
     """The kernel calls for a value of phase "kernel", in order. Raises WeightTooLarge."""
     call = lower_to_spec(value, bounds)
-    lowered = (KernelCall(stage, call.roles) for stage in stages(call.spec))
+    lowered = (KernelCall(stage, call.roles) for stage in stages(call.spec, max_binding))
     return tuple(part for stage in lowered for part in _parts(value, stage, max_binding))
 
 

@@ -12,17 +12,16 @@ from dsv3c.runtime.artifact.costs import FLOAT32, Cost
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.plan import Calls, PlanBuilder
 from dsv3c.targets.gpu.kernels import operands, stages
+from dsv3c.targets.gpu.kernels.frame import MOST_BINDING
 from dsv3c.targets.gpu.kernels.parts import Part, units
 from dsv3c.targets.gpu.lower import lower
 from dsv3c.targets.gpu.sampling import add_sampling
-
-MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
 
 
 def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> Planned:
     """The plan of all entries over one arena, those that end with tokens included.
 
-    max_binding: bytes of a weight that a kernel can be given as one operand.
+    max_binding: bytes of a weight, or of scratch, that a kernel can be given as one operand.
     """
     builder = PlanBuilder(bounds, _calls(max_binding))
     builder.add(entries)
@@ -30,9 +29,9 @@ def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_bindi
     return builder.planned(_cost)
 
 
-def scratch_bytes(value: Value, bounds: Mapping[str, int]) -> int:
+def scratch_bytes(value: Value, bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> int:
     """Bytes of the scratch operand that the kernels of a value share, 0 without one."""
-    return _calls(MOST_BINDING).scratch_bytes(value, bounds)
+    return _calls(max_binding).scratch_bytes(value, bounds)
 
 
 def _calls(max_binding: int) -> Calls:
@@ -49,5 +48,10 @@ def _cost(spec: Any) -> Cost | None:
         shared = ("row_flops", "table_rows")
         return stated and replace(stated, **{key: getattr(stated, key) * spec.count // total for key in shared})
     operation = getattr(spec, "spec", spec)
-    stated = cost(operation) if stages(operation)[0] == spec else None
+    stated = cost(operation) if _is_first(spec, stages(operation)[0]) else None
     return stated and replace(stated, factors=FLOAT32)  # activations stay floats
+
+
+def _is_first(spec: Any, stage: Any) -> bool:
+    """Whether it is that stage, or as much of it as a device binds at once."""
+    return type(spec) is type(stage) and getattr(spec, "first", 0) == 0

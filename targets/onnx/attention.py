@@ -89,22 +89,48 @@ def context(lowering: Lowering) -> str:
 
 
 def _absorbed(lowering: Lowering, value: Value) -> str:
-    """W_UV · softmax(scale · [W_UK · q_nope | q_pe] · cacheᵀ) · cache: DeepSeek-V2, arXiv 2405.04434, section 2.1.2."""
     attention, w_uv = value.inputs
-    q_latent, q_pe, cache, *_ = attention.inputs
+    found = over_context(lowering, query(lowering, attention), attention, mask(lowering))
+    return from_rows(lowering, found, attention, w_uv)
+
+
+def query(lowering: Lowering, attention: Value) -> str:
+    """[W_UK · q_nope | q_pe] times the scale, [T, H, width of a row]: DeepSeek-V2, arXiv 2405.04434, section 2.1.2."""
+    q_latent, q_pe, *_ = attention.inputs
     q_nope, w_uk = q_latent.inputs
-    b, heads, rank = lowering.b, int(q_latent.shape[1]), int(q_latent.shape[2])
-    query = b.node("Concat", head_linear(lowering, lowering[q_nope], w_uk), lowering[q_pe], axis=-1)
-    # The one key head serves all heads, so they are further rows of one product: [batch, S * H, latent] by the cache.
-    width = rank + int(q_pe.shape[2])
-    query = lowering.shaped(b.node("Mul", query, b.const(attention.attrs["scale"])), lowering.batch(), -1, width)
-    rows = lowering.shaped(lowering[cache], lowering.batch(), -1, width)
-    scores = b.node("MatMul", query, b.transpose(rows, 0, 2, 1))
+    b = lowering.b
+    whole = b.node("Concat", head_linear(lowering, lowering[q_nope], w_uk), lowering[q_pe], axis=-1)
+    return b.node("Mul", whole, b.const(attention.attrs["scale"]))
+
+
+def cache_rows(lowering: Lowering, attention: Value) -> str:
+    """The cache that is attended to, [batch, past + S, width]."""
+    _, _, cache, *_ = attention.inputs
+    return lowering.shaped(lowering[cache], lowering.batch(), -1, row_width(attention))
+
+
+def row_width(attention: Value) -> int:
+    q_latent, q_pe, *_ = attention.inputs
+    return int(q_latent.shape[2]) + int(q_pe.shape[2])
+
+
+def over_context(lowering: Lowering, query: str, attention: Value, masking: str) -> str:
+    """softmax(query · cacheᵀ + masking) · cache of all rows, those of heads and tokens as one axis."""
+    b, heads, rows = lowering.b, int(attention.shape[1]), cache_rows(lowering, attention)
+    # The one key head serves all heads, so they are further rows of one product: [batch, S * H, width] by the cache.
+    flat = lowering.shaped(query, lowering.batch(), -1, row_width(attention))
+    scores = b.node("MatMul", flat, b.transpose(rows, 0, 2, 1))
     scores = lowering.shaped(scores, lowering.batch(), lowering.length(), heads, context(lowering))
-    masked = b.node("Add", scores, lowering.shaped(mask(lowering), lowering.batch(), lowering.length(), 1, -1))
+    masked = b.node("Add", scores, lowering.shaped(masking, lowering.batch(), lowering.length(), 1, -1))
     weights = lowering.shaped(b.node("Softmax", masked, axis=-1), lowering.batch(), -1, context(lowering))
-    found = b.slice(b.node("MatMul", weights, rows), 0, rank)
-    return head_linear(lowering, b.reshape(found, -1, heads, rank), w_uv)
+    return b.node("MatMul", weights, rows)
+
+
+def from_rows(lowering: Lowering, found: str, attention: Value, w_uv: Value) -> str:
+    """W_UV · the latent columns of sums of rows: [T, H, v_head_dim]."""
+    heads, rank = int(attention.shape[1]), int(attention.shape[2])
+    latents = lowering.b.slice(found, 0, rank)
+    return head_linear(lowering, lowering.b.reshape(latents, -1, heads, rank), w_uv)
 
 
 def _materialized(lowering: Lowering, value: Value, absorbed: Value) -> str:

@@ -19,7 +19,7 @@ from dsv3c.compiler.core.target import Emission, EntryGraph, FileRange, Planned
 from dsv3c.runtime.artifact import plan as stored
 from dsv3c.runtime.artifact.plan import Buffer
 from dsv3c.targets.calls.recipes import Recipes
-from dsv3c.targets.onnx import attention, experts
+from dsv3c.targets.onnx import attention, experts, sparse
 from dsv3c.targets.onnx.builder import CONTRIB, ELEMENTS, OPSET, Builder, Reference
 from dsv3c.targets.onnx.genai import write_config
 from dsv3c.targets.onnx.lower import RULES, Lowering, Rule, linear
@@ -27,11 +27,28 @@ from dsv3c.targets.onnx.lower import RULES, Lowering, Rule, linear
 WEIGHTS = "weights.safetensors"
 FILES = {"decode": "model.onnx", "mtp": "mtp.onnx"}
 IR_VERSION = 11  # the last one before opset 24; ONNX Runtime 1.23 reads it
+# The products that are made in float32, whatever activations are: of these, choices are made.
+_OF_CHOICES: Mapping[str, Callable[[Value], Value]] = {
+    "router": lambda value: value.inputs[0],
+    "index_topk": lambda value: value.inputs[1],
+}
 CHECKED_WITH = "1.31.1"  # the version of ONNX Runtime that the tests ran with
-ROUTING: Mapping[str, Rule] = {"router": experts.router, "router_weights": experts.router_weights}
-ALL_RULES: Mapping[str, Rule] = {**RULES, **ROUTING, "mla_write": attention.write, "moe_down": experts.experts}
+ROUTING: Mapping[str, Rule] = {
+    "router": experts.router,
+    "router_weights": experts.router_weights,
+    "expert_weights": experts.expert_weights,
+    "identity_experts": experts.identity_experts,
+}
+INDEXER: Mapping[str, Rule] = {"index_write": sparse.write, "index_topk": sparse.choose}
+ALL_RULES: Mapping[str, Rule] = {
+    **RULES,
+    **ROUTING,
+    **INDEXER,
+    "mla_write": attention.write,
+    "moe_down": experts.experts,
+}
 # Emitted with the operations that read them.
-READ_BY_OTHERS = ("const", "mla_absorbed", "moe_gate_up", "expert_order")
+READ_BY_OTHERS = ("const", "mla_absorbed", "mla_sparse", "moe_gate_up", "expert_order")
 
 
 @dataclass(frozen=True)
@@ -73,8 +90,9 @@ def emit(planned: Planned, provider: str, accuracy_level: int) -> Emission:
     def write_graphs(folder: Path, places: Mapping[str, FileRange], config: Mapping[str, Any]) -> None:
         for name, model in models.items():
             model.write(folder / FILES[name], places)
-        latent = next(cache for cache in caches_of([planned.graphs["decode"].graph]) if not cache.part)
-        write_config(folder, FILES["decode"], provider, config, latent.width)
+        caches = caches_of([planned.graphs["decode"].graph])
+        if not any(cache.part for cache in caches):  # it has no place for caches beside the latents
+            write_config(folder, FILES["decode"], provider, config, caches[0].width)
 
     facts = {
         "provider": provider,
@@ -165,14 +183,17 @@ def _lower(lowering: Lowering, entry: EntryGraph, prefill: EntryGraph | None) ->
             # Both graphs list their layers in order.
             other = materialized[len(layers)] if materialized else None
             layers[value] = attention.Layer(value, other, prefill.min_tokens if prefill else None)
-    inside = {layer.absorbed.inputs[0].inputs[0] for layer in layers.values()}
-    routed = {value.inputs[0] for value in values if value.op == "router"}
+    over_chosen = {value for value in values if value.op == "head_linear" and value.inputs[0].op == "mla_sparse"}
+    inside = {value.inputs[0].inputs[0] for value in (*layers, *over_chosen)}
+    exact = {_OF_CHOICES[value.op](value) for value in values if value.op in _OF_CHOICES}
     for value in values:
         if is_weight(value, memo) or value.op in (*READ_BY_OTHERS, "input") or value in inside:
             continue
         if value in layers:
             lowering.names[value] = attention.attend(lowering, layers[value])
-        elif value in routed:
+        elif value in over_chosen:
+            lowering.names[value] = sparse.attend(lowering, value)
+        elif value in exact:
             x = lowering.b.cast(lowering[value.inputs[0]], lowering.b.dtype, "f32")
             lowering.names[value] = linear(lowering, x, value.inputs[1], "f32")
         else:

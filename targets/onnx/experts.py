@@ -2,7 +2,8 @@
 
 The contrib ops choose experts themselves, by rules of their own. So routing is done before, and they are told its
 outcome: a matrix that marks the chosen experts, of which they take the top k, and one with the mixing weights. Shared
-experts are further experts that every token chooses with weight 1.
+experts are further experts that every token chooses with weight 1. A token that chose fewer than k, since some of its
+ids are no expert's, is given others with weight 0: the contrib ops know no other way.
 """
 
 from __future__ import annotations
@@ -92,6 +93,33 @@ def router_weights(lowering: Lowering, value: Value) -> str:
     return b.node("Mul", weights, b.const(value.attrs["scale"], "f32"))
 
 
+def expert_weights(lowering: Lowering, value: Value) -> str:
+    """Mixing weights, 0 for ids that are no expert's; see evaluate_expert_weights."""
+    ids, weights = value.inputs
+    return lowering.b.node("Where", _works(lowering, ids, value), lowering[weights], lowering.b.const(0.0, "f32"))
+
+
+def identity_experts(lowering: Lowering, value: Value) -> str:
+    """x times the other weights; see evaluate_identity_experts."""
+    b, (x, ids, weights) = lowering.b, value.inputs
+    others = b.node("Where", _works(lowering, ids, value), b.const(0.0, "f32"), lowering[weights])
+    return b.node("Mul", lowering[x], b.cast(b.node("ReduceSum", others, b.ints(-1), keepdims=1), "f32"))
+
+
+def _works(lowering: Lowering, ids: Value, value: Value) -> str:
+    """bool [T, top_k]: whether an id is that of an expert."""
+    return lowering.b.node("Less", lowering[ids], lowering.b.const(value.attrs["n_experts"], "i64"))
+
+
+def _by_expert(lowering: Lowering, ids: Value, values: str, n_experts: int) -> str:
+    """[T, n_experts] with values [T, k] at ids [T, k]; those of ids that are no expert's are left out."""
+    b = lowering.b
+    if int(ids.inputs[0].shape[1]) == n_experts:
+        return _scattered(lowering, lowering[ids], values, n_experts, b.dtype)
+    within = b.node("Min", lowering[ids], b.const(n_experts, "i64"))
+    return b.slice(_scattered(lowering, within, values, n_experts + 1, b.dtype), 0, n_experts, 1)
+
+
 def experts(lowering: Lowering, value: Value) -> str:
     """moe_down with the moe_gate_up and expert_order below it: [T, hidden_size]."""
     h, order, weights, down = value.inputs
@@ -99,14 +127,14 @@ def experts(lowering: Lowering, value: Value) -> str:
     n_experts, n_shared = (int(order.attrs[key]) for key in ("n_experts", "n_shared"))  # type: ignore[arg-type]
     b, ids, top_k = lowering.b, order.inputs[0], int(weights.shape[1])
     mixed = b.cast(lowering[weights], "f32")
-    mix = _with_shared(lowering, _scattered(lowering, lowering[ids], mixed, n_experts, b.dtype), n_shared)
+    mix = _with_shared(lowering, _by_expert(lowering, ids, mixed, n_experts), n_shared)
     format = source(down)[1]
     if not format.has_codes:
         return _moe(lowering, lowering[x], mix, gate_up, down, top_k + n_shared)
     if _one_by_one(format, gate_up):
         return _each_expert(lowering, lowering[x], mix, gate_up, down)
     ones = _filled(lowering, 1.0, top_k, b.dtype)
-    chosen = _with_shared(lowering, _scattered(lowering, lowering[ids], ones, n_experts, b.dtype), n_shared)
+    chosen = _with_shared(lowering, _by_expert(lowering, ids, ones, n_experts), n_shared)
     return _qmoe(lowering, lowering[x], chosen, mix, gate_up, down, top_k + n_shared)
 
 

@@ -114,9 +114,10 @@ def head_linear(lowering: Lowering, x: str, weight: Value) -> str:
 
 def rotated(lowering: Lowering, x: str, heads: int, size: int, table: Value, interleave: bool) -> str:
     """RotaryEmbedding of x [T, heads * size], in its order of columns; see `_rope` for what the IR says."""
-    b, (cos, sin) = lowering.b, lowering.rotary[table]
+    b, (cos, sin), columns = lowering.b, lowering.rotary[table], int(table.shape[-1])
+    first: dict[str, Any] = {"rotary_embedding_dim": columns} if columns < size else {}  # the others stay as they are
     flat = b.reshape(x, 1, -1, heads * size)
-    return b.node("RotaryEmbedding", flat, cos, sin, interleaved=int(interleave), num_heads=heads)
+    return b.node("RotaryEmbedding", flat, cos, sin, interleaved=int(interleave), num_heads=heads, **first)
 
 
 def weight_vector(lowering: Lowering, weight: Value) -> str:

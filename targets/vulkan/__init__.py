@@ -51,7 +51,7 @@ class Vulkan:
     def scratch_bytes(self, value: Value, bounds: Mapping[str, int]) -> int:
         from dsv3c.targets.gpu.plan import scratch_bytes
 
-        return scratch_bytes(value, bounds)
+        return scratch_bytes(value, bounds, self.max_binding)
 
     def plan(self, entries: Mapping[str, EntryGraph], bounds: Mapping[str, int]) -> Planned:
         from dsv3c.targets.gpu.plan import plan

@@ -23,6 +23,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.frontend import model
+from dsv3c.compiler.frontend.caches import main_cache_rows
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 
 MODEL = Path(__file__).parents[2] / "artifacts" / "models" / "fairytale-10m"
@@ -34,7 +35,7 @@ def numpy_speed(prompt: list[int], wanted: list[int]) -> float:
     """Tokens a second of greedy decoding in numpy; asserts that they are `wanted`."""
     checkpoint = Checkpoint.open(MODEL)
     config, op, weight = checkpoint.config, ops.Evaluator(), cache(checkpoint.read)
-    caches = [np.zeros((CONTEXT, config.latent_dim), np.float32) for _ in range(config.num_hidden_layers)]
+    caches = {row.name: np.zeros((CONTEXT, row.width), np.float32) for row in main_cache_rows(config)}
     pages, first = np.arange(CONTEXT // PAGE_SIZE, dtype=np.int32)[None], np.zeros(1, np.int32)
     token, times, found = prompt[0], [], []
     for position in range(len(prompt) + len(wanted) - 1):

@@ -53,7 +53,7 @@ def test_each_dump_and_its_pass_give_the_next_dump(
 ) -> None:
     folder, passes = dumps
     files = sorted(folder.glob(f"{entry}-*.txt"))
-    assert len(files) == len(passes[entry]) + 1 == 13
+    assert len(files) == len(passes[entry]) + 1 == 14
     for before, item, after in zip(files, passes[entry], files[1:], strict=False):
         assert opt.run([str(before), "--pass", item]) == 0
         told, _, text = capsys.readouterr().out.partition("\n")
@@ -70,14 +70,14 @@ def test_all_passes_in_one_call_compute_what_the_traced_graph_does(
     command = [str(folder / "mtp-00-trace.txt"), "--evaluate"]
     assert opt.run([*command, *(part for item in exact for part in ("--pass", item))]) == 0
     captured = capsys.readouterr()
-    assert parse_graph(captured.out) == parse_graph((folder / "mtp-09-fuse-swiglu.txt").read_text(encoding="utf-8"))
+    assert parse_graph(captured.out) == parse_graph((folder / "mtp-10-fuse-swiglu.txt").read_text(encoding="utf-8"))
     assert [line.split()[0] for line in captured.err.splitlines()] == ["result", "logits", "hidden", "cache.4"]
 
 
 def test_a_pass_that_rounds_is_found_to_differ(
     dumps: tuple[Path, dict[str, list[str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(dumps[0] / "mtp-09-fuse-swiglu.txt"), "--pass", "quantise:weights=int8", "--evaluate"]
+    command = [str(dumps[0] / "mtp-10-fuse-swiglu.txt"), "--pass", "quantise:weights=int8", "--evaluate"]
     assert opt.run(command) == 1
     captured = capsys.readouterr()
     assert "graphs before and after differ by more than 1e-05 of the largest value in logits, hidden" in captured.err

@@ -86,5 +86,5 @@ def _scaled(name: str, value: Array, has_head: bool) -> Array:
         return np.float32(1) + value * np.float32(0.1)
     if name.endswith("embed_tokens.weight") and has_head:
         return value
-    gain = ROUTER_GAIN if name.endswith("mlp.gate.weight") else 1.0
+    gain = ROUTER_GAIN if name.endswith(("mlp.gate.weight", "mlp.router.classifier.weight")) else 1.0
     return value * np.float32(gain / value.shape[1] ** 0.5)

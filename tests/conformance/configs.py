@@ -4,7 +4,7 @@ Between them: q_lora_rank null; one group and four; real head sizes (192/64/256 
 two divides; widths and vocabularies that are no multiple of 16; 5 heads; 0, 1 and 3 shared experts; YaRN with two
 different mscales, with mscale_all_dim 0, without mscales, and no YaRN; both orders of rotated pairs; scaling factors of
 1, 2.5 and 16; both values of norm_topk_prob; all layers dense and none; tied and own heads; an epsilon so much above
-that of the latent norms that it shows when one is taken for the other.
+that of the latent norms that it shows when one is taken for the other; tokens whose experts are all identities.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def yarn(**overrides: Any) -> dict[str, Any]:
     }
 
 
+YARN = yarn(mscale=1.0, mscale_all_dim=1.0)
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "v3-grouped-yarn": tiny_config(
         "deepseek_v3",
@@ -47,7 +48,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "deepseek_v3",
         hidden_size=72,
         num_attention_heads=5,
-        num_key_value_heads=5,
         first_k_dense_replace=3,
         rope_scaling=yarn(),
     ),
@@ -65,7 +65,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "v3-real-heads": tiny_config(
         "deepseek_v3",
         num_attention_heads=2,
-        num_key_value_heads=2,
         kv_lora_rank=512,
         qk_nope_head_dim=128,
         qk_rope_head_dim=64,
@@ -102,7 +101,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "deepseek_v2",
         hidden_size=80,
         num_attention_heads=5,
-        num_key_value_heads=5,
         first_k_dense_replace=0,
         num_hidden_layers=2,
         rope_scaling=yarn(mscale=1.0, mscale_all_dim=0),
@@ -110,7 +108,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "glm-real-heads": tiny_config(
         "glm4_moe_lite",
         num_attention_heads=3,
-        num_key_value_heads=3,
         kv_lora_rank=512,
         qk_nope_head_dim=192,
         qk_rope_head_dim=64,
@@ -123,7 +120,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "glm4_moe_lite",
         vocab_size=259,
         num_attention_heads=5,
-        num_key_value_heads=5,
         q_lora_rank=None,
         moe_intermediate_size=40,
         n_group=4,
@@ -145,7 +141,6 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         hidden_size=72,
         intermediate_size=171,
         num_attention_heads=5,
-        num_key_value_heads=5,
         q_lora_rank=None,
         rope_interleave=False,
     ),
@@ -153,18 +148,17 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "kimi_k25",
         vocab_size=131,
         num_hidden_layers=2,
-        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+        rope_scaling=YARN,
     ),
     "v32-mtp-yarn": tiny_config(
         "deepseek_v32",
         num_hidden_layers=2,
         num_nextn_predict_layers=1,
-        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+        rope_scaling=YARN,
     ),
     "glm-dsa-real-heads": tiny_config(
         "glm_moe_dsa",
         num_attention_heads=3,
-        num_key_value_heads=3,
         kv_lora_rank=512,
         qk_nope_head_dim=192,
         qk_rope_head_dim=64,
@@ -174,18 +168,24 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         topk_group=1,
         rms_norm_eps=1e-5,
     ),
+    "glm-dsa-mtp": tiny_config(
+        "glm_moe_dsa",
+        num_hidden_layers=2,
+        num_nextn_predict_layers=1,
+        mlp_layer_types=["dense", "sparse"],
+    ),
     "axk1-grouped-yarn": tiny_config(
         "axk1",
         vocab_size=259,
         rms_norm_eps=1e-2,
-        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+        rope_scaling=YARN,
     ),
     "mistral4-scaled-queries": tiny_config(
         "mistral4",
         vocab_size=131,
         rope_theta=...,
         rope_parameters={
-            **yarn(mscale=1.0, mscale_all_dim=1.0),
+            **YARN,
             "original_max_position_embeddings": 16,
             "rope_theta": 10000.0,
             "llama_4_scaling_beta": 0.5,
@@ -207,16 +207,32 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         vocab_size=131,
         hidden_size=80,
         num_attention_heads=5,
-        num_key_value_heads=5,
         rms_norm_eps=1e-2,
         original_max_position_embeddings=400,
         rope_scaling={"type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.5], "long_factor": [1.0, 1.2, 4.0, 9.0]},
     ),
     "minicpm3-own-head": tiny_config("minicpm3", tie_word_embeddings=False, q_lora_rank=None, scale_depth=2.0),
+    "longcat-zero-experts": tiny_config(
+        "longcat_flash",
+        vocab_size=131,
+        zero_expert_num=5,
+        moe_topk=4,
+        rms_norm_eps=1e-2,
+        routed_scaling_factor=6.0,
+    ),
+    "longcat-one-layer-yarn": tiny_config(
+        "longcat_flash",
+        num_layers=1,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        zero_expert_num=0,
+        kv_lora_rank=36,
+        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+    ),
     "youtu-own-head-yarn": tiny_config(
         "youtu",
         tie_word_embeddings=False,
-        rope_scaling=yarn(mscale=1.0, mscale_all_dim=1.0),
+        rope_scaling=YARN,
         rms_norm_eps=1e-2,
     ),
 }

@@ -76,8 +76,10 @@ class Subject:
 
     @property
     def rebuilding_pays(self) -> bool:
-        """Whether a step can be so large that attention on rebuilt keys and values is the cheaper form."""
-        return pipeline.materialize_from(self.checkpoint.config) <= CompileOptions().max_tokens
+        """Whether a step can be so large that attention on rebuilt keys and values is the cheaper form; that over
+        positions that are chosen has no such form."""
+        config = self.checkpoint.config
+        return not config.indexer_types and pipeline.materialize_from(config) <= CompileOptions().max_tokens
 
     def has_entry(self, entry: str | None) -> bool:
         return entry is None or entry in self.model.artifact.plan.entries

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
 from tests.conformance.cases import DECODED, Array, Case, Ids
@@ -18,6 +20,7 @@ class Reference:
     """The transformers model of a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
+        folder = _with_zero_experts(folder)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         # It is there, but not among those that a config finds.
@@ -74,10 +77,30 @@ class Reference:
             for name, value in _fused(given).items()
         }
         state["layers.0.post_norm.weight"] = state.pop("layers.0.mtp_block.shared_head.norm.weight")
+        # The layers of GLM-5 give the tokens that they chose, too, which MtpLayer does not expect.
+        model.layers[0].mtp_block.register_forward_hook(lambda _, __, out: out[0] if isinstance(out, tuple) else out)
         missing, unexpected = model.load_state_dict(state, strict=False)
         shared = ("embed_tokens.", "shared_head.", "rotary_emb.")
         assert not unexpected and all(name.startswith(shared) for name in missing), (missing, unexpected)
         return model
+
+
+def _with_zero_experts(folder: Path) -> Path:
+    """transformers has gate and up of zero experts too, which it doesn't use, and loads no checkpoint without them, as
+    published ones are: then a copy that has them."""
+    config = json.loads((folder / "config.json").read_text())
+    first, count = config.get("n_routed_experts", 0), config.get("zero_expert_num", 0)
+    if not count:
+        return folder
+    tensors = load_file(folder / "model.safetensors")
+    given = [name for name in tensors if re.search(r"\.experts\.0\.(gate|up)_proj", name)]
+    for expert in range(first, first + count):
+        tensors |= {name.replace(".experts.0.", f".experts.{expert}."): tensors[name].clone() for name in given}
+    copy = folder.with_name(f"{folder.name}-with-zero-experts")
+    copy.mkdir(exist_ok=True)
+    (copy / "config.json").write_text(json.dumps(config))
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
 
 
 def _fused(tensors: dict[str, Array]) -> dict[str, Array]:

@@ -73,6 +73,32 @@ def test_attention_becomes_one_write_and_one_read_of_the_cache(form: str, golden
     assert_same_meaning(before, after)
 
 
+CHOSEN = ATTENTION.replace(
+    '%mask: bool[T, 4*P*S] = context_mask(%positions, %sequence, %page_table) {"page_size": 4}',
+    """%qi: f32[T, 3, 6] = input()
+  %weights: f32[T, 3] = input()
+  %keys: f32[N, 6] = input()
+  %chosen: i32[T, 3] = index_topk(%qi, %weights, %keys, %positions, %sequence, %page_table) {"k": 3, "page_size": 4}
+  %mask: bool[T, 4*P*S] = chosen_mask(%chosen, %sequence, %page_table) {"page_size": 4}""",
+)
+
+
+@pytest.mark.parametrize("form", ["absorbed", "materialized"])
+def test_attention_over_what_is_chosen_is_absorbed_in_both_forms(form: str, golden: Golden) -> None:
+    before = graph(CHOSEN)
+    after, count = changed(FuseMla(form), before)
+    assert (count, after.count("mla_sparse"), after.count("chosen_mask")) == (2, 1, 0)
+    if form == "absorbed":
+        golden.check(str(after))
+    assert_same_meaning(before, after)
+
+
+def test_what_another_sequence_has_chosen_is_no_mask_of_attention() -> None:
+    other = CHOSEN.replace("chosen_mask(%chosen, %sequence,", "chosen_mask(%chosen, %positions,")
+    _, count = changed(FuseMla("absorbed"), graph(other))
+    assert count == 1
+
+
 def test_both_forms_mean_the_same() -> None:
     absorbed, materialized = (changed(FuseMla(form), graph(ATTENTION))[0] for form in ("absorbed", "materialized"))
     assert_same_meaning(absorbed, materialized)

@@ -82,6 +82,40 @@ def test_a_shared_mlp_of_another_input_stays_dense() -> None:
     assert fused(text).count("linear") == 3
 
 
+BEYOND = (
+    ALONE.replace("%logits: f32[T, 4]", "%logits: f32[T, 6]")
+    .replace('f32[T, 4] = put_along(%ids, %weights) {"size": 4}', 'f32[T, 6] = put_along(%ids, %weights) {"size": 6}')
+    .replace(
+        "%turned: f32[4, T] = transpose(%dense)",
+        '%held: f32[T, 4] = slice(%dense) {"axis": -1, "start": 0, "stop": 4}\n%turned: f32[4, T] = transpose(%held)',
+    )
+    .replace(
+        "return r=%routed",
+        """%rest: f32[T, 2] = slice(%dense) {"axis": -1, "start": 4, "stop": 6}
+  %share: f32[T, 1] = sum(%rest) {"axis": -1, "keepdims": true}
+  %same: f32[T, 8] = mul(%x, %share)
+  %all: f32[T, 8] = add(%routed, %same)
+  return r=%all""",
+    )
+)
+
+
+def test_ids_behind_the_experts_give_x_back(golden: Golden) -> None:
+    before = graph(BEYOND)
+    after, count = changed(FuseMoe(), before)
+    assert count == 2
+    assert_same_meaning(before, after)
+    golden.check(str(after))
+
+
+def test_a_part_of_the_ids_behind_the_experts_stays_as_it_is() -> None:
+    text = BEYOND.replace(
+        'slice(%dense) {"axis": -1, "start": 4, "stop": 6}', 'slice(%dense) {"axis": -1, "start": 4, "stop": 5}'
+    )
+    after, count = changed(FuseMoe(), graph(text.replace("%rest: f32[T, 2]", "%rest: f32[T, 1]")))
+    assert (count, after.count("identity_experts")) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

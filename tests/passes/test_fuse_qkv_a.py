@@ -55,6 +55,18 @@ def test_near_misses_stay(before: str, after: str) -> None:
     assert changed(FuseQkvA(), text) == (text, 0)
 
 
+def test_the_query_among_more_projections_is_the_one_that_is_normed() -> None:
+    text = PROJECTIONS.replace(
+        "return", "%w3: f32[4, 8] = param()\n%11: f32[T, 4] = linear(%2, %w3)\nreturn third=%11,"
+    ).replace("%5: f32[T, 6] = sin(%4)", '%w5: f32[6] = param()\n%5: f32[T, 6] = rms_norm(%4, %w5) {"eps": 0.001}')
+    after, count = changed(FuseQkvA(), graph(text))
+    assert count == 1
+    joined = after.result("latent").inputs[0].inputs[0]
+    assert [source.attrs["name"] for source in joined.inputs[1].inputs] == ["wq", "wkv"]
+    assert after.result("third").op == "linear"
+    assert_same_meaning(graph(text), after)
+
+
 def test_stacked_weights_are_not_joined() -> None:
     text = PROJECTIONS.replace("%wq: f32[6, 8]", "%wq: f32[2, 6, 8]")
     text = text.replace("%4: f32[T, 6]", "%4: f32[2, T, 6]").replace("%5: f32[T, 6]", "%5: f32[2, T, 6]")

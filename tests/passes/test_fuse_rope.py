@@ -92,6 +92,34 @@ def test_rotations_of_one_step_share_their_table() -> None:
     assert_same_meaning(graph(both), after)
 
 
+OF_FIRST = """
+  %x: f32[T, 3, 10] = input()
+  %table: f32[T, 4] = input()
+  %2: f32[T, 3, 4] = slice(%x) {"axis": -1, "start": 0, "stop": 4}
+  %3: f32[T, 3, 4] = rope(%2, %table) {"interleave": true}
+  %4: f32[T, 3, 6] = slice(%x) {"axis": -1, "start": 4, "stop": 10}
+  %5: f32[T, 3, 10] = concat(%3, %4) {"axis": -1}
+  return r=%5
+"""
+
+
+def test_columns_that_are_not_rotated_join_those_that_are() -> None:
+    before = graph(OF_FIRST)
+    after, count = changed(FuseRope(), before)
+    assert (count, after.result("r").op, after.count("concat")) == (1, "rope", 0)
+    assert_same_meaning(before, after)
+
+
+def test_columns_in_another_order_stay_apart() -> None:
+    before = graph(OF_FIRST.replace("concat(%3, %4)", "concat(%4, %3)"))
+    assert changed(FuseRope(), before) == (before, 0)
+    gap = OF_FIRST.replace(
+        '%4: f32[T, 3, 6] = slice(%x) {"axis": -1, "start": 4', '%4: f32[T, 3, 5] = slice(%x) {"axis": -1, "start": 5'
+    )
+    before = graph(gap.replace("%5: f32[T, 3, 10]", "%5: f32[T, 3, 9]"))
+    assert changed(FuseRope(), before) == (before, 0)
+
+
 NEAR_MISSES = {
     "gap": (HALVES, '"start": 2, "stop": 4', '"start": 1, "stop": 3'),
     "swapped": (PAIRS, '"start": 0, "stop": 4', '"start": 2, "stop": 6'),

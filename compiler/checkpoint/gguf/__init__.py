@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.checkpoint.files import exists
+from dsv3c.compiler.checkpoint.files import exists, quote
 from dsv3c.compiler.checkpoint.gguf.config import config_of
 from dsv3c.compiler.checkpoint.gguf.container import FLOATS, GgufFile
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
-from dsv3c.compiler.checkpoint.gguf.names import known_as
+from dsv3c.compiler.checkpoint.gguf.names import LONG_FACTORS, SHORT_FACTORS, known_as
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, lacking, text_of
 from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks
 from dsv3c.compiler.checkpoint.stored import StoredTensor
@@ -60,6 +60,8 @@ def open_model(path: Path) -> GgufModel:
     blocks = Blocks(values["num_attention_heads"], values["qk_nope_head_dim"], values["v_head_dim"])
     without = lacking(keys.under("tokenizer.ggml."))
     notes += (without,) if without else ()
+    if (values.get("rope_scaling") or {}).get("type") == "longrope":
+        stored = {name: tensor for name, tensor in stored.items() if name not in (LONG_FACTORS, SHORT_FACTORS)}
     return GgufModel(stored, tuple(file.path.name for file in files), values, blocks, notes + _decoded(stored))
 
 
@@ -110,7 +112,7 @@ def _parts(path: Path) -> list[GgufFile]:
         if (found, of) != (number, count):
             raise GgufSplitError(path=file.path, reason=f"it says that it is number {found + 1} of {of}")
         if twice := names & file.tensors.keys():
-            raise GgufSplitError(path=file.path, reason=f"{min(twice)} is in another part too")
+            raise GgufSplitError(path=file.path, reason=f"{quote(min(twice))} is in another part too")
         names |= file.tensors.keys()
     total = Keys(files[0].values, files[0].path, "split.").integer("tensors.count")
     if total is not None and total != len(names):

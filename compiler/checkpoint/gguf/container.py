@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, file_size, quote, refuse_pointer
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import GgufFormatError, UnreadableFileError
+from dsv3c.compiler.errors import GgufFormatError
 
 Strings = tuple[bytes, ...]
 Value = int | float | bool | str | Strings | NDArray[Any]
@@ -76,24 +76,18 @@ class GgufFile(TensorFile):
     """`values` are those of its keys: arrays of strings as bytes, of numbers as numpy has them. `rename` makes the
     names in `tensors` of those in the file."""
 
+    fault = GgufFormatError
+
     def __init__(self, path: Path, rename: Callable[[str], str] = str) -> None:
-        """Raises GgufFormatError for anything that breaks the format, UnreadableFileError when there is no file,
-        PointerFileError."""
-        self.path = path
-        self.size = file_size(path)
+        """Raises as TensorFile, GgufFormatError for anything that breaks the format."""
+        super().__init__(path)
         try:
-            with path.open("rb") as file:
-                start = file.read(64)
-                refuse_pointer(start, path)
-                _check_magic(start)
-                self._open_map(file)
+            _check_magic(self._map[:8])
             header = _Header(self._map, self.size)
             self.values = header.values
             self.tensors = header.tensors(rename)
         except _Fault as fault:
             raise GgufFormatError(path=path, reason=fault) from fault
-        except (OSError, ValueError) as error:  # mmap says ValueError when the file shrank since
-            raise UnreadableFileError(path=path, reason=getattr(error, "strerror", None) or error) from error
 
     def array(self, name: str) -> NDArray[Any]:
         """BF16 comes as its bit patterns (uint16), a type of blocks as their bytes: uint8 [..., rows, bytes a row]."""

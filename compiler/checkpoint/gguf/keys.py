@@ -18,7 +18,7 @@ from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError, Unsup
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of the file `path` that begin with `prefix`, without it; `asked` are those that were asked for.
+    """The keys of the file `path` that begin with `prefix`, without it; `asked` are those that were asked for, whole.
 
     None stands for a key that is absent. Each raises ConfigValueError for a value of another kind.
     """
@@ -29,7 +29,12 @@ class Keys:
     asked: set[str] = field(default_factory=set)
 
     def under(self, prefix: str) -> Keys:
+        """Other keys of the file."""
         return Keys(self.values, self.path, prefix)
+
+    def within(self, prefix: str) -> Keys:
+        """Some of these, which count as asked for here."""
+        return Keys(self.values, self.path, self.prefix + prefix, self.asked)
 
     def integer(self, key: str) -> int | None:
         value = self._value(key)
@@ -92,11 +97,11 @@ class Keys:
 
     def unknown(self) -> list[str]:
         """The keys that nobody asked for."""
-        found = (key.removeprefix(self.prefix) for key in self.values if key.startswith(self.prefix))
-        return [key for key in found if key not in self.asked]
+        found = (key for key in self.values if key.startswith(self.prefix) and key not in self.asked)
+        return [key.removeprefix(self.prefix) for key in found]
 
     def _value(self, key: str) -> Value | None:
-        self.asked.add(key)
+        self.asked.add(self.prefix + key)
         return self.values.get(self.prefix + key)
 
     def _quoted(self, key: str) -> str:

@@ -10,6 +10,7 @@ import re
 
 HEAD = "lm_head.weight"
 K_B, V_B = "self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"  # of the config, no weights
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -29,6 +30,11 @@ _LAYER = {
     "attn_k_b.weight": K_B,
     "attn_v_b.weight": V_B,
     "attn_output.weight": "self_attn.o_proj.weight",
+    "indexer.attn_q_b.weight": "self_attn.indexer.wq_b.weight",
+    "indexer.attn_k.weight": "self_attn.indexer.wk.weight",
+    "indexer.k_norm.weight": "self_attn.indexer.k_norm.weight",
+    "indexer.k_norm.bias": "self_attn.indexer.k_norm.bias",
+    "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
     "ffn_gate_inp.weight": "mlp.gate.weight",
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
     "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",

@@ -16,8 +16,8 @@ from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.gguf.config import special_ids
 from dsv3c.compiler.checkpoint.gguf.container import Value
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
+from dsv3c.compiler.checkpoint.gguf.pieces import byte_level, sentence_pieces
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
-from dsv3c.compiler.errors import TokenizerVocabularyError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # enum llama_token_type
 _TOKENIZER, _TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
@@ -43,9 +43,9 @@ def lacking(keys: Keys) -> str:
     model, pre = keys.text("model"), keys.text("pre") or "default"
     if model is None or keys.values.get(f"{_TOKENIZER}tokens") is None:
         return "the file has no tokenizer"
-    if model != "gpt2":
-        return f"tokenizer.ggml.model is {quote(model)}, known is gpt2"
-    if pre not in SPLITTINGS:
+    if model not in ("gpt2", "llama"):
+        return f"tokenizer.ggml.model is {quote(model)}, known are gpt2 and llama"
+    if model == "gpt2" and pre not in SPLITTINGS:
         return f"tokenizer.ggml.pre is {quote(pre)}, known are {', '.join(SPLITTINGS)}"
     return ""
 
@@ -55,11 +55,7 @@ def _tokenizer(file: Keys) -> dict[str, Any]:
     if lacking(keys):
         return {}
     tokens = keys.texts("tokens") or []
-    splitting = SPLITTINGS[keys.text("pre") or ""]
     kinds = _kinds(keys, len(tokens))
-    merges = keys.texts("merges")
-    if merges is None:
-        raise keys.wrong("merges", "a list of texts")
     vocabulary = {token: number for number, token in enumerate(tokens) if kinds[number] != _UNUSED}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
@@ -67,25 +63,14 @@ def _tokenizer(file: Keys) -> dict[str, Any]:
         for number, kind in enumerate(kinds)
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and tokens[number]
     ]
-    for merge in merges:
-        left, _, right = merge.partition(" ")
-        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-            raise TokenizerVocabularyError(path=keys.path, reason=f"the merge {quote(merge)} is not one of its tokens")
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": splitting.pre_tokenizer(),
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": splitting.whole,
-            "vocab": vocabulary, "merges": merges,
-        },
-    }  # fmt: skip
+    if keys.text("model") == "llama":
+        merged = (token for token, number in vocabulary.items() if kinds[number] == _NORMAL)
+        unknown = next((token for token, number in vocabulary.items() if kinds[number] == _UNKNOWN), None)
+        parts = sentence_pieces(keys, vocabulary, merged, unknown)
+    else:
+        parts = byte_level(keys, vocabulary)
+    around = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": None}
+    return around | parts
 
 
 def _kinds(keys: Keys, count: int) -> list[int]:
@@ -110,7 +95,8 @@ def _tokenizer_config(file: Keys) -> dict[str, Any]:
         if number is not None and 0 <= number < len(tokens):
             config[f"{role}_token"] = tokens[number]
     begins, ends = keys.boolean("add_bos_token"), keys.boolean("add_eos_token")
-    config["add_bos_token"] = SPLITTINGS[keys.text("pre") or ""].begins if begins is None else begins
+    pieces = keys.text("model") == "llama"  # which begin with BOS, where the file does not say
+    config["add_bos_token"] = (pieces or SPLITTINGS[keys.text("pre") or ""].begins) if begins is None else begins
     if ends is not None:
         config["add_eos_token"] = ends
     template = _chat_template(file)

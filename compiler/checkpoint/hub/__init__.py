@@ -19,6 +19,7 @@ from dsv3c.compiler.checkpoint.hub.errors import (
     HubAnswerError,
     HubFileError,
     HubGgufError,
+    HubStoreError,
     HubUnreachableError,
     HubWeightsError,
 )
@@ -58,6 +59,14 @@ def local(path: Path, progress: Progress | None = None) -> Path:
             raise
         return kept
     store = _store(asked.id)
+    try:
+        return _all_of(repository, asked, store, progress)
+    except OSError as error:  # of the network it is a HubError by now
+        raise HubStoreError(path=store, reason=error.strerror or error) from error
+
+
+def _all_of(repository: Repository, asked: HubId, store: Path, progress: Progress) -> Path:
+    """The snapshot, with all that is needed. Raises HubError, OSError."""
     snapshot = store / "snapshots" / repository.commit
     for folder in (store / "blobs", store / "refs", snapshot):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +79,9 @@ def local(path: Path, progress: Progress | None = None) -> Path:
     for file in (*side, *weights):
         _fetch(repository, file, store, snapshot, progress)
     reference = store / "refs" / (asked.revision or "main")
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    reference.write_text(repository.commit)
+    if not reference.is_file() or reference.read_text() != repository.commit:
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(repository.commit)
     return snapshot
 
 
@@ -85,24 +95,33 @@ def afar(path: Path) -> Iterator[Afar]:
     repository = Repository.ask(asked)
     with tempfile.TemporaryDirectory(prefix="dsv3c-plan-") as place:
         folder = Path(place) / _store(asked.id).name / "snapshots" / repository.commit
-        folder.mkdir(parents=True)
-        read = 0
+        try:
+            seen = _headers(repository, folder)
+        except OSError as error:  # as in `local`
+            raise HubStoreError(path=place, reason=error.strerror or error) from error
+        yield seen
 
-        def whole(file: RemoteFile) -> bytes:
-            nonlocal read
-            target = folder / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            transfer.download(file, repository.url(file.name), repository.headers, target, lambda count: None)
-            read += file.size
-            return target.read_bytes()
 
-        side, weights = _needed(repository, whole)
-        for file in side:
-            whole(file)
-        for file in weights:
-            read += _write_header(repository, file, folder) if not file.name.endswith(".json") else 0
-        files = [*side, *weights]
-        yield Afar(folder, sum(file.size for file in files), len(files), read)
+def _headers(repository: Repository, folder: Path) -> Afar:
+    """Fill the folder. Raises HubError, OSError."""
+    folder.mkdir(parents=True)
+    read = 0
+
+    def whole(file: RemoteFile) -> bytes:
+        nonlocal read
+        target = folder / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        transfer.download(file, repository.url(file.name), repository.headers, target, lambda count: None)
+        read += file.size
+        return target.read_bytes()
+
+    side, weights = _needed(repository, whole)
+    for file in side:
+        whole(file)
+    for file in weights:
+        read += _write_header(repository, file, folder) if not file.name.endswith(".json") else 0
+    files = [*side, *weights]
+    return Afar(folder, sum(file.size for file in files), len(files), read)
 
 
 def _needed(repository: Repository, read: Callable[[RemoteFile], bytes]) -> tuple[list[RemoteFile], list[RemoteFile]]:
@@ -145,8 +164,9 @@ def _fetch(repository: Repository, file: RemoteFile, store: Path, snapshot: Path
     if not blob.is_file():
         transfer.download(file, repository.url(file.name), repository.headers, blob, progress.advance)
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(blob, link.parent))
+    made = link.with_name(f".{link.name}.{os.getpid()}")  # another process may make the link meanwhile
+    made.symlink_to(os.path.relpath(blob, link.parent))
+    made.replace(link)
     return link
 
 

@@ -44,6 +44,11 @@ class HubInterruptedError(HubError):
     hint = "the same command goes on from there"
 
 
+class HubStoreError(HubError):
+    message = "what is fetched cannot be kept in {path}: {reason}"
+    hint = "free some room there, or name another folder: HF_HUB_CACHE for downloads, TMPDIR for headers"
+
+
 class HubWeightsError(HubError):
     message = "{id} cannot be planned from afar: {reason}"
     hint = "download it and give its folder, or compile it by its id, which downloads it"

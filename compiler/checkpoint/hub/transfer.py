@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
+import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from dsv3c.compiler.checkpoint.hub.errors import HubFileError, HubInterruptedError
+from dsv3c.compiler.checkpoint.hub.errors import HubFileError, HubInterruptedError, HubStoreError
 from dsv3c.compiler.checkpoint.hub.repository import RemoteFile
 
 Advance = Callable[[int], None]
@@ -68,19 +71,40 @@ def part(url: str, headers: Mapping[str, str], begin: int, end: int) -> bytes:
 def download(file: RemoteFile, url: str, headers: Mapping[str, str], place: Path, advance: Advance) -> None:
     """Fetch a file, which gets to `place` once its size and hash are right. What came of it before is gone on with.
 
-    Raises HubFileError, after which nothing of it is there, and HubInterruptedError, after which what came stays.
+    Raises HubFileError, after which nothing of it is there, and HubInterruptedError and HubStoreError, after which what
+    came stays. Of two processes one waits for what the other fetches.
     """
     begun = place.with_name(f"{place.name}.begun")
-    begun.touch()
+    while not place.is_file():
+        begun.touch()
+        with begun.open("r+b", buffering=0) as out:
+            _lock(out)
+            if not _is_still(out, begun):
+                continue
+            try:
+                digest = _fetch(file, url, headers, out, advance)
+                if digest != file.digest:
+                    raise HubFileError(url=url, reason=f"its hash is {digest}, the hub says {file.digest}")
+            except HubFileError:
+                begun.unlink(missing_ok=True)
+                raise
+            begun.replace(place)
+            return
+    advance(file.size)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for other processes to leave the file; some file systems know no such thing."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    """Whether it was not taken away while this process waited for it."""
     try:
-        with begun.open("r+b") as out:
-            digest = _fetch(file, url, headers, out, advance)
-        if digest != file.digest:
-            raise HubFileError(url=url, reason=f"its hash is {digest}, the hub says {file.digest}")
-    except HubFileError:
-        begun.unlink(missing_ok=True)
-        raise
-    begun.replace(place)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def digest_of(file: RemoteFile, path: Path, advance: Advance) -> str:
@@ -93,7 +117,7 @@ def digest_of(file: RemoteFile, path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
-def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: Any, advance: Advance) -> str:
+def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: BinaryIO, advance: Advance) -> str:
     digest, done = _hash(file), 0
     while done < file.size and (chunk := out.read(min(_CHUNK, file.size - done))):
         digest.update(chunk)
@@ -109,7 +133,7 @@ def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: Any, adv
                 while chunk := answer.read(min(_CHUNK, file.size - done + 1)):
                     if done + len(chunk) > file.size:
                         raise HubFileError(url=url, reason=f"it has more than its {file.size} bytes")
-                    out.write(chunk)
+                    _keep(out, chunk)
                     digest.update(chunk)
                     done += len(chunk)
                     advance(len(chunk))
@@ -124,6 +148,16 @@ def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: Any, adv
     if done < file.size:
         raise HubInterruptedError(url=url, done=done, size=file.size, reason=reason)
     return digest.hexdigest()
+
+
+def _keep(out: BinaryIO, data: bytes) -> None:
+    """Raises HubStoreError: what cannot be written is no fault of the network, and asking again would not help."""
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[out.write(left) :]
+    except OSError as error:
+        raise HubStoreError(path=out.name, reason=error.strerror) from error
 
 
 def _open(url: str, headers: Mapping[str, str], begin: int, end: int) -> Any:

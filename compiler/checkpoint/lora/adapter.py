@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,7 @@ _FOREIGN = {
 }
 
 Entries = Mapping[str, LogicalTensor]
+Named = Callable[[str], str]
 Place = tuple[str, int]  # a logical name, and which of its parts
 
 
@@ -78,8 +79,9 @@ class Adapter:
         return tuple(dict.fromkeys((*self.whole, *self.deltas)))
 
     @staticmethod
-    def open(given: Lora, entries: Entries) -> Adapter:
-        """entries: the tensors of the model. Reads headers alone.
+    def open(given: Lora, entries: Entries, named: Named) -> Adapter:
+        """entries: the tensors of the model. named: what these call a module or tensor of the checkpoint, whose names
+        the adapter may have as well. Reads headers alone.
 
         Raises an AdapterError for what is no adapter of this model that can be merged; as for a checkpoint's files, a
         CheckpointError for a file or a tensor that is damaged.
@@ -97,14 +99,15 @@ class Adapter:
         file = SafetensorsFile(folder / WEIGHTS)
         if not file.tensors:
             raise EmptyAdapterError(path=file.path)
-        reading = _Reading(file, config, given.scale, entries)
+        reading = _Reading(file, config, given.scale, entries, named)
         return Adapter(given, config, reading.whole, reading.deltas)
 
 
 @dataclass
 class _Pair:
-    """The two factors of a module. kind: `embedding_`, or nothing."""
+    """The two factors of a module. given: its name in the file. kind: `embedding_`, or nothing."""
 
+    given: str
     kind: str
     adapter: str | None
     sides: dict[str, StoredTensor] = field(default_factory=dict)
@@ -113,8 +116,10 @@ class _Pair:
 class _Reading:
     """Finds for each tensor of the file what it is of the model."""
 
-    def __init__(self, file: SafetensorsFile, config: AdapterConfig, scale: float, entries: Entries) -> None:
-        self.path, self.config, self.scale, self.entries = file.path, config, scale, entries
+    def __init__(
+        self, file: SafetensorsFile, config: AdapterConfig, scale: float, entries: Entries, named: Named
+    ) -> None:
+        self.path, self.config, self.scale, self.entries, self.named = file.path, config, scale, entries, named
         self.stored = {name: StoredTensor(file, info) for name, info in file.tensors.items()}
         self.whole: dict[Place, Readable] = {}
         self.deltas: dict[Place, Delta] = {}
@@ -134,7 +139,8 @@ class _Reading:
                 self.deltas[place] = delta
 
     def _sort(self, pairs: dict[str, _Pair], found: re.Match[str], tensor: StoredTensor) -> None:
-        pair = pairs.setdefault(found["module"], _Pair(found["kind"] or "", found["adapter"]))
+        module = found["module"]
+        pair = pairs.setdefault(self.named(module), _Pair(module, found["kind"] or "", found["adapter"]))
         if (pair.kind, pair.adapter) != (found["kind"] or "", found["adapter"]) or found["side"] in pair.sides:
             raise self._twice(found[0])
         pair.sides[found["side"]] = tensor
@@ -153,7 +159,7 @@ class _Reading:
         if strange:
             raise AdapterTensorError(path=self.path, count=len(strange), names=some(strange))
         if rest:
-            raise self._no_target(rest[0].removeprefix(_PREFIX), "weight")
+            raise self._no_target(self.named(rest[0].removeprefix(_PREFIX)), "weight")
 
     # --- Whole weights ------------------------------------------------------------------------------------------------
 
@@ -162,7 +168,7 @@ class _Reading:
         found = _WHOLE.fullmatch(plain)
         if found is None:
             return False
-        module, parameter = found["module"], found["parameter"]
+        module, _, parameter = self.named(f"{found['module']}.{found['parameter']}").rpartition(".")
         place = self._place(f"{module}.{parameter}")
         if place is None:
             return self._take_stack(module, parameter, name)
@@ -199,7 +205,7 @@ class _Reading:
         shape = () if place is None else self.entries[place[0]].parts[place[1]].shape
         if place is None or len(shape) != 2:
             raise self._no_target(f"{module}.weight", "matrix")
-        key = self.config.key_of(module)
+        key = self.config.key_of(pair.given)
         rank, scale = self.config.rank_of(key), self.scale * self.config.scale_of(key)
         rows, columns = shape[::-1] if pair.kind else shape
         a = experts.checked(pair.sides["A"], 0, (rank, columns))

@@ -9,7 +9,7 @@ from dsv3c.compiler.checkpoint.catalog import LogicalTensor
 from dsv3c.compiler.checkpoint.config import ModelConfig
 from dsv3c.compiler.checkpoint.expected import EMBEDDING, HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import quote, some
-from dsv3c.compiler.checkpoint.lora.adapter import Adapter
+from dsv3c.compiler.checkpoint.lora.adapter import Adapter, Named
 from dsv3c.compiler.checkpoint.lora.delta import MergedWeight
 from dsv3c.compiler.checkpoint.quantised.weight import Readable
 from dsv3c.compiler.options import Lora
@@ -25,13 +25,14 @@ class Merged:
     notes: tuple[str, ...]
 
 
-def merged(config: ModelConfig, entries: Mapping[str, LogicalTensor], given: Sequence[Lora]) -> Merged:
-    """The tensors with what the adapters make of them in their order, where they are read. Raises as `Adapter.open`.
+def merged(config: ModelConfig, entries: Mapping[str, LogicalTensor], given: Sequence[Lora], named: Named) -> Merged:
+    """The tensors with what the adapters make of them in their order, where they are read. named and what is raised: as
+    of `Adapter.open`.
 
     Of a tied model, whose head and embedding are one, adapters may change one alone: then it has both.
     """
     both = {**entries, HEAD: entries[EMBEDDING]} if config.tie_word_embeddings else dict(entries)
-    adapters = tuple(Adapter.open(each, both) for each in given)
+    adapters = tuple(Adapter.open(each, both, named) for each in given)
     if config.tie_word_embeddings:
         adapters = tuple(_tied(adapter) if adapter.config.ties else adapter for adapter in adapters)
     changed = {name for adapter in adapters for name, _ in adapter.places}

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from dsv3c.compiler.checkpoint.files import file_size, quote, refuse_pointer
+from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
 from dsv3c.compiler.checkpoint.pickled.machine import Machine, Malformed, Refused, Storage, Tensor
 from dsv3c.compiler.checkpoint.pickled.records import Record, records
 from dsv3c.compiler.checkpoint.safetensors import DTYPE_BITS, NUMPY_DTYPES
-from dsv3c.compiler.errors import PickledNameError, TorchFileError, UnreadableFileError
+from dsv3c.compiler.errors import PickledNameError, TorchFileError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -33,26 +33,19 @@ Found = tuple[Any, Mapping[str, Record]]
 class TorchFile(TensorFile):
     """One open file; `tensors` are those of its dictionary of weights."""
 
+    fault = TorchFileError
+
     def __init__(self, path: Path) -> None:
-        """Raises TorchFileError, PickledNameError for a pickle that names anything but tensors and containers,
-        UnreadableFileError, PointerFileError."""
-        self.path = path
-        self.size = file_size(path)
+        """Raises as TensorFile, TorchFileError for anything that breaks the format, PickledNameError for a pickle that
+        names anything but tensors and containers."""
+        super().__init__(path)
         try:
-            with path.open("rb") as file:
-                start = file.read(64)
-                refuse_pointer(start, path)
-                if not start:
-                    raise Malformed("it is empty")
-                self._open_map(file)
-            content, storages = _zipped(self._map) if start.startswith(b"PK") else _legacy(self._map)
+            content, storages = _zipped(self._map) if self._map[:2] == b"PK" else _legacy(self._map)
             self._tensors = _weights(content)
             self.tensors = {name: _info(name, tensor, storages) for name, tensor in self._tensors.items()}
-        except OSError as error:
-            raise UnreadableFileError(path=path, reason=error.strerror) from error
         except Refused as error:
             raise PickledNameError(path=path, name=quote(str(error))) from error
-        except ValueError as error:  # mmap says it too, when the file shrank since
+        except ValueError as error:
             raise TorchFileError(path=path, reason=error) from error
 
     def array(self, name: str) -> np.ndarray[Any, Any]:

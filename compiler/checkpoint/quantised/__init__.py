@@ -45,11 +45,13 @@ def quantization_config(config: ConfigFields) -> ConfigFields:
     return next((found for key in _KEYS if (found := config.object(key)).values), config.object(_KEYS[0]))
 
 
-def block_size(config: ConfigFields) -> tuple[int, int]:
-    """The blocks of DeepSeek's FP8. Raises ConfigValueError, UnsupportedConfigError."""
+def block_size(config: ConfigFields) -> tuple[int, int] | None:
+    """The blocks of FP8, None for one scale a tensor. Raises ConfigValueError, UnsupportedConfigError."""
     if config.values.get("fmt", "e4m3") != "e4m3":
         raise config.unsupported("fmt", "known is e4m3")
-    block = config.values.get("weight_block_size")
+    if not config.has("weight_block_size"):
+        return None
+    block = config.values["weight_block_size"]
     if not isinstance(block, list) or len(block) != 2:
         raise config.wrong("weight_block_size", "a list of two sizes")
     if not all(type(size) is int and 1 <= size <= _MAX_BLOCK for size in block):

@@ -52,7 +52,6 @@ FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantize
            "mixed-precision")  # fmt: skip
 STRATEGIES = ("tensor", "channel", "group", "block")
 _ANY = "Linear"
-_ASIDE = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class _Found:
         self._require([self.shape], ["F8_E4M3"])
         blocks = {"tensor": self.shape, "channel": (1, columns), "group": (1, self.scheme.group)}
         block = blocks.get(self.scheme.strategy, self.scheme.block)
-        return StoredWeight(self.codes, self._scale(), (block[0], block[1]), aside=self._aside())
+        return StoredWeight(self.codes, self._scale(), (block[0], block[1]))
 
     def mxfp4(self) -> Weight:
         rows, columns = self.shape
@@ -194,7 +193,7 @@ class _Found:
         scattered = scheme.scattered and index is not None
         coding = Coding(coded.INTEGERS, scheme.bits, None if scattered else scheme.group, scheme.symmetric)
         read = _Reader(self.codes, scale, zeros, sizes, index, self.shape, scheme)
-        return CodedWeight(tensors, self.shape, coding, read, aside=self._aside())
+        return CodedWeight(tensors, self.shape, coding, read)
 
     def _scale(self, dtypes: Sequence[str] = SCALE_DTYPES) -> StoredTensor:
         return self._required("weight_scale", self.scheme.scale_shapes(*self.shape), dtypes)
@@ -207,9 +206,6 @@ class _Found:
 
     def _name(self, what: str) -> str:
         return f"{self.module}.{what}"
-
-    def _aside(self) -> tuple[str, ...]:
-        return tuple(name for name in map(self._name, _ASIDE) if name in self.stored)
 
 
 @dataclass(frozen=True)

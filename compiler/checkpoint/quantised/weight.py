@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,13 @@ class Weight(Readable, Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+
+@runtime_checkable
+class Stack(Weight, Protocol):
+    """Matrices of one shape behind one another: of experts, of heads."""
+
     def cut(self, expert: int, rows: tuple[int, int]) -> Weight:
-        """These rows of one matrix of a stack."""
+        """These rows of one of them."""
 
 
 class Quantisation(Protocol):
@@ -109,7 +114,7 @@ class CodedWeight:
     """A matrix that `read` gives the codes of.
 
     stack: how many matrices lie behind one another, None: it is the only one; `expert` is the one of them that is
-    meant. rows: those taken of the matrix, None: all. aside: names of tensors that belong to it and are not read.
+    meant. rows: those taken of the matrix, None: all.
     """
 
     tensors: tuple[StoredTensor, ...]
@@ -119,11 +124,10 @@ class CodedWeight:
     stack: int | None = None
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    aside: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(tensor.info.name for tensor in self.tensors) + self.aside
+        return tuple(tensor.info.name for tensor in self.tensors)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -50,7 +50,9 @@ def evaluate_rope_table(positions: Array, inv_freq: Array, scale: float) -> Arra
 
 def infer_rope(x: TensorType, table: TensorType, interleave: bool) -> TensorType:
     primitive.require_dtype(F32, x, table)
-    require(x.shape[-1] == table.shape[-1], f"x has {x.shape[-1]} rotary columns, the table {table.shape[-1]}")
+    columns, rotated = x.shape[-1], table.shape[-1]
+    fits = isinstance(columns, int) and isinstance(rotated, int) and rotated <= columns
+    require(fits, f"x has {columns} columns, the table {rotated}")
     require(x.shape[0] == table.shape[0], f"x has {x.shape[0]} tokens, the table {table.shape[0]}")
     return x
 
@@ -58,13 +60,15 @@ def infer_rope(x: TensorType, table: TensorType, interleave: bool) -> TensorType
 def evaluate_rope(x: Array, table: Array, interleave: bool) -> Array:
     """Rotate x [T, H, d] or [T, d]; pairs are (even, odd) columns when `interleave`, else (first, second) half.
 
-    The result holds the rotated first members, then the second members.
+    The result holds the rotated first members, then the second members. Columns behind those of the table [T, r] stay
+    as they are.
     """
+    x, rest = np.split(x, [table.shape[-1]], axis=-1)
     half = x.shape[-1] // 2
     shape = (x.shape[0], *(1,) * (x.ndim - 2), half)
     cos, sin = table[:, :half].reshape(shape), table[:, half:].reshape(shape)
     first, second = (x[..., 0::2], x[..., 1::2]) if interleave else (x[..., :half], x[..., half:])
-    return float32(np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1))
+    return float32(np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1))
 
 
 def infer_swiglu(x: TensorType) -> TensorType:
@@ -309,6 +313,30 @@ def evaluate_router_weights(logits: Array, ids: Array, scoring: str, norm_topk_p
     return float32(weights * np.float32(scale))
 
 
+def infer_expert_weights(ids: TensorType, weights: TensorType, n_experts: int) -> TensorType:
+    primitive.require_dtype(I32, ids)
+    primitive.require_dtype(F32, weights)
+    require(ids.shape == weights.shape, f"{ids} and {weights} are not one weight a chosen expert")
+    return weights
+
+
+def evaluate_expert_weights(ids: Array, weights: Array, n_experts: int) -> Array:
+    """The mixing weights [T, k] of those that work: 0 for ids from n_experts on."""
+    return float32(np.where(ids < n_experts, weights, 0))
+
+
+def infer_identity_experts(x: TensorType, ids: TensorType, weights: TensorType, n_experts: int) -> TensorType:
+    primitive.require_dtype(F32, x)
+    infer_expert_weights(ids, weights, n_experts)
+    require(len(x.shape) == 2 and x.shape[0] == ids.shape[0], f"{x} and {ids} differ in tokens")
+    return x
+
+
+def evaluate_identity_experts(x: Array, ids: Array, weights: Array, n_experts: int) -> Array:
+    """x [T, D] times the weights of ids from n_experts on: experts that give back what they are given."""
+    return float32(x * np.where(ids < n_experts, 0, weights).sum(axis=-1, keepdims=True, dtype=np.float32))
+
+
 def infer_expert_order(ids: TensorType, n_experts: int, n_shared: int) -> TensorType:
     primitive.require_dtype(I32, ids)
     tokens, k = ids.shape
@@ -321,14 +349,16 @@ def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
 
     j < k are the experts ids[t, j], the others the shared experts E+j-k. One flat i32 vector: the number of active
     experts; their ids, rising, in E' places; where each one's pairs start, and the end, in E'+1 places; the pairs.
+    An id from E on is no expert's: its pair is not listed, and nothing is computed for it.
     The type says [T, 2E'+2+k+s] so that the size grows with T; the rest of the vector is zero.
     """
     tokens, k = ids.shape
-    shared = np.broadcast_to(np.arange(n_experts, n_experts + n_shared, dtype=np.int32), (tokens, n_shared))
-    pairs = np.concatenate([ids, shared], axis=-1).reshape(-1)
-    order = np.argsort(pairs, kind="stable")
-    active, counts = np.unique(pairs, return_counts=True)
     total = n_experts + n_shared
+    shared = np.broadcast_to(np.arange(n_experts, total, dtype=np.int32), (tokens, n_shared))
+    pairs = np.concatenate([np.where(ids < n_experts, ids, total), shared], axis=-1).reshape(-1)
+    listed = pairs[pairs < total]
+    order = np.argsort(pairs, kind="stable")[: len(listed)]
+    active, counts = np.unique(listed, return_counts=True)
     table = np.zeros((tokens, 2 * total + 2 + k + n_shared), np.int32)
     if not tokens:
         return table
@@ -341,14 +371,14 @@ def evaluate_expert_order(ids: Array, n_experts: int, n_shared: int) -> Array:
 
 
 def pair_experts(order: Array, n_experts: int, n_pairs: int) -> Array:
-    """Expert of each pair p = t*(k+s)+j, read back from expert_order's vector."""
+    """Expert of each pair p = t*(k+s)+j, read back from expert_order's vector; -1 for one that is not listed."""
+    experts = np.full(n_pairs, -1, np.int64)
     if not n_pairs:
-        return np.empty(0, np.int64)
+        return experts
     flat = order.reshape(-1)
     n_active = int(flat[0])
     starts = flat[1 + n_experts : 2 + n_experts + n_active]
-    experts = np.empty(n_pairs, np.int64)
-    pairs = flat[2 + 2 * n_experts : 2 + 2 * n_experts + n_pairs]
+    pairs = flat[2 + 2 * n_experts : 2 + 2 * n_experts + starts[-1]]
     experts[pairs] = np.repeat(flat[1 : 1 + n_active], np.diff(starts))
     return experts
 
@@ -362,14 +392,17 @@ def infer_moe_gate_up(x: TensorType, order: TensorType, weight: TensorType) -> T
 
 
 def evaluate_moe_gate_up(x: Any, order: Array, weight: Any) -> Array:
-    """silu(gate) * up for each pair of token and expert: x [T, D], weight [E', 2, I, D] -> [T*(k+s), I]."""
+    """silu(gate) * up for each pair of token and expert: x [T, D], weight [E', 2, I, D] -> [T*(k+s), I].
+
+    Rows of pairs that are not listed may hold anything; here they are zero.
+    """
     x, weight = decoded(x), decoded(weight)
     n_experts = weight.shape[0]
     per_token = order.shape[1] - 2 * n_experts - 2
     experts = pair_experts(order, n_experts, len(x) * per_token)
     rows = np.repeat(x, per_token, axis=0)
-    result = np.empty((len(rows), weight.shape[2]), np.float32)
-    for expert in np.unique(experts):
+    result = np.zeros((len(rows), weight.shape[2]), np.float32)
+    for expert in np.unique(experts[experts >= 0]):
         chosen = experts == expert
         gate, up = rows[chosen] @ weight[expert, 0].T, rows[chosen] @ weight[expert, 1].T
         result[chosen] = gate * primitive.evaluate_sigmoid(gate) * up
@@ -387,7 +420,8 @@ def infer_moe_down(h: TensorType, order: TensorType, weights: TensorType, weight
 def evaluate_moe_down(h: Any, order: Array, weights: Array, weight: Any) -> Array:
     """Weighted sum of the experts' outputs: h [T*(k+s), I], weights [T, k], weight [E', D, I] -> [T, D].
 
-    Shared experts count with weight 1.
+    Shared experts count with weight 1. Pairs that are not listed have weight 0 (see expert_weights), and count nothing
+    whatever their rows hold.
     """
     h, weight = decoded(h), decoded(weight)
     tokens, k = weights.shape
@@ -396,7 +430,7 @@ def evaluate_moe_down(h: Any, order: Array, weights: Array, weight: Any) -> Arra
     mix = np.concatenate([weights, np.ones((tokens, per_token - k), np.float32)], axis=-1).reshape(-1)
     experts = pair_experts(order, n_experts, tokens * per_token)
     result = np.zeros((tokens, weight.shape[1]), np.float32)
-    for expert in np.unique(experts):
+    for expert in np.unique(experts[experts >= 0]):
         chosen = np.flatnonzero(experts == expert)
         np.add.at(result, chosen // per_token, mix[chosen, None] * (h[chosen] @ weight[expert].T))
     return result
@@ -413,6 +447,8 @@ TABLE = op_table(
     Op("mla_materialized", infer_mla_materialized, evaluate_mla_materialized, role="fused"),
     Op("router", infer_router, evaluate_router, role="fused"),
     Op("router_weights", infer_router_weights, evaluate_router_weights, role="fused"),
+    Op("expert_weights", infer_expert_weights, evaluate_expert_weights, role="fused"),
+    Op("identity_experts", infer_identity_experts, evaluate_identity_experts, role="fused"),
     Op("expert_order", infer_expert_order, evaluate_expert_order, role="fused"),
     Op("moe_gate_up", infer_moe_gate_up, evaluate_moe_gate_up, role="fused"),
     Op("moe_down", infer_moe_down, evaluate_moe_down, role="fused"),

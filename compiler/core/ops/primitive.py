@@ -43,6 +43,10 @@ def infer_unary(x: TensorType) -> TensorType:
     return x
 
 
+def evaluate_relu(x: Array) -> Array:
+    return np.maximum(x, np.float32(0))
+
+
 def infer_binary(x: TensorType, y: TensorType) -> TensorType:
     require_dtype(F32, x, y)
     return TensorType(F32, broadcast(x.shape, y.shape))
@@ -230,6 +234,21 @@ def evaluate_top_k(x: Array, k: int) -> Array:
     return np.argsort(-x, axis=-1, kind="stable")[..., :k].astype(np.int32)
 
 
+def infer_top_k_mask(x: TensorType, k: int) -> TensorType:
+    require_dtype(F32, x)
+    require(k > 0, f"cannot pick {k}")
+    return TensorType(BOOL, x.shape)
+
+
+def evaluate_top_k_mask(x: Array, k: int) -> Array:
+    """Whether an element is among the k largest of the last axis; of equals the lower index is, -inf never."""
+    order = np.argsort(-x, axis=-1, kind="stable")[..., :k]
+    mask = np.zeros(x.shape, np.bool_)
+    np.put_along_axis(mask, order, True, axis=-1)
+    mask &= x > -np.inf
+    return mask
+
+
 # --- the paged cache (docs/03-one-step.md) ---------------------------------------------------------------------------
 
 
@@ -279,6 +298,22 @@ def evaluate_context_mask(positions: Array, sequence: Array, page_table: Array, 
     return mask
 
 
+def infer_chosen_mask(chosen: TensorType, sequence: TensorType, page_table: TensorType, page_size: int) -> TensorType:
+    require_dtype(I32, chosen)
+    require(len(chosen.shape) == 2, "chosen is [T, k]")
+    require_paging(TensorType(I32, chosen.shape[:1]), sequence, page_table)
+    return TensorType(BOOL, (chosen.shape[0], dim_product(*page_table.shape, page_size)))
+
+
+def evaluate_chosen_mask(chosen: Array, sequence: Array, page_table: Array, page_size: int) -> Array:
+    """bool [T, S*P*page_size]: the row is one of the positions chosen [T, k] of the token's sequence; -1 is none."""
+    length = page_table.shape[1] * page_size
+    mask = np.zeros((len(chosen), page_table.shape[0] * length), np.bool_)
+    tokens, places = np.nonzero(chosen >= 0)
+    mask[tokens, sequence[tokens] * length + chosen[tokens, places]] = True
+    return mask
+
+
 def infer_scatter_rows(cache: TensorType, slots: TensorType, rows: TensorType) -> TensorType:
     require(slots.dtype == I32 and slots.shape == rows.shape[:1], f"slots {slots} do not number the rows {rows.shape}")
     require(cache.shape[1:] == rows.shape[1:], f"rows {rows.shape} do not fit the cache {cache.shape}")
@@ -302,6 +337,7 @@ TABLE = op_table(
     Op("div", infer_binary, np.divide),
     Op("rsqrt", infer_unary, lambda x: float32(1 / np.sqrt(x))),
     Op("sigmoid", infer_unary, evaluate_sigmoid),
+    Op("relu", infer_unary, evaluate_relu),
     Op("cos", infer_unary, np.cos),
     Op("sin", infer_unary, np.sin),
     Op("cast", infer_cast, lambda x, dtype: x.astype(CAST_DTYPES[dtype])),
@@ -321,8 +357,10 @@ TABLE = op_table(
     Op("take_along", infer_take_along, evaluate_take_along),
     Op("put_along", infer_put_along, evaluate_put_along),
     Op("top_k", infer_top_k, evaluate_top_k),
+    Op("top_k_mask", infer_top_k_mask, evaluate_top_k_mask),
     Op("token_slots", infer_token_slots, evaluate_token_slots),
     Op("context_slots", infer_context_slots, evaluate_context_slots),
     Op("context_mask", infer_context_mask, evaluate_context_mask),
+    Op("chosen_mask", infer_chosen_mask, evaluate_chosen_mask),
     Op("scatter_rows", infer_scatter_rows, evaluate_scatter_rows, in_place=True),
 )

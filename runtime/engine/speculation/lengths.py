@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 
-SHARE = 0.015  # of the time of decoding, what drafts that were wrong may cost
+SHARE = 0.01  # of the time of decoding, what drafts that were wrong may cost
 CREDIT = 4  # plain steps: of what was won before, so much counts when drafts begin to be wrong
 GAIN = 1.03  # a predicted rate must be that much above the plain one
 PLAIN_STEPS = 3  # measured before anything is drafted

@@ -45,19 +45,24 @@ class Speculator:
         self._all = Acceptance()
         self._of: WeakKeyDictionary[Lane, Acceptance] = WeakKeyDictionary()
         self._lanes = self._rows = 0
-        self._rests = False
         self._open: list[_Open] = []
 
     @property
+    def rests(self) -> bool:
+        """Whether the next step is one without drafts, so that neither `propose` nor `stepped` is called for it."""
+        return self.lengths.resting > 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether the drafter wants to see what comes of the next step."""
+        return self.lengths.resting <= LISTEN and self.fault is None
+
+    @property
     def reads_states(self) -> bool:
-        return self.drafter.reads_states and self.fault is None
+        return self.drafter.reads_states and self.listens
 
     def propose(self, drafting: Many[Drafting], lanes: int, room: int) -> None:
         """Give drafts to lanes of the next step, which has `lanes` of them and room for that many more rows."""
-        self._open = []
-        self._rests = self.lengths.resting > 0
-        if self._rests:
-            return
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]
         able = [each for each in drafting if each.left > 1]
         count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
@@ -69,9 +74,6 @@ class Speculator:
 
     def stepped(self, drafting_seconds: float, step_seconds: float) -> None:
         """The step that was proposed for is done."""
-        if self._rests:
-            self.lengths.rested(step_seconds)
-            return
         tokens = self._lanes - len(self._open)
         for each in self._open:
             now, before = each.drafting.drafted, each.drafted
@@ -84,9 +86,12 @@ class Speculator:
                 self.drafted = Drafted(total.proposed + proposed, total.accepted + right, total.steps + 1)
         self.lengths.measured(self._lanes, self._rows, tokens, drafting_seconds, step_seconds)
 
+    def rested(self, seconds: float) -> None:
+        """A step of the rest is done."""
+        self.lengths.rested(seconds)
+
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        if self.lengths.resting <= LISTEN:
-            self._kept(lambda: self.drafter.saw(lane, start, hidden), None)
+        self._kept(lambda: self.drafter.saw(lane, start, hidden), None)
 
     def follow(self) -> None:
         self._kept(self.drafter.follow, None)

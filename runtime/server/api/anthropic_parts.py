@@ -43,16 +43,17 @@ def tool_choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:
     kind = choice.choice("type", ("auto", "any", "tool", "none"))
     if kind is None:
         raise choice.missing("type", "auto, any, tool or none")
+    single = choice.flag("disable_parallel_tool_use") is True
     if kind in ("auto", "none"):
-        return ToolChoice("none" if kind == "none" else "auto")
+        return ToolChoice("none" if kind == "none" else "auto", single=single)
     if not tools:
         raise choice.wrong("type", "there are no tools")
     if kind == "any":
-        return ToolChoice("required")
+        return ToolChoice("required", single=single)
     name = choice.required_text("name")
     if not any(tool.name == name for tool in tools):
         raise choice.wrong("name", f"there is no tool {quote(name)}")
-    return ToolChoice("required", name)
+    return ToolChoice("required", name, single)
 
 
 def _tool(body: Body) -> Tool:

@@ -54,7 +54,7 @@ def tools_of(body: Body) -> tuple[tuple[Tool, ...], ToolChoice]:
     required = choice.choice("mode", ("auto", "required")) == "required"
     if required and not kept:
         raise choice.wrong("tools", "none of them is among the tools")
-    return kept, ToolChoice("required" if required else "auto")
+    return kept, ToolChoice("required" if required else "auto", single=body.flag("parallel_tool_calls") is False)
 
 
 def _tool(body: Body) -> Tool:

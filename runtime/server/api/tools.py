@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dsv3c.runtime.artifact.strict_json import quote
 from dsv3c.runtime.server.asked import Tool, ToolChoice
 from dsv3c.runtime.server.fields import Body
@@ -16,6 +18,10 @@ def tools_of(body: Body) -> tuple[Tool, ...]:
 
 def tool_choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:
     """Raises FieldInvalid, FieldMissing."""
+    return replace(_choice_of(body, tools), single=body.flag("parallel_tool_calls") is False)
+
+
+def _choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:
     value = body.values.get("tool_choice")
     if value is None:
         return ToolChoice()

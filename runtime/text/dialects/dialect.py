@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,22 @@ class Dialect:
         """Of one answer. opened: whether it begins within thoughts (`thoughts.opened_by`). Without tools nothing in it
         is a call."""
         return Reader(self.format, opened, tools)
+
+    def one_call(self, opened: bool, tools: Tools, opening: str) -> Callable[[], Callable[[str], bool]]:
+        """Makes what is told the text of one answer, and says when a call in it is over. opening: its beginning that
+        stands in the prompt."""
+
+        def made() -> Callable[[str], bool]:
+            reader = self.reader(opened, tools)
+            reader.push(opening)
+
+            def has_called(text: str) -> bool:
+                reader.push(text)
+                return reader.has_called
+
+            return has_called
+
+        return made
 
     def prompt(self, messages: Many[Mapping[str, Any]], tools: Tools = ()) -> tuple[list[Message], dict[str, Any]]:
         """Messages and variables for the chat template. Raises MessagesInvalid, and what rendering one does."""

@@ -63,6 +63,11 @@ class Form(Protocol):
         """What a model that has to call a tool begins with: that tool, or any."""
         ...
 
+    def around(self, name: str) -> tuple[str, str] | None:
+        """What stands before and behind the arguments of a call of that tool, after what any call begins with; {number}
+        for how many there were before it. None where arguments are no JSON."""
+        ...
+
     def write(self, name: str, arguments: Mapping[str, Any], number: int) -> str:
         """A call. number: how many there were before it in the conversation."""
         ...
@@ -99,6 +104,10 @@ class Marked:
         before, _, rest = self._written.partition("{name}")
         after, _, _ = rest.partition("{arguments}")
         return before if name is None else before + name + after.replace("{number}", "0")
+
+    def around(self, name: str) -> tuple[str, str]:
+        before, _, behind = self._written.partition("{name}")[2].partition("{arguments}")
+        return name + before, behind
 
     def write(self, name: str, arguments: Mapping[str, Any], number: int) -> str:
         parts = {"{name}": name, "{number}": str(number), "{arguments}": dumped(arguments)}

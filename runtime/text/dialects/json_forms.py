@@ -33,6 +33,9 @@ class JsonObject:
     def opening(self, name: str | None) -> str:
         return f'{OPEN}\n{{"name": "' if name is None else f'{OPEN}\n{{"name": {dumped(name)}, "arguments": '
 
+    def around(self, name: str) -> tuple[str, str]:
+        return f'{dumped(name)[1:]}, "arguments": ', f"}}\n{CLOSE}"
+
     def write(self, name: str, arguments: Mapping[str, Any], number: int) -> str:
         return f'{OPEN}\n{{"name": {dumped(name)}, "arguments": {dumped(arguments)}}}\n{CLOSE}'
 
@@ -129,6 +132,9 @@ class ArgumentTags:
 
     def opening(self, name: str | None) -> str:
         return OPEN if name is None else f"{OPEN}{name}\n"
+
+    def around(self, name: str) -> None:
+        return None
 
     def write(self, name: str, arguments: Mapping[str, Any], number: int) -> str:
         lines = [f"{OPEN}{name}"]

@@ -24,6 +24,11 @@ class Reader:
         self._thoughts = ThoughtFilter(opened, form.openers if tools and form.ends_thoughts else ())
         self._calls = CallReader(form, tools) if tools else None
 
+    @property
+    def has_called(self) -> bool:
+        """Whether a call is over."""
+        return self._calls is not None and self._calls.has_called
+
     def push(self, text: str) -> list[Piece]:
         """What is certain after this text, in order."""
         return self._read(self._thoughts.push(text))
@@ -55,6 +60,7 @@ class CallReader:
         self._in_call = False
         self._body: Body | None = None  # of the call; None as long as its form is not known
         self._after_call = False  # and nothing but blanks since
+        self.has_called = False
 
     def push(self, text: str) -> list[Piece]:
         self._held += text
@@ -128,6 +134,7 @@ class CallReader:
             return False
         self._in_call, self._body = False, None
         self._after_call |= not self._markup
+        self.has_called |= not self._markup
         self._in_section = step.state == "done" and bool(self._format.section)
         self._tell(self._markup, pieces)
         self._markup = ""

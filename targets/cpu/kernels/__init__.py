@@ -31,13 +31,25 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
+from dsv3c.targets.calls.router import (
+    ExpertOrder,
+    ExpertWeights,
+    IdentityExperts,
+    Router,
+    RouterWeights,
+    expert_weights_operands,
+    identity_experts_operands,
+    router_weights_operands,
+)
+from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse, index_write_operands
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import (
     attention,
     cache,
     elementwise,
     embedding,
+    index,
+    index_topk,
     linear,
     materialized,
     moe,
@@ -52,6 +64,9 @@ from dsv3c.targets.cpu.kernels.products import multiplies
 
 _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, IsaLevel], PrimFunc]]] = {
     MlaAbsorbed: (attention.operands, attention.build),
+    MlaSparse: (attention.sparse_operands, attention.build),
+    IndexTopk: (index_topk.operands, index_topk.build),
+    IndexWrite: (index_write_operands, index.build),
     MlaWrite: (mla_write_operands, cache.build),
     Add: (add_operands, elementwise.build_add),
     Concat: (concat_operands, elementwise.build_concat),
@@ -67,6 +82,8 @@ _KERNELS: dict[type, tuple[Callable[[Any], tuple[Operand, ...]], Callable[[Any, 
     Rope: (rope_operands, rope.build_rope),
     RopeTable: (rope_table_operands, rope.build_rope_table),
     ExpertOrder: (router.expert_order_operands, router.build_expert_order),
+    ExpertWeights: (expert_weights_operands, router.build_expert_weights),
+    IdentityExperts: (identity_experts_operands, router.build_identity_experts),
     Router: (router.router_operands, router.build_router),
     RouterWeights: (router_weights_operands, router.build_router_weights),
 }

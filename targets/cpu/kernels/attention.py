@@ -1,10 +1,11 @@
 """mla_absorbed: attention in latent space, where the cache row is both the one key and the one value of all heads.
 
-A token attends to positions 0 … its own. Up to sixteen heads share each pass over the cache. Scores have the heads in
-the lanes, so softmax, which runs online (Milakov and Gimelshein 2018, arXiv 1805.02867) over blocks of slots, needs no
-horizontal step. A long context is cut into chunks whose partial results are merged by their maxima and sums
-(Flash-Decoding, Dao and others 2023). Where it is cut depends on its length alone, so a token gets the same bits
-whatever is computed beside it: few tokens spread their chunks over the threads, many take a thread each.
+A token attends to positions 0 … its own, in mla_sparse to those that are chosen of them, whose rows are read where they
+lie: the slots of a context are then places in that choice. Up to sixteen heads share each pass over the cache. Scores
+have the heads in the lanes, so softmax, which runs online (Milakov and Gimelshein 2018, arXiv 1805.02867) over blocks
+of slots, needs no horizontal step. A long context is cut into chunks whose partial results are merged by their maxima
+and sums (Flash-Decoding, Dao and others 2023). Where it is cut depends on its length alone, so a token gets the same
+bits whatever is computed beside it: few tokens spread their chunks over the threads, many take a thread each.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
+from dsv3c.targets.calls.sparse import MlaSparse, mla_sparse_operands
 from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import attention_chunks as chunks
 from dsv3c.targets.cpu.kernels import cache_codes
-from dsv3c.targets.cpu.kernels.attention_unit import BLOCK, PAGE, Part, Unit, parts, tiles_of
+from dsv3c.targets.cpu.kernels.attention_unit import BLOCK, PAGE, Part, Spec, Unit, parts, tiles_of
 from dsv3c.targets.cpu.kernels.frame import (
     PARALLEL_WORK,
     Buffer,
@@ -30,8 +32,9 @@ from dsv3c.targets.cpu.kernels.frame import (
     prim_func,
     settled,
 )
+from dsv3c.targets.cpu.kernels.queries import load_queries, load_query_pairs
 from dsv3c.targets.cpu.kernels.softmax import LOWEST
-from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store, transpose
+from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store
 
 Expr = Any
 
@@ -49,7 +52,11 @@ def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
     )
 
 
-def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
+def sparse_operands(spec: MlaSparse) -> tuple[Operand, ...]:
+    return mla_sparse_operands(spec, parts(spec.heads) * Part.of(spec, 0).size)
+
+
+def build(spec: Spec, level: IsaLevel) -> PrimFunc:
     """Items are tokens times head tiles. Where there are fewer than parts, rounds of items whose chunks have a task
     each; else tasks of whole contexts."""
     paging = spec.paging
@@ -61,6 +68,11 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
     def body(buffers: dict[str, Buffer]) -> None:
         parallel = spec.heads * paging.width * paging.pages * paging.page_size >= PARALLEL_WORK
         positions = buffers["positions"]
+
+        def context_of(token: Expr) -> Expr:
+            context = positions[token] + 1
+            return T.min(context, spec.k) if isinstance(spec, MlaSparse) else context
+
         tokens = T.bind(buffers["control"][spec.rows.index])
         items = T.bind(tokens * tiles)
         most, worth = slices // tiles, level.tuning.context_chunk
@@ -69,7 +81,7 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
         store(shared, 1, items, 1)
         with T.If(items < slices), T.Then():
             with T.serial(0, tokens) as t:
-                store(shared, 0, T.max(shared[0], positions[t] + 1), 1)
+                store(shared, 0, T.max(shared[0], context_of(t)), 1)
             store(shared, 0, chunks.wanted(shared[0], most, worth), 1)
             store(shared, 1, T.floordiv(slices, shared[0]), 1)
         apart, at_once = T.bind(shared[0]), T.bind(shared[1])
@@ -79,10 +91,11 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
             # Tiles overlap when they do not divide the heads: a head done twice gets the same result twice.
             head = T.bind(T.min(T.floormod(item, tiles) * tile, spec.heads - tile))
             token, head = settled(token, head)
-            return Unit(spec, level, buffers, Part.of(spec, part), token, head, tile)
+            chosen = local("i64", BLOCK) if isinstance(spec, MlaSparse) else None
+            return Unit(spec, level, buffers, Part.of(spec, part), token, head, tile, chosen)
 
         def cut(one: Unit) -> tuple[Expr, Expr, Expr]:
-            context = T.bind(positions[one.token] + 1)
+            context = T.bind(context_of(one.token))
             return context, *settled(*chunks.cut(context, most, worth))
 
         with T.serial(0, T.floordiv(items + at_once - 1, T.max(at_once, 1))) as turn:
@@ -114,7 +127,8 @@ def build(spec: MlaAbsorbed, level: IsaLevel) -> PrimFunc:
                 with T.If(used > 1), T.Then():
                     chunks.merge(one, T.bind(T.floormod(index, tile)), used, most)
 
-    return prim_func(operands(spec), body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
+    given = sparse_operands(spec) if isinstance(spec, MlaSparse) else operands(spec)
+    return prim_func(given, body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
 
 
 def _attend(unit: Unit, start: Expr, end: Expr) -> None:
@@ -128,11 +142,15 @@ def _attend(unit: Unit, start: Expr, end: Expr) -> None:
     with T.serial(0, T.floordiv(end - start + (BLOCK - 1), BLOCK)) as block:
         first = T.bind(start + block * BLOCK)
         valid = T.bind(T.min(end - first, BLOCK))
+        unit.find_chosen(first, valid)
         with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
-            here = T.bind(first + page * PAGE)
-            # A page is as many cache lines as a row has pairs: each step of the scores fetches one line of the next.
-            following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
-            _score_page(unit, unit.page(here), following, T.bind(page * PAGE))
+            here, slot = T.bind(first + page * PAGE), T.bind(page * PAGE)
+            if unit.chosen is not None:
+                _score_page(unit, T.int64(0), None, slot)
+            else:
+                # A page is as many cache lines as a row has pairs: each step of the scores fetches one of the next.
+                following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
+                _score_page(unit, unit.page(here), following, slot)
         _soften(unit, valid)
         _add_values(unit, first, valid)
 
@@ -145,56 +163,30 @@ def _load_query(unit: Unit) -> None:
         source = unit.buffers[role]
         starts = [T.bind((row + h) * n) for h in range(unit.heads)]
         if unit.paired:
-            _load_pairs(unit, source, starts, n, at.query + offset // 2 * LANES)
-            continue
-        whole = n // LANES
-        if whole:
-            with T.serial(0, whole) as step:
-                rows = [T.bind(load(source, start + step * LANES, LANES)) for start in starts]
-                for i, column in enumerate(transpose(rows)):
-                    unit.put(at.query + (offset + step * LANES + i) * LANES, column)
-        if n % LANES:
-            with T.serial(whole * LANES, n) as i:
-                unit.put(at.query + (offset + i) * LANES, f32(0, LANES))
-                for h, start in enumerate(starts):
-                    store(unit.scratch, at.query + (offset + i) * LANES + h, source[start + i], 1)
+            load_query_pairs(source, starts, n, unit.scratch, at.query + offset // 2 * LANES)
+        else:
+            load_queries(source, starts, n, unit.scratch, at.query + offset * LANES)
 
 
-def _load_pairs(unit: Unit, source: Buffer, starts: list[Expr], n: int, out: Expr) -> None:
-    """scratch[out + i*16 + h] = bfloat16 pair (q[h, 2i], q[h, 2i + 1])."""
-    even, odd = list(range(0, 2 * LANES, 2)), list(range(1, 2 * LANES, 2))
-    whole = n // (2 * LANES)
-    if whole:
-        with T.serial(0, whole) as step:
-            rows = []
-            for start in starts:
-                halves = [T.bind(load(source, start + step * (2 * LANES) + part, LANES)) for part in (0, LANES)]
-                pair = f32_to_bf16_pair(T.bind(T.Shuffle(halves, even)), T.bind(T.Shuffle(halves, odd)), LANES)
-                rows.append(T.bind(T.reinterpret("float32x16", pair)))
-            for i, column in enumerate(transpose(rows)):
-                unit.put(out + (step * LANES + i) * LANES, column)
-    if n % (2 * LANES):
-        with T.serial(whole * LANES, n // 2) as i:
-            unit.put(out + i * LANES, f32(0, LANES))
-            for h, start in enumerate(starts):
-                pair = f32_to_bf16_pair(source[start + 2 * i], source[start + 2 * i + 1], 1)
-                store(unit.scratch, out + i * LANES + h, T.reinterpret("float32", pair), 1)
-
-
-def _score_page(unit: Unit, base: Expr, following: Expr, first: Expr) -> None:
+def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> None:
     """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; `following` come next.
 
-    Slots past the context get whatever the page holds there; nothing reads their scores.
+    Rows that are chosen have neither. Slots past the context get whatever the page holds there; nothing reads their
+    scores.
     """
     paging, lanes, query, out = unit.spec.paging, unit.level.lanes, unit.at.query, unit.at.scores + first * LANES
     width, source = paging.width, unit.scratch if paging.coded else unit.buffers["cache"]
     together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
+    if unit.chosen is not None:
+        together = min(together, PAGE // 2)  # and addresses
     pairs = paging.element == "bf16" and width % 2 == 0
 
     with T.serial(0, PAGE // together) as step:
-        rows = T.bind(base + T.Cast("int64", step) * (together * paging.stride))
+        rows, begin = T.bind(base + T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
         if paging.coded:
-            rows = _decoded(unit, rows, together, T.bind(first + step * together))
+            rows = _decoded(unit, rows, together, begin)
+        apart = unit.chosen is not None and not paging.coded
+        starts = [T.bind(unit.row(rows, i, begin + i)) if apart else rows + i * width for i in range(together)]
         sums = [local("f32", LANES) for _ in range(together)]
         for total in sums:
             for part in range(0, LANES, lanes):
@@ -207,9 +199,9 @@ def _score_page(unit: Unit, base: Expr, following: Expr, first: Expr) -> None:
                     store(total, part, q * value + load(total, part, lanes), lanes)
 
         with T.serial(0, width // 2 if pairs else width) as i:
-            at = [T.bind(rows + (slot * width + i * (2 if pairs else 1))) for slot in range(together)]
+            at = [T.bind(start + i * (2 if pairs else 1)) for start in starts]
             if unit.paired:
-                if together == PAGE:
+                if following is not None and together == PAGE:
                     prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
                 words = [T.bind(T.reinterpret("float32", load(unit.buffers["cache"], where, 2))) for where in at]
                 for part in range(0, LANES, lanes):
@@ -236,7 +228,7 @@ def _decoded(unit: Unit, rows: Expr, count: int, slot: Expr) -> Expr:
     paging, at = unit.spec.paging, unit.at
     cache, scratch = unit.buffers["cache"], unit.scratch
     with T.serial(0, count) as i:
-        row = T.bind(rows + T.Cast("int64", i) * paging.stride)
+        row = T.bind(unit.row(rows, i, slot + i))
         for part, (_, first) in enumerate(cache_codes.parts(paging)):
             cache_codes.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
         store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
@@ -318,11 +310,12 @@ def _value_tile(
             store(total, 0, load(unit.scratch, where, lanes) * factor, lanes)
 
     with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
-        rows = unit.page(first + page * PAGE)
+        rows = T.int64(0) if unit.chosen is not None else unit.page(first + page * PAGE)
         here = T.bind(T.min(valid - page * PAGE, PAGE))
         with T.serial(0, T.floordiv(here + (steps - 1), steps)) as i:
-            slots = [T.Cast("int64", T.min(i * steps + j, here - 1)) for j in range(steps)]
-            values = _values(unit, [T.bind(rows + slot * paging.stride + at) for slot in slots], lanes, vectors)
+            slots = [T.bind(T.min(i * steps + j, here - 1)) for j in range(steps)]
+            places = [T.bind(unit.row(rows, slot, page * PAGE + slot) + at) for slot in slots]
+            values = _values(unit, places, lanes, vectors)
             weights = part.scores + (page * (PAGE // steps) + i) * LANES
             for h, of_head in zip(heads, sums, strict=True):
                 weight = unit.scratch[weights + h]

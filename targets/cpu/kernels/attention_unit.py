@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv3c.compiler.formats.rows16 import LANES
+from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
+from dsv3c.targets.calls.sparse import MlaSparse
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.cache import cache_row
 from dsv3c.targets.cpu.kernels.frame import Buffer
 from dsv3c.targets.cpu.kernels.vector import WIDTH, load, store
 
 Expr = Any
+Spec = MlaAbsorbed | MlaSparse
 
 PAGE = 16  # slots that are contiguous in memory; pages hold a multiple of them
 BLOCK = 64  # slots of one softmax step
@@ -47,7 +50,7 @@ class Part:
     size: int
 
     @classmethod
-    def of(cls, spec: MlaAbsorbed, index: Expr) -> Part:
+    def of(cls, spec: Spec, index: Expr) -> Part:
         width, rank = spec.paging.width, spec.paging.rank
         sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
         sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
@@ -60,13 +63,14 @@ class Part:
 class Unit:
     """What the emission of one chunk of one token's context needs."""
 
-    spec: MlaAbsorbed
+    spec: Spec
     level: IsaLevel
     buffers: dict[str, Buffer]
     at: Part
     token: Expr
     head: Expr  # the first
     heads: int
+    chosen: Buffer | None = None  # i64 [BLOCK]: where the rows of a block lie of which each is chosen; None: in pages
 
     @property
     def scratch(self) -> Buffer:
@@ -82,6 +86,21 @@ class Unit:
     def page(self, slot: Expr) -> Expr:
         """Offset of the cache row of a slot, and of the PAGE rows from there on."""
         return cache_row(self.spec.paging, self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
+
+    def find_chosen(self, first: Expr, valid: Expr) -> None:
+        """Note where the rows of `valid` positions lie from the `first` chosen one on, and behind them the last's."""
+        if not isinstance(self.spec, MlaSparse):
+            return
+        start = T.bind(self.token * self.spec.k + first)
+        with T.serial(0, BLOCK) as slot:
+            position = T.bind(self.buffers["chosen"][start + T.min(slot, valid - 1)])
+            store(self.chosen, slot, self.page(position), 1)
+
+    def row(self, rows: Expr, slot: Expr, of_block: Expr) -> Expr:
+        """Where the row of a slot lies: the one so many behind `rows`, or that chosen for a slot of the block."""
+        if self.chosen is not None:
+            return self.chosen[of_block]
+        return rows + T.Cast("int64", slot) * self.spec.paging.stride
 
     def get(self, offset: Expr) -> Expr:
         return load(self.scratch, offset, LANES)

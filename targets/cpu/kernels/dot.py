@@ -47,6 +47,14 @@ class Activation:
         return cls(buffers[f"{role}.data"], contiguous, buffers[f"{role}.scale"], buffers[f"{role}.sum"])
 
 
+def tile_rows(level: IsaLevel, w: Weight) -> int:
+    """Activation rows of a tile, whose sums registers hold: fewer where these take more than one register."""
+    narrow = DOT4[level.dot].narrow if w.format.integer_products else None
+    if narrow is None or not narrow.most(w.integer_bits):
+        return level.tuning.token_tile
+    return max(1, level.tuning.token_tile // narrow.registers)
+
+
 def tile_number(indices: list[Expr]) -> Expr | None:
     """Which tile has the rows `indices`; None for a single row, which streams by too fast to fetch more meanwhile."""
     return T.bind(T.floordiv(indices[0], len(indices))) if len(indices) > 1 else None
@@ -92,7 +100,7 @@ def dot_tile(
         (x_start,) = x_starts
         coded_dot(level, w, x.data, starts, scale_starts, x_start, [row for (row,) in sums])
         return tile
-    most = max(1, level.tuning.token_tile * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
+    most = max(1, tile_rows(level, w) * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
     numbers = [row for row, _ in rows]
     for first in range(0, len(blocks), most):
         some = slice(first, first + most)
@@ -349,9 +357,9 @@ class _Sums:
             total = self._dot.emit(load(self._buffers[row], at, self._lanes), code, word)
             store(self._buffers[row], at, total, self._lanes)
             return
-        pairs = self._narrow.pairs(code, word)
+        products = self._narrow.products(code, word)
         before = self._short.get((row, number))
-        self._short[row, number] = T.bind(pairs if before is None else before + pairs)
+        self._short[row, number] = T.bind(products if before is None else before + products)
 
     def hold(self) -> None:
         """Nothing of what follows is computed before what was added, at levels where registers are few."""

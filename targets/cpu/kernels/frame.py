@@ -30,8 +30,10 @@ TVM_DTYPES = {
     "f16": "float16",
     "bf16": "uint16",
     "i32": "int32",
+    "i64": "int64",
     "i8": "int8",
     "u8": "uint8",
+    "u32": "uint32",
 }
 
 

@@ -17,7 +17,7 @@ from dsv3c.targets.cpu.intrinsics import DOT4, PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx, decoded
 from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number, tile_rows
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
 from dsv3c.targets.cpu.kernels.weights import Weight
@@ -73,11 +73,11 @@ def dot_rows(
             tile([done])
         return
     if level.matrix is None or not w.format.integer_products:
-        tiles(rows.count, level.tuning.token_tile, tile)
+        tiles(rows.count, tile_rows(level, w), tile)
         return
     done = _matrix_rows(level, w, x, blocks, rows, use)
     rest = T.bind(rows.count - done)
-    tiles(rest, level.tuning.token_tile, lambda indices: tile([T.bind(done + index) for index in indices]))
+    tiles(rest, tile_rows(level, w), lambda indices: tile([T.bind(done + index) for index in indices]))
 
 
 def _decoded_rows(

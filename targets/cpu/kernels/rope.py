@@ -54,20 +54,26 @@ def rotate(x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interlea
 
 
 def build_rope(spec: Rope, level: IsaLevel) -> PrimFunc:
+    width = spec.d + spec.rest
+
     def body(buffers: dict[str, Buffer]) -> None:
+        x, y = buffers["x"], buffers["y"]
+
         def row(m: Expr) -> None:
             with T.serial(0, spec.heads) as head:
-                out = T.bind((m * spec.heads + head) * spec.d)
+                out = T.bind((m * spec.heads + head) * width)
+                start = T.bind(view_of(spec.view, spec.heads, width).start(m, head))
                 rotate(
-                    buffers["x"],
-                    T.bind(view_of(spec.view, spec.heads, spec.d).start(m, head)),
+                    x,
+                    start,
                     buffers["table"],
                     m * spec.d,
                     spec.d,
                     spec.interleave,
-                    lambda at, value, lanes: store(buffers["y"], out + at, value, lanes),
+                    lambda at, value, lanes: store(y, out + at, value, lanes),
                 )
+                columns(width, lambda at, lanes: store(y, out + at, load(x, start + at, lanes), lanes), spec.d)
 
-        rows_loop(buffers["control"], spec.rows, spec.heads * spec.d, row)
+        rows_loop(buffers["control"], spec.rows, spec.heads * width, row)
 
     return prim_func(rope_operands(spec), body)

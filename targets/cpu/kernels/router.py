@@ -1,12 +1,23 @@
-"""Routing: which experts a token visits (router), with what weights (router_weights), in what order (expert_order)."""
+"""Routing: which experts a token visits (router), with what weights (router_weights, expert_weights), in what order
+(expert_order); and those that give back what they are given (identity_experts)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.operands import CONTROL
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, order_size, router_weights_operands
+from dsv3c.targets.calls.operands import CONTROL, view_of
+from dsv3c.targets.calls.router import (
+    ExpertOrder,
+    ExpertWeights,
+    IdentityExperts,
+    Router,
+    RouterWeights,
+    expert_weights_operands,
+    identity_experts_operands,
+    order_size,
+    router_weights_operands,
+)
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer, Operand, PrimFunc, local, prim_func, rows_loop
@@ -98,6 +109,44 @@ def build_router_weights(spec: RouterWeights, level: IsaLevel) -> PrimFunc:
     return prim_func(router_weights_operands(spec), body)
 
 
+def build_expert_weights(spec: ExpertWeights, level: IsaLevel) -> PrimFunc:
+    def body(buffers: dict[str, Buffer]) -> None:
+        ids, weights, y = buffers["ids"], buffers["weights"], buffers["y"]
+
+        def row(m: Expr) -> None:
+            with T.serial(0, spec.top_k) as j:
+                at = T.bind(m * spec.top_k + j)
+                store(y, at, T.Select(ids[at] < spec.experts, weights[at], f32(0)), 1)
+
+        rows_loop(buffers["control"], spec.rows, spec.top_k, row)
+
+    return prim_func(expert_weights_operands(spec), body)
+
+
+def build_identity_experts(spec: IdentityExperts, level: IsaLevel) -> PrimFunc:
+    view = view_of(spec.view, 1, spec.d)
+
+    def body(buffers: dict[str, Buffer]) -> None:
+        x, ids, weights, y = (buffers[role] for role in ("x", "ids", "weights", "y"))
+
+        def row(m: Expr) -> None:
+            start, total = T.bind(view.start(m)), local("f32", 1)
+            store(total, 0, f32(0), 1)
+            with T.serial(0, spec.top_k) as j:
+                at = T.bind(m * spec.top_k + j)
+                store(total, 0, total[0] + T.Select(ids[at] < spec.experts, f32(0), weights[at]), 1)
+            factor = T.bind(total[0])
+
+            def column(at: Expr, lanes: int) -> None:
+                store(y, m * spec.d + at, load(x, start + at, lanes) * splat(factor, lanes), lanes)
+
+            columns(spec.d, column)
+
+        rows_loop(buffers["control"], spec.rows, spec.d, row)
+
+    return prim_func(identity_experts_operands(spec), body)
+
+
 def build_expert_order(spec: ExpertOrder, level: IsaLevel) -> PrimFunc:
     """A counting sort, on one thread."""
     starts, pairs = 1 + spec.total, 2 + 2 * spec.total
@@ -109,7 +158,8 @@ def build_expert_order(spec: ExpertOrder, level: IsaLevel) -> PrimFunc:
             store(place, e, T.if_then_else(e < spec.experts, 0, m), 1)
         with T.serial(0, m * spec.top_k) as i:
             expert = T.bind(ids[i])
-            store(place, expert, place[expert] + 1, 1)
+            with T.If(expert < spec.experts), T.Then():
+                store(place, expert, place[expert] + 1, 1)
         active, used = local("i32", 1), local("i32", 1)
         store(active, 0, T.int32(0), 1)
         store(used, 0, T.int32(0), 1)
@@ -127,9 +177,10 @@ def build_expert_order(spec: ExpertOrder, level: IsaLevel) -> PrimFunc:
             # The index stays inside ids for shared experts too, where its value is not used.
             routed = ids[row * spec.top_k + T.min(j, spec.top_k - 1)]
             expert = T.bind(T.if_then_else(j < spec.top_k, routed, spec.experts + j - spec.top_k))
-            at = T.bind(place[expert])
-            store(y, pairs + at, row * spec.per_token + j, 1)
-            store(place, expert, at + 1, 1)
+            with T.If(T.Or(expert < spec.experts, j >= spec.top_k)), T.Then():
+                at = T.bind(place[expert])
+                store(y, pairs + at, row * spec.per_token + j, 1)
+                store(place, expert, at + 1, 1)
 
     return prim_func(expert_order_operands(spec), body)
 

@@ -29,12 +29,22 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.norm import RmsNorm, rms_norm_operands
 from dsv3c.targets.calls.operands import Operand
 from dsv3c.targets.calls.rope import Rope, RopeTable, rope_operands, rope_table_operands
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, router_weights_operands
+from dsv3c.targets.calls.router import (
+    ExpertOrder,
+    ExpertWeights,
+    IdentityExperts,
+    Router,
+    RouterWeights,
+    expert_weights_operands,
+    identity_experts_operands,
+    router_weights_operands,
+)
+from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse, index_write_operands
 from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import experts, parts, products, routing, rows
 from dsv3c.targets.gpu.kernels.attention import absorbed as attention
-from dsv3c.targets.gpu.kernels.attention import materialized, paged
-from dsv3c.targets.gpu.kernels.frame import Variant
+from dsv3c.targets.gpu.kernels.attention import choice, indexer, materialized, paged
+from dsv3c.targets.gpu.kernels.frame import MOST_BINDING, Variant
 from dsv3c.targets.gpu.kernels.sampling import steps as sampling
 
 _Operands = Callable[[Any], tuple[Operand, ...]]
@@ -43,6 +53,9 @@ _Variants = Callable[[Any, Sequence[Operand]], tuple[Variant, ...]]
 _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     attention.Merge: (attention.merge_operands, attention.merge),
     attention.Partial: (attention.partial_operands, attention.partial),
+    choice.Choice: (choice.choice_operands, choice.choice),
+    indexer.Scores: (indexer.scores_operands, indexer.scores),
+    IndexWrite: (index_write_operands, indexer.write),
     MlaWrite: (mla_write_operands, paged.write),
     Add: (add_operands, rows.add_rows),
     Concat: (concat_operands, rows.concat),
@@ -60,6 +73,8 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
     Rope: (rope_operands, rows.rope),
     RopeTable: (rope_table_operands, rows.rope_table),
     ExpertOrder: (routing.order_operands, routing.expert_order),
+    ExpertWeights: (expert_weights_operands, routing.expert_weights),
+    IdentityExperts: (identity_experts_operands, routing.identity_experts),
     Router: (routing.router_operands, routing.router),
     RouterWeights: (router_weights_operands, routing.router_weights),
     sampling.Best: (sampling.sampling_operands, sampling.best),
@@ -71,16 +86,21 @@ _KERNELS: dict[type, tuple[_Operands, _Variants]] = {
 # What takes several kernels.
 _STAGES: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     MlaAbsorbed: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
+    MlaSparse: lambda spec: (attention.Partial(spec), attention.Merge(spec)),
     MlaMaterialized: lambda spec: (materialized.SeeBlocks(spec), materialized.MergeBlocks(spec)),
     MoeDown: lambda spec: (experts.PairDown(spec), experts.PairSum(spec)),
     sampling.Greedy: sampling.sampling_stages,
     sampling.Sample: sampling.sampling_stages,
 }
-SPECS = (*_KERNELS, *_STAGES)
+# And more of them the less a device binds at once.
+_PARTED: dict[type, Callable[[Any, int], tuple[Any, ...]]] = {IndexTopk: choice.stages}
+SPECS = (*_KERNELS, *_STAGES, *_PARTED)
 
 
-def stages(spec: Any) -> tuple[Any, ...]:
-    """The kernels that `spec` takes, one after the other; they share its scratch."""
+def stages(spec: Any, binding: int = MOST_BINDING) -> tuple[Any, ...]:
+    """The kernels that `spec` takes, one after the other; they share its scratch, of at most `binding` bytes."""
+    if parted := _PARTED.get(type(spec)):
+        return parted(spec, binding)
     several = _STAGES.get(type(spec))
     return several(spec) if several else (spec,)
 

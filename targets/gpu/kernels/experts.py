@@ -131,9 +131,13 @@ def pair_sum(mix: PairSum, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         total = local(1)
         store(total, 0, f32(0))
         for j in range(order.per_token):
-            value = buffers["scratch"][(row * order.per_token + j) * spec.d + column]
-            routed = j < order.top_k
-            store(total, 0, total[0] + (value * buffers["weights"][row * order.top_k + j] if routed else value))
+            at = (row * order.per_token + j) * spec.d + column
+            if j >= order.top_k:
+                store(total, 0, total[0] + buffers["scratch"][at])
+                continue
+            weight = T.bind(buffers["weights"][row * order.top_k + j])
+            with T.If(weight != f32(0)), T.Then():  # the row of a pair that is not listed was never written
+                store(total, 0, total[0] + buffers["scratch"][at] * weight)
         store(buffers["y"], row * spec.d + column, total[0])
 
     return elementwise(operands, order.rows, spec.d, body)

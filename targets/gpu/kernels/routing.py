@@ -1,12 +1,13 @@
-"""Routing: router (which experts), router_weights (with what weights), expert_order (the pairs sorted by expert)."""
+"""Routing: router (which experts), router_weights and expert_weights (with what weights), expert_order (the pairs
+sorted by expert), identity_experts (those that give back what they are given)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.operands import CONTROL, Operand
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights, order_size
+from dsv3c.targets.calls.operands import CONTROL, Operand, view_of
+from dsv3c.targets.calls.router import ExpertOrder, ExpertWeights, IdentityExperts, Router, RouterWeights, order_size
 from dsv3c.targets.gpu.kernels.frame import (
     LOWEST,
     Buffer,
@@ -25,6 +26,7 @@ from dsv3c.targets.gpu.kernels.frame import (
     store,
 )
 from dsv3c.targets.gpu.kernels.functions import exp, sigmoid
+from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms, larger
 
 
@@ -106,6 +108,28 @@ def router_weights(spec: RouterWeights, operands: Sequence[Operand]) -> tuple[Va
     return made if spec.norm_topk_prob or spec.scoring == "softmax" else made[-1:]  # else there are no sums
 
 
+def expert_weights(spec: ExpertWeights, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        at = T.bind(row * spec.top_k + column)
+        store(buffers["y"], at, T.Select(buffers["ids"][at] < spec.experts, buffers["weights"][at], f32(0)))
+
+    return elementwise(operands, spec.rows, spec.top_k, body)
+
+
+def identity_experts(spec: IdentityExperts, operands: Sequence[Operand]) -> tuple[Variant, ...]:
+    view = view_of(spec.view, 1, spec.d)
+
+    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
+        total = local(1)
+        store(total, 0, f32(0))
+        with T.serial(0, spec.top_k) as j:
+            at = T.bind(row * spec.top_k + j)
+            store(total, 0, total[0] + T.Select(buffers["ids"][at] < spec.experts, f32(0), buffers["weights"][at]))
+        store(buffers["y"], row * spec.d + column, buffers["x"][view.start(row) + column] * total[0])
+
+    return elementwise(operands, spec.rows, spec.d, body)
+
+
 def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     """A counting sort in one workgroup: a thread counts, then lists the pairs of an expert, which keeps their order."""
     grid, starts, pairs = (Extent(),), 1 + spec.total, 2 + 2 * spec.total
@@ -117,7 +141,7 @@ def expert_order(spec: ExpertOrder, operands: Sequence[Operand]) -> tuple[Varian
 
         def count(e: Expr) -> None:
             store(counter, 0, T.if_then_else(e < spec.experts, 0, m))
-            with T.serial(0, picks) as i, T.If(ids[i] == e), T.Then():
+            with T.serial(0, picks) as i, T.If(T.And(ids[i] == e, e < spec.experts)), T.Then():
                 store(counter, 0, counter[0] + 1)
             store(place, e, counter[0])
 

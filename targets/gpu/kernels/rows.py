@@ -113,28 +113,40 @@ def rope_table(spec: RopeTable, operands: Sequence[Operand]) -> tuple[Variant, .
     return elementwise(operands, spec.rows, half, body)
 
 
-def rotated(x: Buffer, start: Expr, table: Buffer, angles: Expr, d: int, interleave: bool, j: Expr) -> Any:
-    """The pair (j, j + d/2) of the rotated x[start : start + d]; `angles`: start of the token's row of the table."""
+def rotated(x: Callable[[Expr], Expr], table: Buffer, angles: Expr, d: int, interleave: bool, j: Expr) -> Any:
+    """The pair (j, j + d/2) of the rotated x(0) … x(d - 1); `angles`: start of the token's row of the table."""
     half = d // 2
-    first = T.bind(x[start + (j * 2 if interleave else j)])
-    second = T.bind(x[start + (j * 2 + 1 if interleave else j + half)])
+    first = T.bind(x(j * 2 if interleave else j))
+    second = T.bind(x(j * 2 + 1 if interleave else j + half))
     cos, sin = T.bind(table[angles + j]), T.bind(table[angles + half + j])
     return T.bind(first * cos - second * sin), T.bind(second * cos + first * sin)
 
 
 def rope(spec: Rope, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    half, view = spec.d // 2, view_of(spec.view, spec.heads, spec.d)
+    """A thread a pair, or a column that stays as it is."""
+    half, width = spec.d // 2, spec.d + spec.rest
+    view = view_of(spec.view, spec.heads, width)
 
-    def body(buffers: Buffers, row: Expr, column: Expr) -> None:
-        head = T.bind(T.floordiv(column, half))
-        j = T.bind(column - head * half)
-        start = T.bind(view.start(row, head))
-        pair = rotated(buffers["x"], start, buffers["table"], row * spec.d, spec.d, spec.interleave, j)
-        out = T.bind((row * spec.heads + head) * spec.d + j)
-        store(buffers["y"], out, pair[0])
-        store(buffers["y"], out + half, pair[1])
+    def body(buffers: Buffers, row: Expr, item: Expr) -> None:
+        head = T.bind(T.floordiv(item, half + spec.rest))
+        j = T.bind(item - head * (half + spec.rest))
+        start, out = T.bind(view.start(row, head)), T.bind((row * spec.heads + head) * width)
+        if not spec.rest:
+            turn(buffers, row, start, out, j)
+            return
+        with T.If(j < half):
+            with T.Then():
+                turn(buffers, row, start, out, j)
+            with T.Else():
+                store(buffers["y"], out + j + half, buffers["x"][start + j + half])
 
-    return elementwise(operands, spec.rows, spec.heads * half, body)
+    def turn(buffers: Buffers, row: Expr, start: Expr, out: Expr, j: Expr) -> None:
+        x, table = buffers["x"], buffers["table"]
+        pair = rotated(lambda i: x[start + i], table, row * spec.d, spec.d, spec.interleave, j)
+        store(buffers["y"], out + j, pair[0])
+        store(buffers["y"], out + j + half, pair[1])
+
+    return elementwise(operands, spec.rows, spec.heads * (half + spec.rest), body)
 
 
 def add_rows(spec: Add, operands: Sequence[Operand]) -> tuple[Variant, ...]:

@@ -153,9 +153,9 @@ def test_integers_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         entries_of(tmp_path, tensors)
 
 
-def test_fp8_needs_a_block_size(tmp_path: Path) -> None:
+def test_fp8_needs_a_quantization_config(tmp_path: Path) -> None:
     config = ModelConfig.from_dict(tiny_config(num_nextn_predict_layers=1), Path("config.json"))
-    with pytest.raises(MissingScaleError, match="weight_block_size"):
+    with pytest.raises(MissingScaleError, match=r"config\.json has no quantization_config"):
         entries_of(tmp_path, fp8_tensors(), config)
 
 

@@ -62,8 +62,9 @@ def test_every_model_type(model_type: str) -> None:
     config = parse(model_type)
     assert config.model_type == SAME_AS.get(model_type, model_type)
     kind = "dense" if MEMBERS[config.model_type].dense else "sparse"
-    assert config.mlp_layer_types == ("dense", kind, kind)
-    assert config.scoring_func == ("softmax" if model_type in ("deepseek_v2", "mistral4") else "sigmoid")
+    paired = MEMBERS[config.model_type].paired
+    assert config.mlp_layer_types == (("shortcut", "dense") * 2 if paired else ("dense", kind, kind))
+    assert config.scoring_func == MEMBERS[config.model_type].scorings[0]
     assert config.tie_word_embeddings == MEMBERS[config.model_type].dense
 
 
@@ -178,7 +179,7 @@ BAD: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
         f"weight_block_size {block}": (
             {"quantization_config": {**FP8, "weight_block_size": block}}, ConfigValueError, "weight_block_size"
         )
-        for block in (None, [128], [0, 128], [128.0, 128], "128")
+        for block in ([], [128], [0, 128], [128.0, 128], "128")
     },
 }  # fmt: skip
 
@@ -220,7 +221,9 @@ JSON_VALUES = st.recursive(
 )
 KEYS = sorted({*tiny_config("deepseek_v3"), "mlp_layer_types", "rope_scaling", "rope_parameters", "quantization_config",
                "num_nextn_predict_layers", "moe_layer_freq", "num_mtp_layers", "rope_interleave",
-               "index_topk", "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
+               "index_topk", "index_n_heads", "index_head_dim", "index_topk_freq", "index_topk_pattern",
+               "index_skip_topk_offset", "indexer_types", "indexer_rope_interleave", "mtp_indexer",
+               "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)

@@ -12,6 +12,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.indexer import INDEXER
 from dsv3c.compiler.checkpoint.rope import RopeScaling
 from dsv3c.compiler.errors import (
     CheckpointError,
@@ -20,6 +21,7 @@ from dsv3c.compiler.errors import (
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.frontend.caches import cache_rows, main_cache_rows
 from tests.checkpoints import random_tensors, text_config, tiny_config, write_checkpoint, write_safetensors
 
 PATH = Path("model/config.json")
@@ -98,28 +100,91 @@ def test_a_multimodal_checkpoint_without_its_text_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa", "deepseek_v3"])
-def test_up_to_index_topk_tokens_attention_is_dense(model_type: str, tmp_path: Path) -> None:
-    config = tiny_config("deepseek_v32") | {"model_type": model_type}
+def test_a_context_within_index_topk_needs_no_indexer(model_type: str, tmp_path: Path) -> None:
+    config = tiny_config("deepseek_v32", index_topk=512) | {"model_type": model_type}
     write_checkpoint(tmp_path, config)
     opened = Checkpoint.open(tmp_path)
-    assert opened.config.max_position_embeddings == 400
+    assert (opened.config.max_position_embeddings, opened.config.indexer_types) == (512, ())
     assert not [name for name in opened.shapes if "indexer" in name]
-    context, tensors = opened.notes
-    assert context.startswith("the context is 400 tokens, not the 512 of max_position_embeddings: up to index_topk")
-    assert tensors == "the 15 tensors of indexers are left out: up to index_topk, 400 tokens, attention is dense"
+    assert [row.name for row in main_cache_rows(opened.config)] == ["cache.0", "cache.1", "cache.2"]
+    assert opened.notes == (
+        "the 15 tensors of indexers are left out: no context is longer than the 512 tokens of index_topk, up to which"
+        " attention is dense",
+    )
 
 
-def test_a_context_within_index_topk_is_whole(tmp_path: Path) -> None:
-    config = tiny_config("deepseek_v32", index_topk=512)
-    write_checkpoint(tmp_path, config)
+def test_an_indexer_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny_config("glm_moe_dsa"))
+    config = Checkpoint.open(tmp_path).config
+    assert config.indexer_types == ("full", "full", "shared")
+    assert [(row.name, row.width, str(row.type("int8"))) for row in main_cache_rows(config)] == [
+        ("cache.0", 40, "int8-at32[N, 40]"),
+        ("cache.0.index", 16, "bf16[N, 16]"),
+        ("cache.1", 40, "int8-at32[N, 40]"),
+        ("cache.1.index", 16, "bf16[N, 16]"),
+        ("cache.2", 40, "int8-at32[N, 40]"),
+    ]
+
+
+def test_indexers_of_layers_that_share_a_choice_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, tiny_config("glm_moe_dsa"), random_tensors(tiny_config("glm_moe_dsa", index_topk_freq=1)))
     opened = Checkpoint.open(tmp_path)
-    assert opened.config.max_position_embeddings == 512
-    assert len(opened.notes) == 1
+    assert opened.notes == ("the 5 tensors of indexers are left out: their layers take the choice of another",)
+    assert sum("indexer" in name for name in opened.shapes) == 10
 
 
-def test_index_topk_has_the_default_of_the_published_code() -> None:
-    config = parse("deepseek_v32", index_topk=..., max_position_embeddings=163840)
-    assert (config.index_topk, config.max_position_embeddings) == (2048, 2048)
+def test_multi_token_prediction_without_an_indexer_attends_to_all(tmp_path: Path) -> None:
+    config = tiny_config("deepseek_v32", num_nextn_predict_layers=1)
+    tensors = random_tensors(config)
+    write(
+        tmp_path, config, {name: w for name, w in tensors.items() if not name.startswith(f"model.layers.3.{INDEXER}")}
+    )
+    opened = Checkpoint.open(tmp_path).config
+    assert opened.indexer_types == ("full", "full", "full", "none")
+    assert [row.name for row in cache_rows(opened, 3)] == ["cache.3"]
+    assert opened.without_mtp().indexer_types == ("full", "full", "full")
+
+
+@pytest.mark.parametrize(
+    ("keys", "types"),
+    [
+        ({}, "FFFFFF"),
+        ({"index_topk_freq": 2}, "FFSFSF"),
+        ({"index_topk_freq": 3, "index_skip_topk_offset": 1}, "FSSFSS"),
+        ({"index_topk_freq": 2, "index_topk_pattern": "FSSFSF"}, "FSSFSF"),
+        ({"indexer_types": ["full", "shared", "full", "shared", "full", "full"]}, "FSFSFF"),
+    ],
+)
+def test_which_layers_choose(keys: dict[str, Any], types: str) -> None:
+    config = parse("glm_moe_dsa", **{"index_topk_freq": ..., "num_hidden_layers": 6, "mlp_layer_types": ..., **keys})
+    assert "".join(kind[0].upper() for kind in config.indexer_types) == types
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"indexer_types": ["shared", "full", "full"]}, "indexer_types.*full for the first layer"),
+        ({"indexer_types": ["full", "full"]}, "indexer_types.*3 times full or shared"),
+        ({"indexer_types": ["full", "full", ["full"]]}, "indexer_types.*3 times full or shared"),
+        ({"index_topk_pattern": "FXS"}, "index_topk_pattern.*3 times full or shared"),
+        ({"index_head_dim": 4}, "index_head_dim.*at least qk_rope_head_dim, 8"),
+        ({"index_n_heads": 0}, "index_n_heads"),
+        ({"index_topk_freq": "2"}, "index_topk_freq"),
+        ({"q_lora_rank": None}, "q_lora_rank.*an indexer reads the latent of queries"),
+    ],
+)
+def test_wrong_keys_of_an_indexer_are_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        parse("glm_moe_dsa", **keys)
+
+
+def test_sizes_of_an_indexer_have_the_defaults_of_the_published_code() -> None:
+    absent = dict.fromkeys(("index_topk", "index_n_heads", "index_head_dim"), ...)
+    for model_type, heads, interleave in (("deepseek_v32", 64, False), ("glm_moe_dsa", 32, True)):
+        config = parse(model_type, **absent, max_position_embeddings=163840)
+        assert (config.index_topk, config.max_position_embeddings) == (2048, 163840)
+        assert (config.index_n_heads, config.index_head_dim) == (heads, 128)
+        assert config.index_interleave == interleave
 
 
 def test_indexers_without_index_topk_are_not_passed_over(tmp_path: Path) -> None:

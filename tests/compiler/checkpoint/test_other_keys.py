@@ -16,7 +16,7 @@ PATH = Path("model/config.json")
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("final_logit_softcapping", 30.0), ("sliding_window", 4096), ("zero_expert_num", 8), ("qk_norm", True),
+    [("final_logit_softcapping", 30.0), ("sliding_window", 4096), ("mla_use_nope", True), ("qk_norm", True),
      ("residual_multiplier", 0.5), ("swiglu_limit", 7.0)],
 )  # fmt: skip
 def test_a_key_that_changes_what_is_computed_is_refused_by_name(key: str, value: Any) -> None:
@@ -26,7 +26,7 @@ def test_a_key_that_changes_what_is_computed_is_refused_by_name(key: str, value:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("final_logit_softcapping", None), ("zero_expert_num", 0), ("qk_norm", False), ("residual_multiplier", 1.0)],
+    [("final_logit_softcapping", None), ("mla_use_nope", False), ("qk_norm", False), ("residual_multiplier", 1.0)],
 )
 def test_values_that_change_nothing_are_passed_over(key: str, value: Any, tmp_path: Path) -> None:
     assert notes(tmp_path, **{key: value}) == ()

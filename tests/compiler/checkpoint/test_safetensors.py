@@ -32,7 +32,7 @@ def one(**fields: Any) -> bytes:
 
 
 BAD_FILES = {
-    "empty": (b"", "fewer than the 8"),
+    "empty": (b"", "it is empty"),
     "seven bytes": (bytes(7), "fewer than the 8"),
     "header length 0": (bytes(8), "not a JSON object"),
     "header length 2^63": (struct.pack("<Q", 2**63) + b"{}", "above the limit"),

@@ -35,16 +35,25 @@ def test_a_plan_says_what_is_to_be_downloaded(server: Hub, tmp_path: Path, capsy
     assert cli.run(["plan", "org/model", "--quant", "int4-g32"]) == 0
     out, notes = capsys.readouterr()
     assert out.startswith("to download: ") and "in 4 files" in out and "fetched for this" in out
-    assert "1 s at 10.0 MB/s" in out and "memory to run it" in out and "made from tiktoken.model" in notes
+    assert "1 s at 10.0 MB/s" in out and "memory to run it" in out
+    assert "time to compile it: about " in out and "made from tiktoken.model" in notes
     assert cli.run(["plan", "org/model", "--json"]) == 0
     wanted = ("config.json", "tokenizer_config.json", "tiktoken.model", "model.safetensors")
     assert json.loads(capsys.readouterr().out)["download_bytes"] == sum(len(server.files[name]) for name in wanted)
     assert not (tmp_path / "cache").exists()
 
 
-def test_formats_for_each_weight_take_the_weights(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "org/model", "--quant", "auto", "--target-bpw", "5"]) == 1
-    assert "looks at the weights themselves" in capsys.readouterr().err
+def test_formats_for_each_weight_are_sized_by_their_budget(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    auto = ("plan", "org/model", "--quant", "auto")
+    assert cli.run([*auto, "--target-bpw", "5", "--json"]) == 0
+    out, notes = capsys.readouterr()
+    found = json.loads(out)["quant_plan"]
+    assert found["measure"] == "relative square error of normal numbers"
+    assert 4.5 < found["linear_bits_per_weight"] <= 5
+    assert "the weights, which are not here: sizes are those of the budget" in notes
+    assert not any(name == "model.safetensors" and asked is None for name, asked in server.asked)
+    assert cli.run([*auto, "--target-bpw", "1"]) == 1
+    assert "the linear weights" in capsys.readouterr().err, "what no choice could do is an error here too"
 
 
 def test_compile_fetches_what_it_needs(server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Emission, Planned
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import contents, pipeline
 from dsv3c.compiler.errors import (
     OutputExistsError,
     TokenizerFormatError,
@@ -165,7 +165,7 @@ WRONG: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "logits has rows of 'T', it must be R": lambda patch: patch.setattr(FakeTarget, "plan", with_a_row_per_token),
     "arena": lambda patch: patch.setattr(stored.Plan, "to_json", without_arena),
     "'lost' is not in weights.safetensors": lambda patch: patch.setattr(FakeTarget, "plan", with_a_lost_weight),
-    "manifest.json": lambda patch: patch.setattr(pipeline, "_manifest", lambda *_: {}),
+    "manifest.json": lambda patch: patch.setattr(contents, "manifest", lambda *_: {}),
 }
 TO_JSON, PLAN = stored.Plan.to_json, FakeTarget.plan
 

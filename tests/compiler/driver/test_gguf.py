@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import FakeTarget
 from tests.gguf_files import gguf_tensors, keys_of, write_gguf
 
+FEW = {"num_hidden_layers": 2}
+CONFIGS = {
+    "deepseek2": tiny_config(**FEW, num_nextn_predict_layers=1),
+    "deepseek32": tiny_config("deepseek_v32", **FEW, num_nextn_predict_layers=1),
+    "glm-dsa": tiny_config("glm_moe_dsa", **FEW, first_k_dense_replace=1, mlp_layer_types=..., n_group=1, topk_group=1),
+    "mistral4": tiny_config("mistral4", **FEW, rope_parameters={"rope_type": "default"}),
+    "minicpm3": tiny_config("minicpm3", **FEW, dim_model_base=256),
+}
 
-def test_the_artifact_is_that_of_the_safetensors(tmp_path: Path, fake_target: FakeTarget) -> None:
-    config = tiny_config(num_hidden_layers=2, num_nextn_predict_layers=1)
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_artifact_is_that_of_the_safetensors(architecture: str, tmp_path: Path, fake_target: FakeTarget) -> None:
+    config = CONFIGS[architecture]
     tensors = write_checkpoint(tmp_path / "folder", config)
-    write_gguf(tmp_path / "model.gguf", keys_of(config), gguf_tensors(config, tensors))
+    write_gguf(tmp_path / "model.gguf", keys_of(config), gguf_tensors(config, tensors), architecture=architecture)
     for name in ("folder", "model.gguf"):
         compile_checkpoint(tmp_path / name, tmp_path / f"{name}-out", CompileOptions())
     ours, theirs = (tmp_path / f"{name}-out" for name in ("folder", "model.gguf"))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import journal, pipeline, weights
+from dsv3c.compiler.driver import contents, journal, pipeline, weights
 from dsv3c.compiler.driver.workplace import JOURNAL, MAKING
 from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
@@ -240,13 +240,13 @@ def test_an_old_artifact_stays_until_what_is_gone_on_with_is_whole(
     aside.rename(killed)
     before = content(place)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(pipeline, "_manifest", lambda *_: 1 / 0)
+        patch.setattr(contents, "manifest", lambda *_: 1 / 0)
         pipeline.compile_checkpoint(tiny, place, dataclasses.replace(INT4, overwrite=True))
     assert content(place) == before
 
 
 def test_a_run_that_fails_leaves_no_journal(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_manifest", lambda *_: 1 / 0)
+    monkeypatch.setattr(contents, "manifest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.compile_checkpoint(tiny, tmp_path / "out", INT4)
     assert list(tmp_path.iterdir()) == []

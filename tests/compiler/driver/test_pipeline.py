@@ -52,12 +52,12 @@ def run(checkpoint: Checkpoint, form: str, options: CompileOptions) -> tuple[Gra
 # of the query latent and of the kv latent; 2 rotations; cache write and attention; choosing and weighing experts.
 # 17 norms are 4 * 4 and the final one; the MTP layer has 3 of its own.
 FUSIONS = {
-    "absorbed": {"fuse-rms-norm": 17, "fuse-rope": 8, "fuse-qkv-a": 4, "fuse-mla": 8, "fuse-router": 6, "fuse-moe": 3,
-                 "fuse-swiglu": 1},
-    "materialized": {"fuse-rms-norm": 17, "fuse-rope": 8, "fuse-qkv-a": 4, "fuse-mla": 8, "fuse-router": 6,
-                     "fuse-moe": 3, "fuse-swiglu": 1},
-    "mtp": {"fuse-rms-norm": 7, "fuse-rope": 2, "fuse-qkv-a": 1, "fuse-mla": 2, "fuse-router": 2, "fuse-moe": 1,
-            "fuse-swiglu": 0},
+    "absorbed": {"fuse-rms-norm": 17, "fuse-rope": 8, "fuse-qkv-a": 4, "fuse-index": 0, "fuse-mla": 8,
+                 "fuse-router": 6, "fuse-moe": 3, "fuse-swiglu": 1},
+    "materialized": {"fuse-rms-norm": 17, "fuse-rope": 8, "fuse-qkv-a": 4, "fuse-index": 0, "fuse-mla": 8,
+                     "fuse-router": 6, "fuse-moe": 3, "fuse-swiglu": 1},
+    "mtp": {"fuse-rms-norm": 7, "fuse-rope": 2, "fuse-qkv-a": 1, "fuse-index": 0, "fuse-mla": 2, "fuse-router": 2,
+            "fuse-moe": 1, "fuse-swiglu": 0},
 }  # fmt: skip
 
 
@@ -95,16 +95,21 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
     source = Checkpoint.open(tmp_path)
     graph, counts = run(source, form, CompileOptions(quant="float32"))
     n_layers = source.config.num_hidden_layers
-    assert graph.count(f"mla_{form}") == graph.count("mla_write") == n_layers
-    n_sparse = sum(source.config.is_moe(layer) for layer in range(n_layers))
+    n_indexers = sum(source.config.indexer_type(layer) == "full" for layer in range(n_layers))
+    assert graph.count("mla_sparse" if n_indexers else f"mla_{form}") == graph.count("mla_write") == n_layers
+    assert graph.count("index_write") == graph.count("index_topk") == n_indexers
+    n_sparse, n_dense = (
+        sum(has(layer) for layer in range(n_layers)) for has in (source.config.is_moe, source.config.has_mlp)
+    )
     assert {name: count for name, count in counts.items() if name.startswith("fuse-")} == {
-        "fuse-rms-norm": 4 * n_layers + 1 + (n_sparse if source.config.post_mlp_norm else 0),
-        "fuse-rope": 2 * n_layers,
+        "fuse-rms-norm": 4 * n_layers + 1 + (n_sparse if source.config.post_mlp_norm else 0) + n_indexers,
+        "fuse-rope": 2 * n_layers + 4 * n_indexers,  # the query and the key, of which it is a part
         "fuse-qkv-a": n_layers,
+        "fuse-index": 2 * n_indexers,
         "fuse-mla": 2 * n_layers,
         "fuse-router": 2 * n_sparse,
-        "fuse-moe": n_sparse,
-        "fuse-swiglu": n_layers - n_sparse,
+        "fuse-moe": n_sparse * (2 if source.config.zero_expert_num else 1),
+        "fuse-swiglu": n_dense,
     }
 
 
@@ -128,7 +133,7 @@ def test_dumps_are_numbered_in_the_order_of_the_passes(checkpoint: Checkpoint, t
 
 def test_stopping_leaves_out_the_passes_behind(checkpoint: Checkpoint, tmp_path: Path) -> None:
     graph, counts = run(checkpoint, "absorbed", CompileOptions(stop_after="fuse-mla", dump_to=tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir())[-1] == "step-06-fuse-mla.txt"
+    assert sorted(path.name for path in tmp_path.iterdir())[-1] == "step-07-fuse-mla.txt"
     assert graph.count("mla_absorbed") == 4
     assert graph.count("router") == 0
     assert counts["fuse-moe"] == 0

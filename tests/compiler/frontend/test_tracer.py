@@ -8,6 +8,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.caches import caches_of
 from dsv3c.compiler.core.ir import Graph, parse_graph, parse_type
 from dsv3c.compiler.core.verifier import verify
 from dsv3c.compiler.frontend import model, tracer
@@ -21,6 +22,7 @@ CONFIGS = {
     "kimi_k2": tiny_config("kimi_k2"),
     "glm4_moe_lite": tiny_config("glm4_moe_lite"),
     "youtu": tiny_config("youtu"),
+    "longcat_flash": tiny_config("longcat_flash"),
 }
 PAGE_SIZE = 4
 STEP = {
@@ -81,9 +83,9 @@ def test_every_tensor_of_the_checkpoint_is_used(checkpoint: Checkpoint) -> None:
 def test_recording_and_computing_the_model_agree(checkpoint: Checkpoint) -> None:
     """The graph's evaluation is that of the same functions on arrays."""
     config = checkpoint.config
-    caches = [np.zeros((16, config.latent_dim), np.float32) for _ in range(config.num_hidden_layers)]
-    given: dict[str, Any] = STEP | {f"cache.{layer}": cache for layer, cache in enumerate(caches)}
     graph = tracer.trace(config, checkpoint.shapes, PAGE_SIZE)
+    caches = {cache.name: cache.zeros(16) for cache in caches_of([graph])}
+    given: dict[str, Any] = STEP | caches
     recorded = ops.evaluate_graph(graph, given, checkpoint.read)
     step = model.StepInputs(**STEP, page_size=PAGE_SIZE)
     computed = model.forward(ops.Evaluator(), config, checkpoint.read, step, caches)
@@ -91,14 +93,14 @@ def test_recording_and_computing_the_model_agree(checkpoint: Checkpoint) -> None
     np.testing.assert_allclose(recorded["hidden"], computed.hidden, rtol=1e-5, atol=1e-5)
     for layer, experts in computed.experts.items():
         np.testing.assert_array_equal(recorded[f"experts.{layer}"], experts)
-    for layer, cache in enumerate(computed.caches):
-        np.testing.assert_allclose(recorded[f"cache.{layer}"], cache, rtol=1e-5, atol=1e-5)
+    assert computed.caches.keys() == caches.keys()
+    for name, cache in computed.caches.items():
+        np.testing.assert_allclose(recorded[name], cache, rtol=1e-5, atol=1e-5)
 
 
 def test_steps_of_one_token_give_what_one_step_of_all_gives(checkpoint: Checkpoint) -> None:
     graph = tracer.trace(checkpoint.config, checkpoint.shapes, PAGE_SIZE)
-    layers = range(checkpoint.config.num_hidden_layers)
-    caches: dict[str, Any] = {f"cache.{layer}": np.zeros((16, 40), np.float32) for layer in layers}
+    caches: dict[str, Any] = {cache.name: cache.zeros(16) for cache in caches_of([graph])}
     together = ops.evaluate_graph(graph, STEP | caches, checkpoint.read)
     for token in range(5):
         single = {name: STEP[name][token : token + 1] for name in ("tokens", "positions", "sequence")}

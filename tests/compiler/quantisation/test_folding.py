@@ -12,6 +12,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.formats import fp8
 from dsv3c.compiler.frontend import model
+from dsv3c.compiler.frontend.caches import cache_rows
 from dsv3c.compiler.quantisation.folding import Folding, Part, Site, sites
 from tests.checkpoints import tiny_config, write_checkpoint
 
@@ -20,6 +21,8 @@ CONFIGS = {
     "no query latent, no shared expert": tiny_config(q_lora_rank=None, n_shared_experts=0, num_hidden_layers=2),
     "softmax, two shared experts": tiny_config("deepseek_v2", n_shared_experts=2, num_hidden_layers=2),
     "dense": tiny_config("youtu", num_hidden_layers=2),
+    "experts that give back their input": tiny_config("longcat_flash", num_layers=1),
+    "experts beside an MLP": tiny_config("longcat_flash", num_layers=1, zero_expert_num=0),
 }
 STEP = {
     "tokens": np.array([5, 7, 11, 13, 17], np.int32),
@@ -59,7 +62,8 @@ def folded(source: Checkpoint) -> Folding:
 def outputs(source: Checkpoint, read: Any) -> list[Any]:
     """Logits, states and caches of the main model, then of multi-token prediction."""
     config, step = source.config, model.StepInputs(**STEP, page_size=4)
-    caches = [np.zeros((8, config.latent_dim), np.float32) for _ in range(config.num_hidden_layers)]
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    caches = {row.name: np.zeros((8, row.width), "f4") for layer in range(layers) for row in cache_rows(config, layer)}
 
     def weight(name: str) -> Any:
         if name not in source.shapes:
@@ -67,10 +71,10 @@ def outputs(source: Checkpoint, read: Any) -> list[Any]:
         return read(name, None)
 
     main = model.forward(ops.Evaluator(), config, weight, step, caches)
-    found = [main.logits, main.hidden, *main.caches]
+    found = [main.logits, main.hidden, *main.caches.values()]
     if config.num_nextn_predict_layers:
-        mtp = model.forward_mtp(ops.Evaluator(), config, weight, 0, step, main.hidden, np.zeros_like(caches[0]))
-        found += [mtp.logits, mtp.hidden, *mtp.caches]
+        mtp = model.forward_mtp(ops.Evaluator(), config, weight, 0, step, main.hidden, caches)
+        found += [mtp.logits, mtp.hidden, *mtp.caches.values()]
     return found
 
 
@@ -85,9 +89,11 @@ def test_all_matrices_are_scaled_but_those_that_meet_cached_rows_and_the_head(so
     folding = folded(source)
     matrices = {name for name, shape in source.shapes.items() if len(shape) > 1}
     left = {name for name in matrices if not folding.multiplies(name, 0 if "*" in name else None)}
-    assert {name.removeprefix("model.").split(".", 2)[-1] for name in left} <= {
-        *("weight", "embed_tokens.weight", "lm_head.weight", "self_attn.kv_b_proj.weight")
-    }
+    left = {name.removeprefix("model.").split(".", 2)[-1] for name in left}
+    if source.config.zero_expert_num:  # these give back what they are given, as it is
+        left -= {f"mlp.{each}.weight" for each in ("gate", "gate_proj", "up_proj")}
+        left -= {f"mlp.experts.*.{each}_proj.weight" for each in ("gate", "up")}
+    assert left <= {*("weight", "embed_tokens.weight", "lm_head.weight", "self_attn.kv_b_proj.weight")}
 
 
 def test_experts_read_alone_are_those_of_all_read_together(tmp_path: Path) -> None:

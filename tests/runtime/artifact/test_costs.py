@@ -61,6 +61,14 @@ def test_attention_reads_each_position_once_and_works_for_each_pair() -> None:
     assert call_work(cost, 0, PREFILL) == Work(0, 14 * 7, PREFILL.pairs * 3 + 14 * 5)
 
 
+def test_attention_that_chooses_works_for_no_more_pairs_than_that() -> None:
+    cost = Cost(pair_flops=3, cache_row_bytes=7, chosen=12)
+    assert PREFILL.pairs_chosen(12) == 11 + 12 + 12 + 12 and PREFILL.pairs_chosen(5) == 4 * 5
+    assert PREFILL.pairs_chosen(100) == PREFILL.pairs
+    assert call_work(cost, 0, PREFILL) == Work(0, 14 * 7, 47 * 3)
+    assert call_work(cost, 0, StepShape("decode", 1, 1, 99)) == Work(0, 12 * 7, 12 * 3)
+
+
 def test_one_token_reads_the_chosen_and_the_shared_experts() -> None:
     cost = Cost(row_flops=1, experts=16, top_k=4, shared=1)
     assert active_experts(cost, 1) == 5

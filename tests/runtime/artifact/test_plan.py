@@ -52,7 +52,7 @@ def costs(draw: st.DrawFn) -> Cost:
     experts = draw(st.integers(0, 8))
     top_k = draw(st.integers(1, experts)) if experts else 0
     rows, factors = draw(st.sampled_from("TR")), draw(st.sampled_from(("float32", "int8")))
-    return Cost(rows, factors, *(draw(NUMBERS) for _ in range(5)), experts, top_k, draw(SMALL))
+    return Cost(rows, factors, *(draw(NUMBERS) for _ in range(6)), experts, top_k, draw(SMALL))
 
 
 @st.composite

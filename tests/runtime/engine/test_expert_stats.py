@@ -190,6 +190,15 @@ def test_an_artifact_that_does_not_say_is_to_be_compiled_again(version: str) -> 
         assert model.session.expert_stats == []
 
 
+def test_experts_that_compute_nothing_are_counted_behind_the_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "config", {**model.config, "zero_expert_num": 4})
+    with model.count_experts() as stats:
+        model.generate([5, 6, 7], max_new_tokens=2, ignore_eos=True)
+    assert {len(layer.counts) for layer in stats.layers.values()} == {EXPERTS + 4}
+
+
 def test_a_model_without_experts_is_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "config", {**model.config, "n_routed_experts": 0})
     with pytest.raises(NoExperts), model.count_experts():

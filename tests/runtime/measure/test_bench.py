@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import contents, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan
@@ -35,7 +35,7 @@ def plan(bundled_model: Path) -> Plan:
     options, target = CompileOptions(quant="int8"), targets.get("x86")
     source = Checkpoint.open(bundled_model)
     lowered = pipeline.lower(source.config, source.shapes, options, target)
-    return pipeline.whole_plan(lowered, target.plan(lowered.entries, lowered.bounds), None)
+    return contents.whole_plan(lowered, target.plan(lowered.entries, lowered.bounds), None)
 
 
 def flops(projections: int, tokens: int, rows: int) -> int:

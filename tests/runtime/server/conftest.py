@@ -109,7 +109,7 @@ def running(
     answer before its client does."""
     models = Models(settings) if load is None else Models(settings, load)
     app: Starlette = build(settings, models)
-    server = Server(config(app, settings), models)
+    server = Server(config(app, settings), models, settings.grace)
     loop = asyncio.new_event_loop()
     with socket.create_server(("127.0.0.1", 0)) as opened:
         port = opened.getsockname()[1]

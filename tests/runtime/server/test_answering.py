@@ -147,10 +147,10 @@ def breaking(after: int) -> Callable[[Path, Settings], Model]:
             return model
         execute, left = model.session._execute, iter(range(after))
 
-        def failing(*given: Any) -> Any:
+        def failing(*given: Any, **more: Any) -> Any:
             if next(left, None) is None:
                 raise DeviceLost(device="/dev/secret", what="a step")
-            return execute(*given)
+            return execute(*given, **more)
 
         model.session._execute = failing  # type: ignore[method-assign]
         return model

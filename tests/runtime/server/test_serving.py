@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 
 from dsv3c.runtime.errors import DeviceNotChosen
-from dsv3c.runtime.server.serving import AddressTaken, listen, serve
+from dsv3c.runtime.server.models import Models
+from dsv3c.runtime.server.serving import AddressTaken, Server, config, listen, serve
 from dsv3c.runtime.server.settings import Settings
 from tests.conftest import heed_signals
 
@@ -94,6 +97,7 @@ def test_sigterm_lets_what_runs_finish_and_ends_without_an_error(start: Start) -
     assert program.process.wait(10) == 0
     log = "\n".join(program.lines)
     assert "POST /v1/chat/completions 200" in log and "secret" not in log and "key-1" not in log
+    assert "grace" not in log
 
 
 def test_ctrl_c_ends_it_after_what_finishes_in_time(start: Start) -> None:
@@ -105,6 +109,25 @@ def test_ctrl_c_ends_it_after_what_finishes_in_time(start: Start) -> None:
         assert time.monotonic() - began < 5
     for line in program.lines:
         assert {"time", "level"} <= set(json.loads(line))
+
+
+CUT_OFF = "0.1 s of grace are over: the server leaves, 2 requests are cut off"
+
+
+@pytest.mark.parametrize(("running", "told"), [(2, [CUT_OFF]), (0, [])])
+def test_what_the_end_of_the_grace_cuts_off_is_one_line_of_the_log(
+    running: int, told: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def until_all_are_gone(self: Any, sockets: Any) -> None:
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr("uvicorn.Server.shutdown", until_all_are_gone)
+    settings = Settings(artifacts=(tiny,), grace=0.1)
+    server = Server(config(Starlette(), settings), Models(settings), settings.grace)
+    server.server_state.tasks = {object() for _ in range(running)}  # type: ignore[misc]
+    server.handle_exit(signal.SIGTERM, None)
+    asyncio.run(server.shutdown())
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("dsv3c")] == told
 
 
 def test_an_address_that_cannot_be_had_is_told() -> None:

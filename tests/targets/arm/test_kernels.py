@@ -12,7 +12,7 @@ import pytest
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import build
 from tests.targets.arm import emulator
-from tests.targets.cases import attention, dense, float_codes, moe
+from tests.targets.cases import attention, dense, float_codes, moe, sparse
 from tests.targets.cpu.harness import arguments, tolerance_at
 from tests.targets.libraries import build_library
 from tests.targets.op_tests import Case, OpTests
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.needs("arm", "arm_linker")
 
 # Sizes of which the others are enough: a library takes as long to build as it has kernels.
 LEFT_OUT = re.compile(
-    r"linear-(float|bfloat|int8-g|int4-g\d+-).*-n272|absorbed-.*-h(1|4|17)$|materialized-(float32-c|int8-g64|f32-h)"
+    r"linear-(float|bfloat|int8-g|int4-g\d+-).*-n272|absorbed-.*-h(1|4|17)$|materialized-(float32-c|int8-g64|f32-h)|(topk|sparse)-f32-(all|just|pages)"
 )
-ALL = dense.CASES | moe.CASES | attention.CASES | float_codes.CASES
+ALL = dense.CASES | moe.CASES | attention.CASES | float_codes.CASES | sparse.CASES
 CASES = {name: case for name, case in ALL.items() if not LEFT_OUT.match(name)}
 
 

@@ -10,6 +10,7 @@ from dsv3c.compiler.driver import pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.calls.elementwise import ScaleRows
 from dsv3c.targets.calls.operands import Rows
+from dsv3c.targets.calls.router import ExpertWeights, IdentityExperts
 from dsv3c.targets.calls.spec_text import BadSpecError, UnknownLevelError, check_level, parse_spec
 from dsv3c.targets.cpu.kernels import SPECS
 from dsv3c.targets.cpu.plan import plan
@@ -18,6 +19,7 @@ from dsv3c.targets.gpu.kernels import stages
 from dsv3c.targets.gpu.kernels.parts import Part
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 from tests.conftest import BUNDLED_MODEL
+from tests.targets.cases.sparse import CASES as SPARSE
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def specs() -> list[object]:
     """Those of all kernels of the bundled model on a CPU, and those that only other models need."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
-    return [*plan(lowered.entries, lowered.bounds).kernels, ScaleRows(Rows(512), 256, 3, 8192)]
+    sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
+    others = (ScaleRows(Rows(512), 256, 3, 8192), ExpertWeights(Rows(512), 8, 2), IdentityExperts(Rows(512), 256, 8, 2))
+    return [*plan(lowered.entries, lowered.bounds).kernels, *others, *sparse]
 
 
 def test_every_spec_of_a_model_is_read_back(specs: list[object]) -> None:

@@ -1,4 +1,4 @@
-"""router, router_weights, expert_order, moe_gate_up and moe_down in plain numpy."""
+"""router, router_weights, expert_weights, identity_experts, expert_order, moe_gate_up and moe_down in plain numpy."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from dsv3c.compiler.formats import quant, rows16
 from dsv3c.compiler.formats.activations import quantize_rows
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
-from dsv3c.targets.calls.operands import Rows
-from dsv3c.targets.calls.router import ExpertOrder, Router, RouterWeights
+from dsv3c.targets.calls.operands import Rows, View
+from dsv3c.targets.calls.router import ExpertOrder, ExpertWeights, IdentityExperts, Router, RouterWeights
 
 BOUND = 18
 FORMATS = ["float32", "bfloat16", "int8", "int4-g32", "int4-g32-asym", "int5-g32", "int2-g16"]
@@ -63,16 +63,17 @@ def router_weights_case(t, experts, k, scoring, norm):
 
 
 def order_of(ids, experts, shared):
-    """(order vector, expert of each pair)."""
-    t = len(ids)
-    all_ids = np.concatenate([ids, np.tile(np.arange(experts, experts + shared), (t, 1))], -1).reshape(-1)
-    active, counts = np.unique(all_ids, return_counts=True)
-    total = experts + shared
+    """(order vector, expert of each pair, -1 for none)."""
+    t, total = len(ids), experts + shared
+    routed = np.where(ids < experts, ids, -1)
+    all_ids = np.concatenate([routed, np.tile(np.arange(experts, total), (t, 1))], -1).reshape(-1)
+    listed = np.flatnonzero(all_ids >= 0)
+    active, counts = np.unique(all_ids[listed], return_counts=True)
     out = np.full(2 + 2 * total + len(all_ids), -77, np.int32)
     out[0] = len(active)
     out[1 : 1 + len(active)] = active
     out[1 + total : 2 + total + len(active)] = [0, *np.cumsum(counts)]
-    out[2 + 2 * total :] = np.argsort(all_ids, kind="stable")
+    out[2 + 2 * total : 2 + 2 * total + len(listed)] = listed[np.argsort(all_ids[listed], kind="stable")]
     return out, all_ids
 
 
@@ -81,10 +82,26 @@ def some_ids(t, experts, k):
     return best(normal(t, experts, seed=2) + np.linspace(3, 0, experts), k)
 
 
-def expert_order_case(t, experts, k, shared):
-    ids = some_ids(t, experts, k)
+def expert_order_case(t, experts, k, shared, none=0):
+    """none: how many more ids there are, which are no expert's."""
+    ids = some_ids(t, experts + none, k)
     spec = ExpertOrder(Rows(BOUND), experts, k, shared)
     return spec, {"control": control(t), "ids": ids}, {"y": order_of(ids, experts, shared)[0]}, 0
+
+
+def expert_weights_case(t, experts, k, none):
+    ids, weights = some_ids(t, experts + none, k), normal(t, k)
+    inputs = {"control": control(t), "ids": ids, "weights": weights}
+    return ExpertWeights(Rows(BOUND), experts, k), inputs, {"y": np.where(ids < experts, weights, 0)}, 0
+
+
+def identity_experts_case(t, d, experts, k, none, view=None):
+    ids, weights = some_ids(t, experts + none, k), normal(t, k)
+    x = normal(t, view.row_stride if view else d)
+    own = x[:, view.offset : view.offset + d] if view else x
+    y = own * np.where(ids < experts, 0, weights).astype(np.float64).sum(-1, keepdims=True)
+    inputs = {"control": control(t), "x": x, "ids": ids, "weights": weights}
+    return IdentityExperts(Rows(BOUND), d, experts, k, view), inputs, {"y": y}, F32
 
 
 def stored_weight(w, spec):
@@ -116,8 +133,8 @@ def moe_case(op, name, t, d, i, experts, k, shared, bound=BOUND, ids=None):
     else:
         packed, w = stored_weight(normal(total, d, i), spec)
         given, x = activation(normal(len(tokens), i), spec)
-        weights = normal(t, k)
-        inputs["weights"] = weights
+        weights = normal(t, k) if ids is None else np.where(ids < experts, normal(t, k), 0)
+        inputs["weights"] = weights.astype(np.float32)
         mix = np.concatenate([weights, np.ones((t, shared))], -1).reshape(-1, 1)
         y = np.zeros((t, d))
         np.add.at(y, tokens, mix * np.einsum("pi,pdi->pd", x, w[pair_experts]))
@@ -137,6 +154,18 @@ def all_cases():
     yield "router-ties", router_case(2, 24, 4, 4, 2, "sigmoid", "top2", False, logits=ties)
     for t, experts, k, shared in [(1, 8, 2, 1), (5, 8, 2, 0), (17, 16, 4, 2), (18, 3, 3, 1), (0, 8, 2, 1)]:
         yield f"order-t{t}-e{experts}-s{shared}", expert_order_case(t, experts, k, shared)
+    for t, experts, k, none in [(1, 8, 3, 4), (17, 8, 3, 4), (5, 2, 2, 9), (0, 8, 2, 1)]:
+        yield f"order-t{t}-e{experts}-none{none}", expert_order_case(t, experts, k, 0, none)
+        yield f"expert-weights-t{t}-e{experts}", expert_weights_case(t, experts, k, none)
+        yield f"identity-t{t}-e{experts}", identity_experts_case(t, 33, experts, k, none)
+    yield "order-shared-and-none", expert_order_case(5, 4, 2, 1, 3)
+    yield "identity-view", identity_experts_case(5, 33, 4, 3, 4, View(48, 3))
+    ids = some_ids(17, 12, 3)
+    ids[3] = 8, 10, 9
+    for t in (1, 17):
+        for name in ("float32", "int4-g32"):
+            own = ids[3 : 3 + t] if t == 1 else ids
+            yield f"MoeDown-{name}-none-t{t}", moe_case(MoeDown, name, t, 48, 33, 8, 3, 0, ids=own)
     for name in FORMATS:
         for op in (MoeGateUp, MoeDown):
             for t in (1, 3, 17):

@@ -8,6 +8,7 @@ import tvm_ffi
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from dsv3c.targets.calls.attention import MlaAbsorbed, MlaMaterialized
+from dsv3c.targets.calls.sparse import MlaSparse
 from dsv3c.targets.cpu.kernels import build, operands
 from tests.targets.libraries import build_library
 from tests.targets.op_tests import filled
@@ -28,7 +29,7 @@ def arguments(spec, inputs):
 
 def tolerance_at(level, case):
     """Levels with a product of bfloat16 round queries and probabilities over a cache of these."""
-    attends = isinstance(case.spec, MlaAbsorbed | MlaMaterialized) and case.spec.paging.element == "bf16"
+    attends = isinstance(case.spec, MlaAbsorbed | MlaMaterialized | MlaSparse) and case.spec.paging.element == "bf16"
     return ROUNDED if level.dot2 and attends else case.tolerance
 
 

@@ -58,7 +58,7 @@ def narrow(level, bits):
         sums = []
         for i in range(count):
             codes = T.reinterpret(f"uint32x{lanes}", load(buffers["codes"], i * 4 * lanes, 4 * lanes))
-            sums.append(intrinsic.narrow.pairs(codes, T.reinterpret("int32", load(buffers["x"], i * 4, 4))))
+            sums.append(intrinsic.narrow.products(codes, T.reinterpret("int32", load(buffers["x"], i * 4, 4))))
         store(buffers["acc"], 0, intrinsic.narrow.widen(reduce(add, sums)), lanes)
 
     operands = (Operand("acc", "i32", lanes), Operand("codes", "u8", 4 * lanes * count), Operand("x", "i8", 4 * count))

@@ -13,7 +13,8 @@ from dsv3c.targets.cuda.dialect import CUDA
 from dsv3c.targets.gpu.capabilities import MMA
 from dsv3c.targets.gpu.kernels import operands, stages, variants
 from dsv3c.targets.gpu.source import source
-from tests.targets.cases.attention import absorbed_case, slots_of, softmax
+from tests.targets.cases.attention import absorbed_case, softmax
+from tests.targets.gpu.op_tests import CASES as SPARSE
 from tests.targets.gpu.op_tests import SUMS, arguments, groups
 from tests.targets.gpu.shim.cuda import cuda_library
 from tests.targets.gpu.shim.library import ORDERS
@@ -34,22 +35,25 @@ def rounded(x):
     return x.astype(NUMPY_DTYPES["bf16"]).astype(np.float64)
 
 
-def case(context):
+def case(spec, inputs, *_):
     """(spec, inputs, expected, largest error that rounded probabilities explain)."""
-    spec, inputs, *_ = absorbed_case(context, *SIZES[context], "bf16")
-    rank, cache = spec.paging.rank, inputs["cache"]
+    rank, size, cache = spec.paging.rank, spec.paging.page_size, inputs["cache"]
     query = rounded(np.concatenate([inputs["q_latent"], inputs["q_pe"]], -1))
     expected, error = [], []
     for t, position in enumerate(inputs["positions"]):
-        slots = slots_of(inputs["page_table"], inputs["sequence"][t], position + 1, spec.paging.page_size)
-        latent = cache[slots].astype(np.float64)
+        seen = inputs["chosen"][t, : position + 1] if "chosen" in inputs else np.arange(position + 1)
+        pages = inputs["page_table"][inputs["sequence"][t]]
+        latent = cache[pages[seen // size] * size + seen % size].astype(np.float64)
         probabilities = softmax(query[t] @ latent.T * spec.scale)
         expected.append(probabilities @ latent[:, :rank])
         error.append(probabilities @ abs(latent[:, :rank]) * UNIT)
     return spec, inputs, np.array(expected), np.array(error)
 
 
-CASES = {context: case(context) for context in SIZES}
+CASES = {context: case(*absorbed_case(context, *size, "bf16")) for context, size in SIZES.items()}
+CASES |= {
+    name.replace("-", "_"): case(*SPARSE[name]) for name in ("sparse-bf16-long", "sparse-bf16-all", "sparse-parts")
+}
 
 
 def forms(stage):
@@ -110,7 +114,7 @@ def test_matches_numpy_but_for_rounded_probabilities(context, place, order, libr
 
 def test_no_element_of_shared_memory_is_used_without_a_barrier_between(gpp, text):
     races = cuda_library(text, races=True)
-    for context in ("c17", "c300"):
+    for context in ("c17", "c300", "sparse_parts"):
         _, _, expected, error = CASES[context]
         for place in (0, 1):
             assert (abs(run(races, context, place, "shuffled") - expected) <= error + SUMS).all()

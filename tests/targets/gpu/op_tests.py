@@ -20,6 +20,7 @@ from dsv3c.targets.calls.moe import MoeDown, MoeGateUp
 from dsv3c.targets.calls.rope import RopeTable
 from dsv3c.targets.gpu.capabilities import NOTHING, SIMDGROUP_MATRIX, SUBGROUP_32, SUBGROUP_SHUFFLE, Capabilities
 from dsv3c.targets.gpu.kernels import SPECS, operands, stages, variants
+from dsv3c.targets.gpu.kernels.attention.indexer import Scores
 from dsv3c.targets.gpu.kernels.frame import Rows
 from dsv3c.targets.gpu.kernels.parts import Part, units, weight_role
 from tests.targets.cases.attention import CASES as ATTENTION
@@ -30,7 +31,9 @@ from tests.targets.cases.dense import dequantized
 from tests.targets.cases.float_codes import CASES as FLOAT_CODES
 from tests.targets.cases.moe import CASES as MOE
 from tests.targets.cases.moe import moe_case, router_case
+from tests.targets.cases.sparse import CASES as SPARSE
 from tests.targets.gpu.sampling_cases import CASES as SAMPLING
+from tests.targets.gpu.sparse_cases import CASES as MORE_SPARSE
 from tests.targets.op_tests import Case, OpTests, aligned, compare, filled
 
 DTYPES = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32}
@@ -81,14 +84,15 @@ def more_cases():
     yield "materialized-few-columns", materialized_case("ragged", 1, 24, 40, 64, 16, "f32", "float32")
 
 
-ALL = DENSE | MOE | ATTENTION | SAMPLING | FLOAT_CODES
+ALL = DENSE | MOE | ATTENTION | SPARSE | SAMPLING | FLOAT_CODES
 CASES = {name: case for name, case in ALL.items() if isinstance(case[0], SPECS)}
-CASES |= {"angles": angles_case(), **dict(more_cases())}
+CASES |= {"angles": angles_case(), **dict(more_cases()), **MORE_SPARSE}
 PARTED = (
     *("linear-int4-g32-asym-t1-n17-k129", "linear-int4-g32-asym-t18-n272-k160", "linear-float16-t5-n17-k129"),
     *("take-f16", "take-i8", "MoeGateUp-int4-g32-asym-t1", "MoeGateUp-bfloat16-t17", "MoeDown-int4-g32-t70"),
     "MoeGateUp-int8-wide",
 )
+IN_TURNS = ("topk-bf16-pages",)  # of one whole turn, one in part, and some that have no token
 
 
 def with_float_activations(inputs, spec):
@@ -174,6 +178,11 @@ def parts(whole):
     return tuple(Part(whole, first, min(each, total - first)) for first in range(0, total, each))
 
 
+def in_turns(spec):
+    """The kernels of a choice with room for the scores of four tokens."""
+    return stages(spec, 4 * 4 * Scores(spec, 0, 1).stride)
+
+
 @dataclass(frozen=True)
 class Launches:
     """runner: as the module says. capabilities: whose forms are run."""
@@ -181,9 +190,9 @@ class Launches:
     runner: Callable[..., None]
     capabilities: Capabilities
 
-    def runs(self, name, case):
+    def runs(self, name, case, kernels=None):
         """Operands after all stages of an operation, each in the form that serves the case, and in those for more."""
-        inputs, kernels = with_float_activations(case.inputs, case.spec), stages(case.spec)
+        inputs, kernels = with_float_activations(case.inputs, case.spec), kernels or stages(case.spec)
         control = inputs["control"]
         forms = [chosen(kernel, control, self.capabilities) for kernel in kernels]
         for number in range(max(map(len, forms))):
@@ -234,6 +243,12 @@ class GpuOpTests(OpTests):
                     used.append(array)
                 backend.launch(name, forms[min(number, len(forms) - 1)], used, control)
             compare(arrays, inputs, case.expected, backend.tolerance(case))
+
+    @pytest.mark.parametrize("name", IN_TURNS)
+    def test_steps_of_more_tokens_than_scratch_has_room_for_take_turns(self, name, backend):
+        case = Case(*CASES[name])
+        for arrays in backend.runs(name, case, in_turns(case.spec)):
+            compare(arrays, case.inputs, case.expected, backend.tolerance(case))
 
     def test_every_form_of_every_kernel_is_run_by_some_case(self):
         """By kind of kernel, the bits of its weight, and the rows that a form is for and what it requires."""

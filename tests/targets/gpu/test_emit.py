@@ -15,7 +15,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import required_tensors
 from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
-from dsv3c.compiler.driver import pipeline, weights
+from dsv3c.compiler.driver import contents, pipeline, weights
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
@@ -25,8 +25,9 @@ from dsv3c.targets.calls.elementwise import Swiglu
 from dsv3c.targets.calls.spec_text import parse_spec
 from dsv3c.targets.gpu.emit import Backend, emit
 from dsv3c.targets.gpu.kernels import SPECS
+from dsv3c.targets.gpu.kernels.frame import MOST_BINDING
 from dsv3c.targets.gpu.lower import WeightTooLarge
-from dsv3c.targets.gpu.plan import MOST_BINDING, plan
+from dsv3c.targets.gpu.plan import plan
 from dsv3c.targets.vulkan import LEAST_RANGE
 from dsv3c.targets.vulkan.spirv import ShaderInvalid
 from tests.conftest import BUNDLED_MODEL
@@ -71,7 +72,7 @@ def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -
         for tensor in stored
         for part in (tensor.component,)
     }
-    made = pipeline.whole_plan(lowered, found, emission.dispatches)
+    made = contents.whole_plan(lowered, found, emission.dispatches)
     read = parse_plan(json.loads(json.dumps(made.to_json())), tensors, config.vocab_size)
     assert read == made
     return emission, read
@@ -143,6 +144,19 @@ def test_deepseek_v3_stays_within_the_limits_that_every_vulkan_device_has(quant:
     assert max(buffer.bytes for buffer in found.buffers) <= LEAST_RANGE
     for entry in found.entries.values():
         assert max(Steps(found, table, entry).largest()) <= 65_535
+
+
+def test_scores_of_a_long_context_are_made_for_as_many_tokens_as_every_vulkan_device_binds() -> None:
+    indexer = {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+    content = V3 | indexer | {"model_type": "deepseek_v32", "max_position_embeddings": 163840}
+    content |= {"num_hidden_layers": 1, "first_k_dense_replace": 1}
+    config = ModelConfig.from_dict(content, Path("config.json"))
+    _, found = planned(config, required_tensors(config), "int4-g32", LEAST_RANGE)
+    assert max(buffer.bytes for buffer in found.buffers) <= LEAST_RANGE
+    decode = found.entries["decode"]
+    assert [name for name, _ in decode.calls if name.startswith("index_topk")] == [f"index_topk_{i}" for i in range(6)]
+    steps = Steps(found, table_of(found), decode)
+    assert len(steps.launches(512, 1)) - len(steps.launches(204, 1)) == 4, "204 tokens have room"
 
 
 def test_a_single_piece_above_the_limit_is_refused() -> None:

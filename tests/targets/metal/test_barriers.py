@@ -15,7 +15,7 @@ import pytest
 from dsv3c.targets.gpu.source import source
 from dsv3c.targets.metal import capabilities
 from dsv3c.targets.metal.dialect import METAL
-from tests.targets.gpu.op_tests import CASES, PARTED, GpuOpTests, Launches, exact_forms
+from tests.targets.gpu.op_tests import CASES, IN_TURNS, PARTED, GpuOpTests, Launches, exact_forms
 from tests.targets.gpu.shim.forms import Forms
 from tests.targets.gpu.shim.library import ORDERS, ShimFault
 from tests.targets.gpu.shim.metal import barriers, kernels, metal_library
@@ -45,7 +45,8 @@ class Mutants:
         used, tests = defaultdict(dict), _Tests()
         whole = [(tests.test_matches_numpy, name) for name in CASES]
         parted = [(tests.test_parts_of_a_weight_give_together_what_the_whole_gives, name) for name in PARTED]
-        for case in whole + parted:
+        turns = [(tests.test_steps_of_more_tokens_than_scratch_has_room_for_take_turns, name) for name in IN_TURNS]
+        for case in whole + parted + turns:
             names, start = set(), time.perf_counter()
             try:
                 self._run(case, lambda name, names=names: names.add(name) or (ORDERS["forward"], 0))

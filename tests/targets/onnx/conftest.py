@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver.lowered import Lowered
 from dsv3c.compiler.options import CompileOptions
 from tests.conformance import runs
 from tests.conformance.cases import Case, case
@@ -30,7 +31,7 @@ class Exported:
 
     case: Case
     folder: Path
-    lowered: pipeline.Lowered
+    lowered: Lowered
     checkpoint: Checkpoint
     session: Any
 

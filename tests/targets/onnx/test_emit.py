@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from dsv3c import runtime, targets
-from dsv3c.compiler.driver.pipeline import choose_cache_dtype
+from dsv3c.compiler.driver.checks import choose_cache_dtype
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.engine.expert_stats import ExpertsUnknown
@@ -129,6 +129,14 @@ def test_genai_config_names_what_the_graph_has(export: Export) -> None:
     (past,) = (value for value in graph.input if value.name == "past_key_values.0.key")
     heads, width = (past.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
     assert (decoder["num_key_value_heads"], decoder["head_size"]) == (heads, width)
+
+
+def test_keys_of_an_indexer_are_a_cache_that_genai_has_no_place_for(export: Export) -> None:
+    model = export("glm-dsa-real-heads")
+    pasts = {value.name for value in loaded(model).graph.input if value.name.startswith("past")}
+    keys = {f"past_key_values.{layer}.key" for layer in range(3)}
+    assert pasts == keys | {f"past_key_values.{layer}.index" for layer in range(2)}, "the last layer has no indexer"
+    assert not (model.folder / "genai_config.json").exists()
 
 
 def test_float16_graph_has_float16_activations(export: Export) -> None:

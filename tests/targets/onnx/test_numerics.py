@@ -28,6 +28,15 @@ def test_same_codes_and_scales_as_the_numpy_evaluation(name: str, quant: str, ex
         assert relative_error(model.run(chunks), model.evaluated(entry, chunks)) <= LIMIT, entry
 
 
+@pytest.mark.parametrize("name", ["v32-mtp-yarn", "glm-dsa-real-heads"])
+def test_what_an_indexer_chooses_is_attended_to_whether_gathered_or_masked(name: str, export: Export) -> None:
+    """Of a context of several times as many positions; steps of a token gather, others mask."""
+    model = export(name)
+    assert {"index_topk", "mla_sparse"} <= {value.op for value in model.lowered.entries["decode"].graph.values()}
+    for chunks in ([model.tokens.size], [1] * 20, [5, 20, *[1] * 4, 2]):
+        assert relative_error(model.run(chunks), model.evaluated("decode", chunks)) <= LIMIT
+
+
 @pytest.mark.parametrize(("quant", "typical"), [("int8", 0.02), ("int8-g32", 0.02), ("int4-g32", 0.03)])
 def test_rounded_activations_cost_what_eight_bits_cost(quant: str, typical: float, export: Export) -> None:
     """accuracy_level 4 rounds activations to int8, in groups as the weights have them. A model without experts."""
@@ -39,7 +48,7 @@ def test_rounded_activations_cost_what_eight_bits_cost(quant: str, typical: floa
 
 
 @pytest.mark.parametrize("quant", ["float16", "int4-g32"])
-@pytest.mark.parametrize("name", ["v3-real-heads", "youtu-tied-5-heads"])
+@pytest.mark.parametrize("name", ["v3-real-heads", "youtu-tied-5-heads", "v32-mtp-yarn"])
 def test_float16_graph_for_gpus_runs_on_the_cpu_too(name: str, quant: str, export: Export) -> None:
     model = export(name, quant, "onnx:provider=cuda,accuracy_level=0")
     chunks = [20, *[1] * 5]
@@ -49,7 +58,7 @@ def test_float16_graph_for_gpus_runs_on_the_cpu_too(name: str, quant: str, expor
 
 
 @pytest.mark.parametrize(
-    "name", ["v3-grouped-yarn", "v2-group-limited-yarn", "glm-grouped-5-heads", "youtu-tied-5-heads"]
+    "name", ["v3-grouped-yarn", "v2-group-limited-yarn", "glm-grouped-5-heads", "youtu-tied-5-heads", "v32-mtp-yarn"]
 )
 def test_a_padded_batch_gives_what_its_sequences_give_alone(name: str, export: Export) -> None:
     """Two sequences of unequal length, padded on the left, then decoded together: prefill, a chunk, single tokens."""

@@ -3,7 +3,6 @@
 import pytest
 
 from dsv3c import runtime
-from dsv3c.runtime.engine.session import Session
 
 PROMPT = list(range(3, 40))
 
@@ -36,7 +35,7 @@ def test_the_same_tokens_as_on_the_host(model, steps, params, form, monkeypatch)
     wanted = {"max_new_tokens": 24, "ignore_eos": True, "seed": 11, **params}
     found = model.generate(PROMPT, **wanted).token_ids
     assert {entry.split(".")[1] for entry in steps} == {form}
-    monkeypatch.setattr(Session, "can_draw", False)
+    monkeypatch.setattr(model.session, "can_draw", False)
     steps.clear()
     assert model.generate(PROMPT, **wanted).token_ids == found
     assert {entry.split(".")[0] for entry in steps} == set(steps)

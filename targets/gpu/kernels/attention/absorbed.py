@@ -1,4 +1,5 @@
-"""mla_absorbed, which attends to the paged cache in latent space; on tensor cores see `tensor_cores`.
+"""mla_absorbed, which attends to the paged cache in latent space, and mla_sparse, which does to chosen positions; on
+tensor cores see `tensor_cores`.
 
 A workgroup has one token, four heads and a part of the context, which it walks in blocks of 32 slots.
 
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from functools import partial as bind
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import CONTROL, Operand
+from dsv3c.targets.calls.sparse import MlaSparse
 from dsv3c.targets.gpu.kernels.attention import coded, tensor_cores
-from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
+from dsv3c.targets.gpu.kernels.attention.paged import Attention, Span, seen_count, seen_slot
 from dsv3c.targets.gpu.kernels.frame import (
     LOWEST,
     THREADS,
@@ -61,13 +62,15 @@ class Partial:
     Each of T tokens has parts // T of the parts; those behind the end of its context are not written.
     """
 
-    spec: MlaAbsorbed
+    spec: Attention
 
     @property
     def parts(self) -> int:
         """So many that they fill a large GPU, and none that no context would fill."""
-        longest = self.spec.paging.pages * self.spec.paging.page_size
-        return max(2, min(GROUPS // -(-self.spec.heads // HEADS), -(-longest // LEAST), THREADS))
+        spec, longest = self.spec, self.spec.paging.pages * self.spec.paging.page_size
+        if isinstance(spec, MlaSparse):
+            longest = min(longest, spec.k)
+        return max(2, min(GROUPS // -(-spec.heads // HEADS), -(-longest // LEAST), THREADS))
 
     @property
     def few(self) -> int:
@@ -83,7 +86,7 @@ class Partial:
 class Merge:
     """scratch of Partial -> y f32 [T, heads, rank] in short steps; in long ones y is there already."""
 
-    spec: MlaAbsorbed
+    spec: Attention
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class _Units:
         return [T.bind(low_bf16(word)), T.bind(high_bf16(word))]
 
 
-def _scratch(spec: MlaAbsorbed) -> Operand:
+def _scratch(spec: Attention) -> Operand:
     partial = Partial(spec)
     return Operand("scratch", "f32", partial.parts * spec.heads * partial.record)
 
@@ -151,6 +154,7 @@ def partial_operands(partial: Partial) -> tuple[Operand, ...]:
         Operand("q_latent", "f32", m * spec.heads * paging.rank),
         Operand("q_pe", "f32", m * spec.heads * paging.d),
         paging.cache,
+        *((Operand("chosen", "i32", m * spec.k),) if isinstance(spec, MlaSparse) else ()),
         *paging.operands(m),
         Operand("y", "f32", m * spec.heads * paging.rank),
         _scratch(spec),
@@ -186,7 +190,7 @@ def _part_of_context(stage: Partial, buffers: Buffers, groups: Sequence[Expr], h
     tokens = T.bind(T.max(row_count(buffers, stage.spec.rows), 1))
     each = T.bind(T.floordiv(T.int32(stage.parts), tokens))
     token = T.bind(T.min(T.floordiv(groups[1], each), tokens - 1))
-    part, count = T.bind(groups[1] - token * each), T.bind(buffers["positions"][token] + 1)
+    part, count = T.bind(groups[1] - token * each), seen_count(stage.spec, buffers, token)
     length = _part_length(count, each)
     begin = T.bind(part * length)
     end = T.bind(T.Select(part < each, T.min(begin + length, count), 0))
@@ -194,7 +198,7 @@ def _part_of_context(stage: Partial, buffers: Buffers, groups: Sequence[Expr], h
 
 
 def _whole_context(stage: Partial, buffers: Buffers, groups: Sequence[Expr], heads: int) -> Span:
-    end = T.bind(buffers["positions"][groups[1]] + 1)
+    end = seen_count(stage.spec, buffers, groups[1])
     return Span(groups[1], T.bind(groups[0] * heads), T.int32(0), end, None)
 
 
@@ -233,7 +237,7 @@ def merge(stage: Merge, operands: Sequence[Operand]) -> tuple[Variant, ...]:
         runs, factors, sums = Runs(exchange, thread), shared(THREADS), shared(MERGED * THREADS)
         column = T.bind((groups[0] - head * pieces) * piece)  # the first
         each = T.bind(T.floordiv(T.int32(short.parts), T.max(row_count(buffers, spec.rows), 1)))
-        count = T.bind(buffers["positions"][token] + 1)
+        count = seen_count(spec, buffers, token)
         length = _part_length(count, each)
         used = T.bind(T.floordiv(count + length - 1, length))
         first = T.bind((token * each * spec.heads + head) * short.record)
@@ -273,7 +277,7 @@ def merge(stage: Merge, operands: Sequence[Operand]) -> tuple[Variant, ...]:
 class _Attention:
     """The body of the kernel for one way of exchange; made at its outermost scope."""
 
-    def __init__(self, spec: MlaAbsorbed, exchange: Exchange, buffers: Buffers, thread: Expr, place: Span) -> None:
+    def __init__(self, spec: Attention, exchange: Exchange, buffers: Buffers, thread: Expr, place: Span) -> None:
         self._spec, self._buffers, self._thread, self._place = spec, buffers, thread, place
         self._units = units = _Units(spec.paging)
         self._at_once = SLOTS // RUNS if exchange.width == RUN else FEWER  # slots that a run scores
@@ -337,9 +341,8 @@ class _Attention:
     def _find(self, base: Expr) -> None:
         """The slots of a block; behind the end, again the last one, which may then be read as the others are."""
         with T.If(self._thread < SLOTS), T.Then():
-            sequence = self._buffers["sequence"][self._place.token]
-            position = T.bind(T.min(base + self._thread, self._place.end - 1))
-            row = slot(self._spec.paging, self._buffers["page_table"], sequence, position)
+            i = T.bind(T.min(base + self._thread, self._place.end - 1))
+            row = seen_slot(self._spec, self._buffers, self._place.token, i)
             store(self._slots, self._thread, row * self._units.stride)
 
     def _score(self, used: Expr) -> None:

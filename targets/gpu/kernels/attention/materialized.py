@@ -17,8 +17,18 @@ from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, Operand, view_of, weight_operands
-from dsv3c.targets.gpu.kernels.attention import coded
-from dsv3c.targets.gpu.kernels.attention.paged import slot
+from dsv3c.targets.gpu.kernels.attention.paged import element, slot
+from dsv3c.targets.gpu.kernels.attention.tiles import (
+    COLUMNS,
+    ROW_STEP,
+    ROWS,
+    SIDE,
+    SIDE_STEP,
+    STRIDE,
+    TURNS,
+    Sides,
+    zeros,
+)
 from dsv3c.targets.gpu.kernels.frame import (
     LOWEST,
     THREADS,
@@ -40,16 +50,10 @@ from dsv3c.targets.gpu.kernels.functions import exp
 from dsv3c.targets.gpu.kernels.products import ROW_BLOCKS, ROW_TILE, ThreadTile, tile
 from dsv3c.targets.gpu.kernels.rows import elementwise
 from dsv3c.targets.gpu.kernels.weights import Weight
-from dsv3c.targets.gpu.kernels.words import load
 
-SLOTS = ROW_TILE  # of a block
-TOKENS = 64  # that see a block together
-COLUMNS = 2 * LANES  # of keys or values that are staged together
+SLOTS = ROW_TILE  # of a block, as many as a product has columns
+TOKENS = ROWS  # that see a block together
 WORKGROUPS = 256  # that heads times parts should reach, a few for each processor of a large device
-# A product of 64 x 32 gives a thread every 16th row of every 8th column; rows are padded, as banks are 32.
-SIDE_STEP, ROW_STEP = 8, THREADS // 8
-TURNS, SIDE = TOKENS // ROW_STEP, COLUMNS // SIDE_STEP
-SIDE_STRIDE = COLUMNS + 1
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,8 @@ def see(stage: SeeBlocks, operands: Sequence[Operand]) -> tuple[Variant, ...]:
     grid = (Extent(spec.heads), Extent(stage.parts))
 
     def emit(buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        left, right = shared(TOKENS * SIDE_STRIDE), shared(COLUMNS * SIDE_STRIDE)
-        group = _Group(
-            stage, buffers, groups[0], groups[1], thread, left, right, shared(TOKENS), shared(SLOTS, "int32")
-        )
+        spaces = Sides.of(thread), shared(TOKENS), shared(SLOTS, "int32")
+        group = _Group(stage, buffers, groups[0], groups[1], thread, *spaces)
         sequence, positions = buffers["sequence"], buffers["positions"]
         end, last = local(1, "int32"), local(1, "int32")
         count = row_count(buffers, spec.rows)
@@ -175,7 +177,7 @@ class _Tokens:
 class _Group:
     """One workgroup.
 
-    Its products are of left f32 [64, 33], tokens by k, with right f32 [32, 33], k by slots or columns.
+    Its products are of tokens by k with k by slots or columns.
     factors f32 [64]: from sums before a block to sums after it. slots i32 [32]: cache rows of the block.
     """
 
@@ -184,8 +186,7 @@ class _Group:
     head: Expr
     part: Expr
     thread: Expr
-    left: Buffer
-    right: Buffer
+    sides: Sides
     factors: Buffer
     slots: Buffer
 
@@ -214,19 +215,13 @@ class _Group:
     def _rebuilt(self, role: str, n: int) -> list[ThreadTile]:
         """This head's keys or values of the block."""
         weight = Weight.of(self.buffers, role, self.see.spec.weight, n, self.see.spec.paging.rank)
-        own, space = T.bind(self.head * weight.blocks), (self.left, self.right)
+        own, space = T.bind(self.head * weight.blocks), (self.sides.left, self.sides.right)
         firsts = range(0, weight.blocks, ROW_BLOCKS)
         runs = [[own + i for i in range(first, min(first + ROW_BLOCKS, weight.blocks))] for first in firsts]
         return [tile(weight, run, self._latent, self.thread, space) for run in runs]
 
     def _latent(self, row: Expr, column: Expr) -> Expr:
-        cache, paging = self.buffers["cache"], self.see.spec.paging
-        if not paging.coded:
-            return load(cache, T.bind(self.slots[row] + column), paging.element)
-        start, column = T.bind(T.shift_right(self.slots[row], T.int32(2))), T.bind(column)
-        word = T.bind(cache[start + T.shift_right(column, T.int32(2))])
-        value = T.bind(coded.number(word, T.bitwise_and(column, T.int32(3)), paging.element))
-        return value * coded.scale_of(cache, start, column, paging)
+        return element(self.see.spec.paging, self.buffers["cache"], self.slots[row], column)
 
     def _furthest(self, tokens: _Tokens) -> Expr:
         """The largest position among them."""
@@ -239,7 +234,7 @@ class _Group:
     def _scores(self, tokens: _Tokens, keys: Sequence[ThreadTile]) -> Buffer:
         """f32 [TURNS * SIDE] of a thread."""
         spec, paging = self.see.spec, self.see.spec.paging
-        view, scores = view_of(spec.view, spec.heads, spec.nope), _zeros()
+        view, scores = view_of(spec.view, spec.heads, spec.nope), zeros()
 
         def nope(token: Expr, column: Expr) -> Expr:
             return self.buffers["q_nope"][T.bind(view.start(token, self.head)) + column]
@@ -249,16 +244,16 @@ class _Group:
 
         for first in range(0, spec.nope, COLUMNS):
             self._stage_queries(tokens, nope, first, spec.nope)
-            self._stage(keys, first, lambda of_slot, column: column * SIDE_STRIDE + of_slot)
-            self._multiply(scores)
+            self._stage(keys, first, lambda of_slot, column: column * STRIDE + of_slot)
+            self.sides.multiply(scores)
         for first in range(0, paging.d, COLUMNS):
             self._stage_queries(tokens, rope, first, paging.d)
             with T.serial(0, COLUMNS * SLOTS // THREADS) as turn:
                 item = T.bind(turn * THREADS + self.thread)
                 of_slot, column = T.bind(T.floordiv(item, COLUMNS)), T.bind(T.floormod(item, COLUMNS))
                 key = self._latent(of_slot, paging.rank + T.min(first + column, paging.d - 1))
-                store(self.right, column * SIDE_STRIDE + of_slot, key)
-            self._multiply(scores)
+                store(self.sides.right, column * STRIDE + of_slot, key)
+            self.sides.multiply(scores)
         return scores
 
     def _stage_queries(self, tokens: _Tokens, query: Callable[[Expr, Expr], Expr], first: int, n: int) -> None:
@@ -267,7 +262,7 @@ class _Group:
             item = T.bind(turn * THREADS + self.thread)
             row, column = T.bind(T.floordiv(item, COLUMNS)), T.bind(T.floormod(item, COLUMNS))
             value = T.bind(query(tokens.at(row), T.bind(T.min(first + column, n - 1))))
-            store(self.left, row * SIDE_STRIDE + column, T.Select(first + column < n, value, f32(0)))
+            store(self.sides.left, row * STRIDE + column, T.Select(first + column < n, value, f32(0)))
 
     def _stage(self, tiles: Sequence[ThreadTile], first: int, place: Callable[[Expr, Expr], Expr]) -> None:
         """Columns first … first + 31 of what threads hold, into `right`; zeros where there is no such block."""
@@ -277,51 +272,35 @@ class _Group:
             own = tiles[min(many, len(tiles) - 1)]
             for of_slot, values in own.rows():
                 column = T.bind(own.lane + within * LANES)
-                store(self.right, place(of_slot, column), values[block] if there else f32(0))
-
-    def _multiply(self, sums: Buffer) -> None:
-        """sums[i * SIDE + j] += left[row + 16 i] @ right[:, side + 8 j]; both may be written again after it."""
-        row, side = self._place()
-        barrier()
-        with T.serial(0, COLUMNS) as k:
-            left = [T.bind(self.left[(row + i * ROW_STEP) * SIDE_STRIDE + k]) for i in range(TURNS)]
-            right = [T.bind(self.right[k * SIDE_STRIDE + side + j * SIDE_STEP]) for j in range(SIDE)]
-            for i in range(TURNS):
-                for j in range(SIDE):
-                    store(sums, i * SIDE + j, sums[i * SIDE + j] + left[i] * right[j])
-        barrier()
-
-    def _place(self) -> tuple[Expr, Expr]:
-        """(token, slot or column): the first of those that a thread has in a product."""
-        return T.bind(T.floordiv(self.thread, SIDE_STEP)), T.bind(T.floormod(self.thread, SIDE_STEP))
+                store(self.sides.right, place(of_slot, column), values[block] if there else f32(0))
 
     def _softmax(self, tokens: _Tokens, scores: Buffer, first: Expr, is_first: Expr) -> None:
         """Probabilities relative to the largest score so far into `left`, and each token's factor; a thread a token."""
         spec, scratch = self.see.spec, self.buffers["scratch"]
-        row, side = self._place()
+        row, side = self.sides.row, self.sides.side
         for i in range(TURNS):
             own = T.bind(row + i * ROW_STEP)
             position = T.bind(self.buffers["positions"][tokens.at(own)])
             for j in range(SIDE):
                 visible = first + side + j * SIDE_STEP <= position
                 score = T.Select(visible, scores[i * SIDE + j] * f32(spec.scale), f32(LOWEST))
-                store(self.left, own * SIDE_STRIDE + side + j * SIDE_STEP, score)
+                store(self.sides.left, own * STRIDE + side + j * SIDE_STEP, score)
         barrier()
         with T.If(self.thread < TOKENS), T.Then():
             at = self._record(tokens.at(self.thread))
-            start, kept = T.bind(self.thread * SIDE_STRIDE), tokens.start + self.thread < tokens.end
+            start, kept = T.bind(self.thread * STRIDE), tokens.start + self.thread < tokens.end
             before = T.bind(T.if_then_else(is_first, f32(LOWEST), scratch[at + spec.v]))
             total, largest = local(1), local(1)
             store(largest, 0, before)
             with T.serial(0, SLOTS) as i:
-                store(largest, 0, T.max(largest[0], self.left[start + i]))
+                store(largest, 0, T.max(largest[0], self.sides.left[start + i]))
             factor = exp(before - largest[0])
             store(total, 0, T.if_then_else(is_first, f32(0), scratch[at + (spec.v + 1)]) * factor)
             with T.serial(0, SLOTS) as i:
-                score = T.bind(self.left[start + i])
+                score = T.bind(self.sides.left[start + i])
                 # Of what is not seen nothing counts, not even where nothing else is: then the largest is LOWEST, too.
                 seen = T.bind(T.Select(score > f32(LOWEST / 2), exp(score - largest[0]), f32(0)))
-                store(self.left, start + i, seen)
+                store(self.sides.left, start + i, seen)
                 store(total, 0, total[0] + seen)
             store(self.factors, self.thread, factor)
             with T.If(kept), T.Then():
@@ -330,11 +309,11 @@ class _Group:
     def _add_values(self, tokens: _Tokens, is_first: Expr, values: Sequence[ThreadTile]) -> None:
         """The tokens' sums of values go on; the probabilities stay in `left` for all of them."""
         spec, scratch = self.see.spec, self.buffers["scratch"]
-        row, side = self._place()
+        row, side = self.sides.row, self.sides.side
         for begin in range(0, spec.v, COLUMNS):
-            sums = _zeros()
-            self._stage(values, begin, lambda of_slot, column: of_slot * SIDE_STRIDE + column)
-            self._multiply(sums)
+            sums = zeros()
+            self._stage(values, begin, lambda of_slot, column: of_slot * STRIDE + column)
+            self.sides.multiply(sums)
             for i in range(TURNS):
                 own = T.bind(row + i * ROW_STEP)
                 at, factor = self._record(tokens.at(own)), T.bind(self.factors[own])
@@ -351,10 +330,3 @@ class _Group:
 
     def _record(self, token: Expr) -> Expr:
         return T.bind(_record(self.see, self.head, self.part, token))
-
-
-def _zeros() -> Buffer:
-    sums = local(TURNS * SIDE)
-    for i in range(TURNS * SIDE):
-        store(sums, i, f32(0))
-    return sums

@@ -1,4 +1,4 @@
-"""The paged latent cache: where a position has its row, and mla_write, which fills rows."""
+"""The paged caches: where a position has its row, which of them attention reads, and mla_write, which fills rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsv3c.targets import tir as T
+from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.cache import MlaWrite, Paging
-from dsv3c.targets.calls.operands import Operand, view_of
+from dsv3c.targets.calls.operands import Operand, Rows, view_of
+from dsv3c.targets.calls.sparse import MlaSparse
 from dsv3c.targets.gpu.kernels.attention import coded
 from dsv3c.targets.gpu.kernels.frame import (
     THREADS,
@@ -24,7 +26,11 @@ from dsv3c.targets.gpu.kernels.frame import (
 )
 from dsv3c.targets.gpu.kernels.rows import inverse_rms, rotated
 from dsv3c.targets.gpu.kernels.subgroups import Exchange, Runs, forms
-from dsv3c.targets.gpu.kernels.words import bf16_bits
+from dsv3c.targets.gpu.kernels.words import bf16_bits, load
+
+Attention = MlaAbsorbed | MlaSparse
+Column = Callable[[Expr], Expr]  # of the row of a token, 0 <= j < width
+Columns = Callable[[Buffers, Expr, Expr, Runs], Column]  # (buffers, token, thread, runs)
 
 
 def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> Expr:
@@ -33,10 +39,32 @@ def slot(paging: Paging, page_table: Buffer, sequence: Expr, position: Expr) -> 
     return T.bind(page * paging.page_size + T.floormod(position, paging.page_size))
 
 
+def seen_count(spec: Attention, buffers: Buffers, token: Expr) -> Expr:
+    """How many positions a token attends to."""
+    context = T.bind(buffers["positions"][token] + 1)
+    return T.bind(T.min(context, spec.k)) if isinstance(spec, MlaSparse) else context
+
+
+def seen_slot(spec: Attention, buffers: Buffers, token: Expr, i: Expr) -> Expr:
+    """The cache row of the i-th position that it attends to."""
+    position = T.bind(buffers["chosen"][token * spec.k + i]) if isinstance(spec, MlaSparse) else i
+    return slot(spec.paging, buffers["page_table"], buffers["sequence"][token], position)
+
+
+def element(paging: Paging, cache: Buffer, start: Expr, column: Expr) -> Expr:
+    """A column of the row whose first element (`paging.stride` a row) is `start`, as float32."""
+    if not paging.coded:
+        return load(cache, T.bind(start + column), paging.element)
+    start, column = T.bind(T.shift_right(start, T.int32(2))), T.bind(column)
+    word = T.bind(cache[start + T.shift_right(column, T.int32(2))])
+    value = T.bind(coded.number(word, T.bitwise_and(column, T.int32(3)), paging.element))
+    return value * coded.scale_of(cache, start, column, paging)
+
+
 @dataclass(frozen=True)
 class Span:
-    """What a workgroup of attention has: its token, the first of its heads, slots begin … end of the context, and the
-    part that it writes, None where it writes y."""
+    """What a workgroup of attention has: its token, the first of its heads, begin … end among the positions that it
+    attends to, and the part that it writes, None where it writes y."""
 
     token: Expr
     head: Expr
@@ -46,50 +74,61 @@ class Span:
 
 
 def write(spec: MlaWrite, operands: Sequence[Operand]) -> tuple[Variant, ...]:
-    """A workgroup a token. Rows of odd width share words with their neighbours: then one workgroup writes all, and as a
-    word always has the same thread, no half of it is lost."""
     paging, view = spec.paging, view_of(spec.view, 1, spec.paging.width)
+    half = paging.d // 2
+
+    def columns(buffers: Buffers, t: Expr, thread: Expr, runs: Runs) -> Column:
+        x, start, value = buffers["kv_a"], T.bind(view.start(t)), local(1)
+        scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, value)
+
+        def key(i: Expr) -> Expr:
+            return x[start + paging.rank + i]
+
+        def column(j: Expr) -> Expr:
+            with T.If(j < paging.rank):
+                with T.Then():
+                    store(value, 0, x[start + j] * scale * buffers["weight"][j])
+                with T.Else():
+                    at = T.bind(j - paging.rank)
+                    angle = T.bind(T.if_then_else(at < half, at, at - half))
+                    pair = rotated(key, buffers["table"], t * paging.d, paging.d, spec.interleave, angle)
+                    store(value, 0, T.Select(at < half, pair[0], pair[1]))
+            return T.bind(value[0])
+
+        return column
+
+    return writing(spec.rows, paging, operands, columns)
+
+
+def writing(rows: Rows, paging: Paging, operands: Sequence[Operand], columns: Columns) -> tuple[Variant, ...]:
+    """A kernel that writes rows of the cache, a workgroup a token. Rows of odd width share words with their neighbours:
+    then one workgroup writes all, and as a word always has the same thread, no half of it is lost."""
     alone = paging.element == "bf16" and paging.width % 2 == 1
-    grid = (Extent() if alone else Extent(1, spec.rows),)
+    grid = (Extent() if alone else Extent(1, rows),)
 
     def emit(exchange: Exchange, buffers: Buffers, groups: Sequence[Expr], thread: Expr) -> None:
-        runs, total = Runs(exchange, thread), local(1)
+        runs = Runs(exchange, thread)
+
+        def write_token(t: Expr) -> None:
+            column = columns(buffers, t, thread, runs)
+            row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
+            _write_row(paging, buffers["cache"], row, column, thread, runs)
+
         if not alone:
-            _write_token(spec, buffers, groups[0], view.start(groups[0]), thread, runs, total)
+            write_token(groups[0])
             return
-        with T.serial(0, row_count(buffers, spec.rows)) as t:
-            _write_token(spec, buffers, t, view.start(t), thread, runs, total)
+        with T.serial(0, row_count(buffers, rows)) as t:
+            write_token(t)
             runs.renew_all()
 
-    return forms(operands, grid, spec.rows, emit)
+    return forms(operands, grid, rows, emit)
 
 
-def _write_token(
-    spec: MlaWrite, buffers: Buffers, t: Expr, start: Expr, thread: Expr, runs: Runs, total: Buffer
-) -> None:
-    paging, x, cache = spec.paging, buffers["kv_a"], buffers["cache"]
-    start, half = T.bind(start), paging.d // 2
-    row = slot(paging, buffers["page_table"], buffers["sequence"][t], buffers["positions"][t])
-    out = T.bind(row * paging.width)  # of rows that are no codes
-    scale = inverse_rms(x, start, paging.rank, spec.eps, thread, runs, total)
-    value = local(1)
-
-    def column(j: Expr) -> Expr:
-        """Column j of the row, 0 <= j < width."""
-        with T.If(j < paging.rank):
-            with T.Then():
-                store(value, 0, x[start + j] * scale * buffers["weight"][j])
-            with T.Else():
-                at = T.bind(j - paging.rank)
-                angle = T.bind(T.if_then_else(at < half, at, at - half))
-                table = buffers["table"]
-                pair = rotated(x, start + paging.rank, table, t * paging.d, paging.d, spec.interleave, angle)
-                store(value, 0, T.Select(at < half, pair[0], pair[1]))
-        return T.bind(value[0])
-
+def _write_row(paging: Paging, cache: Buffer, row: Expr, column: Column, thread: Expr, runs: Runs) -> None:
     if paging.coded:
         _write_codes(paging, cache, T.bind(row * coded.row_words(paging)), column, thread, runs)
         return
+    out = T.bind(row * paging.width)
     if paging.element == "f32":
         spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
         return
@@ -120,9 +159,7 @@ def _write_token(
     halves(thread)
 
 
-def _write_codes(
-    paging: Paging, cache: Buffer, row: Expr, column: Callable[[Expr], Expr], thread: Expr, runs: Runs
-) -> None:
+def _write_codes(paging: Paging, cache: Buffer, row: Expr, column: Column, thread: Expr, runs: Runs) -> None:
     """The row whose first word is `row`: a thread has every THREADS-th word of codes, the first one both scales."""
     inverses, most = [], local(1)
     for part, (count, first) in enumerate(((paging.rank, 0), (paging.d, paging.rank))):

@@ -1,4 +1,4 @@
-"""mla_absorbed on the tensor cores of NVIDIA: sixteen heads of a token are the rows of its products.
+"""mla_absorbed and mla_sparse on the tensor cores of NVIDIA: sixteen heads of a token are the rows of its products.
 
 All heads share the latent rows, so a block of SLOTS of them is staged once, as the words of the cache, for both
 products. Scores: each warp multiplies the queries, which it keeps in registers, with its own quarter of the columns;
@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dsv3c.targets import tir as T
-from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.gpu.capabilities import MMA, SUBGROUP_32
-from dsv3c.targets.gpu.kernels.attention.paged import Span, slot
+from dsv3c.targets.gpu.kernels.attention.paged import Attention, Span, seen_slot
 from dsv3c.targets.gpu.kernels.frame import LOWEST, THREADS, Buffers, Expr, add, barrier, f32, local, shared, store
 from dsv3c.targets.gpu.kernels.functions import exp
 from dsv3c.targets.gpu.kernels.subgroups import SHUFFLE_XOR
@@ -37,7 +36,7 @@ OWN = SLOTS // MEMBERS  # slots of each, side by side
 _Keep = Callable[[Expr, Expr, Expr], None]
 
 
-def serves(spec: MlaAbsorbed) -> bool:
+def serves(spec: Attention) -> bool:
     """Whether the rows of the cache are whole fragments, and a block of them fits into shared memory."""
     paging = spec.paging
     whole = paging.rank % K == 0 and paging.d % K == 0 and paging.element == "bf16"
@@ -45,13 +44,13 @@ def serves(spec: MlaAbsorbed) -> bool:
     return whole and 4 * words <= SHARED_BYTES
 
 
-def _stride(spec: MlaAbsorbed) -> int:
+def _stride(spec: Attention) -> int:
     """Words of a staged row: four more than a multiple of 32, so that a fragment's words lie in 32 banks."""
     words = spec.paging.width // 2
     return words + (4 - words) % 32
 
 
-def attend(spec: MlaAbsorbed, buffers: Buffers, span: Span, record: int, thread: Expr) -> None:
+def attend(spec: Attention, buffers: Buffers, span: Span, record: int, thread: Expr) -> None:
     """The body of the kernel. record: numbers of a head in scratch memory, its maximum and total the last two."""
     heads, rank = Heads(spec, buffers, span, thread), spec.paging.rank
     with T.If(span.begin < span.end), T.Then():
@@ -65,7 +64,7 @@ def attend(spec: MlaAbsorbed, buffers: Buffers, span: Span, record: int, thread:
         heads.states(lambda head, i, value: store(scratch, _row(spec, span, head) * record + rank + i, value))
 
 
-def _row(spec: MlaAbsorbed, span: Span, head: Expr) -> Expr:
+def _row(spec: Attention, span: Span, head: Expr) -> Expr:
     """Of a head in y, or in scratch memory."""
     return T.bind((span.token if span.part is None else span.part) * spec.heads + head)
 
@@ -76,7 +75,7 @@ class Heads:
     Made at the outermost scope of a kernel.
     """
 
-    def __init__(self, spec: MlaAbsorbed, buffers: Buffers, span: Span, thread: Expr) -> None:
+    def __init__(self, spec: Attention, buffers: Buffers, span: Span, thread: Expr) -> None:
         self._spec, self._buffers, self._span, self._place = spec, buffers, span, Thread.of(thread)
         self._rows = shared(SLOTS * _stride(spec), "uint32")
         self._scores = shared(WARPS * HEADS * SCORE_STRIDE)
@@ -163,12 +162,10 @@ class Heads:
 
     def _stage(self, base: Expr, end: Expr) -> None:
         """The rows of a block; where the context has ended, its last one again."""
-        paging, buffers, thread = self._spec.paging, self._buffers, self._place.thread
-        words = paging.width // 2
+        thread, words = self._place.thread, self._spec.paging.width // 2
         # All have passed a barrier since they used the slots; the rows are free behind the next.
         with T.If(thread < SLOTS), T.Then():
-            position = T.bind(T.min(base + thread, end - 1))
-            row = slot(paging, buffers["page_table"], buffers["sequence"][self._span.token], position)
+            row = seen_slot(self._spec, self._buffers, self._span.token, T.bind(T.min(base + thread, end - 1)))
             store(self._slots, thread, row * words)
         barrier()
         with T.serial(0, SLOTS // WARPS // AHEAD) as turn:

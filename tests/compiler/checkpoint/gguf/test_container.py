@@ -23,7 +23,7 @@ STRINGS = array(8, 2, text("a") + text("b"))
 
 # What reports of faults in readers of GGUF are about: counts, sizes, offsets, types, strings and nesting.
 BAD_FILES = {
-    "empty": (b"", "begins with ''"),
+    "empty": (b"", "it is empty"),
     "magic": (raw_file(start=b"GGML\x03\0\0\0"), "begins with 'GGML'"),
     "magic alone": (b"GGUF", "version is 0"),
     "version 0": (raw_file(start=b"GGUF" + bytes(4)), "version is 0, 2 and 3 are read"),

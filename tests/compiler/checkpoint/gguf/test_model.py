@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dsv3c.compiler.checkpoint import Checkpoint, sides
+from dsv3c.compiler.checkpoint import Checkpoint, gguf, sides
 from dsv3c.compiler.cli.inspect import inspect_command
 from dsv3c.compiler.driver import text_files
 from dsv3c.compiler.driver.pipeline import default_output
@@ -27,24 +27,36 @@ from dsv3c.compiler.errors import (
 )
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import YARN, random_tensors, tiny_config, write_checkpoint
-from tests.gguf_files import gguf_tensors, keys_of, write_gguf
+from tests.gguf_files import architecture_of, gguf_tensors, keys_of, write_gguf
 
 MTP = {"num_nextn_predict_layers": 1}
-YARN_KEYS = {
-    "deepseek2.rope.scaling.type": "yarn",
-    "deepseek2.rope.scaling.factor": 4.0,
-    "deepseek2.rope.scaling.original_context_length": 128,
-    "deepseek2.rope.scaling.yarn_beta_fast": 32.0,
-    "deepseek2.rope.scaling.yarn_beta_slow": 1.0,
-    "deepseek2.rope.scaling.yarn_log_multiplier": 0.0707,
-}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.5], "long_factor": [1.0, 1.2, 4.0, 9.0]}
+MISTRAL_ROPE = {**YARN, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1}
+
+
+def yarn_keys(architecture: str, log_multiplier: float) -> dict[str, Any]:
+    keys = {
+        "type": "yarn", "factor": 4.0, "original_context_length": 128, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
+        "yarn_log_multiplier": log_multiplier,
+    }  # fmt: skip
+    return {f"{architecture}.rope.scaling.{key}": value for key, value in keys.items()}
+
+
 CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "v3 with MTP": (tiny_config(**MTP), {}),
-    "v3 with YaRN": (tiny_config(rope_scaling={**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}), YARN_KEYS),
+    "v3 with YaRN": (tiny_config(rope_scaling={**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}),
+                     yarn_keys("deepseek2", 0.0707)),
     "v2, grouped": (tiny_config("deepseek_v2", topk_method="group_limited_greedy"), {}),
     "v2 without groups and q latent": (tiny_config("deepseek_v2", q_lora_rank=None, n_group=1, topk_group=1), {}),
     "dense, tied": (tiny_config("youtu"), {}),
-}
+    "v3.2 with MTP": (tiny_config("deepseek_v32", **MTP, rope_scaling=YARN), yarn_keys("deepseek32", 0.1)),
+    "GLM-5 with MTP": (tiny_config("glm_moe_dsa", **MTP, first_k_dense_replace=1, mlp_layer_types=..., n_group=1,
+                                   topk_group=1, indexer_types=["full", "shared", "full"]), {}),
+    "Mistral": (tiny_config("mistral4", rope_parameters=MISTRAL_ROPE),
+                {**yarn_keys("mistral4", 0.1), "mistral4.attention.temperature_scale": 0.1}),
+    "MiniCPM": (tiny_config("minicpm3", dim_model_base=256, rope_scaling=LONGROPE), {}),
+    "MiniCPM as short": (tiny_config("minicpm3", dim_model_base=256), {}),
+}  # fmt: skip
 
 
 def write_both(
@@ -53,7 +65,7 @@ def write_both(
     """The same model as a folder of Hugging Face and as a GGUF file."""
     tensors = write_checkpoint(folder / "hf", config, dtype=dtype)
     path = folder / "model.gguf"
-    write_gguf(path, keys_of(config) | (keys or {}), gguf_tensors(config, tensors), kind)
+    write_gguf(path, keys_of(config) | (keys or {}), gguf_tensors(config, tensors), kind, architecture_of(config))
     return folder / "hf", path
 
 
@@ -63,10 +75,50 @@ def test_same_config_and_bits_as_the_safetensors(name: str, dtype: str, kind: st
     config, keys = CONFIGS[name]
     ours, theirs = (Checkpoint.open(path) for path in write_both(tmp_path, config, keys, dtype, kind))
     assert theirs.config.to_dict() | {"model_type": ours.config.model_type} == ours.config.to_dict()
-    assert theirs.notes == ("the file has no tokenizer",)
+    assert [note for note in theirs.notes if note not in ours.notes] == ["the file has no tokenizer"]
     assert theirs.shapes == ours.shapes
     for tensor in ours.shapes:
         np.testing.assert_array_equal(theirs.read(tensor).view(np.uint32), ours.read(tensor).view(np.uint32), tensor)
+
+
+def test_what_is_read_of_indexers(tmp_path: Path) -> None:
+    """Also that a GLM model of a long context whose file does not say it has some that choose for others."""
+    glm = tiny_config("glm_moe_dsa", first_k_dense_replace=1, mlp_layer_types=..., num_hidden_layers=7)
+    path = write_both(tmp_path, glm)[1]
+    sizes = ("index_topk", "index_n_heads", "index_head_dim")
+    assert [gguf.open_model(path).values[name] for name in sizes] == [glm[name] for name in sizes]
+    assert "indexer_types" not in gguf.open_model(path).values
+    path = write_both(tmp_path, glm, {"glm-dsa.context_length": 1 << 20})[1]
+    types = gguf.open_model(path).values["indexer_types"]
+    assert types == ["full", "full", "full", "shared", "shared", "shared", "full"]
+
+
+def test_how_queries_of_mistral_grow_is_as_published_where_the_file_does_not_say(tmp_path: Path) -> None:
+    config = tiny_config("mistral4", rope_parameters=MISTRAL_ROPE)
+    ours, theirs = (Checkpoint.open(path) for path in write_both(tmp_path, config, yarn_keys("mistral4", 0.1)))
+    assert theirs.config.query_scales == ours.config.query_scales
+    assert "no attention.temperature_scale" in theirs.notes[0]
+    plain = Checkpoint.open(write_both(tmp_path, config)[1])
+    assert (plain.config.rope_scaling, plain.config.query_scales) == (None, ())
+
+
+FACTORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "one missing": ({"rope_factors_long.weight": None}, ConfigValueError, "long_factor"),
+    "too many": ({"rope_factors_long.weight": np.ones(5)}, TensorShapeError, "rope_factors_long"),
+    "no numbers": ({"rope_factors_short.weight": np.full(4, np.nan)}, ConfigValueError, "short_factor"),
+    "a matrix": ({"rope_factors_short.weight": np.ones((2, 2))}, TensorShapeError, "rope_factors_short"),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_divisors_of_frequencies_that_cannot_be(name: str, tmp_path: Path) -> None:
+    changes, error, reason = FACTORS[name]
+    config = tiny_config("minicpm3", rope_scaling=LONGROPE)
+    tensors = gguf_tensors(config, random_tensors(config)) | changes
+    given = {name: value for name, value in tensors.items() if value is not None}
+    write_gguf(tmp_path / "model.gguf", keys_of(config), given, architecture="minicpm3")
+    with pytest.raises(error, match=reason):
+        Checkpoint.open(tmp_path / "model.gguf")
 
 
 def test_kv_b_in_one_as_older_files_have_it(tmp_path: Path) -> None:
@@ -102,6 +154,9 @@ def test_gate_and_up_of_experts_in_one(tmp_path: Path) -> None:
 
 KEYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an unknown key": ({"deepseek2.attention.temperature_scale": 0.1}, UnsupportedConfigError, "temperature_scale"),
+    "queries that grow at another length than positions": (
+        {**yarn_keys("deepseek2", 0.1), "deepseek2.attention.temperature_scale": 0.1,
+         "deepseek2.attention.temperature_length": 64}, UnsupportedConfigError, "temperature_length"),
     "no layers told": ({"deepseek2.block_count": None}, MissingConfigKeyError, "deepseek2.block_count"),
     "layers are a text": ({"deepseek2.block_count": "3"}, ConfigValueError, "'deepseek2.block_count' is|an integer"),
     "layers are true": ({"deepseek2.block_count": True}, ConfigValueError, "an integer"),
@@ -146,8 +201,9 @@ def test_tensors_that_cannot_be(tmp_path: Path) -> None:
 
 def test_other_architectures_are_named(tmp_path: Path) -> None:
     write_gguf(tmp_path / "model.gguf", {}, {"w": np.zeros(32)}, architecture="llama")
-    with pytest.raises(GgufModelError, match="'llama'"):
+    with pytest.raises(GgufModelError, match="'llama'") as caught:
         Checkpoint.open(tmp_path / "model.gguf")
+    assert "known: deepseek2, deepseek32, glm-dsa, mistral4, minicpm3" in str(caught.value)
 
 
 def test_no_groups_of_experts_is_said(tmp_path: Path) -> None:
@@ -197,6 +253,14 @@ def test_split_model_with_wrong_parts(tmp_path: Path) -> None:
     write_split(tmp_path, config, **{"split.tensors.count": 7})
     with pytest.raises(GgufSplitError, match="should have 7 tensors"):
         Checkpoint.open(paths[0])
+
+
+def test_a_tensor_that_two_parts_have_is_named(tmp_path: Path) -> None:
+    for number in range(2):
+        path, keys = tmp_path / f"m-{number + 1:05}-of-00002.gguf", {"split.no": number, "split.count": 2}
+        write_gguf(path, keys, {"od\0d": np.ones(4), f"own {number}": np.ones(4)})
+    with pytest.raises(GgufSplitError, match=r"m-00002-of-00002\.gguf is .*: 'od\\x00d' is in another part too"):
+        Checkpoint.open(path)
 
 
 def test_folder_with_a_gguf_file_is_told_to_give_the_file(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from dsv3c.compiler.checkpoint.gguf import pieces
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, text_of
-from dsv3c.compiler.errors import ConfigValueError, TokenizerVocabularyError
+from dsv3c.compiler.errors import ConfigValueError, TokenizerVocabularyError, UnsupportedConfigError
 from dsv3c.runtime.text.tokenizer import Tokenizer
 from tests.conftest import BUNDLED_MODEL
 
@@ -106,6 +107,47 @@ def test_same_ids_as_the_tokenizer_it_was_made_from() -> None:
         assert made.decode(made.encode(text)) == theirs.decode(theirs.encode(text))
 
 
+MERGED = ["▁t", "he", "in", "▁the", "▁a", "nd", "▁and", "▁▁", "ing", "th"]
+CHARACTERS = ["▁", "t", "h", "e", "i", "n", "a", "d", "g"]
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *MERGED, *CHARACTERS]
+# What the package sentencepiece makes of these pieces, with scores in their order.
+IDS = {
+    "the thing and": [262, 259, 271, 267, 265],
+    "  in  the hand": [266, 269, 261, 269, 262, 269, 271, 275, 264],
+    "nightingale é<0x41>": [269, 274, 273, 277, 271, 270, 267, 275, 111, 272, 269, 198, 172, 63, 51, 123, 55, 52, 65],
+    "": [],
+    "tthhee\n": [259, 268, 260, 272, 13],
+}
+
+
+def pieces_of(**keys: Any) -> dict[str, Any]:
+    scores = np.array([0] * 259 + [-float(rank) for rank in range(len(MERGED) + len(CHARACTERS))], np.float32)
+    kinds = np.array([2, 3, 3, *[6] * 256, *[1] * (len(PIECES) - 259)], np.int32)
+    own = {"model": "llama", "pre": "default", "tokens": PIECES, "token_type": kinds, "scores": scores, "merges": None}
+    return values_of(**{**own, "bos_token_id": 1, "eos_token_id": 2, **keys})
+
+
+def test_sentence_pieces_are_those_of_sentencepiece() -> None:
+    tokenizer = tokenizer_of(pieces_of())
+    for text, ids in IDS.items():
+        assert tokenizer.encode_plain(text) == ids
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode("the") == [1, 262], "texts begin with BOS where the file does not say"
+
+
+def test_a_space_stands_before_each_text_unless_the_file_says_no() -> None:
+    tokenizer = tokenizer_of(pieces_of(add_space_prefix=False, add_bos_token=False))
+    assert tokenizer.encode("the") == [270, 260]
+    assert tokenizer.encode("the</s>the") == [270, 260, 2, 270, 260]
+    assert tokenizer_of(pieces_of()).encode("the</s>the") == [1, 262, 2, 262], "and behind each special token"
+
+
+def test_pieces_that_make_each_other_in_too_many_ways_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_MAX_PAIRS", 3)
+    with pytest.raises(TokenizerVocabularyError, match="in more than 3 ways"):
+        tokenizer_of(pieces_of())
+
+
 def test_special_tokens_and_flags() -> None:
     tokenizer = tokenizer_of(values_of(add_bos_token=True, add_eos_token=True))
     assert tokenizer.encode("ab") == [0, 4, 1]
@@ -135,7 +177,7 @@ def test_defaults_of_sampling() -> None:
             texts_of({f"general.sampling.{key}": value}, PATH)
 
 
-@pytest.mark.parametrize("keys", [{"model": "llama"}, {"pre": "falcon"}, {"pre": None}, {"model": None}])
+@pytest.mark.parametrize("keys", [{"model": "bert"}, {"pre": "falcon"}, {"pre": None}, {"model": None}])
 def test_no_tokenizer_of_another_kind(keys: dict[str, Any]) -> None:
     assert texts_of(values_of(**keys), PATH) == {}
 
@@ -157,6 +199,14 @@ def test_no_tokenizer_of_another_kind(keys: dict[str, Any]) -> None:
         ({"token_type": (b"a",)}, ConfigValueError, "a list of numbers"),
         ({"add_bos_token": 1}, ConfigValueError, "add_bos_token is 1, expected true or false"),
         ({"model": 1}, ConfigValueError, "model is 1, expected a text"),
+        ({"model": "llama"}, ConfigValueError, "scores is None, expected a number for each of 7 tokens"),
+        ({"model": "llama", "scores": np.zeros(3, np.float32)}, ConfigValueError, "scores is a list of 3"),
+        ({"model": "llama", "scores": np.zeros(7, np.int8)}, ConfigValueError, "scores is a list of 7"),
+        (
+            {"model": "llama", "scores": np.zeros(7, np.float32), "remove_extra_whitespaces": True},
+            UnsupportedConfigError,
+            "remove_extra_whitespaces",
+        ),
     ],
 )
 def test_keys_of_the_wrong_kind(keys: dict[str, Any], error: type[Exception], reason: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint, hub, model_name
+from dsv3c.compiler.checkpoint.hub import transfer
 from dsv3c.compiler.checkpoint.hub.errors import (
     HubAccessError,
     HubAnswerError,
@@ -20,10 +23,11 @@ from dsv3c.compiler.checkpoint.hub.errors import (
     HubInterruptedError,
     HubPackageError,
     HubRevisionError,
+    HubStoreError,
     HubUnreachableError,
     HubWeightsError,
 )
-from dsv3c.compiler.checkpoint.hub.repository import HubId
+from dsv3c.compiler.checkpoint.hub.repository import HubId, Repository
 from tests.checkpoints import safetensors_bytes, tiny_config, write_checkpoint, write_sharded, write_tokenizer
 from tests.hub import COMMIT, Hub, serving
 
@@ -91,10 +95,67 @@ def test_a_folder_that_is_there_goes_before_an_id(server: Hub, tmp_path: Path) -
 
 
 def test_the_token_stays_with_the_hub(server: Hub) -> None:
-    with serving(Hub(server.files)) as other:
-        server.redirects["a.safetensors"] = f"{other}/cdn/a.safetensors"
+    other = Hub(server.files)
+    with serving(other) as url:
+        server.redirects["a.safetensors"] = f"{url}/cdn/a.safetensors"
+        server.redirects["b.safetensors"] = f"{server.url.replace('127.0.0.1', 'localhost')}/cdn/b.safetensors"
         hub.local(ID)
-    assert all(token == "Bearer hf_secret" for path, token in server.tokens if "/cdn/" not in path)
+        server.moved = url
+        hub.local(ID)
+    assert {token for path, token in server.tokens if "b.safetensors" not in path} == {"Bearer hf_secret"}
+    assert ("/cdn/b.safetensors", None) in server.tokens, "another name of the same machine is another host"
+    assert {path for path, _ in other.tokens} == {"/cdn/a.safetensors", "/api/models/org/model"}
+    assert {token for _, token in other.tokens} == {None}
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_refused_and_nothing_kept(server: Hub, tmp_path: Path) -> None:
+    server.cut["a.safetensors"] = [1000, *[0] * 20]
+    with pytest.raises(HubInterruptedError):
+        hub.local(ID)
+    server.cut.clear()
+    server.wrong = {"a.safetensors"}
+    with pytest.raises(HubFileError, match="its hash is"):
+        hub.local(ID)
+    assert not any(entry.endswith(".begun") for entry in kept(tmp_path / "cache"))
+    server.wrong.clear()
+    assert (hub.local(ID) / "a.safetensors").read_bytes() == server.files["a.safetensors"]
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(server: Hub) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(HubStoreError, match=r"cannot be kept in .*\.begun: File too large"):
+            hub.local(ID)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    server.asked.clear()
+    assert (hub.local(ID) / "a.safetensors").read_bytes() == server.files["a.safetensors"]
+    assert ("a.safetensors", f"bytes=10000-{len(server.files['a.safetensors']) - 1}") in server.asked
+
+
+def test_a_cache_that_cannot_be_written_is_told(server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(HubStoreError, match=r"cache/models--org--model: .*\n.*HF_HUB_CACHE"):
+        hub.local(ID)
+
+
+def test_of_two_that_fetch_a_file_one_waits_for_the_other(server: Hub, tmp_path: Path) -> None:
+    repository = Repository.ask(HubId("org/model", None))
+    file, place = repository.files["a.safetensors"], tmp_path / "a"
+    server.cut["a.safetensors"] = [1000, 2000, 3000]
+
+    def fetch(_: int) -> int:
+        told: list[int] = []
+        transfer.download(file, repository.url(file.name), repository.headers, place, told.append)
+        return sum(told)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(fetch, range(4))) == [file.size] * 4
+    assert place.read_bytes() == server.files["a.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    fetched = [asked for name, asked in server.asked if name == "a.safetensors"]
+    assert len(fetched) == 2 * 4, "one of them in four answers, each led on once"
 
 
 def test_a_download_goes_on_where_it_broke_off(server: Hub, tmp_path: Path) -> None:

@@ -93,6 +93,32 @@ def test_names_may_carry_the_adapters_name_and_lack_the_prefix(
     assert_is(opened(folder, write_adapter(tmp_path / "bare", bare)), merged(weights, tensors, 2.0))
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model."])
+def test_names_may_be_those_of_the_model_around_a_text_model(prefix: str, tmp_path: Path) -> None:
+    """As published, as transformers has them in memory, and those of the text model alone."""
+    written = write_checkpoint(tmp_path, tiny_config("kimi_k25"))
+    weights = {name.removeprefix("language_model."): value for name, value in written.items() if "vision" not in name}
+    modules = ("model.layers.1.self_attn.o_proj", f"{EXPERTS}.5.up_proj")
+    tensors = factors(modules, weights)
+    expected = merged(weights, tensors, 2.0)
+    norm = "model.layers.2.input_layernorm.weight"
+    tensors[f"{PREFIX}{norm}"] = expected[norm] = np.full(64, 3, np.float32)
+    renamed = {name.replace(f"{PREFIX}model.", f"{PREFIX}{prefix}"): value for name, value in tensors.items()}
+    ranks = {f"{prefix}layers.1.self_attn.o_proj": 4, "up_proj": 4}
+    adapter = write_adapter(tmp_path / "tuned", renamed, rank_pattern=ranks, r=8)
+    assert_is(opened(tmp_path, adapter), expected)
+
+
+def test_names_of_blocks_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path, tiny_config("longcat_flash"))
+    tensors = factors(["model.layers.1.self_attn.1.o_proj", "model.layers.0.mlps.0.up_proj"], weights)
+    checkpoint, expected = opened(tmp_path, write_adapter(tmp_path / "tuned", tensors)), merged(weights, tensors, 2.0)
+    for ours, name in (("3.self_attn.o_proj", "1.self_attn.1.o_proj"), ("0.mlp.up_proj", "0.mlps.0.up_proj")):
+        found = checkpoint.read(f"model.layers.{ours}.weight")
+        np.testing.assert_array_equal(found, expected[f"model.layers.{name}.weight"])
+        assert not np.array_equal(found, weights[f"model.layers.{name}.weight"])
+
+
 def test_adapters_are_merged_in_order_each_with_its_scale(base: tuple[Path, Tensors], tmp_path: Path) -> None:
     folder, weights = base
     first, second = factors(["lm_head"], weights, seed=3), factors(["lm_head"], weights, rank=2, seed=4)

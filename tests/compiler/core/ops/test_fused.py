@@ -13,24 +13,7 @@ from hypothesis import strategies as st
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
-
-PAGE = 4
-PAGE_TABLE = np.array([[5, 1, 2], [0, 4, 3]], np.int32)
-POSITIONS, SEQUENCE = np.array([6, 7, 0, 9], np.int32), np.array([0, 0, 1, 1], np.int32)
-PAGING = (POSITIONS, SEQUENCE, PAGE_TABLE)
-
-
-def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
-    return ops.lookup(op).evaluate(*arrays, **attrs)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def normal(rng: np.random.Generator, *shape: int) -> Any:
-    return rng.standard_normal(shape).astype(np.float32)
+from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, normal
 
 
 def silu(x: Any) -> Any:
@@ -56,12 +39,6 @@ def rotated(row: Any, position: int, inv_freq: Any, scale: float, interleave: bo
     return [z.real for z in turned] + [z.imag for z in turned]
 
 
-def context_slots(token: int) -> list[int]:
-    """Cache rows that a token sees, from its first position to its own."""
-    pages = PAGE_TABLE[SEQUENCE[token]]
-    return [int(pages[p // PAGE]) * PAGE + p % PAGE for p in range(POSITIONS[token] + 1)]
-
-
 def softmax(scores: list[float]) -> list[float]:
     weights = [math.exp(score - max(scores)) for score in scores]
     return [weight / math.fsum(weights) for weight in weights]
@@ -83,6 +60,13 @@ def test_rope_turns_pairs_by_the_angle_of_their_position(rng: np.random.Generato
     ]
     close(result, expected)
     assert np.array_equal(evaluate("rope", x[:, 0], table, interleave=interleave), result[:, 0])
+
+
+def test_rope_leaves_columns_behind_those_of_the_table(rng: np.random.Generator) -> None:
+    x, table = normal(rng, 4, 3, 10), evaluate("rope_table", POSITIONS, np.array([1.0, 0.3], np.float32), scale=1.0)
+    result = evaluate("rope", x, table, interleave=True)
+    assert np.array_equal(result[..., :4], evaluate("rope", x[..., :4], table, interleave=True))
+    assert np.array_equal(result[..., 4:], x[..., 4:])
 
 
 def test_swiglu(rng: np.random.Generator) -> None:
@@ -226,6 +210,24 @@ def test_the_expert_products_give_the_weighted_mixture(rng: np.random.Generator)
     close(result, expected)
 
 
+def test_ids_of_no_expert_cost_and_count_nothing_and_identities_give_x_back(rng: np.random.Generator) -> None:
+    x, ids = normal(rng, 3, 5), np.array([[3, 0], [1, 5], [7, 4]], np.int32)
+    gate_up, down, mix = normal(rng, 5, 2, 4, 5), normal(rng, 5, 5, 4), normal(rng, 3, 2)
+    order = evaluate("expert_order", ids, n_experts=4, n_shared=1)
+    pairs, starts = order.reshape(-1)[12:], order.reshape(-1)[6:12]
+    assert starts.tolist() == [0, 1, 2, 3, 6, 0]
+    assert pairs[:6].tolist() == [1, 3, 0, 2, 5, 8]
+    held = evaluate("expert_weights", ids, mix, n_experts=4)
+    np.testing.assert_array_equal(held, mix * [[1, 1], [1, 0], [0, 0]])
+    h = evaluate("moe_gate_up", x, order, gate_up)
+    result = evaluate("moe_down", h, order, held, down)
+    everyone = evaluate("expert_order", np.minimum(ids, 3), n_experts=4, n_shared=1)
+    expected = evaluate("moe_down", evaluate("moe_gate_up", x, everyone, gate_up), everyone, held, down)
+    close(result, expected)
+    identity = evaluate("identity_experts", x, ids, mix, n_experts=4)
+    close(identity, x * np.array([[0], [mix[1, 1]], [mix[2].sum()]], np.float32))
+
+
 def test_a_step_without_tokens_is_an_empty_mixture() -> None:
     order = evaluate("expert_order", np.zeros((0, 2), np.int32), n_experts=4, n_shared=1)
     h = evaluate("moe_gate_up", np.zeros((0, 5), np.float32), order, np.zeros((5, 2, 4, 5), np.float32))
@@ -246,7 +248,7 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
         ("rms_norm", ("bf16[T, 4]", "f32[4]"), {"eps": 1e-6}, "operands are f32"),
         ("rope_table", ("f32[T]", "f32[4]"), {"scale": 1.0}, r"positions are i32\[T\]"),
         ("rope_table", ("i32[T]", "f32[]"), {"scale": 1.0}, r"inv_freq is f32\[d/2\]"),
-        ("rope", ("f32[T, 2, 8]", "f32[T, 4]"), {"interleave": True}, "x has 8 rotary columns, the table 4"),
+        ("rope", ("f32[T, 2, 8]", "f32[T, 10]"), {"interleave": True}, "x has 8 columns, the table 10"),
         ("rope", ("f32[T, 2, 8]", "f32[R, 8]"), {"interleave": True}, "x has T tokens, the table R"),
         ("swiglu", ("f32[T, 7]",), {}, "gate and up have the same size"),
         ("head_linear", ("f32[T, 2, 4]", "f32[3, 5, 4]"), {}, "does not fit"),
@@ -276,6 +278,9 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
         ("router", ("f32[T, 8]",), ROUTER | {"topk_group": 3}, "cannot keep 3 of 2 groups"),
         ("router", ("f32[T, 8]",), ROUTER | {"scoring": "relu"}, "scoring is 'relu'"),
         ("router", ("f32[T, 8]",), ROUTER | {"group_score": "min"}, "group_score is 'min'"),
+        ("expert_weights", ("i32[T, 2]", "f32[T, 3]"), {"n_experts": 8}, "not one weight a chosen expert"),
+        ("expert_weights", ("f32[T, 2]", "f32[T, 2]"), {"n_experts": 8}, "operands are i32"),
+        ("identity_experts", ("f32[R, 4]", "i32[T, 2]", "f32[T, 2]"), {"n_experts": 8}, "differ in tokens"),
         ("expert_order", ("f32[T, 2]",), {"n_experts": 8, "n_shared": 0}, "operands are i32"),
         ("moe_gate_up", ("f32[T, 4]", "i32[T, 20]", "f32[8, 2, 6, 5]"), {}, r"is no \[E', 2, I, D\]"),
         ("moe_gate_up", ("f32[T, 4]", "i32[T, 20]", "f32[8, 6, 4]"), {}, r"the weight is \[E', 2, I, D\]"),

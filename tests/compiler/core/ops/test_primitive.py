@@ -139,6 +139,20 @@ def test_top_k_prefers_the_lower_index_among_equals(row: list[float], data: st.D
     assert evaluate("top_k", np.array([row], np.float32), k=k).tolist() == [expected]
 
 
+@given(st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=9), st.integers(1, 12))
+def test_top_k_mask_has_the_top_k_without_what_is_excluded(row: list[float], k: int) -> None:
+    best = sorted(range(len(row)), key=lambda index: (-row[index], index))[:k]
+    expected = [index in best and row[index] > -np.inf for index in range(len(row))]
+    assert evaluate("top_k_mask", np.array([row], np.float32), k=k).tolist() == [expected]
+
+
+def test_chosen_mask_has_the_chosen_positions_of_the_own_sequence() -> None:
+    page_table, sequence = np.array([[7, 2], [0, 5]], np.int32), np.array([1, 0, 1], np.int32)
+    chosen = np.array([[0, 6, -1], [-1, -1, -1], [1, 3, 7]], np.int32)
+    mask = evaluate("chosen_mask", chosen, sequence, page_table, page_size=4)
+    assert [np.flatnonzero(row).tolist() for row in mask] == [[8, 14], [], [9, 11, 15]]
+
+
 def test_slots_follow_the_page_table() -> None:
     page_table = np.array([[7, 2], [0, 5]], np.int32)
     positions, sequence = np.array([0, 17, 3, 31], np.int32), np.array([0, 0, 1, 1], np.int32)
@@ -196,6 +210,9 @@ def test_scatter_rows_keeps_the_other_rows_and_the_dtype() -> None:
         ("take", ("f32[9, 4]", "i32[T, 2]"), {}, r"ids are i32\[M\]"),
         ("scale_rows", ("f32[T, 4]", "f32[3]", "i32[R]"), {"block": 4}, r"positions are i32\[T\]"),
         ("scale_rows", ("f32[T, 4]", "f32[3]", "i32[T]"), {"block": 0}, r"factors are \[B\]"),
+        ("top_k_mask", ("f32[T, 4]",), {"k": 0}, "cannot pick 0"),
+        ("chosen_mask", ("f32[T, 4]", "i32[T]", "i32[S, P]"), {"page_size": 4}, "operands are i32"),
+        ("chosen_mask", ("i32[T, 4]", "i32[R]", "i32[S, P]"), {"page_size": 4}, r"positions and sequence are \[T\]"),
         ("take_along", ("f32[T, 4]", "i32[R, 2]"), {}, "agree in all but the last dim"),
         ("take_along", ("f32[T, 4]", "f32[T, 2]"), {}, "ids are i32"),
         ("put_along", ("i32[T, 2]", "f32[T, 3]"), {"size": 8}, "do not broadcast"),

@@ -17,6 +17,7 @@ from dsv3c.compiler.driver import calibrated, pipeline
 from dsv3c.compiler.driver.calibrated import CalibrationPlan
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.frontend import model
+from dsv3c.compiler.frontend.caches import cache_rows, main_cache_rows
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.quantisation.calibration.forward import Forward, Sequences
 from dsv3c.compiler.quantisation.calibration.stages import Experts
@@ -145,10 +146,11 @@ def seen(source: Checkpoint) -> Seen:
         op = Watching()
         op.names = {id(array): name for name, array in tensors.items()}
         inputs, cache = step_of(source, ids)
-        caches = [cache] * config.num_hidden_layers
+        caches = {row.name: cache for row in main_cache_rows(config)}
         output = model.forward(op, config, tensors.__getitem__, inputs, caches)
         inputs, cache = step_of(source, ids[1:])
-        model.forward_mtp(op, config, tensors.__getitem__, 0, inputs, output.hidden[:-1], cache)
+        caches = {row.name: cache for row in cache_rows(config, config.num_hidden_layers)}
+        model.forward_mtp(op, config, tensors.__getitem__, 0, inputs, output.hidden[:-1], caches)
         parts.append(Seen(op.rows, op.attended, op.ids))
 
     def joined(tables: Sequence[dict[str, Array]], axis: int) -> dict[str, Array]:

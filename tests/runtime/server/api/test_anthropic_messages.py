@@ -96,6 +96,15 @@ def test_which_tool_has_to_be_called(client: anthropic.Anthropic) -> None:
     assert [block.type for block in found.content] == ["text"] and "<tool_call>" in found.content[0].text
 
 
+def test_only_one_call_where_parallel_ones_are_not_wanted(client: anthropic.Anthropic) -> None:
+    call = r'<tool_call>\{"name": "a", "arguments": \{\}\}</tool_call>'
+    for wanted, count in ((False, 2), (True, 1)):
+        choice: Any = {"type": "auto", "disable_parallel_tool_use": wanted}
+        found = ask(client, call * 2, tools=[WEATHER], tool_choice=choice)
+        assert [block.type for block in found.content] == ["tool_use"] * count
+        assert found.stop_reason == "tool_use"
+
+
 def test_thoughts_are_blocks_of_their_own(client: anthropic.Anthropic) -> None:
     how: Any = {
         "model": "tiny",

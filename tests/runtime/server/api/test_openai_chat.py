@@ -176,6 +176,47 @@ def test_a_tool_that_has_to_be_called_is(client: openai.OpenAI) -> None:
     assert call.function.name == "look_up" and json.loads(call.function.arguments) == {"q": 1}
 
 
+def test_arguments_of_a_forced_tool_follow_its_schema(client: openai.OpenAI) -> None:
+    """Of random weights. A schema for what is said is none for a call."""
+    tools: Any = [
+        {"type": "function", "function": {"name": "add", "parameters": SCHEMA}},
+        {
+            "type": "function",
+            "function": {"name": "now", "parameters": {"properties": {}, "additionalProperties": False}},
+        },
+    ]
+    for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+        for seed in range(3):
+            found = client.chat.completions.create(
+                model="tiny", messages=HELLO, tools=tools, tool_choice=choice, temperature=1.5, seed=seed,
+                parallel_tool_calls=False, response_format={"type": "json_object"},
+            ).choices[0]  # fmt: skip
+            (call,) = found.message.tool_calls
+            arguments = json.loads(call.function.arguments)
+            assert found.finish_reason == "tool_calls" and not found.message.content
+            assert arguments == {} if call.function.name == "now" else arguments["name"] in ("fox", "hen")
+            assert choice == "required" or call.function.name == "add"
+
+
+def test_a_schema_that_cannot_be_followed_is_an_error_of_a_strict_tool_alone(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "$ref": "#/$defs/a"}}}
+    how: Any = {"model": "tiny", "messages": HELLO, "tool_choice": "required", "max_tokens": 3}
+    assert client.chat.completions.create(**how, tools=[tool]).choices[0].finish_reason == "length"
+    tool["function"]["strict"] = True
+    with pytest.raises(openai.BadRequestError, match="a strict one cannot be followed"):
+        client.chat.completions.create(**how, tools=[tool])
+
+
+def test_only_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> None:
+    call = '<tool_call>{"name": "look_up", "arguments": {"what": "</tool_call>"}}</tool_call>'
+    for wanted, count in ((True, 2), (False, 1)):
+        found = said(client, f"I look.{call}{call}", tools=TOOLS, parallel_tool_calls=wanted).choices[0]
+        assert [json.loads(each.function.arguments) for each in found.message.tool_calls] == [
+            {"what": "</tool_call>"}
+        ] * count
+        assert found.finish_reason == "tool_calls" and found.message.content == "I look."
+
+
 def test_parts_of_a_content_are_joined_and_developers_are_the_system(client: openai.OpenAI) -> None:
     parts: Any = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     messages: Any = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]

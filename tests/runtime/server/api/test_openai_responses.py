@@ -98,6 +98,13 @@ def test_which_tool_has_to_be_called(client: openai.OpenAI) -> None:
     assert "<tool_call>" in ask(client, CALL, tools=[WEATHER], tool_choice="none").output_text
 
 
+def test_only_one_call_where_parallel_ones_are_not_wanted(client: openai.OpenAI) -> None:
+    call = r'<tool_call>\{"name": "a", "arguments": \{\}\}</tool_call>'
+    for wanted, count in ((True, 2), (False, 1)):
+        found = ask(client, call * 2, tools=[WEATHER], parallel_tool_calls=wanted)
+        assert [item.type for item in found.output] == ["function_call"] * count
+
+
 def test_thoughts_are_items_of_their_own(client: openai.OpenAI) -> None:
     how: Any = {"model": "tiny", "input": "Hello", "reasoning": {"effort": "high"}, "extra_body": THINKING}
     found = client.responses.create(**how)

@@ -141,6 +141,22 @@ _VALUES = st.recursive(
 
 
 @EACH_FORMAT
+def test_when_a_call_is_over(form: Format) -> None:
+    """Not before its last tag, and not by what only looks like one."""
+    call = form.forms[0].write("get_weather", {"city": "Paris"}, 0)
+    reader = Reader(form, False, TOOLS)
+    told = []
+    for char in "I look. " + "".join(form.section[:1]) + call:
+        assert not reader.has_called
+        told += reader.push(char)
+    assert reader.has_called and any(isinstance(piece, CallBegun) for piece in told)
+    other = Reader(form, False, TOOLS)
+    other.push(f"{form.forms[0].opener} {form.tags[1]}, she said.")
+    assert not other.has_called
+    assert not Reader(form, False, ()).has_called
+
+
+@EACH_FORMAT
 @settings(max_examples=20, deadline=None)
 @given(calls=st.lists(st.tuples(_NAMES, st.dictionaries(_PLAIN, _VALUES, max_size=3)), min_size=1, max_size=3))
 def test_calls_are_read_as_they_are_written(form: Format, calls: list[tuple[str, dict[str, object]]]) -> None:

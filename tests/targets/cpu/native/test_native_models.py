@@ -26,6 +26,7 @@ SHAPES = {
     "youtu": {},
     "minicpm3": {},
     "mistral4": {},
+    "longcat_flash": {},
 }
 
 

@@ -3,7 +3,7 @@
 import tvm_ffi
 
 from dsv3c.targets.gpu.kernels import stages, variants
-from tests.targets.gpu.op_tests import CASES, PARTED, parts
+from tests.targets.gpu.op_tests import CASES, IN_TURNS, PARTED, in_turns, parts
 
 
 class Forms:
@@ -18,6 +18,7 @@ class Forms:
         cases = [CASES[name][0] for name in names if name in CASES]
         specs = dict.fromkeys(stage for spec in cases for stage in stages(spec))
         specs |= dict.fromkeys(part for name in PARTED if name in names for part in parts(stages(CASES[name][0])[0]))
+        specs |= dict.fromkeys(stage for name in IN_TURNS if name in names for stage in in_turns(CASES[name][0]))
         for number, spec in enumerate(specs):
             for place, form in enumerate(variants(spec, capabilities)):
                 function = form.build()

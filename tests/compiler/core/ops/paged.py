@@ -1,0 +1,28 @@
+"""Two sequences in pages of four, and what tests of operations over them share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dsv3c.compiler.core import ops
+
+PAGE = 4
+PAGE_TABLE = np.array([[5, 1, 2], [0, 4, 3]], np.int32)
+POSITIONS, SEQUENCE = np.array([6, 7, 0, 9], np.int32), np.array([0, 0, 1, 1], np.int32)
+PAGING = (POSITIONS, SEQUENCE, PAGE_TABLE)
+
+
+def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
+    return ops.lookup(op).evaluate(*arrays, **attrs)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def context_slots(token: int) -> list[int]:
+    """Cache rows that a token sees, from its first position to its own."""
+    pages = PAGE_TABLE[SEQUENCE[token]]
+    return [int(pages[p // PAGE]) * PAGE + p % PAGE for p in range(POSITIONS[token] + 1)]
