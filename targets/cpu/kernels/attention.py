@@ -17,7 +17,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.calls.sparse import MlaSparse, mla_sparse_operands
-from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
+from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import attention_chunks as chunks
 from dsv3c.targets.cpu.kernels import cache_codes
@@ -128,7 +128,7 @@ def build(spec: Spec, level: IsaLevel) -> PrimFunc:
                     chunks.merge(one, T.bind(T.floormod(index, tile)), used, most)
 
     given = sparse_operands(spec) if isinstance(spec, MlaSparse) else operands(spec)
-    return prim_func(given, body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
+    return prim_func(given, body, (DOT2[level.dot2].llvm if level.dot2 else "") + PREFETCH_IR)
 
 
 def _attend(unit: Unit, start: Expr, end: Expr) -> None:
@@ -175,63 +175,63 @@ def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> 
     scores.
     """
     paging, lanes, query, out = unit.spec.paging, unit.level.lanes, unit.at.query, unit.at.scores + first * LANES
-    width, source = paging.width, unit.scratch if paging.coded else unit.buffers["cache"]
+    width, source = paging.width, unit.scratch if unit.decodes else unit.buffers["cache"]
     together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
     if unit.chosen is not None:
         together = min(together, PAGE // 2)  # and addresses
-    pairs = paging.element == "bf16" and width % 2 == 0
 
     with T.serial(0, PAGE // together) as step:
-        rows, begin = T.bind(base + T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
-        if paging.coded:
-            rows = _decoded(unit, rows, together, begin)
-        apart = unit.chosen is not None and not paging.coded
+        behind, begin = T.bind(T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
+        rows = T.bind(base + behind)
+        if unit.decodes:
+            ahead = None if following is None else T.bind(following + behind)
+            rows = _decoded(unit, rows, ahead, together, begin)
+        apart = unit.chosen is not None and not unit.decodes
         starts = [T.bind(unit.row(rows, i, begin + i)) if apart else rows + i * width for i in range(together)]
         sums = [local("f32", LANES) for _ in range(together)]
         for total in sums:
             for part in range(0, LANES, lanes):
                 store(total, part, f32(0, lanes), lanes)
 
-        def accumulate(column: Expr, values: list[Expr], sums: list[Buffer] = sums) -> None:
-            for part in range(0, LANES, lanes):
-                q = T.bind(load(unit.scratch, query + column * LANES + part, lanes))
-                for total, value in zip(sums, values, strict=True):
-                    store(total, part, q * value + load(total, part, lanes), lanes)
-
-        with T.serial(0, width // 2 if pairs else width) as i:
-            at = [T.bind(start + i * (2 if pairs else 1)) for start in starts]
+        with T.serial(0, width // 2 if unit.paired else width) as i:
+            at = [T.bind(start + i * (2 if unit.paired else 1)) for start in starts]
+            if unit.paired and following is not None and together == PAGE:
+                prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
             if unit.paired:
-                if following is not None and together == PAGE:
-                    prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
-                words = [T.bind(T.reinterpret("float32", load(unit.buffers["cache"], where, 2))) for where in at]
-                for part in range(0, LANES, lanes):
-                    q = T.bind(load(unit.scratch, query + i * LANES + part, lanes))
-                    for total, word in zip(sums, words, strict=True):
-                        store(total, part, _dot2(unit, load(total, part, lanes), q, word), lanes)
-            elif pairs:
-                words = [T.reinterpret("uint32", load(unit.buffers["cache"], where, 2)) for where in at]
-                halves = [bf16_pair_to_f32(T.bind(splat(word, lanes)), lanes) for word in words]
-                for half in range(2):
-                    accumulate(i * 2 + half, [T.bind(both[half]) for both in halves])
+                values = [T.bind(T.reinterpret("float32", load(source, where, 2))) for where in at]
             else:
-                values = [load_f32(source, where, 1, paging.element) for where in at]
-                accumulate(i, [T.bind(splat(value, lanes)) for value in values])
+                values = [T.bind(splat(load(source, where, 1), lanes)) for where in at]
+            for part in range(0, LANES, lanes):
+                q = T.bind(load(unit.scratch, query + i * LANES + part, lanes))
+                for total, value in zip(sums, values, strict=True):
+                    acc = load(total, part, lanes)
+                    store(total, part, _dot2(unit, acc, q, value) if unit.paired else q * value + acc, lanes)
         for i, total in enumerate(sums):
             for part in range(0, LANES, lanes):
                 where = out + (step * together + i) * LANES + part
                 store(unit.scratch, where, load(total, part, lanes), lanes)
 
 
-def _decoded(unit: Unit, rows: Expr, count: int, slot: Expr) -> Expr:
-    """Where `count` coded rows, of the block's slots from `slot` on, lie in scratch as numbers: each is scored with all
-    heads, and a scalar of memory goes into all lanes at no cost. Notes the factors of their latents."""
+def _decoded(unit: Unit, rows: Expr, ahead: Expr | None, count: int, slot: Expr) -> Expr:
+    """Where `count` rows, of the block's slots from `slot` on, lie in scratch as float32; fetches as many from `ahead`
+    on. Of codes it notes the factors of their latents."""
     paging, at = unit.spec.paging, unit.at
     cache, scratch = unit.buffers["cache"], unit.scratch
     with T.serial(0, count) as i:
-        row = T.bind(unit.row(rows, i, slot + i))
-        for part, (_, first) in enumerate(cache_codes.parts(paging)):
-            cache_codes.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
-        store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
+        row, out = T.bind(unit.row(rows, i, slot + i)), T.bind(at.rows + i * paging.width)
+        if paging.coded:
+            for part, (_, first) in enumerate(cache_codes.parts(paging)):
+                cache_codes.decode_row(cache, row, part, paging, scratch, out + first)
+            store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
+        else:
+            next_row = None if ahead is None else T.bind(ahead + T.Cast("int64", i) * paging.stride)
+
+            def column(c: Expr, lanes: int, row: Expr = row, next_row: Expr | None = next_row) -> None:
+                if next_row is not None:
+                    prefetch(cache, next_row + c)
+                store(scratch, out + c, load_f32(cache, row + c, lanes, paging.element), lanes)
+
+            columns(paging.width, column)
     return at.rows
 
 
@@ -281,9 +281,8 @@ def _soften(unit: Unit, valid: Expr) -> None:
 
 def _add_values(unit: Unit, first: Expr, valid: Expr) -> None:
     """sums = sums * factor + probabilities . latent rows of the `valid` slots from `first` on."""
-    group = 8  # heads at a time: as many sums as registers hold
+    group, vectors = _value_registers(unit)
     steps = 2 if unit.paired else 1  # slots that one product takes
-    vectors = 2 if unit.paired or unit.level.lanes == LANES else 1
 
     def column(at: Expr, lanes: int, vectors: int) -> None:
         for low in range(0, unit.heads, group):
@@ -295,6 +294,16 @@ def _add_values(unit: Unit, first: Expr, valid: Expr) -> None:
         with T.serial(0, rank // stride) as step:
             column(step * stride, unit.level.lanes, vectors)
     columns(rank, lambda at, lanes: column(at, lanes, 1), start=rank // stride * stride)
+
+
+def _value_registers(unit: Unit) -> tuple[int, int]:
+    """(heads, vectors of columns) whose sums are held at a time, beside the vectors of a row and a weight in all lanes.
+
+    Each vector of a row serves all these heads and each weight all vectors, but AVX-512 takes weights from memory.
+    """
+    if unit.level.lanes == LANES and not unit.paired:
+        return LANES, 1
+    return (6, 2) if unit.level.lanes == 8 else (8, 2)  # of sixteen registers, and of 32
 
 
 def _value_tile(

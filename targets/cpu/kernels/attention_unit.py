@@ -42,7 +42,7 @@ class Part:
     total: Expr  # [16]
     factor: Expr  # [16]
     sums: Expr  # [heads of a tile, rank]
-    rows: Expr  # [PAGE, width]: of a coded cache the rows that are scored, as numbers
+    rows: Expr  # [PAGE, width]: the rows that are scored as float32, where the cache and products have other elements
     factors: Expr  # [BLOCK]: of their latents, see `coded`
     merged: Expr  # [heads of a tile, rank]: the chunks so far, where one task does all of a context
     merged_largest: Expr  # [16]
@@ -53,7 +53,7 @@ class Part:
     def of(cls, spec: Spec, index: Expr) -> Part:
         width, rank = spec.paging.width, spec.paging.rank
         sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
-        sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
+        sizes += [PAGE * width if spec.paging.element != "f32" else 0, BLOCK if spec.paging.coded else 0]
         sizes += [LANES * -(-rank // LANES) * LANES, LANES, LANES]
         size = sum(sizes)
         return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
@@ -82,6 +82,12 @@ class Unit:
         paging = self.spec.paging
         whole = paging.rank % (2 * WIDTH) == 0 and paging.d % 2 == 0
         return self.level.dot2 is not None and paging.element == "bf16" and whole
+
+    @property
+    def decodes(self) -> bool:
+        """Whether rows become float32 before they are scored: all heads take each of their columns, and a scalar of
+        memory goes into all lanes at no cost."""
+        return self.spec.paging.element != "f32" and not self.paired
 
     def page(self, slot: Expr) -> Expr:
         """Offset of the cache row of a slot, and of the PAGE rows from there on."""
