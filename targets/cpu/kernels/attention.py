@@ -38,6 +38,8 @@ from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, loa
 
 Expr = Any
 
+LINE = 16  # words of 32 bits in a line of the first-level cache
+
 
 def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
     m, paging = spec.rows.maximum, spec.paging
@@ -91,7 +93,7 @@ def build(spec: Spec, level: IsaLevel) -> PrimFunc:
             # Tiles overlap when they do not divide the heads: a head done twice gets the same result twice.
             head = T.bind(T.min(T.floormod(item, tiles) * tile, spec.heads - tile))
             token, head = settled(token, head)
-            chosen = local("i64", BLOCK) if isinstance(spec, MlaSparse) else None
+            chosen = local("i64", BLOCK + PAGE) if isinstance(spec, MlaSparse) else None
             return Unit(spec, level, buffers, Part.of(spec, part), token, head, tile, chosen)
 
         def cut(one: Unit) -> tuple[Expr, Expr, Expr]:
@@ -142,13 +144,12 @@ def _attend(unit: Unit, start: Expr, end: Expr) -> None:
     with T.serial(0, T.floordiv(end - start + (BLOCK - 1), BLOCK)) as block:
         first = T.bind(start + block * BLOCK)
         valid = T.bind(T.min(end - first, BLOCK))
-        unit.find_chosen(first, valid)
+        unit.find_chosen(first, end)
         with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
             here, slot = T.bind(first + page * PAGE), T.bind(page * PAGE)
             if unit.chosen is not None:
-                _score_page(unit, T.int64(0), None, slot)
+                _score_page(unit, T.int64(0), T.int64(0), slot)
             else:
-                # A page is as many cache lines as a row has pairs: each step of the scores fetches one of the next.
                 following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
                 _score_page(unit, unit.page(here), following, slot)
         _soften(unit, valid)
@@ -168,23 +169,24 @@ def _load_query(unit: Unit) -> None:
             load_queries(source, starts, n, unit.scratch, at.query + offset * LANES)
 
 
-def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> None:
-    """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; `following` come next.
+def _score_page(unit: Unit, base: Expr, following: Expr, first: Expr) -> None:
+    """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; those from `following` on
+    come next and are fetched meanwhile. Of rows that are chosen neither counts.
 
-    Rows that are chosen have neither. Slots past the context get whatever the page holds there; nothing reads their
-    scores.
+    Slots past the context get whatever the page holds there; nothing reads their scores.
     """
     paging, lanes, query, out = unit.spec.paging, unit.level.lanes, unit.at.query, unit.at.scores + first * LANES
     width, source = paging.width, unit.scratch if unit.decodes else unit.buffers["cache"]
     together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
-    if unit.chosen is not None:
+    if unit.chosen is not None and not unit.decodes:
         together = min(together, PAGE // 2)  # and addresses
+    word = 2 if unit.paired else 1  # columns
+    words = width // word
 
     with T.serial(0, PAGE // together) as step:
         behind, begin = T.bind(T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
-        rows = T.bind(base + behind)
+        rows, ahead = T.bind(base + behind), T.bind(following + behind)
         if unit.decodes:
-            ahead = None if following is None else T.bind(following + behind)
             rows = _decoded(unit, rows, ahead, together, begin)
         apart = unit.chosen is not None and not unit.decodes
         starts = [T.bind(unit.row(rows, i, begin + i)) if apart else rows + i * width for i in range(together)]
@@ -193,10 +195,8 @@ def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> 
             for part in range(0, LANES, lanes):
                 store(total, part, f32(0, lanes), lanes)
 
-        with T.serial(0, width // 2 if unit.paired else width) as i:
-            at = [T.bind(start + i * (2 if unit.paired else 1)) for start in starts]
-            if unit.paired and following is not None and together == PAGE:
-                prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
+        def multiply(i: Expr) -> None:
+            at = [T.bind(start + i * word) for start in starts]
             if unit.paired:
                 values = [T.bind(T.reinterpret("float32", load(source, where, 2))) for where in at]
             else:
@@ -206,29 +206,41 @@ def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> 
                 for total, value in zip(sums, values, strict=True):
                     acc = load(total, part, lanes)
                     store(total, part, _dot2(unit, acc, q, value) if unit.paired else q * value + acc, lanes)
+
+        if unit.decodes:
+            with T.serial(0, words) as i:
+                multiply(i)
+        else:
+            with T.serial(0, -(-words // LINE)) as line:
+                for i in range(together):
+                    place = unit.row(ahead, T.int32(i), begin + (PAGE + i))
+                    prefetch(source, place + T.Cast("int64", line) * (LINE * word))
+                with T.serial(0, LINE if words % LINE == 0 else T.bind(T.min(LINE, words - line * LINE))) as i:
+                    multiply(T.bind(line * LINE + i))
         for i, total in enumerate(sums):
             for part in range(0, LANES, lanes):
                 where = out + (step * together + i) * LANES + part
                 store(unit.scratch, where, load(total, part, lanes), lanes)
 
 
-def _decoded(unit: Unit, rows: Expr, ahead: Expr | None, count: int, slot: Expr) -> Expr:
+def _decoded(unit: Unit, rows: Expr, ahead: Expr, count: int, slot: Expr) -> Expr:
     """Where `count` rows, of the block's slots from `slot` on, lie in scratch as float32; fetches as many from `ahead`
     on. Of codes it notes the factors of their latents."""
     paging, at = unit.spec.paging, unit.at
     cache, scratch = unit.buffers["cache"], unit.scratch
     with T.serial(0, count) as i:
         row, out = T.bind(unit.row(rows, i, slot + i)), T.bind(at.rows + i * paging.width)
+        after = T.bind(unit.row(ahead, i, slot + i + PAGE))
         if paging.coded:
+            for byte in range(0, paging.row_bytes, 4 * LINE):
+                prefetch(cache, after + byte)
             for part, (_, first) in enumerate(cache_codes.parts(paging)):
                 cache_codes.decode_row(cache, row, part, paging, scratch, out + first)
             store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
         else:
-            next_row = None if ahead is None else T.bind(ahead + T.Cast("int64", i) * paging.stride)
 
-            def column(c: Expr, lanes: int, row: Expr = row, next_row: Expr | None = next_row) -> None:
-                if next_row is not None:
-                    prefetch(cache, next_row + c)
+            def column(c: Expr, lanes: int, row: Expr = row, after: Expr = after) -> None:
+                prefetch(cache, after + c)
                 store(scratch, out + c, load_f32(cache, row + c, lanes, paging.element), lanes)
 
             columns(paging.width, column)

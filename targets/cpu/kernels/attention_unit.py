@@ -70,7 +70,7 @@ class Unit:
     token: Expr
     head: Expr  # the first
     heads: int
-    chosen: Buffer | None = None  # i64 [BLOCK]: where the rows of a block lie of which each is chosen; None: in pages
+    chosen: Buffer | None = None  # i64 [BLOCK + PAGE]: where rows lie of which each is chosen; None: in pages
 
     @property
     def scratch(self) -> Buffer:
@@ -93,13 +93,14 @@ class Unit:
         """Offset of the cache row of a slot, and of the PAGE rows from there on."""
         return cache_row(self.spec.paging, self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
 
-    def find_chosen(self, first: Expr, valid: Expr) -> None:
-        """Note where the rows of `valid` positions lie from the `first` chosen one on, and behind them the last's."""
+    def find_chosen(self, first: Expr, end: Expr) -> None:
+        """Note where the rows of a block's chosen positions lie from the `first` on, and of the page behind it; those
+        past the `end` lie where the last does."""
         if not isinstance(self.spec, MlaSparse):
             return
-        start = T.bind(self.token * self.spec.k + first)
-        with T.serial(0, BLOCK) as slot:
-            position = T.bind(self.buffers["chosen"][start + T.min(slot, valid - 1)])
+        start = T.bind(self.token * self.spec.k)
+        with T.serial(0, BLOCK + PAGE) as slot:
+            position = T.bind(self.buffers["chosen"][start + T.min(first + slot, end - 1)])
             store(self.chosen, slot, self.page(position), 1)
 
     def row(self, rows: Expr, slot: Expr, of_block: Expr) -> Expr:

@@ -104,7 +104,7 @@ typedef struct {
 
 // As dsv3c_run of one request. watcher: NULL for nobody.
 dsv3c_status run_watched(dsv3c_model *model, const dsv3c_request *request, const step_watcher *watcher);
-// The entry of a step of so many tokens, of which `longest` are of one sequence.
-const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens);
+// The entry of a step of so many tokens, of which `longest` are of one sequence, none in a context above `context`.
+const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens, int64_t context);
 
 #endif

@@ -42,7 +42,8 @@ struct kernel_table {
   kernel_call *calls;  // of one entry behind the other, in the order of ENTRIES
 };
 
-static const plan_entry *const ENTRIES[] = {&dsv3c_plan.decode, &dsv3c_plan.prefill, &dsv3c_plan.mtp};
+static const plan_entry *const ENTRIES[] = {&dsv3c_plan.decode, &dsv3c_plan.prefill, &dsv3c_plan.mtp,
+                                            &dsv3c_plan.short_decode, &dsv3c_plan.short_prefill};
 enum { ENTRY_COUNT = sizeof ENTRIES / sizeof *ENTRIES };
 
 static int64_t one = 1;  // the stride of every tensor: all are flat
