@@ -1,7 +1,8 @@
 """The cores that this process may use, and how many threads it starts when nobody says.
 
 Cores of one machine may differ. Linux lists the performance cores of hybrid Intel CPUs, and tells the capacity of each
-CPU of ARM machines; where it does neither, all are alike. `root` is the folder that holds sys.
+CPU of ARM machines; where it does neither, all are alike. It lists the CPUs near each memory node too. `root` is the
+folder that holds sys.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ _RANGE = "([0-9]{1,5})(?:-([0-9]{1,5}))?"
 _HYBRID = "sys/devices/cpu_core/cpus"
 _CPU = "sys/devices/system/cpu/cpu{}"
 _SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
+_NODES = "sys/devices/system/node"
+_NODES_LIMIT = 64  # of the thread pool
 _APPLE_KINDS = ("hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu")
 
 
@@ -49,6 +52,22 @@ def performance_cpus(usable: Collection[int], root: Path = ROOT) -> frozenset[in
     listed = _listed(root / _HYBRID)
     fast = _capable(usable, root) if listed is None else listed.intersection(usable)
     return fast or frozenset(usable)
+
+
+def usable_nodes() -> Mapping[int, frozenset[int]]:
+    """Memory nodes of this machine, see `nodes_of`."""
+    return nodes_of(_affinity())
+
+
+def nodes_of(usable: Collection[int], root: Path = ROOT) -> Mapping[int, frozenset[int]]:
+    """Nodes by the system's numbers, with those of the `usable` CPUs that are near them; nodes without such are left
+    out. Empty where the system does not tell, has more than threads are divided among, or leaves a CPU out or names it
+    twice."""
+    online = sorted(_listed(root / _NODES / "online") or ())
+    listed = {number: _listed(root / _NODES / f"node{number}" / "cpulist") or frozenset() for number in online}
+    found = {number: cpus.intersection(usable) for number, cpus in listed.items() if cpus.intersection(usable)}
+    named = [cpu for near in found.values() for cpu in near]
+    return found if sorted(named) == sorted(set(usable)) and len(found) <= _NODES_LIMIT else {}
 
 
 def default_threads() -> int:
