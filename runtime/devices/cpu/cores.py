@@ -16,9 +16,10 @@ from pathlib import Path
 
 from dsv3c.runtime.devices.cpu.cgroup import ROOT, cpu_limit
 from dsv3c.runtime.devices.cpu.features import sysctl
-from dsv3c.runtime.errors import ThreadsInvalid
+from dsv3c.runtime.errors import RuntimeFault, ThreadsInvalid
 
 THREADS_LIMIT = 256  # of the thread pool in a kernel library
+NUMA = ("auto", "off")  # divide threads and weights among memory nodes, or not
 _CPUS_LIMIT = 8192  # of Linux
 _RANGE = "([0-9]{1,5})(?:-([0-9]{1,5}))?"
 _HYBRID = "sys/devices/cpu_core/cpus"
@@ -27,6 +28,11 @@ _SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the 
 _NODES = "sys/devices/system/node"
 _NODES_LIMIT = 64  # of the thread pool
 _APPLE_KINDS = ("hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu")
+
+
+class NumaInvalid(RuntimeFault):
+    message = "numa is {value!r}, it must be one of {known}"
+    hint = "leave it out to divide threads and weights among the memory nodes of the machine, if it has several"
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,13 @@ def check_threads(threads: int | None) -> int:
     if type(threads) is not int or not 1 <= threads <= THREADS_LIMIT:
         raise ThreadsInvalid(value=threads, limit=THREADS_LIMIT)
     return threads
+
+
+def check_numa(numa: str) -> str:
+    """One of NUMA. Raises NumaInvalid."""
+    if type(numa) is not str or numa not in NUMA:
+        raise NumaInvalid(value=numa, known=", ".join(NUMA))
+    return numa
 
 
 def _affinity() -> Collection[int]:
