@@ -32,7 +32,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { MAX_THREADS = 256, SPINS = 4000, SPINS_PER_YIELD = 128 };
-enum { PLACED = 1 << 14 };  // matrices; more than half of these are left where they lie
+enum { PLACED = 1 << 12 };  // matrices; more than half of these are left where they lie
 enum { TASKS_PER_THREAD = 4, TASKS_PER_THREAD_OF_UNEQUAL_CORES = 16 };
 
 static const uint64_t OPEN = 1ull << 31, INSIDE = OPEN - 1, NEXT_JOB = 1ull << 32;
@@ -173,10 +173,10 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(0, 0
 static _Thread_local struct { int items; nodes_weights weights; } announced;
 
 // What a kernel says right before it launches `items` items over weights (see nodes_weights): up to three arrays of so
-// many bytes a block, 0 for one that is not there.
+// many bytes a block, 0 for one that is not there. Nothing is divided where items are not rows of a segment's.
 static int announce(int items, int segments, int blocks, int run, const void *data, int64_t data_block,
                     const void *scale, int64_t scale_block, const void *zero, int64_t zero_block) {
-  announced.items = items;
+  announced.items = items % nodes_items(blocks, run) == 0 ? items : 0;
   announced.weights =
     (nodes_weights){segments, blocks, run, {{data, data_block}, {scale, scale_block}, {zero, zero_block}}};
   return 0;
@@ -194,6 +194,7 @@ static void choose_places(void) {
   pool.nodes.count = 1;
   if (!pool.divides) return;
   nodes_divide(SYSTEM_ROOT, &pool.cpus, pool.wanted, &pool.nodes);
+  if (pool.nodes.count > 1 && nodes_told()) pool.nodes.count = 1;
   if (pool.nodes.count > 1) atomic_store(&dsv3c_announce, announce);
   int here = nodes_here(&pool.nodes), worker = 0;
   for (int node = 0; pool.nodes.count > 1 && node < pool.nodes.count; node++)
@@ -345,7 +346,7 @@ EXPORT int dsv3c_nodes(uint64_t weight_bytes) {
   uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
   pthread_mutex_lock(&pool.launching);
   stop_workers();
-  pool.divides = weight_bytes > 0 && weight_bytes <= memory && !nodes_told();
+  pool.divides = weight_bytes > 0 && weight_bytes <= memory;
   choose_places();
   int count = pool.nodes.count;
   pthread_mutex_unlock(&pool.launching);

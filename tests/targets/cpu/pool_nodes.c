@@ -124,6 +124,8 @@ int main(int n, char **a) {
     MUST(__TVMBackendParallelLaunch(count, 0, 0) == 0);
     MUST(tasks == threads * 4);  // nothing is left of what was said
   }
+  if (dsv3c_announce) dsv3c_announce(7, segments, blocks, run, weights, block, 0, 0, 0, 0);
+  MUST(items % 7 == 0 || (__TVMBackendParallelLaunch(count, 0, 0) == 0 && tasks == threads * 4));
   pid_t child = fork();
   if (child == 0) {
     memset(taken, 0, sizeof taken);
