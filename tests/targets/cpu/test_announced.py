@@ -72,11 +72,10 @@ def called(function: Callable[..., Any], arrays: dict[str, np.ndarray]) -> np.nd
 
 def announced(spec: Any, level: Any) -> list[int]:
     """segments, blocks, run and the bytes of a block of each part, as the text of the kernel has them."""
-    said = re.search(r'"dsv3c_announce_weights", (.*)\)$', build(spec, level).script(), re.MULTILINE)
+    pattern = r'"dsv3c_announce_weights", .*, (\d+), (\d+), (\d+), T\.address_of(.*)$'
+    said = re.search(pattern, build(spec, level).script(), re.MULTILINE)
     assert said is not None
-    numbers = re.search(r", (\d+), (\d+), (\d+), T.address_of(.*)", said[1])
-    assert numbers is not None
-    return [int(number) for number in (*numbers.groups()[:3], *re.findall(r"T\.int64\((\d+)\)", numbers[4])) if number]
+    return [int(number) for number in (*said.groups()[:3], *re.findall(r"T\.int64\((\d+)\)", said[4]))]
 
 
 @pytest.mark.parametrize("name", CASES)
