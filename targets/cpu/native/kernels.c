@@ -134,6 +134,20 @@ static dsv3c_status set_threads(void *library, int32_t *threads) {
   return DSV3C_OK;
 }
 
+int kernels_divide(const kernel_table *table, uint64_t weight_bytes) {
+  int (*divide)(uint64_t) = 0;
+  void *found = dlsym(table->library, "dsv3c_nodes");
+  memcpy(&divide, &found, sizeof found);
+  return divide ? divide(weight_bytes) : 1;
+}
+
+void kernels_spread(const kernel_table *table, const void *data, uint64_t bytes) {
+  void (*spread)(const void *, uint64_t) = 0;
+  void *found = dlsym(table->library, "dsv3c_spread");
+  memcpy(&spread, &found, sizeof found);
+  if (spread) spread(data, bytes);
+}
+
 static void fill_tensors(kernel_table *table, void *const *data, const int64_t *sizes) {
   for (size_t i = 0; i < dsv3c_plan.buffer_count; i++) {
     const plan_buffer *buffer = &dsv3c_plan.buffers[i];
