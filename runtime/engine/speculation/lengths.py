@@ -74,8 +74,8 @@ class Lengths:
     """Chooses a number of drafts a lane, at most `most`; 0 is plain decoding.
 
     growth: what a step of so many rows takes over one of a single row, as far as it can be known unmeasured. cost: the
-    same of a step of the drafter. hears: steps before a draft that the drafter hears, which may take longer than plain
-    ones.
+    same of a step of the drafter. hears: steps before a draft that the drafter hears. dearer: whether these may take
+    longer than plain ones.
     """
 
     def __init__(
@@ -84,11 +84,14 @@ class Lengths:
         growth: Callable[[int], float] = float,
         cost: Callable[[int], float] = lambda rows: 0.0,
         hears: int = 0,
+        dearer: bool = True,
     ) -> None:
         self.most = most
         self._growth = growth
         self._cost = cost
         self._hears = hears
+        self._dearer = dearer
+        self._heard_for = False  # whether drafts were decided on before the steps that were heard last
         self.lost = 0.0  # seconds against plain decoding; negative: won
         self._debt = 0.0  # of that, what counts
         self.total = 0.0  # seconds of decoding
@@ -120,15 +123,19 @@ class Lengths:
         heard, self.hearing = self.hearing, self.hearing and bool(acceptances)
         if not acceptances or plain is None or self._stale >= FRESH:
             return 0
-        self.hearing = False
+        decided, self._heard_for, self.hearing = self._heard_for, False, False
         most = min(self.most, room // len(acceptances), 1 + self._tried)
         if most < 1:
             return 0
         drafted = len(acceptances)
         reading = FIRST_READ * far * self._read_time(plain) if far == drafted else 0.0
-        counts = [n for n in range(1, most + 1) if self._reading_budget(lanes, drafted, n) >= reading]
+        hearing = 0.0 if heard else self._hears * max(0.0, self._longer.median)
+        needed = reading + HALF * hearing
+        counts = [n for n in range(1, most + 1) if self._reading_budget(lanes, drafted, n) >= needed]
+        if heard and decided and not self._dearer:  # what was heard for is done
+            counts = counts or [1]
         if not counts:
-            missing = self._time(lanes, drafted, 1) - plain + reading / HALF - self._left
+            missing = self._time(lanes, drafted, 1) - plain + needed / HALF - self._left
             return self._rest(min(max(REST, int(missing / (SHARE * plain))), LONGEST_PAUSE))
         best = max(counts, key=lambda count: self._rate(lanes, acceptances, count))
         pays = self._rate(lanes, acceptances, best) > GAIN * lanes / plain
@@ -136,7 +143,7 @@ class Lengths:
             return self._rest(self._pause - self._since)
         self.hearing = self._hears > 0
         if self.hearing and not heard:
-            self.resting = self._hears
+            self.resting, self._heard_for = self._hears, True
             return 0
         self._pause = FIRST_PAUSE if pays else min(2 * self._pause, LONGEST_PAUSE)
         return best if pays else counts[0]
@@ -163,7 +170,7 @@ class Lengths:
         self.total += seconds
         self.resting -= 1
         self._since += 1
-        if self.hearing:
+        if self.hearing and self._dearer:
             self._heard(self._lanes, seconds)
 
     def measured(self, lanes: int, rows: int, tokens: int, drafting: float, step: float) -> None:
@@ -172,7 +179,7 @@ class Lengths:
         drafted = rows > lanes
         self._since = 0 if drafted else self._since + 1
         self._stale = self._stale + 1 if drafted else 0
-        if not drafted and self.hearing:
+        if not drafted and self.hearing and self._dearer:
             step -= self._heard(lanes, step)
         self._steps.setdefault(rows, Running()).add(step)
         if not drafted:

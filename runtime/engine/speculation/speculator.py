@@ -38,7 +38,7 @@ class Speculator:
 
     def __init__(self, session: Session, drafter: Drafter) -> None:
         self.drafter = drafter
-        self.lengths = Lengths(drafter.most, growth(session.plan), drafter.cost, drafter.hears)
+        self.lengths = Lengths(drafter.most, growth(session.plan), drafter.cost, drafter.hears, session.can_draw)
         self.drafted = Drafted()
         self.fault: RuntimeFault | None = None
         self._session = session
