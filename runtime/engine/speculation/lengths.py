@@ -5,7 +5,8 @@ n of them, so that a draft which is right two times in three can still cost more
 rows takes is measured and not computed: it holds all of that for the device at hand.
 
 Speculation never costs more than a small share of the time. What it lost so far against plain decoding is kept count
-of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding.
+of, and no step is drafted for whose loss, if all drafts were wrong, would bring that above `SHARE` of all decoding, the
+next tokens that were asked for among it.
 Numbers of drafts are tried from one on, each after the one before it was measured; what the first may take is predicted
 from the bytes it reads. What a drafter must read of a text before it drafts is such a cost, too: it reads as many of
 the last tokens as there is something left for, which becomes more where drafts have won.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 SHARE = 0.01  # of the time of decoding, what drafts that were wrong may cost
+FORESIGHT = 128  # tokens that are still to come, of which that share may be spent before
 CREDIT = 4  # plain steps: of what was won before, so much counts when drafts begin to be wrong
 GAIN = 1.03  # a predicted rate must be that much above the plain one
 PLAIN_STEPS = 3  # measured before anything is drafted
@@ -95,6 +97,7 @@ class Lengths:
         self.lost = 0.0  # seconds against plain decoding; negative: won
         self._debt = 0.0  # of that, what counts
         self.total = 0.0  # seconds of decoding
+        self._to_come = 0.0  # seconds of it that follow at least, if no text ends early
         self._steps: dict[int, Running] = {}  # seconds of the model by its rows
         self._drafts: dict[int, Running] = {}  # seconds of proposing by the number of drafts, step after step
         self._tried = 0  # the most drafts so far
@@ -114,11 +117,12 @@ class Lengths:
         """What plain decoding would have taken, over what decoding took; 1 where nothing was drafted."""
         return (self.total - self.lost) / self.total if self.total else 1.0
 
-    def choose(self, lanes: int, acceptances: Many[float], room: int, far: int = 0) -> int:
+    def choose(self, lanes: int, acceptances: Many[float], room: int, far: int = 0, to_come: int = 0) -> int:
         """For a step of `lanes` lanes of which those with `acceptances` can be drafted for, `far` of them after some of
-        their text was read, with room for that many more rows. Where it does not pay, the next ones need not ask:
-        `resting`."""
+        their text was read, with room for that many more rows. to_come: tokens that one of these may still have. Where
+        it does not pay, the next ones need not ask: `resting`."""
         plain = self._plain(lanes)
+        self._to_come = min(to_come, FORESIGHT) * (plain or 0.0)
         self._lanes = lanes
         heard, self.hearing = self.hearing, self.hearing and bool(acceptances)
         if not acceptances or plain is None or self._stale >= FRESH:
@@ -216,7 +220,7 @@ class Lengths:
     @property
     def _left(self) -> float:
         """Seconds that drafts may lose now."""
-        return SHARE * self.total - self._debt
+        return SHARE * (self.total + self._to_come) - self._debt
 
     @property
     def _winnings(self) -> float:

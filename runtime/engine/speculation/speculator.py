@@ -65,7 +65,8 @@ class Speculator:
         able = [each for each in drafting if each.left > 1]
         far = [each for each in able if self.drafter.behind(each.lane) > self.drafter.most + 1]
         rates = [self._acceptance(each.lane).rate for each in able]
-        count = self.lengths.choose(lanes, rates, room, len(far))
+        to_come = max((each.left for each in able), default=0)
+        count = self.lengths.choose(lanes, rates, room, len(far), to_come)
         if count and far and not self._read(far, self.lengths.readable(lanes, len(able), count, len(far))):
             able = [each for each in able if each not in far]
         if count and able:

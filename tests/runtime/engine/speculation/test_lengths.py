@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
+from dsv3c.runtime.engine.speculation.lengths import FORESIGHT, SHARE, Acceptance, Lengths
 
 Cost = Callable[[int], float]
 
@@ -36,23 +36,24 @@ class Decoding:
         self._cost, self._right, self._draft, self._noise = cost, right, draft, noise
         self._random = random.Random(7)
 
-    def run(self, steps: int) -> Decoding:
-        for _ in range(steps):
-            resting = self.lengths.resting > 0
-            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63)
+    def run(self, steps: int, asked: int | None = None) -> Decoding:
+        """asked: tokens that are wanted at first; as many as steps where that is not told."""
+        for step in range(steps):
+            resting, to_come = self.lengths.resting > 0, (steps if asked is None else asked) - step
+            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63, to_come=to_come)
             right = 0
             while right < count and self._random.random() < self._right:
                 right += 1
             drafting = self._draft * count
-            step = self._cost(1 + count) * (1 + self._noise * self._random.random())
+            seconds = self._cost(1 + count) * (1 + self._noise * self._random.random())
             if resting:
-                self.lengths.rested(step)
+                self.lengths.rested(seconds)
             else:
-                self.lengths.measured(1, 1 + count, 1 + right, drafting, step)
+                self.lengths.measured(1, 1 + count, 1 + right, drafting, seconds)
             if count:
                 self.acceptance.add(count, right)
             self.counts.append(count)
-            self.seconds += drafting + step
+            self.seconds += drafting + seconds
             self.tokens += 1 + right
         return self
 
@@ -68,6 +69,21 @@ class Decoding:
 def test_speculation_is_never_slower(cost: Cost, right: float, noise: float) -> None:
     for steps in (30, 100, 400, 3000):
         assert Decoding(cost, right, draft=0.1, noise=noise).run(steps).gain >= 0.98
+
+
+def test_what_is_to_come_is_spent_of_before() -> None:
+    """A first draft costs more than a hundredth of what was decoded by then."""
+    of_many, of_few = (Decoding(bound_by_arithmetic, right=0.9) for _ in range(2))
+    assert any(of_many.run(200).counts[:10])
+    assert not any(of_few.run(10).counts)
+
+
+def test_texts_that_end_early_cost_no_more_than_what_was_to_come_once() -> None:
+    decoding = Decoding(bound_by_arithmetic, right=0.0)
+    for _ in range(40):
+        decoding.run(10, asked=128)
+    lengths, plain = decoding.lengths, bound_by_arithmetic(1)
+    assert 0 < lengths.lost <= SHARE * (lengths.total + FORESIGHT * plain)
 
 
 def test_drafts_that_are_right_on_a_device_bound_by_memory_are_as_many_as_may_be() -> None:
