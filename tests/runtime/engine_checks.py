@@ -38,7 +38,7 @@ def draft_always(drafted: Model) -> None:
     assert speculator is not None
     lengths, most = speculator.lengths, speculator.drafter.most
 
-    def choose(lanes: int, rates: Many[float], room: int, far: int = 0) -> int:
+    def choose(lanes: int, rates: Many[float], room: int, far: int = 0, to_come: int = 0) -> int:
         lengths.hearing = speculator.drafter.hears > 0
         return min(most, room // len(rates)) if rates else 0
 

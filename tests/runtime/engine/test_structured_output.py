@@ -171,7 +171,7 @@ def test_the_same_seed_is_the_same_text_alone_in_a_batch_and_with_drafts(
     assert speculator is not None
     answers = dict(zip(map(tuple, prompts), alone, strict=True))
     monkeypatch.setattr(speculator, "drafter", Knowing(answers))
-    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room, far: min(4, room // max(lanes, 1)))
+    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room, *rest: min(4, room // max(lanes, 1)))
     drafted = drafting.generate_batch(prompts, **how)
     assert [each.token_ids for each in drafted] == alone
     assert 0 < sum(each.drafted.accepted for each in drafted) < sum(each.drafted.proposed for each in drafted)
