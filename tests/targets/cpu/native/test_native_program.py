@@ -166,6 +166,7 @@ WRONG_USAGE = (
     ("--ids", "-1"),
     ("--ids", "99999999999999999999"),
     ("-p", "a", "-j", "257"),
+    ("-p", "a", "--numa", "2"),
     ("-p", "a", "one", "two"),
     ("-p", "a", "--stop", ""),
     ("-p", "a", "--speculate", "luck"),
@@ -315,6 +316,7 @@ OPTIONS = {
     "threads": (257, "BAD_ARGUMENT"),
     "context": (2049, "BAD_ARGUMENT"),
     "max_batch": (9, "BAD_ARGUMENT"),
+    "numa": (2, "BAD_ARGUMENT"),
 }
 
 
