@@ -72,7 +72,7 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "down_blocks": (1, 2, 4, 8, 16),
     "matrix_min_tokens": (4, 8, 16, 32),
     "prefetch_bytes": (512, 1024, 2048, 4096, 8192),
-    "context_chunk": (64, 128, 256, 512),
+    "context_chunk": (128,),  # a record is of a core, and how far a context is divided depends on how many there are
 }
 assert {field.name for field in fields(Tuning)} == SPACE.keys()
 
