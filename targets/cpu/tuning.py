@@ -68,7 +68,7 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "token_tile": (2, 4, 6, 8),
     "row_blocks": (1, 2),
     "word_unroll": (1, 2, 4, 8),
-    "float_unroll": (1, 2, 4, 8),
+    "float_unroll": (2, 4, 8),  # columns of bfloat16 lie in pairs
     "down_blocks": (1, 2, 4, 8, 16),
     "matrix_min_tokens": (4, 8, 16, 32),
     "prefetch_bytes": (512, 1024, 2048, 4096, 8192),
