@@ -126,7 +126,7 @@ def test_what_is_forced_altogether_takes_no_step(model: Model, monkeypatch: pyte
 class Knowing:
     """Drafts that are right as often as not, from answers by their prompts."""
 
-    name, most, reads_states = "knowing", 4, False
+    name, most, hears = "knowing", 4, 0
 
     def __init__(self, answers: Mapping[tuple[int, ...], Many[int]]) -> None:
         self._answers = answers
@@ -138,10 +138,16 @@ class Knowing:
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
         pass
 
-    def forget(self, lane: Lane) -> None:
-        pass
+    def cost(self, rows: int) -> float:
+        return 0.0
 
-    def follow(self) -> None:
+    def behind(self, lane: Lane) -> int:
+        return 0
+
+    def read(self, lanes: Many[Lane], most: int) -> int:
+        return 0
+
+    def forget(self, lane: Lane) -> None:
         pass
 
     def give_back(self) -> bool:
@@ -165,7 +171,7 @@ def test_the_same_seed_is_the_same_text_alone_in_a_batch_and_with_drafts(
     assert speculator is not None
     answers = dict(zip(map(tuple, prompts), alone, strict=True))
     monkeypatch.setattr(speculator, "drafter", Knowing(answers))
-    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room: min(4, room // max(lanes, 1)))
+    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room, *rest: min(4, room // max(lanes, 1)))
     drafted = drafting.generate_batch(prompts, **how)
     assert [each.token_ids for each in drafted] == alone
     assert 0 < sum(each.drafted.accepted for each in drafted) < sum(each.drafted.proposed for each in drafted)
