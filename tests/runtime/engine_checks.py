@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dsv3c.runtime.engine.generation import Drafted
+from dsv3c.runtime.engine.lanes import Lane
+from dsv3c.runtime.engine.sampling import Sampler
 from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
 from dsv3c.runtime.model import Model
 
@@ -16,6 +20,16 @@ HOWS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "top_p": 0.95, "seed": 11},
     {"temperature": 0, "num_beams": 3},
 )
+
+
+@dataclass
+class Text:
+    """What a drafter is given of a text."""
+
+    lane: Lane
+    sampler: Sampler
+    drafted: Drafted = field(default_factory=Drafted)
+    left: int = 9
 
 
 def prompts(vocab_size: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dsv3c.runtime.engine.cache import PagePool, Sequence
-from dsv3c.runtime.engine.generation import Drafted
 from dsv3c.runtime.engine.history import History
 from dsv3c.runtime.engine.lanes import Lane
 from dsv3c.runtime.engine.params import SamplingParams
@@ -17,17 +15,10 @@ from dsv3c.runtime.engine.sampling import Sampler
 from dsv3c.runtime.engine.session import Session
 from dsv3c.runtime.engine.speculation.draft_model import ModelDrafter
 from tests.runtime import toy
+from tests.runtime.engine_checks import Text
 
 GREEDY = SamplingParams(temperature=0)
 TEXT = list(range(3, 33))
-
-
-@dataclass
-class Text:
-    lane: Lane
-    sampler: Sampler
-    drafted: Drafted = field(default_factory=Drafted)
-    left: int = 9
 
 
 def text(tokens: list[int]) -> Text:

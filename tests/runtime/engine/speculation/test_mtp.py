@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dsv3c.runtime.devices.device import Floats
-from dsv3c.runtime.engine.generation import Drafted
 from dsv3c.runtime.engine.history import History
 from dsv3c.runtime.engine.lanes import Lane
 from dsv3c.runtime.engine.params import SamplingParams
@@ -17,16 +15,9 @@ from dsv3c.runtime.engine.sampling import Sampler
 from dsv3c.runtime.engine.session import Session
 from dsv3c.runtime.engine.speculation.mtp import HEARS, MtpDrafter
 from tests.runtime import toy
+from tests.runtime.engine_checks import Text
 
 TEXT = list(range(3, 23))
-
-
-@dataclass
-class Text:
-    lane: Lane
-    sampler: Sampler
-    drafted: Drafted = field(default_factory=Drafted)
-    left: int = 9
 
 
 @pytest.fixture
