@@ -25,6 +25,7 @@ def load(
     cpu_artifact: str | os.PathLike[str] | None = None,
     speculate: str | os.PathLike[str] | None = None,
     prefix_cache: bool = True,
+    numa: str = "auto",
 ) -> Model:
     """Check an artifact and load it: weights are mapped, the cache and the activations allocated.
 
@@ -35,6 +36,7 @@ def load(
     the last layers run there (all); the others run on the CPU, with the artifact `cpu_artifact` of the same model.
     speculate: who drafts tokens for one step to verify: "mtp", the model's own layer; "ngram", the text itself; or the
     path of a smaller artifact with the same tokens. prefix_cache: keep what was read for requests that begin alike.
+    numa: "auto" divides threads and weights among the memory nodes of a machine that has several, "off" does not.
     Raises dsv3c.runtime.errors.RuntimeFault.
     """
     # Imported here so that `import dsv3c.runtime` stays light.
@@ -42,5 +44,5 @@ def load(
     from dsv3c.runtime.devices.device import Placement
     from dsv3c.runtime.model import Model, Serving
 
-    placement = Placement(threads, device, gpu_layers, cpu_artifact)
+    placement = Placement(threads, device, gpu_layers, cpu_artifact, numa)
     return Model.load(Artifact.open(path), placement, Serving(context, max_batch, speculate, prefix_cache))

@@ -152,7 +152,8 @@ class Model:
         try:
             path = choice.draft_path(serving.speculate)
             if path is not None:
-                beside = Placement(threads=placement.threads if family_of(artifact) in CPU_FAMILIES else None)
+                threads = placement.threads if family_of(artifact) in CPU_FAMILIES else None
+                beside = Placement(threads=threads, numa=placement.numa)
                 small = Artifact.open(path)
                 few = min(batch, small.plan.bounds.S)
                 draft = Model.load(small, beside, Serving(max_batch=few, prefix_cache=False))

@@ -17,10 +17,12 @@ from dsv3c.runtime.artifact.dispatches import Table
 
 @dataclass(frozen=True)
 class EntryGraph:
-    """One function of the artifact: its planned graph, and the smallest step it is meant for."""
+    """One function of the artifact: its planned graph, the smallest step it is meant for, and the longest context of a
+    token that it is right for."""
 
     graph: Graph
     min_tokens: int = 1
+    max_context: int = plan.NEVER
 
 
 class FileRange(NamedTuple):

@@ -17,6 +17,7 @@ from dsv3c.compiler.errors import BadPassError, UnknownPassError
 from dsv3c.compiler.formats.layouts import LAYOUTS
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import MAX_BOUND, CompileOptions
+from dsv3c.passes.choose_all import ChooseAll
 from dsv3c.passes.fuse_index import FuseIndex
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -76,6 +77,7 @@ _TABLE: Mapping[str, _Named] = {
     FuseRmsNorm.name: _Named(lambda options, target: FuseRmsNorm()),
     FuseRope.name: _Named(lambda options, target: FuseRope()),
     FuseQkvA.name: _Named(lambda options, target: FuseQkvA()),
+    ChooseAll.name: _Named(lambda options, target: ChooseAll(_size(options["max_context"])), {"max_context": "1"}),
     FuseIndex.name: _Named(lambda options, target: FuseIndex()),
     FuseMla.name: _Named(lambda options, target: FuseMla(_one_of(options["form"], _FORMS)), {"form": _FORMS[0]}),
     FuseRouter.name: _Named(lambda options, target: FuseRouter()),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name, sides
@@ -42,6 +42,7 @@ from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
+from dsv3c.passes.choose_all import ChooseAll
 from dsv3c.passes.fuse_index import FuseIndex
 from dsv3c.passes.fuse_mla import FuseMla
 from dsv3c.passes.fuse_moe import FuseMoe
@@ -55,6 +56,7 @@ from dsv3c.passes.plan_memory import PlanMemory
 from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
 from dsv3c.passes.simplify import Simplify
 from dsv3c.runtime.artifact.artifact import MANIFEST
+from dsv3c.runtime.artifact.plan import NEVER, SHORT
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
 
@@ -83,8 +85,10 @@ class CompileReport:
     takes_text: bool = True
 
 
-def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int]) -> list[Pass]:
-    """The passes in order, for the attention form of one entry."""
+def passes(
+    form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int], max_context: int = NEVER
+) -> list[Pass]:
+    """The passes in order, for the attention form and the longest context of one entry."""
 
     def scratch(value: Value) -> int:
         return target.scratch_bytes(value, bounds)
@@ -94,7 +98,7 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     if target.layout:
         lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
     return [
-        *float_passes(form),
+        *float_passes(form, max_context),
         Quantise(
             options.resolved_quant,
             options.resolved_head_quant,
@@ -106,7 +110,7 @@ def passes(form: str, options: CompileOptions, target: Target, bounds: Mapping[s
     ]
 
 
-def float_passes(form: str) -> list[Pass]:
+def float_passes(form: str, max_context: int = NEVER) -> list[Pass]:
     """The passes up to the graph of kernels on weights that have no format yet."""
     return [
         Simplify(),  # the patterns below expect neither chains of views nor products with 1
@@ -114,6 +118,7 @@ def float_passes(form: str) -> list[Pass]:
         FuseRope(),  # likewise a rotation
         FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
         Simplify(),  # joins the slices of the joined product with the slices of its parts
+        *([ChooseAll(max_context)] if max_context != NEVER else []),  # before fuse-index, which fuses a choice
         FuseIndex(),  # before fuse-mla, which reads what it chooses
         FuseMla(form),
         FuseRouter(),
@@ -275,9 +280,10 @@ def lower(
     bounds = step_bounds(config, options)
     traced = _traced(config, shapes, options, checks.choose_cache_dtype(options, target))
     entries, rewrites = {}, {}
-    for name, (graph, form, min_tokens) in traced.items():
-        planned, counts = run_passes(graph, passes(form, options, target, bounds), options)
-        entries[name], rewrites[name] = EntryGraph(planned, min_tokens), counts
+    for name, each in traced.items():
+        sequence = passes(each.form, options, target, bounds, each.max_context)
+        planned, counts = run_passes(Graph(name, each.graph.results), sequence, options)
+        entries[name], rewrites[name] = EntryGraph(planned, each.min_tokens, each.max_context), counts
     return Lowered(entries, rewrites, bounds)
 
 
@@ -287,21 +293,35 @@ def float_graphs(
     """The entries as kernels on weights that have no format yet, with caches in float32."""
     quiet = replace(options, stop_after=None, dump_to=None)
     traced = _traced(config, shapes, options, "f32")
-    return {name: run_passes(graph, float_passes(form), quiet)[0] for name, (graph, form, _) in traced.items()}
+    return {
+        name: run_passes(Graph(name, each.graph.results), float_passes(each.form, each.max_context), quiet)[0]
+        for name, each in traced.items()
+    }
+
+
+class _Traced(NamedTuple):
+    """An entry: its graph, the form of its attention, the tokens from which on it pays, the longest context."""
+
+    graph: Graph
+    form: str
+    min_tokens: int = 1
+    max_context: int = NEVER
 
 
 def _traced(
     config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, cache_dtype: str
-) -> dict[str, tuple[Graph, str, int]]:
-    """For each entry its graph, the form of its attention, and the tokens from which on it pays."""
+) -> dict[str, _Traced]:
+    """The entries by name. What is chosen is not rebuilt, but where all is chosen nothing has to be."""
     step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
-    traced = {"decode": (step, "absorbed", 1)}
-    pays_from = materialize_from(config)
-    if pays_from <= options.max_tokens and not config.indexer_types:  # what is chosen is not rebuilt
-        traced["prefill"] = (step, "materialized", pays_from)
+    traced, pays_from = {"decode": _Traced(step, "absorbed")}, materialize_from(config)
+    prefix, longest = (SHORT, config.index_topk) if config.indexer_types else ("", NEVER)
+    if config.indexer_types:
+        traced[f"{SHORT}decode"] = _Traced(step, "absorbed", max_context=longest)
+    if pays_from <= min(options.max_tokens, longest):
+        traced[f"{prefix}prefill"] = _Traced(step, "materialized", pays_from, longest)
     if config.num_nextn_predict_layers:
-        traced["mtp"] = (tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed", 1)
-    return {name: (Graph(name, graph.results), form, start) for name, (graph, form, start) in traced.items()}
+        traced["mtp"] = _Traced(tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed")
+    return traced
 
 
 def mixed(

@@ -12,6 +12,7 @@ from dsv3c.runtime.artifact.dispatches import Table
 
 PLAN_VERSION = 2
 NEVER = 2**31 - 1  # of tokens: no step is as long
+SHORT = "short_"  # what the names of entries begin with that are for short contexts
 CONTROL_SIZE = 16
 DRAW_WORDS = 8  # of a row of the input `sampling`
 ELEMENT_BYTES: Mapping[str, int] = {
@@ -125,9 +126,10 @@ class Entry:
     """One function of the plan: kernel calls in order, each a kernel's name and the indices of its buffers.
 
     cuts: before each layer; empty where the entry cannot be cut. base: of an entry that ends with tokens, the one whose
-    calls its own begin with, and whose bounds it has. experts: by layer, the buffer int32 [T, experts a token] with the
-    ids of those that each token visits; empty where that does not stay to the end of a step. Not read as outputs are,
-    by every step, but only when asked for.
+    calls its own begin with, and whose bounds it has. max_context: the most tokens that one of a step may attend to,
+    itself among them; `short_decode` and `short_prefill` are taken in place of the others where none has more. experts:
+    by layer, the buffer int32 [T, experts a token] with the ids of those that each token visits; empty where that does
+    not stay to the end of a step. Not read as outputs are, by every step, but only when asked for.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Entry:
     cuts: tuple[Cut, ...] = ()
     base: str | None = None
     experts: Mapping[int, int] = field(default_factory=dict)
+    max_context: int = NEVER
 
     def drawn(self, name: str, calls: Sequence[Call], token: int) -> Entry:
         """The entry that goes on with `calls`, which sample, and gives the buffer `token` instead of logits."""
@@ -149,6 +152,7 @@ class Entry:
         buffers = {name: output.buffer for name, output in self.outputs.items()}
         stated: dict[str, Any] = {"calls": _calls_to_json(self.calls), "outputs": buffers, "rows": self._rows()}
         stated |= {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
+        stated |= {"max_context": self.max_context} if self.max_context != NEVER else {}
         stated |= {"cuts": [cut.to_json() for cut in self.cuts]} if self.cuts else {}
         stated |= {"experts": {str(layer): index for layer, index in self.experts.items()}} if self.experts else {}
         return stated | ({"inputs": dict(self.inputs)} if self.inputs else {})

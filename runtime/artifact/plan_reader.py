@@ -17,6 +17,7 @@ from dsv3c.runtime.artifact.fields import Fields
 from dsv3c.runtime.artifact.plan import (
     DRAW_WORDS,
     ELEMENT_BYTES,
+    NEVER,
     PLAN_VERSION,
     Bounds,
     Buffer,
@@ -238,6 +239,7 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     calls = _calls(fields, buffers)
     max_tokens = fields.integer("max_tokens", 1, bounds.T, default=bounds.T)
     min_tokens = fields.integer("min_tokens", 1, 2**31, default=1)
+    max_context = fields.integer("max_context", 1, 2**31, default=NEVER)
     outputs = _outputs(fields, buffers, bounds, vocab_size)
     inputs = fields.object("inputs") if "inputs" in fields.value else Fields({}, "inputs", PlanInvalid)
     indices = {key: inputs.integer(key, 0, len(buffers) - 1) for key in inputs.value}
@@ -249,7 +251,8 @@ def _entry(name: str, fields: Fields, buffers: tuple[Buffer, ...], bounds: Bound
     if any(buffers[cut.residual].size % bounds.T for cut in cuts):
         raise fields.fail("cuts", f"the residual must have a row for each of {bounds.T} tokens")
     limits, experts = (min_tokens, max_tokens), _experts(fields, buffers, bounds)
-    return Entry(name, tuple(calls), outputs, MappingProxyType(indices), *limits, cuts, experts=experts)
+    inputs_of = MappingProxyType(indices)
+    return Entry(name, tuple(calls), outputs, inputs_of, *limits, cuts, experts=experts, max_context=max_context)
 
 
 def _experts(fields: Fields, buffers: tuple[Buffer, ...], bounds: Bounds) -> Mapping[int, int]:

@@ -10,7 +10,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, device_options
+from dsv3c.runtime.cli.params import PATH, device_options, numa_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.cli.bench_report import Report
@@ -105,6 +105,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     metavar="N",
     help="Threads to use.  [default: one a performance core]",
 )
+@numa_option
 @device_options
 @click.option(
     "-o",
@@ -132,6 +133,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 def bench_command(
     artifact: Path,
     threads: int | None,
+    numa: str,
     device: str | None,
     gpu_layers: int | None,
     cpu_artifact: Path | None,
@@ -174,7 +176,7 @@ def bench_command(
     from dsv3c.runtime.measure.bench import Bench, Settings
     from dsv3c.runtime.progress import Silent
 
-    placement = Placement(threads, device, gpu_layers, cpu_artifact)
+    placement = Placement(threads, device, gpu_layers, cpu_artifact, numa)
     if speculate is not None:
         _compare(artifact, speculate, text, placement, form, options)
         return

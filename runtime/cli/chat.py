@@ -18,7 +18,7 @@ from dsv3c.runtime.cli import decoding
 from dsv3c.runtime.cli.group import DONE, FAULT, Command
 from dsv3c.runtime.cli.guided import NAMES, guided_options
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, device_options
+from dsv3c.runtime.cli.params import PATH, device_options, numa_option
 from dsv3c.runtime.errors import Dsv3cError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Reader = Callable[[bool], str | None]  # a line, given whether it goes on with a
 _BLOCK = '"""'
 _QUIT = ("/quit", "/exit", "/bye")
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_MACHINE = ("context", "threads", "device", "gpu_layers", "cpu_artifact")
+_MACHINE = ("context", "threads", "numa", "device", "gpu_layers", "cpu_artifact")
 _LEFT_OUT = ("max_new_tokens", "num_return_sequences", "logprobs")
 
 
@@ -54,6 +54,7 @@ _LEFT_OUT = ("max_new_tokens", "num_return_sequences", "logprobs")
     metavar="N",
     help="Threads to use.  [default: one a performance core]",
 )
+@numa_option
 @device_options
 def chat_command(
     artifact: Path,
@@ -61,6 +62,7 @@ def chat_command(
     load: str | None,
     context: int | None,
     threads: int | None,
+    numa: str,
     device: str | None,
     gpu_layers: int | None,
     cpu_artifact: Path | None,
@@ -85,7 +87,8 @@ def chat_command(
     speculate = decoding.drafter(options)
     how = decoding.request_settings(options)
     terminal = _prepare_streams()
-    with dsv3c.runtime.load(artifact, threads, context, None, device, gpu_layers, cpu_artifact, speculate) as model:
+    placement = (device, gpu_layers, cpu_artifact)
+    with dsv3c.runtime.load(artifact, threads, context, None, *placement, speculate, numa=numa) as model:
         conversation = Conversation(model, {}, system)
         conversation.set_parameters(how)
         if load is not None:

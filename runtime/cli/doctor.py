@@ -50,6 +50,7 @@ def describe_machine(packages: Iterable[str]) -> dict[str, Any]:
             "efficiency_cores": cpu.efficiency_cores,
             "logical_cores": cpu.logical_cores,
             "threads": cpu.threads,
+            "nodes": [{"number": number, "logical_cores": count} for number, count in cpu.nodes.items()],
             "features": cpu.notable,
         },
         "memory": vars(memory),
@@ -68,6 +69,7 @@ def show_machine(report: dict[str, Any], more: Iterable[tuple[str, str]] = ()) -
             ("model", f"{cpu['model']} ({cpu['architecture']})"),
             ("cores", f"{_cores(cpu)}, {cpu['logical_cores']} logical"),
             ("threads", f"{cpu['threads']} by default"),
+            ("nodes", _nodes(cpu["nodes"])),
             ("features", " ".join(cpu["features"]) or "unknown"),
             *more,
         ],
@@ -86,6 +88,14 @@ def _cores(cpu: dict[str, Any]) -> str:
     if not cpu["efficiency_cores"]:
         return f"{cpu['physical_cores']} physical"
     return f"{cpu['performance_cores']} performance, {cpu['efficiency_cores']} efficiency"
+
+
+def _nodes(nodes: list[dict[str, int]]) -> str:
+    """Memories, and what is near each."""
+    if len(nodes) < 2:
+        return "1"
+    near = (f"{node['logical_cores']} logical cores near {node['number']}" for node in nodes)
+    return f"{len(nodes)}: {', '.join(near)}"
 
 
 def show_devices(report: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from dsv3c.runtime.cli.expert_report import counted, expert_options
 from dsv3c.runtime.cli.group import DONE, FAULT, Command
 from dsv3c.runtime.cli.guided import NAMES, guided_options, unfinished_note
 from dsv3c.runtime.cli.output import echo, print_json
-from dsv3c.runtime.cli.params import PATH, device_options, json_option
+from dsv3c.runtime.cli.params import PATH, device_options, json_option, numa_option
 from dsv3c.runtime.cli.prompts import STDIN, Asked
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dsv3c.runtime.model import Model, Serving
 
 SEED_BITS = 32  # short enough to type again
-MACHINE = ("context", "max_batch", "threads", "device", "gpu_layers", "cpu_artifact")
+MACHINE = ("context", "max_batch", "threads", "numa", "device", "gpu_layers", "cpu_artifact")
 EXPERTS = ("expert_stats", "expert_window")
 _SECTIONS = {
     "Prompts": ("prompt", "prompts", "ids", "chat", "no_bos", "session"),
@@ -88,6 +88,7 @@ class Given:
     metavar="N",
     help="Threads to use.  [default: one a performance core]",
 )
+@numa_option
 @guided_options
 @expert_options
 @device_options
@@ -103,6 +104,7 @@ def generate_command(
     context: int | None,
     max_batch: int | None,
     threads: int | None,
+    numa: str,
     device: str | None,
     gpu_layers: int | None,
     cpu_artifact: Path | None,
@@ -142,7 +144,7 @@ def generate_command(
     given = Given(_asked(prompt, prompts, ids, chat, no_bos), how, prompts, many, chat, session)
     opened = Artifact.open(artifact)
     _require_parameters(opened, given)
-    placement = Placement(threads, device, gpu_layers, cpu_artifact)
+    placement = Placement(threads, device, gpu_layers, cpu_artifact, numa)
     serving = _serving(opened, given, context, max_batch, speculate)
     with Model.load(opened, placement, serving) as model, counted(model, expert_stats, expert_window):
         if given.many:

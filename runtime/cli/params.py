@@ -55,4 +55,11 @@ def device_options(command: Command) -> Command:
     return command
 
 
+numa_option = click.option(
+    "--numa",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="On machines with several memory nodes: divide threads and weights among them, or not.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")

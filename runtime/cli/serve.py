@@ -10,7 +10,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, Finite
+from dsv3c.runtime.cli.params import PATH, Finite, numa_option
 from dsv3c.runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _SECTIONS = {
         "speculate",
         "draft",
         "threads",
+        "numa",
         "device",
     ),
 }
@@ -83,6 +84,7 @@ class NothingToServe(RuntimeFault):
 @click.option("--speculate", type=click.Choice(["mtp", "ngram"]), help="Draft tokens, as `PROGRAM generate` does.")
 @click.option("--draft", type=PATH, metavar="OUT", help="The same with a smaller artifact that has the same tokens.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.")
+@numa_option
 @click.option("--device", metavar="D", help="The GPU to run on, as `PROGRAM doctor` lists them.")
 @click.option(
     "--grace",

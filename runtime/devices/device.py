@@ -22,7 +22,8 @@ GPU_FAMILIES = ("vulkan", "cuda", "metal")
 class Placement:
     """Where a model runs.
 
-    threads: of kernels for a CPU, one a performance core by default. device: which GPU, as `open_device` takes it.
+    threads: of kernels for a CPU, one a performance core by default. numa: "auto" divides them and the weights among
+    the memory nodes of the machine, "off" does not. device: which GPU, as `open_device` takes it.
     gpu_layers: how many of the last layers run on the GPU, all by default; the layers before them run on the CPU, with
     the artifact `cpu_artifact` of the same model.
     """
@@ -31,6 +32,7 @@ class Placement:
     device: str | None = None
     gpu_layers: int | None = None
     cpu_artifact: str | os.PathLike[str] | None = None
+    numa: str = "auto"
 
 
 def family_of(artifact: Artifact) -> str:
@@ -89,8 +91,10 @@ class Device(Protocol):
         """Give the memory back. Views handed out must not be used afterwards."""
 
 
-def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str | None = None) -> Device:
-    """The device for the artifact's target; `chosen` names one of several.
+def open_device(
+    artifact: Artifact, slots: int, threads: int | None, chosen: str | None = None, numa: str = "auto"
+) -> Device:
+    """The device for the artifact's target; `chosen` names one of several. numa: of a CPU.
 
     Raises NoDevice, DeviceNotChosen or ThreadsNotChosen where there is no choice, or what the device module raises.
     """
@@ -115,7 +119,7 @@ def open_device(artifact: Artifact, slots: int, threads: int | None, chosen: str
         # Imported here so that a runtime for one device never loads another's library.
         from dsv3c.runtime.devices.cpu.device import CpuDevice
 
-        return CpuDevice(artifact, slots, threads)
+        return CpuDevice(artifact, slots, threads, numa)
     if family == "onnx":
         from dsv3c.runtime.devices.onnx.device import OrtDevice
 

@@ -53,9 +53,10 @@ class Block:
         return huge_page_bytes(self.address, self.size)
 
 
-def map_descriptor(descriptor: int, path: Path, size: int) -> Bytes:
+def map_descriptor(descriptor: int, path: Path, size: int, *, read_ahead: bool = True) -> Bytes:
     """u8[size]: an open file mapped read-only; the descriptor is closed. numpy calls it writable since DLPack refuses
-    to export anything else; the pages themselves are not, a write would fault."""
+    to export anything else; the pages themselves are not, a write would fault. read_ahead: let the system begin to
+    read all of it."""
     try:
         actual = os.fstat(descriptor).st_size
         if actual != size:
@@ -65,8 +66,8 @@ def map_descriptor(descriptor: int, path: Path, size: int) -> Bytes:
         raise FileUnreadable(path=path, reason=str(error)) from error
     finally:
         os.close(descriptor)
-    # Read-ahead for a cold page cache; kernels read a layer's weights in file order.
-    _advise(mapped, "MADV_WILLNEED")
+    if read_ahead:  # for a cold page cache; kernels read a layer's weights in file order
+        _advise(mapped, "MADV_WILLNEED")
     address = np.frombuffer(mapped, np.uint8).ctypes.data
     return np.asarray(_Window(mapped, address, size))
 

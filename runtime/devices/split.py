@@ -208,14 +208,14 @@ def place(artifact: Artifact, slots: int, placement: Placement) -> tuple[Artifac
     """
     layers = placement.gpu_layers
     if layers is None and placement.cpu_artifact is None:
-        return artifact, open_device(artifact, slots, placement.threads, placement.device)
+        return artifact, open_device(artifact, slots, placement.threads, placement.device, placement.numa)
     if layers is None:
         raise BadPlacement(reason="--cpu-artifact is given, but not how many layers the GPU takes", instead=_BOTH)
     if family_of(artifact) in CPU_FAMILIES:
         instead = "give an artifact for a GPU, and the one for the CPU with --cpu-artifact"
         raise BadPlacement(reason=f"the artifact {artifact.folder} runs on the CPU as a whole", instead=instead)
     if layers >= layer_count(artifact) > 0:
-        return artifact, open_device(artifact, slots, placement.threads, placement.device)
+        return artifact, open_device(artifact, slots, placement.threads, placement.device, placement.numa)
     if placement.cpu_artifact is None:
         raise BadPlacement(reason=f"the model has {layer_count(artifact)} layers, who runs the others?", instead=_BOTH)
     lower = Artifact.open(placement.cpu_artifact)
@@ -224,12 +224,12 @@ def place(artifact: Artifact, slots: int, placement: Placement) -> tuple[Artifac
         raise BadPlacement(reason=f"the artifact {lower.folder} is for {name}, not for a CPU", instead=_BOTH)
     if layers == 0:
         _require_alike(artifact, lower)
-        return lower, open_device(lower, slots, placement.threads)
+        return lower, open_device(lower, slots, placement.threads, numa=placement.numa)
     return open_split(
         artifact,
         lower,
         layers,
-        lambda side: open_device(side, slots, placement.threads),
+        lambda side: open_device(side, slots, placement.threads, numa=placement.numa),
         lambda side: open_device(side, slots, None, placement.device),
     )
 

@@ -249,14 +249,12 @@ class Scheduler:
         for each in fed:
             self._advance(each, chunks[first : first + len(each.lanes)], seconds)
             first += len(each.lanes)
-        if self.speculator is not None and self.speculator.listens:
-            self.speculator.follow()  # behind all that look at outputs of the step
         return True
 
     def _with_draws(self, fed: Many[Fed]) -> list[Request]:
         """The requests of a step, with draws where the device can do all of them."""
         plain = [request for each in fed for request in each.requests]
-        if not self.session.can_draw or (self.speculator is not None and self.speculator.reads_states):
+        if not self.session.can_draw or (self.speculator is not None and self.speculator.hears):
             return plain
         drawn = []
         for each in fed:
@@ -281,7 +279,7 @@ class Scheduler:
             except RuntimeFault as error:
                 self._fail(job, error)
                 return
-        if self.speculator is not None and self.speculator.listens and _drafts(job):
+        if self.speculator is not None and self.speculator.hears and _drafts(job):
             for lane, chunk, start in zip(fed.lanes, chunks, starts, strict=True):
                 self.speculator.saw(lane, start, chunk.hidden)
         for lane in job.strategy.lanes:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsv3c.runtime.artifact.plan import Plan
+from dsv3c.runtime.artifact.plan import SHORT, Entry, Plan
 from dsv3c.runtime.devices.device import Device, Floats
 from dsv3c.runtime.engine.cache import PagePool, Sequence
 from dsv3c.runtime.engine.expert_stats import ExpertStats
@@ -186,7 +186,8 @@ class Session:
         self._require_usable()
         self._check_given(given)
         longest = max(1, int(np.bincount(given.sequence).max()))
-        name = self._entry_for(longest, given.tokens.size) if entry is None else entry
+        context = int(given.positions.max()) + 1
+        name = self.entry_for(longest, given.tokens.size, context) if entry is None else entry
         states = None if hidden is None else floats("hidden", hidden)
         self._check_entry(name, given.tokens.size, states)
         self._feed.fill(*given)
@@ -229,7 +230,8 @@ class Session:
     @cached_property
     def can_draw(self) -> bool:
         """Whether the plan has entries that end with tokens."""
-        names = [name for name in ("decode", "prefill") if name in self.plan.entries]
+        kinds = ("decode", "prefill", f"{SHORT}decode", f"{SHORT}prefill")
+        names = [name for name in kinds if name in self.plan.entries]
         return all(f"{name}.{form}" in self.plan.entries for name in names for form in FORMS)
 
     def draw(self, requests: Many[Request]) -> list[list[int]]:
@@ -267,7 +269,10 @@ class Session:
         if not any(left):
             return []
         longest, total = min(max(left), bounds.T), min(sum(left), bounds.T)
-        room = self.plan.entries[self._entry_for(longest, total)].max_tokens
+        context = max(
+            request.sequence.length + min(count, bounds.T) for request, count in zip(requests, left, strict=True)
+        )
+        room = self.plan.entries[self.entry_for(longest, total, context)].max_tokens
         rows, pieces = bounds.R, list[_Piece]()
         for index, request in enumerate(requests):
             count = min(left[index], room)
@@ -283,7 +288,7 @@ class Session:
         return pieces
 
     def _run_pieces(self, requests: Many[Request], pieces: list[_Piece]) -> Iterator[Chunk]:
-        feed, draws, longest, experts = self._feed, list[Draw](), 0, False
+        feed, draws, longest, context, experts = self._feed, list[Draw](), 0, 0, False
         feed.clear()
         for piece in pieces:
             request, stop = requests[piece.request], piece.start + piece.size
@@ -292,8 +297,9 @@ class Session:
             if request.draws:
                 first = piece.start if request.want == "all" else 0
                 draws += request.draws[first : first + piece.rows]
-            longest, experts = max(longest, piece.size), experts or request.experts
-        entry = self._drawing(self._entry_for(longest, feed.tokens), requests)
+            longest, context = max(longest, piece.size), max(context, sequence.length + piece.size)
+            experts = experts or request.experts
+        entry = self._drawing(self.entry_for(longest, feed.tokens, context), requests)
         output = self._execute(entry, draws, experts=experts)
         # All lengths before the first yield: the tokens are in the cache whatever the caller does next.
         for piece in pieces:
@@ -307,14 +313,24 @@ class Session:
             yield Chunk(piece.request, piece.start, piece.size, logits, hidden, drawn, visited)
             token, row = token + piece.size, row + piece.rows
 
-    def _entry_for(self, longest: int, tokens: int) -> str:
-        """For a step of so many tokens, of which `longest` are of one sequence: what `prefill` does once for each
-        sequence, to rebuild its keys and values, is paid for by the tokens of that sequence."""
-        decode, prefill = self.plan.entries.get("decode"), self.plan.entries.get("prefill")
+    def entry_for(self, longest: int, tokens: int, context: int) -> str:
+        """For a step of so many tokens, of which `longest` are of one sequence, none behind more than `context` with
+        itself: what `prefill` does once for each sequence, to rebuild its keys and values, is paid for by the tokens of
+        that sequence."""
+        decode, prefill = (self._in_context(name, tokens, context) for name in ("decode", "prefill"))
         if decode is None or prefill is None:
-            return "decode" if prefill is None else "prefill"
+            only = decode or prefill
+            assert only is not None, "a plan has one of both"
+            return only.name
         pays_from = self.device.prefill_min_tokens or prefill.min_tokens
-        return "decode" if longest < pays_from and tokens <= decode.max_tokens else "prefill"
+        return decode.name if longest < pays_from and tokens <= decode.max_tokens else prefill.name
+
+    def _in_context(self, name: str, tokens: int, context: int) -> Entry | None:
+        """That entry, or the one of its kind for short contexts where those are."""
+        short = self.plan.entries.get(SHORT + name)
+        if short is not None and context <= short.max_context and tokens <= short.max_tokens:
+            return short
+        return self.plan.entries.get(name)
 
     def _drawing(self, entry: str, requests: Many[Request]) -> str:
         """The entry that draws for these requests, itself if none has a draw."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ PACKAGES = (*DISTRIBUTIONS, "numpy", "apache-tvm-ffi", "tokenizers", "jinja2", "
 @dataclass(frozen=True)
 class Cpu:
     """performance_cores, efficiency_cores: physical ones that this process may use. threads: what a model takes by
-    default."""
+    default. nodes: the logical cores near each memory, by its number; empty where the system does not tell."""
 
     model: str
     architecture: str
@@ -33,6 +33,7 @@ class Cpu:
     efficiency_cores: int
     logical_cores: int
     threads: int
+    nodes: Mapping[int, int]
     features: frozenset[str]
 
     @property
@@ -66,6 +67,7 @@ def cpu() -> Cpu:
         efficiency_cores=usable.efficiency,
         logical_cores=os.cpu_count() or 1,
         threads=cores.default_threads(),
+        nodes={number: len(cpus) for number, cpus in cores.usable_nodes().items()},
         features=cpu_features.cpu_flags(),
     )
 

@@ -166,7 +166,7 @@ def _fitting(artifact: Artifact, placement: Placement) -> Placement:
     """What of a placement the artifact's kind of device takes: GPUs know no threads, others no choice of a device."""
     if family_of(artifact) in GPU_FAMILIES:
         return Placement(device=placement.device)
-    return Placement(threads=placement.threads)
+    return Placement(threads=placement.threads, numa=placement.numa)
 
 
 def _flat(figures: dict[str, Any]) -> dict[str, float | None]:

@@ -93,7 +93,7 @@ class _Answer:
 
 
 def load(path: str | os.PathLike[str], speculate: str | os.PathLike[str], placement: Placement) -> Model:
-    """Without a prefix cache: a draft layer has to read what the model reads. Raises what loading raises."""
+    """Without a prefix cache: both ways read each prompt. Raises what loading raises."""
     return Model.load(Artifact.open(path), placement, Serving(speculate=speculate, prefix_cache=False))
 
 

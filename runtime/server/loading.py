@@ -26,7 +26,7 @@ def load(folder: Path, settings: Settings) -> Model:
     plan = artifact.plan
     batch = min(settings.max_batch, plan.bounds.S)
     context = None if settings.context is None else min(settings.context, plan.context)
-    placement = Placement(threads=settings.threads, device=settings.device)
+    placement = Placement(threads=settings.threads, device=settings.device, numa=settings.numa)
     model = Model.load(artifact, placement, Serving(context, batch, settings.speculate))
     if model.has_tokenizer:
         _ = model.tokenizer  # read now, not by the first request

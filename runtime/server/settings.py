@@ -33,6 +33,7 @@ class Settings:
     cache_dir: Path | None = None
     speculate: str | None = None
     threads: int | None = None
+    numa: str = "auto"
     device: str | None = None
     body_limit: int = 16 << 20
     body_seconds: float = 30.0

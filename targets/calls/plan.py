@@ -7,7 +7,7 @@ weights by recipe, results at their places in one arena.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
@@ -83,7 +83,11 @@ class PlanBuilder:
         for name, size in plan.Bounds(**self.bounds).step_inputs().items():
             self.input(name, "int32", size)
         self.graphs |= graphs
-        self.entries |= {name: self._entry(name, entry) for name, entry in graphs.items()}
+        entries = {name: self._entry(name, entry) for name, entry in graphs.items()}
+        # A sequence goes through all of them: what keeps the layers of one together does so for all.
+        if not all(entry.cuts for entry in entries.values() if not entry.inputs):
+            entries = {name: replace(entry, cuts=()) for name, entry in entries.items()}
+        self.entries |= entries
         self.arena_bytes = max(self.arena_bytes, self._last_byte_of(graphs.values()))
 
     def planned(self, cost: Callable[[Any], Cost | None]) -> Planned:
@@ -150,8 +154,8 @@ class PlanBuilder:
             layer: self.arena(value, Operand("experts", value.dtype, components(value.type, self.bounds)[0].size), 0)
             for layer, value in chosen_experts(entry.graph).items()
         }
-        limits = entry.min_tokens, self.bounds["T"]
-        return plan.Entry(name, tuple(calls), outputs, inputs, *limits, found, experts=experts)
+        limits, longest = (entry.min_tokens, self.bounds["T"]), entry.max_context
+        return plan.Entry(name, tuple(calls), outputs, inputs, *limits, found, experts=experts, max_context=longest)
 
     def _cut(self, cut: GraphCut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
         size = components(cut.residual.type, self.bounds)[0].size

@@ -126,8 +126,8 @@ def _blame_kernel(unit: ObjectUnit, specs: Mapping[str, object], files: Mapping[
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, EntryGraph]) -> dict[str, int]:
-    """Where the entry `prefill` begins to pay at a level whose absorbed attention is the faster kernel."""
-    values = entries["prefill"].graph.values() if "prefill" in entries else []
+    """Where materialised attention begins to pay at a level whose absorbed attention is the faster kernel."""
+    values = (value for entry in entries.values() for value in entry.graph.values())
     found = next((value for value in values if value.op == "mla_materialized"), None)
     if found is None or level.absorbed_rate == 1.0:
         return {}

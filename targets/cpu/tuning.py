@@ -68,11 +68,11 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "token_tile": (2, 4, 6, 8),
     "row_blocks": (1, 2),
     "word_unroll": (1, 2, 4, 8),
-    "float_unroll": (1, 2, 4, 8),
+    "float_unroll": (2, 4, 8),  # columns of bfloat16 lie in pairs
     "down_blocks": (1, 2, 4, 8, 16),
     "matrix_min_tokens": (4, 8, 16, 32),
     "prefetch_bytes": (512, 1024, 2048, 4096, 8192),
-    "context_chunk": (64, 128, 256, 512),
+    "context_chunk": (128,),  # a record is of a core, and how far a context is divided depends on how many there are
 }
 assert {field.name for field in fields(Tuning)} == SPACE.keys()
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv3c.runtime.artifact.plan import Call
+from dsv3c.runtime.artifact.plan import SHORT, Call
 from dsv3c.targets.calls.operands import Rows, operand_bytes
 from dsv3c.targets.calls.plan import PlanBuilder
 from dsv3c.targets.gpu.kernels import operands, stages
 from dsv3c.targets.gpu.kernels.sampling.steps import Greedy, Sample
 
-ENTRIES = ("decode", "prefill")
+ENTRIES = ("decode", "prefill", f"{SHORT}decode", f"{SHORT}prefill")
 _ALIGNMENT = 64
 
 

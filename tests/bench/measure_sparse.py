@@ -5,8 +5,8 @@
 The slice has two layers with V3.2's attention (128 heads, latents of 512 and 64, an indexer of 64 heads and 128
 columns that chooses 2048 positions) and few, small experts, all random. FOLDER gets the checkpoint and both artifacts,
 which differ in index_topk alone; what is there already is used again. The caches are filled with random rows, so that
-no depth has to be read first. Times are medians over n steps of one token, and of one step of --prefill tokens; those
-of kernels are of all layers together. Leave the machine alone meanwhile.
+no depth has to be read first. Times are medians over n steps of one token, taken in turns, and over three of --prefill
+tokens; those of kernels are of all layers together. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ class Filled:
                 )
             self.device.write_slots(start, rows)
 
+    def entry(self, depth: int, tokens: int) -> str:
+        """That of such a step."""
+        return self.session.entry_for(tokens, tokens, depth + tokens)
+
     def step(self, depth: int, tokens: int) -> float:
         """Seconds of a step of so many tokens behind `depth` others."""
         pages = np.arange(CONTEXT // self.plan.page_size, dtype=np.int32)
@@ -120,17 +125,20 @@ class Filled:
         return found
 
 
-def measured(filled: Filled, depth: int, tokens: int, count: int) -> tuple[float, float, float]:
-    """Milliseconds of a step, of attention in it, and of the indexer, medians."""
-    smallest = filled.device.prefill_min_tokens
-    entry = "prefill" if smallest is not None and tokens >= smallest else "decode"
-    steps = [filled.step(depth, tokens) for _ in range(count + 1)][1:]
-    kernels = [filled.kernels(entry) for _ in range(count)]
+def measured(forms: Mapping[str, Filled], depth: int, tokens: int, count: int) -> dict[str, tuple[float, float, float]]:
+    """By form, milliseconds of a step, of attention in it, and of the indexer: medians of `count`, in turns."""
+    steps, kernels = defaultdict(list), defaultdict(list)
+    for turn in range(count + 1):
+        for form, filled in forms.items():
+            seconds, of_kernels = filled.step(depth, tokens), filled.kernels(filled.entry(depth, tokens))
+            if turn:
+                steps[form].append(seconds)
+                kernels[form].append(of_kernels)
 
-    def of(names: tuple[str, ...]) -> float:
-        return 1e3 * statistics.median(sum(each.get(name, 0) for name in names) for each in kernels)
+    def of(form: str, names: tuple[str, ...]) -> float:
+        return 1e3 * statistics.median(sum(each.get(name, 0) for name in names) for each in kernels[form])
 
-    return 1e3 * statistics.median(steps), of(ATTENTION), of(INDEXER)
+    return {form: (1e3 * statistics.median(steps[form]), of(form, ATTENTION), of(form, INDEXER)) for form in forms}
 
 
 def main() -> None:
@@ -149,13 +157,11 @@ def main() -> None:
     rows = []
     for tokens in (1, args.prefill) if args.prefill else (1,):
         for depth in args.depths:
-            dense = None
-            for form, filled in opened.items():
-                step, attention, indexer = measured(filled, depth, tokens, args.steps if tokens == 1 else 1)
-                dense = step if dense is None else dense
+            found = measured(opened, depth, tokens, args.steps if tokens == 1 else 3)
+            for form, (step, attention, indexer) in found.items():
                 cells = [f"{step:.1f}", f"{attention:.1f}", f"{indexer:.2f}", f"{indexer / step:.0%}"]
                 what = f"{depth}" if tokens == 1 else f"{depth}, {tokens} tokens"
-                rows.append([what, form, *cells, f"{dense / step:.2f}"])
+                rows.append([what, form, *cells, f"{found['dense'][0] / step:.2f}"])
                 print(rows[-1], flush=True)
     print(table(TITLES, rows, left=2), end="")
 

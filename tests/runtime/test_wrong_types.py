@@ -107,5 +107,5 @@ def test_tokenizers(bundled_model: Path) -> None:
 def test_loading(tmp_path: Path) -> None:
     folder = toy.write_artifact(tmp_path / "toy")
     assert refused(runtime.load, RuntimeFault) == len(VALUES)
-    for name in ("threads", "context", "max_batch", "device", "gpu_layers", "cpu_artifact"):
+    for name in ("threads", "context", "max_batch", "device", "gpu_layers", "cpu_artifact", "numa"):
         assert refused(lambda value, name=name: runtime.load(folder, **{name: value}), RuntimeFault) > 15

@@ -1,7 +1,8 @@
 """The cores that this process may use, and how many threads it starts when nobody says.
 
 Cores of one machine may differ. Linux lists the performance cores of hybrid Intel CPUs, and tells the capacity of each
-CPU of ARM machines; where it does neither, all are alike. `root` is the folder that holds sys.
+CPU of ARM machines; where it does neither, all are alike. It lists the CPUs near each memory node too. `root` is the
+folder that holds sys.
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3c.runtime.devices.cpu.cgroup import ROOT, cpu_limit
 from dsv3c.runtime.devices.cpu.features import sysctl
-from dsv3c.runtime.errors import ThreadsInvalid
+from dsv3c.runtime.errors import RuntimeFault, ThreadsInvalid
 
 THREADS_LIMIT = 256  # of the thread pool in a kernel library
+NUMA = ("auto", "off")  # divide threads and weights among memory nodes, or not
 _CPUS_LIMIT = 8192  # of Linux
 _RANGE = "([0-9]{1,5})(?:-([0-9]{1,5}))?"
 _HYBRID = "sys/devices/cpu_core/cpus"
 _CPU = "sys/devices/system/cpu/cpu{}"
 _SIBLINGS = ("topology/core_cpus_list", "topology/thread_siblings_list")  # the second is the older name
+_NODES = "sys/devices/system/node"
+_NODES_LIMIT = 64  # of the thread pool
 _APPLE_KINDS = ("hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu")
+
+
+class NumaInvalid(RuntimeFault):
+    message = "numa is {value!r}, it must be one of {known}"
+    hint = "leave it out to divide threads and weights among the memory nodes of the machine, if it has several"
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,22 @@ def performance_cpus(usable: Collection[int], root: Path = ROOT) -> frozenset[in
     return fast or frozenset(usable)
 
 
+def usable_nodes() -> Mapping[int, frozenset[int]]:
+    """Memory nodes of this machine, see `nodes_of`."""
+    return nodes_of(_affinity())
+
+
+def nodes_of(usable: Collection[int], root: Path = ROOT) -> Mapping[int, frozenset[int]]:
+    """Nodes by the system's numbers, with those of the `usable` CPUs that are near them; nodes without such are left
+    out. Empty where the system does not tell, has more than threads are divided among, or leaves a CPU out or names it
+    twice."""
+    online = sorted(_listed(root / _NODES / "online") or ())
+    listed = {number: _listed(root / _NODES / f"node{number}" / "cpulist") or frozenset() for number in online}
+    found = {number: cpus.intersection(usable) for number, cpus in listed.items() if cpus.intersection(usable)}
+    named = [cpu for near in found.values() for cpu in near]
+    return found if sorted(named) == sorted(set(usable)) and len(found) <= _NODES_LIMIT else {}
+
+
 def default_threads() -> int:
     """One a performance core that this process may use, fewer where its control group's quota is less: SMT siblings
     share the vector units and only add traffic, efficiency cores have slower ones."""
@@ -64,6 +89,13 @@ def check_threads(threads: int | None) -> int:
     if type(threads) is not int or not 1 <= threads <= THREADS_LIMIT:
         raise ThreadsInvalid(value=threads, limit=THREADS_LIMIT)
     return threads
+
+
+def check_numa(numa: str) -> str:
+    """One of NUMA. Raises NumaInvalid."""
+    if type(numa) is not str or numa not in NUMA:
+        raise NumaInvalid(value=numa, known=", ".join(NUMA))
+    return numa
 
 
 def _affinity() -> Collection[int]:

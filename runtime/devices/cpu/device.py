@@ -12,7 +12,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from dsv3c.runtime.artifact.artifact import PLAN, WEIGHTS, Artifact
 from dsv3c.runtime.artifact.plan import Buffer, Entry, Plan
 from dsv3c.runtime.devices.cpu.calls import Calls
-from dsv3c.runtime.devices.cpu.cores import check_threads
+from dsv3c.runtime.devices.cpu.cgroup import memory_limit
+from dsv3c.runtime.devices.cpu.cores import check_numa, check_threads
 from dsv3c.runtime.devices.cpu.features import MACHINES, choose_level, cpu_flags, machine, require_machine
 from dsv3c.runtime.devices.cpu.guard import Watch
 from dsv3c.runtime.devices.cpu.library import Library
 from dsv3c.runtime.devices.memory import Block, cache_offsets, map_descriptor, typed
 from dsv3c.runtime.errors import (
     KernelFailed,
+    KernelMissing,
     LibraryInvalid,
     MemoryRefused,
     PlanNotOfKernels,
@@ -45,31 +47,35 @@ Call = tuple[Any, tuple[Any, ...]]
 
 
 class CpuDevice:
-    """Implements `Device`. Raises WrongMachine, IsaNotSupported, LibraryInvalid, PlanNotOfKernels, KernelMissing,
-    MemoryRefused; a step raises WeightsLost, KernelFailed."""
+    """Implements `Device`. numa: see cores.NUMA. Raises WrongMachine, IsaNotSupported, LibraryInvalid, ThreadsInvalid,
+    NumaInvalid, PlanNotOfKernels, KernelMissing, MemoryRefused; a step raises WeightsLost, KernelFailed."""
 
     forks = True  # its memory is private, and its pool starts threads anew
 
-    def __init__(self, artifact: Artifact, slots: int, threads: int | None) -> None:
+    def __init__(self, artifact: Artifact, slots: int, threads: int | None, numa: str = "auto") -> None:
         plan = artifact.plan
         require_machine(artifact.manifest.target)
-        self._threads = check_threads(threads)
+        self._threads, numa = check_threads(threads), check_numa(numa)
         self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
         self.prefill_min_tokens = self._level.prefill_min_tokens
         self.library = _load(artifact, self._level.file)
         self.slots = slots
         self._plan = plan
-        weights = artifact.folder / WEIGHTS
-        self._weights = map_descriptor(artifact.open_weights(), weights, artifact.manifest.files[WEIGHTS].size)
+        _set_threads(self.library, self._threads)
+        weights, size = artifact.folder / WEIGHTS, artifact.manifest.files[WEIGHTS].size
+        self._nodes = 1 if numa == "off" else _divide(self.library, size)
+        # Among several nodes weights are read by the threads of each, when a kernel first meets them.
+        self._weights = map_descriptor(artifact.open_weights(), weights, size, read_ahead=self._nodes == 1)
         self._watch = Watch(self.library, self._weights, weights)
         self._arena = Block(plan.arena_bytes, "the activations")
-        offsets, size = cache_offsets(plan.caches, slots, _ALIGNMENT)
+        self._cache_offsets, size = cache_offsets(plan.caches, slots, _ALIGNMENT)
         self._caches = _allocate_caches(size)
-        self._cache_offsets = offsets
+        if self._nodes > 1:
+            _spread(self.library, (self._arena, self._caches))
         self._arrays = [self._array(artifact, buffer) for buffer in plan.buffers]
         self.inputs: Mapping[str, NDArray[Any]] = {name: self._arrays[i] for name, i in plan.inputs.items()}
         self._path = artifact.folder / PLAN
-        self._calls = _resolve(plan, self._arrays, self.library, self._threads)
+        self._calls = _resolve(plan, self._arrays, self.library)
         self._structures = Calls(self.library, self._arrays)
         self._at_once = {name: self._structures.entry(entry.calls) for name, entry in plan.entries.items()}
 
@@ -126,6 +132,7 @@ class CpuDevice:
             "level": self._level.name,
             "library": self._level.file,
             "threads": self._threads,
+            "nodes": self._nodes,
             "weight_bytes": self._weights.size,
             "arena_bytes": self._arena.size,
             "cache_bytes": self._caches.size,
@@ -205,10 +212,9 @@ def _built_for(path: Path, head: bytes) -> tuple[str, str]:
     return "linux", _ELF_MACHINES.get(number, f"ELF machine {number}")
 
 
-def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Library, threads: int) -> dict[str, list[Call]]:
+def _resolve(plan: Plan, arrays: list[NDArray[Any]], library: Library) -> dict[str, list[Call]]:
     """Calls of each entry, ready to run: the functions of the library with their tensors."""
     tvm_ffi = _import_tvm_ffi()
-    _set_threads(library, threads)
     tensors = [tvm_ffi.from_dlpack(array, require_alignment=_ALIGNMENT) for array in arrays]
     functions: dict[str, Any] = {}
 
@@ -227,6 +233,29 @@ def _set_threads(library: Library, threads: int) -> None:
     set_threads = library.function("dsv3c_threads")
     set_threads.argtypes, set_threads.restype = [ctypes.c_int], None
     set_threads(threads)
+
+
+def _divide(library: Library, weight_bytes: int) -> int:
+    """Have threads and weights divided among memory nodes, where the machine has several and room for the weights.
+    Returns among how many; a library from before there was this keeps one."""
+    group = memory_limit()
+    if group is not None and group.limit < weight_bytes:
+        return 1
+    try:
+        divide = library.function("dsv3c_nodes")
+    except KernelMissing:
+        return 1
+    divide.argtypes, divide.restype = [ctypes.c_uint64], ctypes.c_int
+    nodes: int = divide(weight_bytes)
+    return nodes
+
+
+def _spread(library: Library, blocks: Iterable[Block]) -> None:
+    """Put the pages of memory that no one touched yet on all nodes in turn."""
+    spread = library.function("dsv3c_spread")
+    spread.argtypes, spread.restype = [ctypes.c_void_p, ctypes.c_uint64], None
+    for block in blocks:
+        spread(block.address, block.size)
 
 
 def _first_line(error: Exception) -> str:

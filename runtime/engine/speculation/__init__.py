@@ -32,25 +32,33 @@ class Drafting(Protocol):
 
 
 class Drafter(Protocol):
-    """Proposes what comes after the pending token of a lane.
+    """Proposes what comes after the pending token of a lane. It does nothing for a text before it is asked.
 
-    name: for reports. most: drafts at a time. reads_states: whether it goes by the model's states, which a step gives
-    beside logits and not beside tokens that the device drew.
+    name: for reports. most: drafts at a time. hears: steps before a draft of which it wants the model's states, which a
+    step gives beside logits and not beside tokens that the device drew; 0 where it goes by the text alone.
     """
 
     name: str
-    reads_states: bool
     most: int
+    hears: int
+
+    def cost(self, rows: int) -> float:
+        """What a step of its own takes for so many tokens, over one of the model for a single one, as far as that can
+        be known unmeasured."""
+
+    def behind(self, lane: Lane) -> int:
+        """Tokens of the lane that `propose` would read."""
+
+    def read(self, lanes: Many[Lane], most: int) -> int:
+        """Read what these are behind, but for the last token: of each the last `most` tokens at most, with nothing
+        before them where that leaves some out. Returns how many it read."""
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
         """At most `count` tokens for each."""
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        """The model has read the lane's tokens from position `start` to the end of its sequence. hidden [n, D]: its
-        states after the final norm, of at least these; valid during the call."""
-
-    def follow(self) -> None:
-        """All of a step was seen, its outputs are no longer needed: steps of the model's own may be made."""
+        """Of a step that it hears: the model has read the lane's tokens from position `start` to the end of its
+        sequence. hidden [n, D]: its states after the final norm, of at least these; valid during the call."""
 
     def forget(self, lane: Lane) -> None:
         """The lane has left its pages."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.engine.session import Session
 from dsv3c.runtime.engine.speculation.draft_model import ModelDrafter
+from dsv3c.runtime.engine.speculation.growth import cost
 from dsv3c.runtime.engine.speculation.mtp import MtpDrafter
 from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
 from dsv3c.runtime.engine.speculation.speculator import Speculator
@@ -49,4 +50,4 @@ def speculator(choice: Choice, session: Session, draft: Session | None) -> Specu
     if choice == "mtp":
         return Speculator(session, MtpDrafter(session))
     assert draft is not None
-    return Speculator(session, ModelDrafter(draft, draft.plan.bounds.P))
+    return Speculator(session, ModelDrafter(draft, cost(session.plan, draft.plan, "decode")))

@@ -1,15 +1,16 @@
 """Drafts of the model's own layer for multi-token prediction (DeepSeek-V3 report, arXiv 2412.19437, section 2.2).
 
 The layer takes the state of a token and the token after it, and predicts the one after that. For further ones it goes
-on from its own state. It has a cache of its own sequence: positions are relative, so it begins with the last states of
-a prompt and not with the first, and a window that is full begins again with the last ones. That costs little acceptance
-and leaves reading prompts as fast as without.
+on from its own state. It has a cache of its own sequence, which begins with the few states that the model gave just
+before the first draft: positions are relative, and nothing is read, or kept, of what stood before. A gap in the states
+is passed over, and a window that is full begins again with the last ones. That costs little acceptance
+(docs/36-speculation.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,20 +20,22 @@ from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.lanes import NO_TOKENS, Lane
 from dsv3c.runtime.engine.session import Ints, Session
 from dsv3c.runtime.engine.speculation import Drafting
+from dsv3c.runtime.engine.speculation.growth import cost
 from dsv3c.runtime.errors import OutOfPages, UnknownEntry
 
 WINDOW = 512  # tokens of the layer's own cache
-BEGIN = 128  # of them, so many at first and after a window was full
+HEARS = 4  # states before the first draft: the pending token's, and those of three drafts
 
 
 @dataclass
 class _State:
-    """Of one lane: the layer's sequence; states [n, D] that it has not read, of the tokens from position `at` on."""
+    """Of one lane: the layer's sequence; the last states [n, D] that it has not read, each with the token [n] that came
+    after; the position behind them."""
 
     sequence: Sequence
-    at: int = 0
-    unread: list[Floats] = field(default_factory=list)
-    count: int = 0  # of the unread
+    hidden: Floats
+    tokens: Ints
+    end: int
 
 
 class _Ahead(NamedTuple):
@@ -46,7 +49,6 @@ class MtpDrafter:
     """Raises UnknownEntry if the artifact has no such layer."""
 
     name = "multi-token prediction"
-    reads_states = True
 
     def __init__(self, session: Session, most: int = 3) -> None:
         plan = session.plan
@@ -54,41 +56,39 @@ class MtpDrafter:
             raise UnknownEntry(name="mtp", known=", ".join(plan.entries))
         # A layer that does not give its own state predicts one token.
         self.most = most if "hidden" in plan.entries["mtp"].outputs else 1
+        self.cost = cost(plan, plan, "mtp")
+        bound = min(plan.entries["mtp"].max_tokens, plan.bounds.T)
+        self.hears = min(HEARS, bound)
         self._session = session
-        self._pages = -(-WINDOW // plan.page_size)
-        self._bound = min(plan.entries["mtp"].max_tokens, plan.bounds.T)
+        self._pages = self.pages(plan.page_size)
+        self._lanes = min(plan.bounds.S, plan.bounds.R, bound // self.hears)  # of a step
         self._states: dict[Lane, _State] = {}
-        self._prompts: list[Lane] = []
 
     @staticmethod
     def pages(page_size: int) -> int:
         """Pages that a lane takes beside its own."""
         return -(-WINDOW // page_size)
 
+    def behind(self, lane: Lane) -> int:
+        return 0
+
+    def read(self, lanes: Many[Lane], most: int) -> int:
+        return 0
+
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        read = lane.sequence.length - start
-        if hidden is None or read <= 0:
+        end = lane.sequence.length
+        count = min(end - start, self.hears)
+        if hidden is None or count <= 0 or lane.size <= end:
             return
+        states = hidden[end - start - count : end - start].copy()
+        tokens = lane.tokens[end - count + 1 : end + 1].copy()
         state = self._states.get(lane)
         if state is None:
-            state = self._states[lane] = _State(self._session.new_sequence(self._pages))
-        if lane.history.generated.size == 1:
-            self._prompts.append(lane)
-        goes_on = start == state.at + state.count
-        if goes_on and state.sequence.length + state.count + read + self.most < WINDOW:
-            state.unread.append(hidden[:read].copy())
-            state.count += read
+            self._states[lane] = _State(self._session.new_sequence(self._pages), states, tokens, end)
             return
-        kept = np.concatenate([*(state.unread if goes_on else ()), hidden[:read]])[-BEGIN:]
-        self._restart(state, lane.sequence.length - len(kept))
-        state.unread, state.count = [kept], len(kept)
-
-    def follow(self) -> None:
-        """Prompts are read as soon as the model has: what drafting costs later is drafting alone."""
-        prompts, self._prompts = self._prompts, []
-        for lane in prompts:
-            if lane.ready and self._prepare(lane, 0):
-                self._catch_up([lane], [self._states[lane]])
+        state.hidden = np.concatenate([state.hidden, states])[-self.hears :]
+        state.tokens = np.concatenate([state.tokens, tokens])[-self.hears :]
+        state.end = end
 
     def forget(self, lane: Lane) -> None:
         state = self._states.pop(lane, None)
@@ -98,15 +98,13 @@ class MtpDrafter:
     def give_back(self) -> bool:
         held = [state for state in self._states.values() if state.sequence.pages.size]
         for state in held:
-            self._restart(state, state.at + state.count)
+            state.sequence.close()
         return bool(held)
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
         found: list[Ints] = []
-        bounds = self._session.plan.bounds
-        most = min(bounds.S, bounds.R)
-        for first in range(0, len(drafting), most):
-            found += self._propose(drafting[first : first + most], count)
+        for first in range(0, len(drafting), self._lanes):
+            found += self._propose(drafting[first : first + self._lanes], count)
         return found
 
     def _propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
@@ -114,7 +112,7 @@ class MtpDrafter:
         if not ready:
             return [NO_TOKENS for _ in drafting]
         states = [self._states[each.lane] for each in ready]
-        logits, hidden = self._catch_up([each.lane for each in ready], states)
+        logits, hidden = self._catch_up(states)
         lengths = [state.sequence.length for state in states]
         drafts: list[list[int]] = [[] for _ in ready]
         for ahead in range(count):
@@ -122,50 +120,41 @@ class MtpDrafter:
                 tokens.append(each.sampler.guess(row, ahead))
             if ahead + 1 == count or hidden is None:
                 break
-            logits, hidden = self._step(states, [tokens[-1:] for tokens in drafts], list(hidden[:, None]))
+            last = [np.array(tokens[-1:], np.int32) for tokens in drafts]
+            logits, hidden = self._step(states, last, list(hidden[:, None]))
         for state, length in zip(states, lengths, strict=True):
             state.sequence.truncate(length)
         by_lane = {each.lane: np.array(tokens, np.int32) for each, tokens in zip(ready, drafts, strict=True)}
         return [by_lane.get(each.lane, NO_TOKENS) for each in drafting]
 
     def _prepare(self, lane: Lane, count: int) -> bool:
-        """Whether there are states to begin with, and pages for them."""
+        """Whether there is the state of the last token, and pages for what is not read."""
         state = self._states.get(lane)
-        if state is None or not state.unread:
+        if state is None or not state.tokens.size or state.end != lane.sequence.length:
             return False
+        needed = state.tokens.size + count
+        if state.sequence.length + needed > WINDOW:
+            state.sequence.close()
         try:
-            self._session.reserve(state.sequence, state.sequence.length + state.count + count)
+            self._session.reserve(state.sequence, state.sequence.length + needed)
         except OutOfPages:
             return False
         return True
 
-    def _catch_up(self, lanes: Many[Lane], states: Many[_State]) -> _Ahead:
-        """The layer reads the states it has not, each with the token that came after; rows of the last ones."""
-        hidden = [np.concatenate(state.unread) for state in states]
-        tokens = []
-        for lane, state, rows in zip(lanes, states, hidden, strict=True):
-            tokens.append(lane.tokens[state.at + 1 : state.at + 1 + len(rows)].tolist())
-            state.at += len(rows)
-            state.unread, state.count = [], 0
-        longest = self._bound // len(states)
-        while max(len(part) for part in tokens) > longest:
-            head = [part[:-1][:longest] for part in tokens]
-            self._step_some(states, head, [rows[: len(part)] for rows, part in zip(hidden, head, strict=True)])
-            hidden = [rows[len(part) :] for rows, part in zip(hidden, head, strict=True)]
-            tokens = [part[len(done) :] for part, done in zip(tokens, head, strict=True)]
-        return self._step(states, tokens, hidden)
+    def _catch_up(self, states: Many[_State]) -> _Ahead:
+        """The layer reads the states that it has not; rows of the last ones."""
+        ahead = self._step(states, [state.tokens for state in states], [state.hidden for state in states])
+        for state in states:
+            state.hidden, state.tokens = state.hidden[:0], NO_TOKENS
+        return ahead
 
-    def _step_some(self, states: Many[_State], tokens: Many[list[int]], hidden: Many[Floats]) -> None:
-        some = [index for index, part in enumerate(tokens) if part]
-        self._step([states[i] for i in some], [tokens[i] for i in some], [hidden[i] for i in some])
-
-    def _step(self, states: Many[_State], tokens: Many[list[int]], hidden: Many[Floats]) -> _Ahead:
+    def _step(self, states: Many[_State], tokens: Many[Ints], hidden: Many[Floats]) -> _Ahead:
         """One step of the layer."""
-        counts = [len(part) for part in tokens]
+        counts = [part.size for part in tokens]
         starts = [state.sequence.length for state in states]
         last = np.cumsum(counts) - 1
         output = self._session.step(
-            np.concatenate([np.array(part, np.int32) for part in tokens]),
+            np.concatenate(tokens),
             np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]),
             np.repeat(np.arange(len(states)), counts),
             [state.sequence.pages for state in states],
@@ -176,7 +165,3 @@ class MtpDrafter:
         for state, count in zip(states, counts, strict=True):
             state.sequence.length += count
         return _Ahead(output.logits, None if output.hidden is None else output.hidden[last])
-
-    def _restart(self, state: _State, at: int) -> None:
-        state.sequence.close()
-        state.at, state.unread, state.count = at, [], 0

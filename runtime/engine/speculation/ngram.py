@@ -21,19 +21,25 @@ class NgramDrafter:
     """shortest: tokens that must stand there before, at least."""
 
     name = "n-gram lookup"
-    reads_states = False
+    hears = 0
 
     def __init__(self, most: int = 8, shortest: int = SHORTEST) -> None:
         self.most = most
         self.shortest = shortest
 
+    def cost(self, rows: int) -> float:
+        return 0.0
+
+    def behind(self, lane: Lane) -> int:
+        return 0
+
+    def read(self, lanes: Many[Lane], most: int) -> int:
+        return 0
+
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
         return [lookup(each.lane.history.tokens, count, self.shortest) for each in drafting]
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        pass
-
-    def follow(self) -> None:
         pass
 
     def forget(self, lane: Lane) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
 from dsv3c.runtime.errors import OutOfPages, RuntimeFault
 
 Result = TypeVar("Result")
-LISTEN = 32  # steps before drafts are looked at again, from which on a drafter follows the text
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,16 @@ class Speculator:
     drafted: of all requests. fault: what ended drafting.
     """
 
-    def __init__(self, session: Session, drafter: Drafter, lengths: Lengths | None = None) -> None:
+    def __init__(self, session: Session, drafter: Drafter) -> None:
         self.drafter = drafter
-        self.lengths = lengths or Lengths(drafter.most, growth(session.plan))
+        self.lengths = Lengths(drafter.most, growth(session.plan), drafter.cost, drafter.hears, session.can_draw)
         self.drafted = Drafted()
         self.fault: RuntimeFault | None = None
         self._session = session
         self._all = Acceptance()
         self._of: WeakKeyDictionary[Lane, Acceptance] = WeakKeyDictionary()
         self._lanes = self._rows = 0
+        self._reading = 0.0  # seconds, before the drafts of the step at hand
         self._open: list[_Open] = []
 
     @property
@@ -53,20 +54,22 @@ class Speculator:
         return self.lengths.resting > 0
 
     @property
-    def listens(self) -> bool:
-        """Whether the drafter wants to see what comes of the next step."""
-        return self.lengths.resting <= LISTEN and self.fault is None
-
-    @property
-    def reads_states(self) -> bool:
-        return self.drafter.reads_states and self.listens
+    def hears(self) -> bool:
+        """Whether the drafter wants to see the model's states of the step at hand."""
+        return self.lengths.hearing and self.fault is None
 
     def propose(self, drafting: Many[Drafting], lanes: int, room: int) -> None:
         """Give drafts to lanes of the next step, which has `lanes` of them and room for that many more rows."""
         self._open = [_Open(each, each.drafted, each.left) for each in drafting]
+        self._reading = 0.0
         able = [each for each in drafting if each.left > 1]
-        count = self.lengths.choose(lanes, [self._acceptance(each.lane).rate for each in able], room)
-        if count:
+        far = [each for each in able if self.drafter.behind(each.lane) > self.drafter.most + 1]
+        rates = [self._acceptance(each.lane).rate for each in able]
+        to_come = max((each.left for each in able), default=0)
+        count = self.lengths.choose(lanes, rates, room, len(far), to_come)
+        if count and far and not self._read(far, self.lengths.readable(lanes, len(able), count, len(far))):
+            able = [each for each in able if each not in far]
+        if count and able:
             for each, drafts in zip(able, self._proposed(able, count), strict=True):
                 each.lane.drafts = drafts[: min(count, each.left - 1, each.lane.sequence.capacity - each.lane.size)]
                 self._reserve(each.lane)
@@ -84,7 +87,7 @@ class Speculator:
                 self._all.add(proposed, right)
                 total = self.drafted
                 self.drafted = Drafted(total.proposed + proposed, total.accepted + right, total.steps + 1)
-        self.lengths.measured(self._lanes, self._rows, tokens, drafting_seconds, step_seconds)
+        self.lengths.measured(self._lanes, self._rows, tokens, drafting_seconds - self._reading, step_seconds)
 
     def rested(self, seconds: float) -> None:
         """A step of the rest is done."""
@@ -92,9 +95,6 @@ class Speculator:
 
     def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
         self._kept(lambda: self.drafter.saw(lane, start, hidden), None)
-
-    def follow(self) -> None:
-        self._kept(self.drafter.follow, None)
 
     def forget(self, lane: Lane) -> None:
         self.drafter.forget(lane)
@@ -115,6 +115,17 @@ class Speculator:
             "gain": round(lengths.gain, 3),
             "fault": None if self.fault is None else str(self.fault),
         }
+
+    def _read(self, far: Many[Drafting], most: int) -> bool:
+        """Let the drafter read at most so many tokens of each; False if these are none."""
+        if not most:
+            return False
+        began = time.perf_counter()
+        tokens = self._kept(lambda: self.drafter.read([each.lane for each in far], most), 0)
+        self._reading = time.perf_counter() - began
+        if tokens:
+            self.lengths.read(tokens, len(far), self._reading)
+        return True
 
     def _proposed(self, drafting: Many[Drafting], count: int) -> Many[Ints]:
         return self._kept(lambda: self.drafter.propose(drafting, count), [NO_TOKENS for _ in drafting])

@@ -17,7 +17,7 @@ from dsv3c.targets import tir as T
 from dsv3c.targets.calls.attention import MlaAbsorbed
 from dsv3c.targets.calls.operands import CONTROL
 from dsv3c.targets.calls.sparse import MlaSparse, mla_sparse_operands
-from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, bf16_pair_to_f32, f32_to_bf16_pair, prefetch, splat
+from dsv3c.targets.cpu.intrinsics import DOT2, PREFETCH_IR, f32_to_bf16_pair, prefetch, splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import attention_chunks as chunks
 from dsv3c.targets.cpu.kernels import cache_codes
@@ -37,6 +37,8 @@ from dsv3c.targets.cpu.kernels.softmax import LOWEST
 from dsv3c.targets.cpu.kernels.vector import WIDTH, columns, exp, f32, load, load_f32, store
 
 Expr = Any
+
+LINE = 16  # words of 32 bits in a line of the first-level cache
 
 
 def operands(spec: MlaAbsorbed) -> tuple[Operand, ...]:
@@ -91,7 +93,7 @@ def build(spec: Spec, level: IsaLevel) -> PrimFunc:
             # Tiles overlap when they do not divide the heads: a head done twice gets the same result twice.
             head = T.bind(T.min(T.floormod(item, tiles) * tile, spec.heads - tile))
             token, head = settled(token, head)
-            chosen = local("i64", BLOCK) if isinstance(spec, MlaSparse) else None
+            chosen = local("i64", BLOCK + PAGE) if isinstance(spec, MlaSparse) else None
             return Unit(spec, level, buffers, Part.of(spec, part), token, head, tile, chosen)
 
         def cut(one: Unit) -> tuple[Expr, Expr, Expr]:
@@ -128,7 +130,7 @@ def build(spec: Spec, level: IsaLevel) -> PrimFunc:
                     chunks.merge(one, T.bind(T.floormod(index, tile)), used, most)
 
     given = sparse_operands(spec) if isinstance(spec, MlaSparse) else operands(spec)
-    return prim_func(given, body, DOT2[level.dot2].llvm + PREFETCH_IR if level.dot2 else "")
+    return prim_func(given, body, (DOT2[level.dot2].llvm if level.dot2 else "") + PREFETCH_IR)
 
 
 def _attend(unit: Unit, start: Expr, end: Expr) -> None:
@@ -142,13 +144,12 @@ def _attend(unit: Unit, start: Expr, end: Expr) -> None:
     with T.serial(0, T.floordiv(end - start + (BLOCK - 1), BLOCK)) as block:
         first = T.bind(start + block * BLOCK)
         valid = T.bind(T.min(end - first, BLOCK))
-        unit.find_chosen(first, valid)
+        unit.find_chosen(first, end)
         with T.serial(0, T.floordiv(valid + (PAGE - 1), PAGE)) as page:
             here, slot = T.bind(first + page * PAGE), T.bind(page * PAGE)
             if unit.chosen is not None:
-                _score_page(unit, T.int64(0), None, slot)
+                _score_page(unit, T.int64(0), T.int64(0), slot)
             else:
-                # A page is as many cache lines as a row has pairs: each step of the scores fetches one of the next.
                 following = unit.page(T.bind(T.min(here + PAGE, end - 1)))
                 _score_page(unit, unit.page(here), following, slot)
         _soften(unit, valid)
@@ -168,70 +169,81 @@ def _load_query(unit: Unit) -> None:
             load_queries(source, starts, n, unit.scratch, at.query + offset * LANES)
 
 
-def _score_page(unit: Unit, base: Expr, following: Expr | None, first: Expr) -> None:
-    """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; `following` come next.
+def _score_page(unit: Unit, base: Expr, following: Expr, first: Expr) -> None:
+    """Scores of the PAGE slots whose rows start at `base`, from the block's slot `first` on; those from `following` on
+    come next and are fetched meanwhile. Of rows that are chosen neither counts.
 
-    Rows that are chosen have neither. Slots past the context get whatever the page holds there; nothing reads their
-    scores.
+    Slots past the context get whatever the page holds there; nothing reads their scores.
     """
     paging, lanes, query, out = unit.spec.paging, unit.level.lanes, unit.at.query, unit.at.scores + first * LANES
-    width, source = paging.width, unit.scratch if paging.coded else unit.buffers["cache"]
+    width, source = paging.width, unit.scratch if unit.decodes else unit.buffers["cache"]
     together = PAGE if lanes == LANES else 4  # slots at a time: as many sums as registers hold
-    if unit.chosen is not None:
+    if unit.chosen is not None and not unit.decodes:
         together = min(together, PAGE // 2)  # and addresses
-    pairs = paging.element == "bf16" and width % 2 == 0
+    word = 2 if unit.paired else 1  # columns
+    words = width // word
 
     with T.serial(0, PAGE // together) as step:
-        rows, begin = T.bind(base + T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
-        if paging.coded:
-            rows = _decoded(unit, rows, together, begin)
-        apart = unit.chosen is not None and not paging.coded
+        behind, begin = T.bind(T.Cast("int64", step) * (together * paging.stride)), T.bind(first + step * together)
+        rows, ahead = T.bind(base + behind), T.bind(following + behind)
+        if unit.decodes:
+            rows = _decoded(unit, rows, ahead, together, begin)
+        apart = unit.chosen is not None and not unit.decodes
         starts = [T.bind(unit.row(rows, i, begin + i)) if apart else rows + i * width for i in range(together)]
         sums = [local("f32", LANES) for _ in range(together)]
         for total in sums:
             for part in range(0, LANES, lanes):
                 store(total, part, f32(0, lanes), lanes)
 
-        def accumulate(column: Expr, values: list[Expr], sums: list[Buffer] = sums) -> None:
-            for part in range(0, LANES, lanes):
-                q = T.bind(load(unit.scratch, query + column * LANES + part, lanes))
-                for total, value in zip(sums, values, strict=True):
-                    store(total, part, q * value + load(total, part, lanes), lanes)
-
-        with T.serial(0, width // 2 if pairs else width) as i:
-            at = [T.bind(start + i * (2 if pairs else 1)) for start in starts]
+        def multiply(i: Expr) -> None:
+            at = [T.bind(start + i * word) for start in starts]
             if unit.paired:
-                if following is not None and together == PAGE:
-                    prefetch(unit.buffers["cache"], following + T.Cast("int64", i) * (2 * PAGE))
-                words = [T.bind(T.reinterpret("float32", load(unit.buffers["cache"], where, 2))) for where in at]
-                for part in range(0, LANES, lanes):
-                    q = T.bind(load(unit.scratch, query + i * LANES + part, lanes))
-                    for total, word in zip(sums, words, strict=True):
-                        store(total, part, _dot2(unit, load(total, part, lanes), q, word), lanes)
-            elif pairs:
-                words = [T.reinterpret("uint32", load(unit.buffers["cache"], where, 2)) for where in at]
-                halves = [bf16_pair_to_f32(T.bind(splat(word, lanes)), lanes) for word in words]
-                for half in range(2):
-                    accumulate(i * 2 + half, [T.bind(both[half]) for both in halves])
+                values = [T.bind(T.reinterpret("float32", load(source, where, 2))) for where in at]
             else:
-                values = [load_f32(source, where, 1, paging.element) for where in at]
-                accumulate(i, [T.bind(splat(value, lanes)) for value in values])
+                values = [T.bind(splat(load(source, where, 1), lanes)) for where in at]
+            for part in range(0, LANES, lanes):
+                q = T.bind(load(unit.scratch, query + i * LANES + part, lanes))
+                for total, value in zip(sums, values, strict=True):
+                    acc = load(total, part, lanes)
+                    store(total, part, _dot2(unit, acc, q, value) if unit.paired else q * value + acc, lanes)
+
+        if unit.decodes:
+            with T.serial(0, words) as i:
+                multiply(i)
+        else:
+            with T.serial(0, -(-words // LINE)) as line:
+                for i in range(together):
+                    place = unit.row(ahead, T.int32(i), begin + (PAGE + i))
+                    prefetch(source, place + T.Cast("int64", line) * (LINE * word))
+                with T.serial(0, LINE if words % LINE == 0 else T.bind(T.min(LINE, words - line * LINE))) as i:
+                    multiply(T.bind(line * LINE + i))
         for i, total in enumerate(sums):
             for part in range(0, LANES, lanes):
                 where = out + (step * together + i) * LANES + part
                 store(unit.scratch, where, load(total, part, lanes), lanes)
 
 
-def _decoded(unit: Unit, rows: Expr, count: int, slot: Expr) -> Expr:
-    """Where `count` coded rows, of the block's slots from `slot` on, lie in scratch as numbers: each is scored with all
-    heads, and a scalar of memory goes into all lanes at no cost. Notes the factors of their latents."""
+def _decoded(unit: Unit, rows: Expr, ahead: Expr, count: int, slot: Expr) -> Expr:
+    """Where `count` rows, of the block's slots from `slot` on, lie in scratch as float32; fetches as many from `ahead`
+    on. Of codes it notes the factors of their latents."""
     paging, at = unit.spec.paging, unit.at
     cache, scratch = unit.buffers["cache"], unit.scratch
     with T.serial(0, count) as i:
-        row = T.bind(unit.row(rows, i, slot + i))
-        for part, (_, first) in enumerate(cache_codes.parts(paging)):
-            cache_codes.decode_row(cache, row, part, paging, scratch, T.bind(at.rows + i * paging.width + first))
-        store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
+        row, out = T.bind(unit.row(rows, i, slot + i)), T.bind(at.rows + i * paging.width)
+        after = T.bind(unit.row(ahead, i, slot + i + PAGE))
+        if paging.coded:
+            for byte in range(0, paging.row_bytes, 4 * LINE):
+                prefetch(cache, after + byte)
+            for part, (_, first) in enumerate(cache_codes.parts(paging)):
+                cache_codes.decode_row(cache, row, part, paging, scratch, out + first)
+            store(scratch, at.factors + slot + i, cache_codes.factor(cache, row, 0, paging), 1)
+        else:
+
+            def column(c: Expr, lanes: int, row: Expr = row, after: Expr = after) -> None:
+                prefetch(cache, after + c)
+                store(scratch, out + c, load_f32(cache, row + c, lanes, paging.element), lanes)
+
+            columns(paging.width, column)
     return at.rows
 
 
@@ -281,9 +293,8 @@ def _soften(unit: Unit, valid: Expr) -> None:
 
 def _add_values(unit: Unit, first: Expr, valid: Expr) -> None:
     """sums = sums * factor + probabilities . latent rows of the `valid` slots from `first` on."""
-    group = 8  # heads at a time: as many sums as registers hold
+    group, vectors = _value_registers(unit)
     steps = 2 if unit.paired else 1  # slots that one product takes
-    vectors = 2 if unit.paired or unit.level.lanes == LANES else 1
 
     def column(at: Expr, lanes: int, vectors: int) -> None:
         for low in range(0, unit.heads, group):
@@ -295,6 +306,16 @@ def _add_values(unit: Unit, first: Expr, valid: Expr) -> None:
         with T.serial(0, rank // stride) as step:
             column(step * stride, unit.level.lanes, vectors)
     columns(rank, lambda at, lanes: column(at, lanes, 1), start=rank // stride * stride)
+
+
+def _value_registers(unit: Unit) -> tuple[int, int]:
+    """(heads, vectors of columns) whose sums are held at a time, beside the vectors of a row and a weight in all lanes.
+
+    Each vector of a row serves all these heads and each weight all vectors, but AVX-512 takes weights from memory.
+    """
+    if unit.level.lanes == LANES and not unit.paired:
+        return LANES, 1
+    return (6, 2) if unit.level.lanes == 8 else (8, 2)  # of sixteen registers, and of 32
 
 
 def _value_tile(

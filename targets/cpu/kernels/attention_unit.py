@@ -42,7 +42,7 @@ class Part:
     total: Expr  # [16]
     factor: Expr  # [16]
     sums: Expr  # [heads of a tile, rank]
-    rows: Expr  # [PAGE, width]: of a coded cache the rows that are scored, as numbers
+    rows: Expr  # [PAGE, width]: the rows that are scored as float32, where the cache and products have other elements
     factors: Expr  # [BLOCK]: of their latents, see `coded`
     merged: Expr  # [heads of a tile, rank]: the chunks so far, where one task does all of a context
     merged_largest: Expr  # [16]
@@ -53,7 +53,7 @@ class Part:
     def of(cls, spec: Spec, index: Expr) -> Part:
         width, rank = spec.paging.width, spec.paging.rank
         sizes = [width * LANES, (BLOCK + 1) * LANES, LANES, LANES, LANES, LANES * -(-rank // LANES) * LANES]
-        sizes += [PAGE * width, BLOCK] if spec.paging.coded else [0, 0]
+        sizes += [PAGE * width if spec.paging.element != "f32" else 0, BLOCK if spec.paging.coded else 0]
         sizes += [LANES * -(-rank // LANES) * LANES, LANES, LANES]
         size = sum(sizes)
         return cls(*[*(index * size + sum(sizes[:i]) for i in range(len(sizes))), size])
@@ -70,7 +70,7 @@ class Unit:
     token: Expr
     head: Expr  # the first
     heads: int
-    chosen: Buffer | None = None  # i64 [BLOCK]: where the rows of a block lie of which each is chosen; None: in pages
+    chosen: Buffer | None = None  # i64 [BLOCK + PAGE]: where rows lie of which each is chosen; None: in pages
 
     @property
     def scratch(self) -> Buffer:
@@ -83,17 +83,24 @@ class Unit:
         whole = paging.rank % (2 * WIDTH) == 0 and paging.d % 2 == 0
         return self.level.dot2 is not None and paging.element == "bf16" and whole
 
+    @property
+    def decodes(self) -> bool:
+        """Whether rows become float32 before they are scored: all heads take each of their columns, and a scalar of
+        memory goes into all lanes at no cost."""
+        return self.spec.paging.element != "f32" and not self.paired
+
     def page(self, slot: Expr) -> Expr:
         """Offset of the cache row of a slot, and of the PAGE rows from there on."""
         return cache_row(self.spec.paging, self.buffers["page_table"], self.buffers["sequence"][self.token], slot)
 
-    def find_chosen(self, first: Expr, valid: Expr) -> None:
-        """Note where the rows of `valid` positions lie from the `first` chosen one on, and behind them the last's."""
+    def find_chosen(self, first: Expr, end: Expr) -> None:
+        """Note where the rows of a block's chosen positions lie from the `first` on, and of the page behind it; those
+        past the `end` lie where the last does."""
         if not isinstance(self.spec, MlaSparse):
             return
-        start = T.bind(self.token * self.spec.k + first)
-        with T.serial(0, BLOCK) as slot:
-            position = T.bind(self.buffers["chosen"][start + T.min(slot, valid - 1)])
+        start = T.bind(self.token * self.spec.k)
+        with T.serial(0, BLOCK + PAGE) as slot:
+            position = T.bind(self.buffers["chosen"][start + T.min(first + slot, end - 1)])
             store(self.chosen, slot, self.page(position), 1)
 
     def row(self, rows: Expr, slot: Expr, of_block: Expr) -> Expr:

@@ -166,6 +166,7 @@ def _float_dot(level: IsaLevel, w: Weight, x: Activation, starts: list[Expr], x_
                         _accumulate(chains[i % 2], part, weight, value, level.lanes)
 
     unroll = level.tuning.float_unroll
+    assert unroll % elements_of(w.format).together == 0, "what lies side by side is read together"
     whole = w.k // unroll
     if whole:
         with T.serial(0, whole) as i:

@@ -44,7 +44,10 @@ def build(spec: Linear, level: IsaLevel) -> PrimFunc:
         work = spec.heads * spec.n * spec.k
         together = w.together(level)
         run = w.blocks // together  # each block of a tile has a run of its own: what is fetched ahead is its next
-        with loop(spec.heads * run, work >= PARALLEL_WORK) as item:
+        parallel = work >= PARALLEL_WORK
+        if parallel:
+            w.announce(spec.heads * run, segments=spec.heads * together, blocks=run)
+        with loop(spec.heads * run, parallel) as item:
             head = T.bind(T.floordiv(item, run))
             block = T.bind(T.floormod(item, run))
 

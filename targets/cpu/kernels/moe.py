@@ -85,7 +85,11 @@ def build_gate_up(spec: MoeGateUp, level: IsaLevel) -> PrimFunc:
         x = Activation.of(buffers, "x", spec.weight, spec.d, View(spec.d))
         order, y = buffers["order"], buffers["y"]
         active = T.bind(order[0])
-        with loop(T.bind(active * w.blocks), order_spec.per_token * 2 * spec.i * spec.d >= PARALLEL_WORK) as item:
+        items = T.bind(active * w.blocks)
+        parallel = order_spec.per_token * 2 * spec.i * spec.d >= PARALLEL_WORK
+        if parallel:
+            w.announce(items, segments=order_spec.total * 2, blocks=w.blocks)
+        with loop(items, parallel) as item:
             expert = _expert(order, order_spec, active - 1 - T.floordiv(item, w.blocks))
             block = T.bind(T.floormod(item, w.blocks))
             gate = T.bind(expert.id * (2 * w.blocks) + block)
@@ -153,7 +157,10 @@ def build_down(spec: MoeDown, level: IsaLevel) -> PrimFunc:
             dot_rows(level, w, x, where, Indexed(expert.count, place), use)
 
         runs = -(-w.blocks // run)
-        with loop(runs, order_spec.per_token * spec.i * spec.d >= PARALLEL_WORK) as item:
+        parallel = order_spec.per_token * spec.i * spec.d >= PARALLEL_WORK
+        if parallel:
+            w.announce(runs, segments=order_spec.total, blocks=w.blocks, run=run)
+        with loop(runs, parallel) as item:
             count = T.bind(T.min(w.blocks - item * run, run))
             part = T.bind(T.floordiv(count, together))  # each block of a tile has its own: what is fetched is its next
             with T.serial(0, count) as i:

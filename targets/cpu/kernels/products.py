@@ -20,7 +20,7 @@ from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
 from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number, tile_rows
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
-from dsv3c.targets.cpu.kernels.weights import Weight
+from dsv3c.targets.cpu.kernels.weights import ANNOUNCE_IR, Weight
 from dsv3c.targets.cpu.tiles import TILES, release
 
 Expr = Any
@@ -44,10 +44,10 @@ def multiplies(format: WeightFormat) -> bool:
 
 
 def imports(level: IsaLevel, weight: WeightFormat) -> str:
-    """LLVM IR that a kernel which calls `dot_rows` must import."""
+    """LLVM IR that a kernel which announces its weights and calls `dot_rows` must import."""
     if not weight.integer_products:
-        return PREFETCH_IR
-    return PREFETCH_IR + DOT4[level.dot].llvm + (TILES[level.matrix] if level.matrix else "")
+        return ANNOUNCE_IR + PREFETCH_IR
+    return ANNOUNCE_IR + PREFETCH_IR + DOT4[level.dot].llvm + (TILES[level.matrix] if level.matrix else "")
 
 
 def dot_rows(

@@ -15,6 +15,7 @@ from dsv3c.compiler.formats.packings import EACH, QUAD, WORD_BITS, Planes
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows, planes_of, stored_columns
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
+from dsv3c.targets.calls.operands import operand_bytes, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer
@@ -23,6 +24,21 @@ from dsv3c.targets.cpu.kernels.vector import load, load_f32
 
 Expr = Any
 
+# What a kernel that announces must import: other thread pools than ours do not listen.
+_PARAMETERS = "i32 %items, i32 %segments, i32 %blocks, i32 %run" + "".join(f", ptr %p{i}, i64 %n{i}" for i in range(3))
+ANNOUNCE_IR = f"""
+@dsv3c_announce = weak hidden global ptr null
+define linkonce_odr hidden i32 @dsv3c_announce_weights({_PARAMETERS}) alwaysinline nounwind {{
+  %listener = load ptr, ptr @dsv3c_announce
+  %deaf = icmp eq ptr %listener, null
+  br i1 %deaf, label %done, label %say
+say:
+  %ignored = call i32 %listener({_PARAMETERS})
+  br label %done
+done:
+  ret i32 0
+}}
+"""
 LINE = 64  # bytes of a cache line, and of a word of sixteen rows
 
 
@@ -65,6 +81,18 @@ class Weight:
         """Elements of `data` in one block."""
         columns = stored_columns(self.format, self.k)
         return columns // self.planes.columns * self.planes.words * LINE if self.format.has_codes else columns * LANES
+
+    def announce(self, items: Expr, segments: int, blocks: int, run: int = 1) -> None:
+        """Tell the thread pool about the parallel loop over `items` that comes next, before anything else is launched.
+
+        The weight is `segments` times `blocks` blocks, one behind the other. Item i reads, of every segment or of those
+        that it needs, `run` blocks from i % (blocks / run, rounded up) * run on. See targets/cpu/native/nodes.h.
+        """
+        sizes = [operand_bytes(part) for part in weight_operands("w", self.format, (), LANES, self.k)]
+        told = [T.int64(0)] * 6
+        for i, (part, size) in enumerate(zip((self.data, self.scale, self.zero), sizes, strict=False)):
+            told[2 * i : 2 * i + 2] = T.address_of(part[0]), T.int64(size)
+        T.evaluate(T.call_extern("int32", "dsv3c_announce_weights", items, segments, blocks, run, *told))
 
     def start(self, block: Expr) -> Expr:
         """Offset of a block in `data`: 64-bit, as stacked experts pass 2^31 elements."""

@@ -53,12 +53,16 @@ DSV3C_API const char *dsv3c_error(void);
 
 // ---- model
 
+typedef enum { DSV3C_NUMA_AUTO = 0, DSV3C_NUMA_OFF } dsv3c_numa;
+
 // Zero means: threads, one a performance core, fewer if the control group's quota is less; context, what the model was
-// compiled for; max_batch, one sequence.
+// compiled for; max_batch, one sequence; numa, that threads and weights are divided among the memory nodes of the
+// machine, if it has several.
 typedef struct {
   int32_t threads;
   int32_t context;    // tokens of one sequence
   int32_t max_batch;  // full sequences that the cache has room for
+  dsv3c_numa numa;
 } dsv3c_options;
 
 typedef struct {

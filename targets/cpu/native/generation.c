@@ -168,8 +168,10 @@ static int32_t most_drafts(const dsv3c_generation *g) {
   size_t left = g->prompt + g->limit - g->count - 1;
   int32_t most = left < MOST_DRAFTS ? (int32_t)left : MOST_DRAFTS;
   if (most > plan->rows - 1) most = plan->rows - 1;
-  while (most > 0 && (entry_for(g->model, most + 1, most + 1) != entry_for(g->model, 1, 1) || most >= plan->tokens ||
-                      most >= entry_for(g->model, 1, 1)->max_tokens))
+  int32_t next = g->sequence->length + 1;
+  const plan_entry *plain = entry_for(g->model, 1, 1, next);
+  while (most > 0 && (entry_for(g->model, most + 1, most + 1, next + most) != plain || most >= plan->tokens ||
+                      most >= plain->max_tokens))
     most--;
   while (most > 0 && sequence_pages_needed(g->sequence, g->sequence->length + most + 1) > g->model->free_count) most--;
   return most;
@@ -217,7 +219,8 @@ static dsv3c_status verify(dsv3c_generation *g, const int32_t *drafts, int32_t c
   g->statistics.accepted += g->count - g->first_row - 1;
   sequence_cut(g->sequence, length + row + 1);
   if (g->speculation != DSV3C_MTP) return DSV3C_OK;
-  return mtp_see(&g->mtp, length, row + 1, model_output(g->model, entry_for(g->model, count + 1, count + 1)->hidden));
+  const plan_entry *entry = entry_for(g->model, count + 1, count + 1, length + count + 1);
+  return mtp_see(&g->mtp, length, row + 1, model_output(g->model, entry->hidden));
 }
 
 static dsv3c_status step(dsv3c_generation *g) {

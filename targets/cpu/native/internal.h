@@ -35,6 +35,8 @@ typedef struct {
 dsv3c_status memory_allocate(uint64_t size, const char *what, memory_block *block);
 // A file of the artifact, mapped for reading after its size and checksum were compared. artifact: its open folder.
 dsv3c_status memory_map(int artifact, const plan_file *file, memory_block *block);
+// Let the system begin to read all of a mapped file.
+void memory_read_ahead(const memory_block *block);
 // As memory_map, but a copy, which nobody changes any more.
 dsv3c_status memory_read(int artifact, const plan_file *file, memory_block *block);
 // Fails once a mapped file could not be read: what was computed from it since is worth nothing.
@@ -57,6 +59,10 @@ typedef struct kernel_table kernel_table;
 // `data`, one address a buffer.
 dsv3c_status kernels_load(int artifact, const plan_level *level, void *const *data, const int64_t *sizes,
                           int32_t *threads, kernel_table **table);
+// Have threads and weights divided among memory nodes, where there are several; returns how many, 1 without.
+int kernels_divide(const kernel_table *table, uint64_t weight_bytes);
+// Put the pages of memory that no one touched yet on all nodes in turn.
+void kernels_spread(const kernel_table *table, const void *data, uint64_t bytes);
 dsv3c_status kernels_run(const kernel_table *table, const plan_entry *entry);
 void kernels_free(kernel_table *table);
 
@@ -104,7 +110,7 @@ typedef struct {
 
 // As dsv3c_run of one request. watcher: NULL for nobody.
 dsv3c_status run_watched(dsv3c_model *model, const dsv3c_request *request, const step_watcher *watcher);
-// The entry of a step of so many tokens, of which `longest` are of one sequence.
-const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens);
+// The entry of a step of so many tokens, of which `longest` are of one sequence, none in a context above `context`.
+const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens, int64_t context);
 
 #endif

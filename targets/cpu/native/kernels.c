@@ -42,7 +42,8 @@ struct kernel_table {
   kernel_call *calls;  // of one entry behind the other, in the order of ENTRIES
 };
 
-static const plan_entry *const ENTRIES[] = {&dsv3c_plan.decode, &dsv3c_plan.prefill, &dsv3c_plan.mtp};
+static const plan_entry *const ENTRIES[] = {&dsv3c_plan.decode, &dsv3c_plan.prefill, &dsv3c_plan.mtp,
+                                            &dsv3c_plan.short_decode, &dsv3c_plan.short_prefill};
 enum { ENTRY_COUNT = sizeof ENTRIES / sizeof *ENTRIES };
 
 static int64_t one = 1;  // the stride of every tensor: all are flat
@@ -131,6 +132,20 @@ static dsv3c_status set_threads(void *library, int32_t *threads) {
   memcpy(&set, &found, sizeof found);
   *threads = set(*threads);
   return DSV3C_OK;
+}
+
+int kernels_divide(const kernel_table *table, uint64_t weight_bytes) {
+  int (*divide)(uint64_t) = 0;
+  void *found = dlsym(table->library, "dsv3c_nodes");
+  memcpy(&divide, &found, sizeof found);
+  return divide ? divide(weight_bytes) : 1;
+}
+
+void kernels_spread(const kernel_table *table, const void *data, uint64_t bytes) {
+  void (*spread)(const void *, uint64_t) = 0;
+  void *found = dlsym(table->library, "dsv3c_spread");
+  memcpy(&spread, &found, sizeof found);
+  if (spread) spread(data, bytes);
 }
 
 static void fill_tensors(kernel_table *table, void *const *data, const int64_t *sizes) {

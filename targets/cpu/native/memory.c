@@ -57,7 +57,6 @@ static dsv3c_status map_open(int descriptor, const plan_file *file, memory_block
   void *base = mmap(0, file->bytes, PROT_READ, MAP_SHARED, descriptor, 0);
   if (base == MAP_FAILED)
     return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "%s cannot be mapped: %s", file->path, strerror(errno));
-  madvise(base, file->bytes, MADV_WILLNEED);
   *block = (memory_block){base, file->bytes, base, file->bytes, dsv3c_watch(base, file->bytes)};
   return check_content(block, file);
 }
@@ -83,6 +82,8 @@ static dsv3c_status open_file(int artifact, const plan_file *file, memory_block 
   if (status != DSV3C_OK) memory_free(block);
   return status;
 }
+
+void memory_read_ahead(const memory_block *block) { madvise(block->base, block->mapped, MADV_WILLNEED); }
 
 dsv3c_status memory_map(int artifact, const plan_file *file, memory_block *block) {
   return open_file(artifact, file, block, map_open);

@@ -22,7 +22,17 @@ static void *place(const dsv3c_model *model, const plan_buffer *buffer) {
   return 0;
 }
 
-static dsv3c_status load_kernels(dsv3c_model *model, int artifact) {
+// Among several nodes weights are read by the threads of each, when a kernel first meets them; else from now on.
+static void divide(dsv3c_model *model, dsv3c_numa numa) {
+  if (numa == DSV3C_NUMA_OFF || kernels_divide(model->kernels, model->weights.size) == 1) {
+    memory_read_ahead(&model->weights);
+    return;
+  }
+  kernels_spread(model->kernels, model->arena.data, model->arena.size);
+  kernels_spread(model->kernels, model->caches.data, model->caches.size);
+}
+
+static dsv3c_status load_kernels(dsv3c_model *model, int artifact, dsv3c_numa numa) {
   void **data = calloc(plan->buffer_count, sizeof *data);
   int64_t *sizes = calloc(plan->buffer_count, sizeof *sizes);
   dsv3c_status status = data && sizes ? DSV3C_OK : dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for the buffers");
@@ -32,6 +42,7 @@ static dsv3c_status load_kernels(dsv3c_model *model, int artifact) {
     sizes[i] = buffer->place == IN_CACHE ? (int64_t)model->page_count * plan->page_size * buffer->size : buffer->size;
   }
   if (status == DSV3C_OK) status = kernels_load(artifact, model->level, data, sizes, &model->threads, &model->kernels);
+  if (status == DSV3C_OK) divide(model, numa);
   free(data);
   free(sizes);
   return status;
@@ -84,6 +95,8 @@ static dsv3c_status open_model(dsv3c_model *model, int artifact, const dsv3c_opt
   TRY(within("threads", options->threads, THREADS_LIMIT));
   TRY(within("context", options->context, plan->pages * plan->page_size));
   TRY(within("max_batch", options->max_batch, plan->sequences));
+  if (options->numa != DSV3C_NUMA_AUTO && options->numa != DSV3C_NUMA_OFF)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "numa is %d, it must be DSV3C_NUMA_AUTO or DSV3C_NUMA_OFF", (int)options->numa);
   TRY(cpu_choose(plan->levels, plan->level_count, &model->level));
   int threads = options->threads ? options->threads : cpu_threads();
   model->threads = threads < THREADS_LIMIT ? threads : THREADS_LIMIT;
@@ -99,7 +112,7 @@ static dsv3c_status open_model(dsv3c_model *model, int artifact, const dsv3c_opt
   TRY(allocate_caches(model));
   TRY(make_pages(model));
   find_inputs(model);
-  TRY(load_kernels(model, artifact));
+  TRY(load_kernels(model, artifact, options->numa));
   return open_tokenizer(model, artifact);
 }
 

@@ -51,6 +51,7 @@ static const char USAGE[] =
   "      --speculate KIND    mtp, ngram or off: drafts, as long as they are faster; the tokens are the same\n"
   "\n"
   "  -j, --threads N         the default is one a performance core\n"
+  "      --numa auto|off     on machines with several memory nodes: divide threads and weights among them, or not (auto)\n"
   "      --context N         tokens to have room for; the default is what the model can hold\n"
   "      --show-ids          print token ids, not text\n"
   "      --logits FILE       write the float32 logits of each token that was drawn\n"
@@ -172,12 +173,17 @@ static dsv3c_speculation speculation(const char *text) {
   return DSV3C_PLAIN_STEPS;
 }
 
+static dsv3c_numa numa(const char *text) {
+  if (strcmp(text, "auto") != 0 && strcmp(text, "off") != 0) fail(2, "--numa", "not auto or off");
+  return strcmp(text, "off") == 0 ? DSV3C_NUMA_OFF : DSV3C_NUMA_AUTO;
+}
+
 // ---- options
 
 enum {
   TEMPERATURE = 256, TOP_K, TOP_P, MIN_P, TYPICAL_P, REPETITION, FREQUENCY, PRESENCE, NGRAMS, SUPPRESS, BAD_WORDS, BIAS,
   SEED, SPECULATE, MAX_LENGTH, MAX_TIME, STOP, EOS, IGNORE_EOS, MIN_NEW, MIN_LENGTH, CHAT, SYSTEM, CONTEXT, IDS, SHOW_IDS,
-  LOGITS, JSON, NO_BOS
+  LOGITS, JSON, NO_BOS, NUMA
 };
 
 static const struct option OPTIONS[] = {
@@ -189,6 +195,7 @@ static const struct option OPTIONS[] = {
   {"frequency-penalty", 1, 0, FREQUENCY}, {"presence-penalty", 1, 0, PRESENCE}, {"no-repeat-ngram-size", 1, 0, NGRAMS},
   {"suppress-tokens", 1, 0, SUPPRESS}, {"bad-words-ids", 1, 0, BAD_WORDS}, {"logit-bias", 1, 0, BIAS},
   {"seed", 1, 0, SEED}, {"speculate", 1, 0, SPECULATE}, {"threads", 1, 0, 'j'}, {"context", 1, 0, CONTEXT},
+  {"numa", 1, 0, NUMA},
   {"show-ids", 0, 0, SHOW_IDS}, {"logits", 1, 0, LOGITS}, {"json", 0, 0, JSON}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
 };
 
@@ -235,6 +242,7 @@ static void set(settings *s, int option, const char *text) {
     case STOP: add_stop(s, text); break;
     case SPECULATE: s->how.speculation = speculation(text); break;
     case 'j': s->open.threads = (int32_t)integer("--threads", text, 1, 256); break;
+    case NUMA: s->open.numa = numa(text); break;
     case CONTEXT: s->open.context = count("--context", text, 1); break;
     case SHOW_IDS: s->show_ids = true; break;
     case LOGITS: s->logits = text; break;

@@ -28,6 +28,7 @@ typedef struct {
   size_t calls, arguments;  // of all steps
   uint32_t logits, hidden;  // buffers: the rows asked for; the states of all tokens after the final norm, or PLAN_NONE
   int32_t min_tokens, max_tokens;
+  int32_t max_context;  // the longest one, itself included, that a token of a step may have
 } plan_entry;
 
 // One file of the artifact as it was when this library was built.
@@ -66,7 +67,7 @@ typedef struct {
   size_t buffer_count;
   const char *const *kernels;
   size_t kernel_count;
-  plan_entry decode, prefill, mtp;
+  plan_entry decode, prefill, mtp, short_decode, short_prefill;
   uint32_t hidden_input;  // a buffer: what mtp reads beside the other inputs, states of `hidden_size` numbers
   int32_t hidden_size;
   const plan_level *levels;

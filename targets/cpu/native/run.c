@@ -48,25 +48,33 @@ static dsv3c_status reserve(dsv3c_model *model, const dsv3c_request *requests, s
   return DSV3C_OK;
 }
 
-const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens) {
-  if (!plan->prefill.steps) return &plan->decode;
-  if (!plan->decode.steps) return &plan->prefill;
-  int32_t pays_from = model->level->prefill_min_tokens ? model->level->prefill_min_tokens : plan->prefill.min_tokens;
-  return longest < pays_from && tokens <= plan->decode.max_tokens ? &plan->decode : &plan->prefill;
+static const plan_entry *in_context(const plan_entry *brief, const plan_entry *entry, int64_t tokens, int64_t context) {
+  return brief->steps && context <= brief->max_context && tokens <= brief->max_tokens ? brief : entry;
+}
+
+const plan_entry *entry_for(const dsv3c_model *model, int64_t longest, int64_t tokens, int64_t context) {
+  const plan_entry *decode = in_context(&plan->short_decode, &plan->decode, tokens, context);
+  const plan_entry *prefill = in_context(&plan->short_prefill, &plan->prefill, tokens, context);
+  if (!prefill->steps) return decode;
+  if (!decode->steps) return prefill;
+  int32_t pays_from = model->level->prefill_min_tokens ? model->level->prefill_min_tokens : prefill->min_tokens;
+  return longest < pays_from && tokens <= decode->max_tokens ? decode : prefill;
 }
 
 static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
 
 // The pieces of the next step: requests in order, as long as tokens, rows and sequences fit. Returns their number.
 static int32_t next_step(dsv3c_model *model, const dsv3c_request *requests, size_t count) {
-  int64_t total = 0, longest = 0;
+  int64_t total = 0, longest = 0, context = 0;
   for (size_t i = 0; i < count; i++) {
-    int64_t left = (int64_t)requests[i].count - (requests[i].sequence->length - requests[i].sequence->before);
+    const dsv3c_sequence *s = requests[i].sequence;
+    int64_t left = (int64_t)requests[i].count - (s->length - s->before), end = s->length + least(left, plan->tokens);
     total += left;
     longest = left > longest ? left : longest;
+    context = end > context ? end : context;
   }
   if (total == 0) return 0;
-  const plan_entry *entry = entry_for(model, least(longest, plan->tokens), least(total, plan->tokens));
+  const plan_entry *entry = entry_for(model, least(longest, plan->tokens), least(total, plan->tokens), context);
   int32_t room = entry->max_tokens, rows = plan->rows, pieces = 0;
   for (size_t i = 0; i < count && pieces < plan->sequences; i++) {
     dsv3c_sequence *s = requests[i].sequence;
@@ -114,10 +122,13 @@ static void hand_out_logits(const float *logits, const step_piece *pieces, int32
 static dsv3c_status run_steps(dsv3c_model *model, const dsv3c_request *requests, size_t count,
                               const step_watcher *watcher) {
   for (int32_t pieces; (pieces = next_step(model, requests, count)) > 0;) {
-    int32_t total = fill_inputs(model, pieces), longest = 0;
-    for (int32_t i = 0; i < pieces; i++)
-      if (model->pieces[i].count > longest) longest = model->pieces[i].count;
-    const plan_entry *entry = entry_for(model, longest, total);
+    int32_t total = fill_inputs(model, pieces), longest = 0, context = 0;
+    for (int32_t i = 0; i < pieces; i++) {
+      int32_t size = model->pieces[i].count, end = model->pieces[i].sequence->length + size;
+      longest = size > longest ? size : longest;
+      context = end > context ? end : context;
+    }
+    const plan_entry *entry = entry_for(model, longest, total, context);
     TRY(kernels_run(model->kernels, entry));
     TRY(memory_require(&model->weights, &plan->weights));
     hand_out_logits(model_output(model, entry->logits), model->pieces, pieces);

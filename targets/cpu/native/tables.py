@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsv3c.runtime.artifact.plan import Buffer, Call, Entry, Plan
+from dsv3c.runtime.artifact.plan import SHORT, Buffer, Call, Entry, Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor, read_header
 from dsv3c.runtime.engine.generation_config import usable
@@ -31,6 +31,7 @@ _DTYPES = {
     "uint8": (1, 8),
 }
 _CHUNK = 1 << 22
+_ENTRIES = ("decode", "prefill", "mtp", f"{SHORT}decode", f"{SHORT}prefill")
 
 
 def plan_source(folder: Path, manifest: Mapping[str, Any], chat: ChatPieces) -> str:
@@ -41,7 +42,7 @@ def plan_source(folder: Path, manifest: Mapping[str, Any], chat: ChatPieces) -> 
     starts, input_bytes = _input_offsets(plan.buffers)
     starts |= {name: tensor.offset for name, tensor in tensors.items()}
     starts |= {cache.name: number for number, cache in enumerate(plan.caches)}
-    entries = {name: plan.entries[name] for name in ("decode", "prefill", "mtp") if name in plan.entries}
+    entries = {name: plan.entries[name] for name in _ENTRIES if name in plan.entries}
     kernels = sorted({kernel for entry in entries.values() for kernel, _ in entry.calls})
     parts = [
         "// Written by `dsv3c compile`: the tables of one model. What they mean is in plan.h.",
@@ -153,7 +154,8 @@ def _entry(name: str, entry: Entry) -> str:
     arguments = sum(len(indices) for _, indices in calls)
     words = f"sizeof {name}_steps / sizeof *{name}_steps"
     logits, hidden = (_output(entry, output) for output in ("logits", "hidden"))
-    sizes = f"{len(calls)}, {arguments}, {logits}, {hidden}, {entry.min_tokens}, {entry.max_tokens}"
+    limits = f"{entry.min_tokens}, {entry.max_tokens}, {entry.max_context}"
+    sizes = f"{len(calls)}, {arguments}, {logits}, {hidden}, {limits}"
     return f"{{{name}_steps, {words}, {sizes}}}"
 
 

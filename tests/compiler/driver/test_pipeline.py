@@ -25,6 +25,7 @@ from dsv3c.compiler.formats import rows
 from dsv3c.compiler.frontend import tracer
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.passes.simplify import Simplify
+from dsv3c.runtime.artifact.plan import NEVER
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.compiler.driver.fake_target import TARGET
 
@@ -111,6 +112,26 @@ def test_nothing_but_kernels_is_left_of_any_model(model_type: str, form: str, tm
         "fuse-moe": n_sparse * (2 if source.config.zero_expert_num else 1),
         "fuse-swiglu": n_dense,
     }
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v32", "glm_moe_dsa"])
+def test_short_contexts_have_entries_that_choose_nothing_and_write_keys(model_type: str, tmp_path: Path) -> None:
+    """Also layers that take the choice of another. Nothing is rebuilt where fewer are chosen than that pays for."""
+    for topk, names in ((40, {"decode", "short_decode", "short_prefill"}), (5, {"decode", "short_decode"})):
+        write_checkpoint(tmp_path, tiny_config(model_type, index_topk=topk, max_position_embeddings=128))
+        source = Checkpoint.open(tmp_path)
+        assert pipeline.materialize_from(source.config) in range(6, 40)
+        lowered = pipeline.lower(source.config, source.shapes, CompileOptions(quant="float32"), TARGET)
+        assert lowered.entries.keys() - {"mtp"} == names
+        layers = source.config.num_hidden_layers
+        writes = lowered.graphs["decode"].count("index_write")
+        for name, form in (("short_decode", "absorbed"), ("short_prefill", "materialized")):
+            if name in names:
+                graph = lowered.graphs[name]
+                assert [graph.count(op) for op in ("index_topk", "mla_sparse", f"mla_{form}")] == [0, 0, layers]
+                assert graph.count("index_write") == writes == lowered.rewrites[name]["choose-all"] > 0
+                assert lowered.entries[name].max_context == topk
+        assert lowered.entries["decode"].max_context == NEVER
 
 
 @pytest.mark.parametrize("quant", ["float32", "bfloat16", "int8-g64", "int4-g32-asym"])

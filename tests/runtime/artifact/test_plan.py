@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.costs import Cost
 from dsv3c.runtime.artifact.dispatches import ONE, Axis, Form, R, T, Table
-from dsv3c.runtime.artifact.plan import PLAN_VERSION, Bounds, Buffer, Cut, Entry, Output, Plan
+from dsv3c.runtime.artifact.plan import NEVER, PLAN_VERSION, SHORT, Bounds, Buffer, Cut, Entry, Output, Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import ALIGNMENT, Tensor
 from tests.runtime import toy
@@ -88,9 +88,11 @@ def plans(draw: st.DrawFn) -> Plan:
         cut = Cut(len(made) - 1, tuple(range(len(made) - 1)), second, ((len(made) - 1, 0),))
         inputs = {"hidden": given} if draw(st.booleans()) else {}
         limits, experts = (draw(SMALL), draw(st.integers(1, bounds.T))), draw(st.sampled_from([{}, {2: chosen}]))
-        return Entry(name, made, outputs, inputs, *limits, draw(cuts(cut)), experts=experts)
+        longest = draw(SMALL) if name.startswith(SHORT) else NEVER
+        return Entry(name, made, outputs, inputs, *limits, draw(cuts(cut)), experts=experts, max_context=longest)
 
-    entries = {name: entry(name) for name in draw(st.sampled_from([["decode"], ["decode", "prefill", "mtp"]]))}
+    listed = st.sampled_from([["decode"], ["decode", "prefill", "mtp"], ["decode", f"{SHORT}decode"]])
+    entries = {name: entry(name) for name in draw(listed)}
     if draw(st.booleans()):
         buffers += [
             Buffer("token", "arena", "int32", bounds.R, 2048),

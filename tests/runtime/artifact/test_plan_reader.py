@@ -216,6 +216,7 @@ def test_experts_of_a_layer_are_a_buffer_with_a_row_for_each_token(layer: str, s
         (["entries", "decode", "max_tokens"], 9),
         (["entries", "decode", "max_tokens"], 0),
         (["entries", "prefill", "min_tokens"], 0),
+        (["entries", "prefill", "max_context"], 0),
         (["entries", "decode", "outputs"], []),
         (["entries", "decode", "outputs"], {}),
         (["entries", "decode", "outputs", "logits"], 0),

@@ -43,6 +43,17 @@ def test_cores_are_told_by_kind_with_the_threads_by_default(
     assert (report["threads"], report["physical_cores"]) == (usable.performance, sum(vars(usable).values()))
 
 
+def test_memory_nodes_are_told_with_their_cpus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cores, "usable_nodes", lambda: {0: frozenset(range(8)), 2: frozenset(range(8, 12))})
+    assert "\n  nodes     2: 8 logical cores near 0, 4 logical cores near 2\n" in run(capsys)
+    report = json.loads(run(capsys, "--json"))["cpu"]
+    assert report["nodes"] == [{"number": 0, "logical_cores": 8}, {"number": 2, "logical_cores": 4}]
+    monkeypatch.setattr(cores, "usable_nodes", dict)
+    assert "\n  nodes     1\n" in run(capsys)
+
+
 def test_every_device_is_listed_with_its_number_and_a_target_without_one_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from dsv3c import runtime
 from dsv3c.runtime.model import Model
 from tests.conftest import GOLDENS
+from tests.runtime.engine_checks import draft_always
 
 DECODING = json.loads((GOLDENS / "engine" / "decoding.json").read_text(encoding="utf-8"))
 FEW = {"greedy": 50, "greedy to a full stop": 50, "4 beams": 16, "3 results": 16}  # prompts; of other ways
@@ -75,8 +76,7 @@ def test_speculation_changes_no_text(model: Model, artifact: Path, texts: list[s
     with runtime.load(artifact, context=512, max_batch=8, speculate=draft) as drafted:
         speculator = drafted.engine.scheduler.speculator
         assert speculator is not None
-        # As many as there may be, whether that pays or not.
-        speculator.lengths.choose = lambda lanes, rates, room: speculator.drafter.most if rates else 0  # type: ignore[method-assign]
+        draft_always(drafted)
         for how in hows:
             found = drafted.generate_batch(prompts, max_new_tokens=20, **how)
             for text, each in zip(prompts, found, strict=True):
@@ -88,6 +88,18 @@ def test_speculation_changes_no_text(model: Model, artifact: Path, texts: list[s
             greedy = drafted.generate(texts[0], max_new_tokens=20, temperature=0)
             assert greedy.drafted.acceptance == 1
         assert drafted.session.pool.free_pages == drafted.session.pool.pages
+
+
+@pytest.mark.parametrize("drafter", ["mtp", "itself"])
+def test_a_drafter_that_is_not_asked_reads_and_keeps_nothing(artifact: Path, texts: list[str], drafter: str) -> None:
+    with runtime.load(artifact, context=512, speculate=artifact if drafter == "itself" else drafter) as drafted:
+        speculator = drafted.engine.scheduler.speculator
+        assert speculator is not None
+        speculator.lengths.resting = 2**20
+        for _ in drafted.stream(texts[7], max_new_tokens=20, ignore_eos=True):
+            inner = speculator.drafter
+            kept = inner._states if drafter == "mtp" else inner._texts  # type: ignore[attr-defined]
+            assert kept == {}
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.thorough)])

@@ -16,6 +16,7 @@ from dsv3c.runtime.engine.session import Request
 from dsv3c.runtime.errors import ModelClosed, ParameterInvalid
 from dsv3c.runtime.model import Model
 from tests.conftest import BUNDLED_MODEL, TESTS
+from tests.runtime.engine_checks import draft_always
 from tests.runtime.experts import Ids, counted, visited
 
 LAYERS = [1, 2, 3]  # of the bundled model's four, the first is dense
@@ -94,9 +95,7 @@ def test_drafts_count_as_they_are_computed_and_the_layer_that_drafts_does_not(
     bundled_artifact: Callable[..., Path],
 ) -> None:
     with runtime.load(bundled_artifact("float32"), context=256, speculate="mtp", prefix_cache=False) as model:
-        speculator = model.engine.scheduler.speculator
-        assert speculator is not None
-        speculator.lengths.choose = lambda lanes, rates, room: 2 if rates else 0  # type: ignore[method-assign]
+        draft_always(model)
         with model.count_experts() as stats:
             answer = model.generate([5, 6, 7], max_new_tokens=24, ignore_eos=True)
         drafted = answer.drafted

@@ -271,6 +271,24 @@ def test_any_bounds_and_batches_give_the_logits_of_the_model(
                 np.testing.assert_array_equal(rows, expected_logits(histories[i])[-kept:])
 
 
+def test_short_contexts_have_entries_of_their_own(tmp_path: Path) -> None:
+    """Those of a step of which no token has a longer one, be it of another sequence."""
+    content = toy.plan_content(prefill_at=3)
+    for name, longest in (("decode", 5), ("prefill", 4)):
+        content["entries"][f"short_{name}"] = content["entries"][name] | {"max_context": longest}
+    session = new_session(Artifact.open(toy.write_artifact(tmp_path, content)))
+    device = session.device
+    assert isinstance(device, toy.ToyDevice)
+    one, other = session.new_sequence(), session.new_sequence()
+    for work in ([(one, 3)], [(one, 2)], [(one, 1)], [(other, 1)], [(one, 1), (other, 1)], [(other, 4)]):
+        session.run([request(session, sequence, [1] * count) for sequence, count in work])
+    found = [entry for entry, _, _ in device.steps]
+    assert found == ["short_prefill", "short_decode", "decode", "short_decode", "decode", "prefill"]
+    for position in (4, 5):
+        session.step([1], [position], [0], [[0, 1]], [0])
+    assert [entry for entry, _, _ in device.steps[-2:]] == ["short_decode", "decode"]
+
+
 def test_a_device_says_from_where_prefill_pays(session: Session) -> None:
     device = session.device
     assert isinstance(device, toy.ToyDevice)

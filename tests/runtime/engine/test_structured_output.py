@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors, load
-from dsv3c.runtime.devices.device import Floats
 from dsv3c.runtime.engine.history import History
-from dsv3c.runtime.engine.lanes import Lane
 from dsv3c.runtime.engine.session import Ints
 from dsv3c.runtime.engine.speculation import Drafting
+from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
 from dsv3c.runtime.model import Model
 
 PROMPT = "Once upon a time there was a king. In JSON he is "
@@ -123,29 +122,18 @@ def test_what_is_forced_altogether_takes_no_step(model: Model, monkeypatch: pyte
     assert model.generate(PROMPT, regex="").finish_reason == "stop"
 
 
-class Knowing:
+class Knowing(NgramDrafter):
     """Drafts that are right as often as not, from answers by their prompts."""
 
-    name, most, reads_states = "knowing", 4, False
+    name = "knowing"
 
     def __init__(self, answers: Mapping[tuple[int, ...], Many[int]]) -> None:
+        super().__init__(most=4)
         self._answers = answers
         self._random = np.random.default_rng(7)
 
     def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
         return [self._drafts(each.lane.history, count) for each in drafting]
-
-    def saw(self, lane: Lane, start: int, hidden: Floats | None) -> None:
-        pass
-
-    def forget(self, lane: Lane) -> None:
-        pass
-
-    def follow(self) -> None:
-        pass
-
-    def give_back(self) -> bool:
-        return False
 
     def _drafts(self, history: History, count: int) -> Ints:
         answer = self._answers[tuple(history.tokens[: history.prompt_length].tolist())]
@@ -165,7 +153,7 @@ def test_the_same_seed_is_the_same_text_alone_in_a_batch_and_with_drafts(
     assert speculator is not None
     answers = dict(zip(map(tuple, prompts), alone, strict=True))
     monkeypatch.setattr(speculator, "drafter", Knowing(answers))
-    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room: min(4, room // max(lanes, 1)))
+    monkeypatch.setattr(speculator.lengths, "choose", lambda lanes, rates, room, *rest: min(4, room // max(lanes, 1)))
     drafted = drafting.generate_batch(prompts, **how)
     assert [each.token_ids for each in drafted] == alone
     assert 0 < sum(each.drafted.accepted for each in drafted) < sum(each.drafted.proposed for each in drafted)

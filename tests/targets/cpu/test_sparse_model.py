@@ -42,11 +42,16 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_runtime_computes_what_numpy_does(checkpoint: Path, folder: Path) -> None:
+def computed(checkpoint: Path) -> np.ndarray:
+    """The logits of all tokens, by numpy."""
     source = Checkpoint.open(checkpoint)
     span = np.arange(IDS.size, dtype=np.int32)
     pages = np.arange(4, dtype=np.int32)[None]
-    expected = GraphStepper(traced(source), source.read).step(Batch(IDS, span, np.zeros_like(span), pages))
+    return GraphStepper(traced(source), source.read).step(Batch(IDS, span, np.zeros_like(span), pages))
+
+
+def test_the_runtime_computes_what_numpy_does(checkpoint: Path, folder: Path) -> None:
+    expected = computed(checkpoint)
     with runtime.load(folder, threads=1) as model:
         assert [cache.name for cache in model.artifact.plan.caches] == [
             "cache.0",
@@ -55,9 +60,33 @@ def test_the_runtime_computes_what_numpy_does(checkpoint: Path, folder: Path) ->
             "cache.1.index",
             "cache.2",
         ]
-        assert "prefill" not in model.artifact.plan.entries, "what is chosen is never rebuilt"
+        assert not {"prefill", "short_prefill"} & model.artifact.plan.entries.keys(), "what is chosen is never rebuilt"
         found = model.logits(IDS)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_short_contexts_are_rebuilt_and_longer_ones_find_their_keys(tmp_path: Path) -> None:
+    """Of a prompt that is chosen whole, steps of many and of one have the dense forms; what comes behind it chooses by
+    the keys that they left. Both runtimes take the same entries."""
+    (tmp_path / "checkpoint").mkdir()
+    write_checkpoint(tmp_path / "checkpoint", {**CONFIG, "index_topk": 40})
+    out, target = tmp_path / "artifact", f"x86:levels={LEVEL.name}"
+    compile_checkpoint(tmp_path / "checkpoint", out, CompileOptions(quant="float32", target=target, emit=("native",)))
+    expected, parts = computed(tmp_path / "checkpoint"), (IDS[:37], IDS[37:38], IDS[38:58], IDS[58:])
+    ran = []
+    with runtime.load(out, threads=1) as model:
+        entries, device = model.artifact.plan.entries, model.session.device
+        assert not any(entry.cuts for entry in entries.values()), "layers that share a choice stay together"
+        run, device.run = device.run, lambda entry: (ran.append(entry), run(entry))
+        sequence = model.new_sequence()
+        found = [model.session.run([Request(sequence, part, "all")])[0] for part in parts]
+    assert ran == ["short_prefill", "short_decode", "decode", "decode"]
+    assert np.abs(np.concatenate(found) - expected).max() <= 1e-4 * np.abs(expected).max()
+    native = Model(out, max_batch=1, threads=1)
+    handle = native.sequence()
+    for part, rows in zip(parts, found, strict=True):
+        np.testing.assert_array_equal(native.run((handle, part, "all"))[0], rows)
+    native.close()
 
 
 def test_a_step_of_many_gives_the_bits_of_steps_of_one_with_any_threads(folder: Path) -> None:

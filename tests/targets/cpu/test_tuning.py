@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from dsv3c.targets.cpu.tuning import (
     read_record,
 )
 from dsv3c.targets.x86.levels import LEVELS
+from tests.targets.cases.dense import linear_case
+from tests.targets.cpu.harness import Kernels, lacking
+from tests.targets.op_tests import Case, compare
 
 
 def record(folder: Path, **changes: object) -> None:
@@ -86,3 +90,15 @@ def test_the_shipped_records_are_valid() -> None:
 
 def test_the_defaults_are_in_the_space() -> None:
     assert all(value in SPACE[name] for name, value in Tuning().to_json().items())
+
+
+@pytest.mark.parametrize("unroll", SPACE["float_unroll"])
+@pytest.mark.parametrize("format", ["bfloat16", "float32"])
+def test_products_of_floats_are_right_however_far_they_are_unrolled(format: str, unroll: int, tmp_path: Path) -> None:
+    level = next((level for level in LEVELS if not lacking(level)), None)
+    if level is None:
+        pytest.skip("needs an x86 CPU with AVX2")
+    level = level.tuned(replace(level.tuning, float_unroll=unroll))
+    cases = {"linear": Case(*linear_case(format, 5, 33, 19))}
+    for arrays in Kernels(cases, level, tmp_path).runs("linear", cases["linear"]):
+        compare(arrays, *cases["linear"][1:])

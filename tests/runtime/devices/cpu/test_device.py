@@ -16,8 +16,11 @@ import pytest
 from dsv3c import runtime
 from dsv3c.runtime import errors
 from dsv3c.runtime.artifact.artifact import Artifact
+from dsv3c.runtime.devices import memory
 from dsv3c.runtime.devices.cpu import device as cpu
 from dsv3c.runtime.devices.cpu import features as cpu_features
+from dsv3c.runtime.devices.cpu.cgroup import MemoryLimit
+from dsv3c.runtime.devices.cpu.cores import NumaInvalid
 from dsv3c.runtime.devices.cpu.device import CpuDevice
 from dsv3c.runtime.engine.session import Request, Session
 from tests.conftest import TESTS
@@ -64,6 +67,63 @@ def test_a_step_is_one_call_of_a_library_that_has_the_routine(folder: Path, monk
 def test_a_library_without_the_routine_is_called_kernel_by_kernel(tmp_path: Path) -> None:
     with runtime.load(toy.write_artifact(tmp_path / "toy", library=toy.build_library(tmp_path))) as model:
         np.testing.assert_array_equal(model.logits([3, 1, 2]), expected_logits([3, 1, 2]))
+
+
+# What a library of the thread pool has besides, on a machine with three memory nodes.
+NODES = r"""
+#include <stdint.h>
+static uint64_t weights, spread[2];
+static int spreads;
+int dsv3c_nodes(uint64_t bytes) { return weights = bytes, 3; }
+void dsv3c_spread(const void *data, uint64_t bytes) { spread[spreads++] = data ? bytes : 0; }
+uint64_t toy_weights(void) { return weights; }
+uint64_t toy_spread(int which) { return spread[which]; }
+"""
+
+
+@pytest.fixture(scope="module")
+def on_nodes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "nodes.c").write_text(NODES)
+    return toy.build_library(folder, str(CALLS), str(folder / "nodes.c"))
+
+
+def test_several_nodes_read_the_weights_themselves_and_share_caches(
+    tmp_path: Path, on_nodes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised = []
+    monkeypatch.setattr(memory, "_advise", lambda _, name: advised.append(name))
+    with runtime.load(toy.write_artifact(tmp_path / "toy", library=on_nodes)) as model:
+        found, report = model.session.device.library, model.report()
+        np.testing.assert_array_equal(model.logits([3, 1, 2]), expected_logits([3, 1, 2]))
+        asked, spread = (found.function(name) for name in ("toy_weights", "toy_spread"))
+        assert (report["nodes"], asked()) == (3, report["weight_bytes"])
+        assert [spread(0), spread(1)] == [report["arena_bytes"], report["cache_bytes"]]
+    assert "MADV_WILLNEED" not in advised
+    with runtime.load(tmp_path / "toy", numa="off") as model:
+        assert model.report()["nodes"] == 1
+        assert model.session.device.library.function("toy_weights")() == 0
+    assert advised.count("MADV_WILLNEED") == 1
+
+
+def test_weights_beyond_the_control_groups_memory_are_not_divided(
+    tmp_path: Path, on_nodes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, nodes in ((10, 1), (1 << 40, 3)):
+        monkeypatch.setattr(cpu, "memory_limit", lambda limit=limit: MemoryLimit(limit, limit))
+        folder = toy.write_artifact(tmp_path / str(limit), library=on_nodes)
+        with runtime.load(folder) as model:
+            assert model.report()["nodes"] == nodes
+
+
+def test_a_library_from_before_there_were_nodes_keeps_one(folder: Path) -> None:
+    with runtime.load(folder) as model:
+        assert model.report()["nodes"] == 1
+
+
+def test_other_words_for_numa_are_refused(folder: Path) -> None:
+    with pytest.raises(NumaInvalid, match="numa is 'interleave', it must be one of auto, off"):
+        runtime.load(folder, numa="interleave")
 
 
 def test_buffers_are_aligned_and_weights_are_the_file(folder: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from dsv3c.runtime.engine.speculation.lengths import Acceptance, Lengths
+from dsv3c.runtime.engine.speculation.lengths import FORESIGHT, SHARE, Acceptance, Lengths
 
 Cost = Callable[[int], float]
 
@@ -36,23 +36,24 @@ class Decoding:
         self._cost, self._right, self._draft, self._noise = cost, right, draft, noise
         self._random = random.Random(7)
 
-    def run(self, steps: int) -> Decoding:
-        for _ in range(steps):
-            resting = self.lengths.resting > 0
-            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63)
+    def run(self, steps: int, asked: int | None = None) -> Decoding:
+        """asked: tokens that are wanted at first; as many as steps where that is not told."""
+        for step in range(steps):
+            resting, to_come = self.lengths.resting > 0, (steps if asked is None else asked) - step
+            count = 0 if resting else self.lengths.choose(1, [self.acceptance.rate], room=63, to_come=to_come)
             right = 0
             while right < count and self._random.random() < self._right:
                 right += 1
             drafting = self._draft * count
-            step = self._cost(1 + count) * (1 + self._noise * self._random.random())
+            seconds = self._cost(1 + count) * (1 + self._noise * self._random.random())
             if resting:
-                self.lengths.rested(step)
+                self.lengths.rested(seconds)
             else:
-                self.lengths.measured(1, 1 + count, 1 + right, drafting, step)
+                self.lengths.measured(1, 1 + count, 1 + right, drafting, seconds)
             if count:
                 self.acceptance.add(count, right)
             self.counts.append(count)
-            self.seconds += drafting + step
+            self.seconds += drafting + seconds
             self.tokens += 1 + right
         return self
 
@@ -68,6 +69,21 @@ class Decoding:
 def test_speculation_is_never_slower(cost: Cost, right: float, noise: float) -> None:
     for steps in (30, 100, 400, 3000):
         assert Decoding(cost, right, draft=0.1, noise=noise).run(steps).gain >= 0.98
+
+
+def test_what_is_to_come_is_spent_of_before() -> None:
+    """A first draft costs more than a hundredth of what was decoded by then."""
+    of_many, of_few = (Decoding(bound_by_arithmetic, right=0.9) for _ in range(2))
+    assert any(of_many.run(200).counts[:10])
+    assert not any(of_few.run(10).counts)
+
+
+def test_texts_that_end_early_cost_no_more_than_what_was_to_come_once() -> None:
+    decoding = Decoding(bound_by_arithmetic, right=0.0)
+    for _ in range(40):
+        decoding.run(10, asked=128)
+    lengths, plain = decoding.lengths, bound_by_arithmetic(1)
+    assert 0 < lengths.lost <= SHARE * (lengths.total + FORESIGHT * plain)
 
 
 def test_drafts_that_are_right_on_a_device_bound_by_memory_are_as_many_as_may_be() -> None:
@@ -125,3 +141,104 @@ def test_acceptance_counts_what_is_known() -> None:
     copied = acceptance.copy()
     copied.add(1, 0)
     assert copied.rate < acceptance.rate
+
+
+class Reading:
+    """Decodes texts of `prompt` tokens. The drafter takes 0.2 seconds a draft, and `token` seconds for each token it
+    reads before; a step that it hears takes `heard` seconds more."""
+
+    def __init__(self, right: float, prompt: int, token: float = 0.0, heard: float = 0.0) -> None:
+        self.lengths = Lengths(4, bound_by_memory_growth, lambda rows: 0.1 + token * rows / 2, 4 if heard else 0)
+        self.acceptance = Acceptance()
+        self.seconds = self.tokens = self.reading = 0.0
+        self.first_draft = 0  # tokens before it
+        self._right, self._prompt, self._token, self._heard = right, prompt, token, heard
+        self._behind = prompt
+        self._random = random.Random(5)
+
+    def answer(self, tokens: int) -> Reading:
+        self._behind = self._prompt if self._token else 0
+        end = self.tokens + tokens
+        while self.tokens < end:
+            self._step()
+        return self
+
+    @property
+    def gain(self) -> float:
+        return self.tokens * bound_by_memory(1) / self.seconds
+
+    def _step(self) -> None:
+        lengths, resting = self.lengths, self.lengths.resting > 0
+        count = 0 if resting else lengths.choose(1, [self.acceptance.rate], 63, int(self._behind > 5))
+        if count and self._behind > 5:
+            most = lengths.readable(1, 1, count, 1)
+            assert most
+            read = min(most, self._behind)
+            lengths.read(read, 1, read * self._token)
+            self.seconds += read * self._token
+            self.reading += read * self._token
+            self._behind = 0
+        right = 0
+        while right < count and self._random.random() < self._right:
+            right += 1
+        drafting, step = 0.2 * count, bound_by_memory(1 + count) + (self._heard if lengths.hearing else 0.0)
+        if resting:
+            lengths.rested(step)
+        else:
+            lengths.measured(1, 1 + count, 1 + right, drafting, step)
+        if count:
+            self.acceptance.add(count, right)
+            self.first_draft = self.first_draft or int(self.tokens)
+        self.seconds += drafting + step
+        self.tokens += 1 + right
+        self._behind = 0 if count else self._behind + 1 if self._token else 0
+
+
+def bound_by_memory_growth(rows: int) -> float:
+    return bound_by_memory(rows) / bound_by_memory(1)
+
+
+@pytest.mark.parametrize("right", [0.0, 0.3])
+@pytest.mark.parametrize(("prompt", "token"), [(16, 0.05), (1000, 0.05), (1000, 0.002), (1000, 1.0)])
+def test_a_drafter_that_must_read_the_text_never_makes_it_slower(right: float, prompt: int, token: float) -> None:
+    for answers in (1, 2, 20):
+        decoding = Reading(right, prompt, token)
+        for _ in range(answers):
+            decoding.answer(96)
+        assert decoding.gain >= 0.98
+
+
+@pytest.mark.parametrize("heard", [0.05, 0.3])
+@pytest.mark.parametrize("right", [0.0, 0.3])
+def test_what_hearing_steps_takes_is_kept_count_of(right: float, heard: float) -> None:
+    for tokens in (30, 96, 400, 3000):
+        assert Reading(right, 16, heard=heard).answer(tokens).gain >= 0.98
+
+
+def test_the_first_draft_of_a_long_prompt_is_cheap_and_comes_soon() -> None:
+    decoding = Reading(0.0, prompt=1000, token=0.01).answer(300)
+    assert 0 < decoding.first_draft < 150
+    assert decoding.reading < 0.01 * decoding.seconds
+
+
+def test_what_drafts_won_lets_the_next_texts_be_read_whole() -> None:
+    decoding = Reading(0.9, prompt=200, token=0.01).answer(1500)
+    assert decoding.gain > 1.5
+    for _ in range(3):  # each at most four times what was read before
+        reading = decoding.reading
+        decoding.answer(50)
+    assert decoding.reading - reading >= 200 * 0.01
+
+
+def test_hearing_goes_before_drafts_and_ends_with_them() -> None:
+    lengths = Lengths(2, bound_by_memory_growth, lambda rows: 0.0, hears=3)
+    for _ in range(300):
+        lengths.measured(1, 1, 1, 0.0, 1.0)
+    assert not lengths.hearing
+    assert lengths.choose(1, [0.9], room=8) == 0 and (lengths.hearing, lengths.resting) == (True, 3)
+    for _ in range(3):
+        assert lengths.hearing
+        lengths.rested(1.0)
+    assert lengths.choose(1, [0.9], room=8) == 1 and lengths.hearing
+    lengths.measured(1, 2, 1, 0.1, 9.0)
+    assert lengths.choose(1, [0.1], room=8) == 0 and lengths.resting and not lengths.hearing

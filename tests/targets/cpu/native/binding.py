@@ -29,7 +29,7 @@ class Failure(Exception):
 
 
 class Options(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("threads", "context", "max_batch"))
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("threads", "context", "max_batch", "numa"))
 
 
 class Info(ctypes.Structure):

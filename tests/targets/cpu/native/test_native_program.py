@@ -13,7 +13,7 @@ import pytest
 
 from dsv3c import runtime
 from dsv3c.runtime.artifact.artifact import verify
-from dsv3c.runtime.devices.cpu.features import cpu_flags
+from dsv3c.runtime.devices.cpu.features import all_cpu_flags
 from dsv3c.targets.arm.levels import LEVELS as ARM
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.isa import IsaLevel
@@ -166,6 +166,7 @@ WRONG_USAGE = (
     ("--ids", "-1"),
     ("--ids", "99999999999999999999"),
     ("-p", "a", "-j", "257"),
+    ("-p", "a", "--numa", "2"),
     ("-p", "a", "one", "two"),
     ("-p", "a", "--stop", ""),
     ("-p", "a", "--speculate", "luck"),
@@ -315,6 +316,7 @@ OPTIONS = {
     "threads": (257, "BAD_ARGUMENT"),
     "context": (2049, "BAD_ARGUMENT"),
     "max_batch": (9, "BAD_ARGUMENT"),
+    "numa": (2, "BAD_ARGUMENT"),
 }
 
 
@@ -398,4 +400,4 @@ def test_the_features_of_the_cpu_are_those_that_the_system_reports(tmp_path: Pat
     known = [name for name in text.split('"') if f'{{"{name}", ' in text.partition("#elif")[0]]
     done = subprocess.run([str(tmp_path / "cpu"), *known, "nonsense"], capture_output=True, text=True, check=True)
     assert len(known) > 15
-    assert set(done.stdout.split()) == set(known) & cpu_flags()
+    assert set(done.stdout.split()) == set(known) & all_cpu_flags()
