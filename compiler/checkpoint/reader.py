@@ -25,7 +25,7 @@ from dsv3c.compiler.checkpoint.origin import hub_source, model_name
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.sides import DEFAULTS, TOKENIZER, TOKENIZER_CONFIG, is_converted
-from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
+from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, StoredWeight
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.checkpoint.unused import without_unused
@@ -164,6 +164,18 @@ class Checkpoint:
             return entry.parts[0].coded()
         parts = [weight.coded() for weight in entry.parts]
         return np.stack(parts if len({part.dtype for part in parts}) == 1 else [as_float32(part) for part in parts])
+
+    def plain(self, name: str, index: int | None = None) -> NDArray[Any]:
+        """A tensor, or one expert of a stacked one, as `StoredWeight.plain` gives it where it can; float32 else.
+
+        Errors as `part`.
+        """
+        parts = self._entry(name).parts
+        if index is None and self._entry(name).stacked:
+            return self.read(name)
+        part = parts[index or 0]
+        found = part.plain() if isinstance(part, StoredWeight) else None
+        return part.decode() if found is None else found
 
     def files(self) -> dict[str, Path]:
         """Every file the model comes from, by what it is called; those of adapters are called by number and scale."""

@@ -8,6 +8,7 @@ block of a dimension being partial (github.com/deepseek-ai/DeepSeek-V3, README_W
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +103,22 @@ class StoredWeight:
             self._check_finite(chunk, row)
             self.tensor.release(above + row, above + stop)
         return out
+
+    def plain(self) -> np.ndarray[Any, Any] | None:
+        """The numbers as the file has them, float32, float16 or bfloat16, unchecked; None for codes.
+
+        They lie in mapped pages, which the system may have back when the last view of them is gone. Raises
+        ChangedFileError.
+        """
+        if self.tensor.info.dtype not in FLOAT_DTYPES or self.scale is not None:
+            return None
+        first, last = self.rows or (0, self.shape[0])
+        stored = self.tensor.array()
+        above = 0 if self.expert is None else self.expert * stored.shape[1]
+        owner = stored.base if isinstance(stored.base, np.ndarray) else stored
+        weakref.finalize(owner, self.tensor.release, above + first, above + last).atexit = False
+        stored = (stored if self.expert is None else stored[self.expert])[first:last]
+        return stored.view(ml_dtypes.bfloat16) if self.tensor.info.dtype == "BF16" else stored
 
     def coded(self) -> np.ndarray[Any, Any]:
         """fp8.CODED of a weight that is stored so, else what `decode` gives. Raises what `decode` raises."""

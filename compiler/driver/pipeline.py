@@ -26,6 +26,7 @@ from dsv3c.compiler.driver import (
     kept,
     measuring,
     mixing,
+    packing,
     repeat,
     text_files,
     weights,
@@ -174,13 +175,15 @@ def compile_checkpoint(
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        read = kept.reader(source, planned.recipes)
+        read = kept.Reader(source, planned.recipes)
+        kernels = packing.Kernels.of(planned.recipes.values(), source.plain, read.in_codes)
         with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
             if begun_with.nbytes:
                 share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
                 said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
                 _tell((said,), progress)
-            with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
+            place = folder / journal.WEIGHTS
+            with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
                 log = contents.write_weights(
                     writer, lowered, text, options, source.config, destination.parent, progress
                 )
