@@ -40,7 +40,7 @@ class StoredTensor:
 
     def release(self, first: int, last: int) -> None:
         """Drop the pages of the rows [first, last), counted through all matrices of a stack."""
-        rows = math.prod(self.info.shape[:-1]) if len(self.info.shape) > 1 else self.info.shape[0]
+        rows = math.prod(self.info.shape[:-1] if len(self.info.shape) > 1 else self.info.shape)
         stride = (self.info.end - self.info.begin) // rows
         self.file.release(self.info.begin + first * stride, self.info.begin + last * stride)
 
