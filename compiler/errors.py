@@ -192,6 +192,10 @@ class DuplicateTensorError(CheckpointError):
     message = "the tensor {tensor} is in two files: {first} and {second}"
 
 
+class SameTensorError(CheckpointError):
+    message = "{path} has {first} and {second}, which are names of the same tensor"
+
+
 class MissingTensorError(CheckpointError):
     message = "{path} lacks tensors that its config.json asks for, at least {count}: {names}"
 

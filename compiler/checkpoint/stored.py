@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
+from dsv3c.compiler.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
 
@@ -41,9 +43,22 @@ class StoredTensor:
 
     def release(self, first: int, last: int) -> None:
         """Drop the pages of the rows [first, last), counted through all matrices of a stack."""
-        rows = math.prod(self.info.shape[:-1]) if len(self.info.shape) > 1 else self.info.shape[0]
+        rows = math.prod(self.info.shape[:-1] if len(self.info.shape) > 1 else self.info.shape)
         stride = (self.info.end - self.info.begin) // rows
         self.file.release(self.info.begin + first * stride, self.info.begin + last * stride)
+
+
+def renamed(tensors: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """Tensors by the names beside them, which they then have. Raises SameTensorError where two get the same."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            first, second = (quote(each.name_in_file or each.info.name) for each in (found[name], tensor))
+            raise SameTensorError(path=tensor.file.path, first=first, second=second)
+        in_file = tensor.name_in_file or tensor.info.name
+        info = tensor.info if tensor.info.name == name else replace(tensor.info, name=name)
+        found[name] = StoredTensor(tensor.file, info, None if in_file == name else in_file)
+    return found
 
 
 @dataclass(frozen=True)

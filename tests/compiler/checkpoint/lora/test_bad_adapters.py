@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def test_damaged_files(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"alpha_pattern": {r"((\w|\.)+)+x": 1}}, "of the kind that can be matched quickly"),
     ],
 )
 def test_what_is_more_than_lora(
@@ -111,6 +113,13 @@ def test_what_is_more_than_lora(
     error = refused(base, write_adapter(tmp_path / "other", good, **config))
     assert isinstance(error, AdapterUnsupportedError)
     assert named in str(error) and "supported are LoRA of" in str(error)
+
+
+def test_patterns_cost_no_time(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
+    started = time.monotonic()
+    write_adapter(tmp_path / "other", good, alpha_pattern={".*" * 40 + "#": 1, "(.|.)" * 40 + "#": 1})
+    assert Checkpoint.open(base[0], [Lora(tmp_path / "other")]).adapters
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(
