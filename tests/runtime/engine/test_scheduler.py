@@ -116,6 +116,22 @@ def test_a_request_alone_that_the_cache_cannot_hold_is_refused(make: Make) -> No
     assert free(model) == 4
 
 
+def test_a_step_whose_requests_gave_their_pages_back_refuses_nobody(make: Make) -> None:
+    model = make(slots=28, context=20, S=1, R=1)  # more requests decode than a step holds
+    prompts = [[i + 1] * 5 for i in range(4)]
+    found = model.generate_batch(prompts, max_new_tokens=14, ignore_eos=True)
+    assert [list(each.token_ids) for each in found] == [greedy(prompt, 14) for prompt in prompts]
+
+
+def test_a_prompt_that_is_being_read_goes_on_beside_one_that_waits_for_its_pages(make: Make) -> None:
+    model = make(slots=40, context=40, prefix_cache=False)
+    first = submit(model, list(range(30)), 2)  # read in four steps
+    model.engine.scheduler.step()
+    second = submit(model, [9] * 20, 2, priority=1)
+    assert tokens(second) == greedy([9] * 20, 2)
+    assert tokens(first) == greedy(list(range(30)), 2)
+
+
 def test_higher_priority_is_served_first_and_equals_in_their_order(make: Make) -> None:
     model = make(slots=256, S=1, R=1)
     order: list[str] = []
