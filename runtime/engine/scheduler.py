@@ -218,7 +218,7 @@ class Scheduler:
         """Take pages for all that is pending; what the prefix cache has is there already. One is left for each lane
         that is under way. False while there are not as many."""
         if self.prefix_cache is not None and not lane.dropped:
-            lane.cached = self.prefix_cache.match(lane.sequence, lane.tokens)
+            self.prefix_cache.match(lane.sequence, lane.tokens)
         others = [other for other in self._jobs if other.holds_pages and other is not job]
         spare = sum(len(other.strategy.lanes) for other in others)
         try:
@@ -228,6 +228,9 @@ class Scheduler:
             lane.leave()
             return False
         lane.admitted = True
+        if self.prefix_cache is not None and job.served < 0:  # what it reads again later was not spared
+            lane.cached = lane.sequence.length
+            self.prefix_cache.count(lane.size, lane.cached)
         return True
 
     def _will_share(self, lane: Lane, other: Lane) -> bool:

@@ -113,6 +113,15 @@ def test_requests_that_find_no_page_wait_and_none_is_lost(make: Make, prefix_cac
     assert free(model) == 12
 
 
+def test_what_waits_or_reads_again_is_looked_up_and_spared_once(make: Make) -> None:
+    model = make(slots=48, context=40)
+    found = model.generate_batch([[i + 1] * 9 for i in range(5)], max_new_tokens=25, ignore_eos=True)
+    assert [each.cached_tokens for each in found] == [0] * 5
+    again = model.generate([5] * 9, max_new_tokens=1)
+    cache = model.report()["prefix_cache"]
+    assert (again.cached_tokens, cache["hits"], cache["lookups"]) == (8, 8, 6 * 9)
+
+
 def test_a_request_alone_that_the_cache_cannot_hold_is_refused(make: Make) -> None:
     model = make(slots=16, context=64)
     with pytest.raises(errors.OutOfPages):
