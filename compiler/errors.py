@@ -96,6 +96,11 @@ class NoIndexError(NoWeightsError):
     hint = "download what is missing; a model in one file has it as model.safetensors"
 
 
+class CompiledError(NoWeightsError):
+    message = "{path} is an artifact: it is compiled already"
+    hint = "run it with `dsv3c generate`; to compile for another target or format give the checkpoint that it came from"
+
+
 class GgufError(NoWeightsError):
     message = "{path} holds {found}, but no safetensors"
     hint = "give the GGUF file itself: dsv3c compile FOLDER/MODEL.gguf, of a split one any part"
