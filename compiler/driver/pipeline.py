@@ -170,7 +170,11 @@ def compile_checkpoint(
     run = journal.Run.of(source, options, file.header)
     begun = artifact.interrupted(destination, run, options.restart)
     left = artifact.sweep(destination, begun)
-    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
+    with (
+        repeat.telling_kernel(options.target),
+        artifact.writing(destination, options.overwrite, begun) as folder,
+        source.hashing() as hashes,  # beside kernels and weights, which leave a CPU free now and then
+    ):
         plan = contents.whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
@@ -194,7 +198,7 @@ def compile_checkpoint(
         if quant_plan is not None:
             (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest = contents.manifest(source, options, emission, file, plan, lowered)
+        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes())
         notes = [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, writer.losses)
         if quant_plan is not None:

@@ -1,4 +1,7 @@
-"""How long compiling takes, about, told before any weight is read: this machine rounds a sample in each format."""
+"""How long compiling takes, about, told before any weight is read: this machine rounds a sample in each format.
+
+By numpy, as a kernel that rounds (packing) would have to be compiled first: for large models that is too much.
+"""
 
 from __future__ import annotations
 
