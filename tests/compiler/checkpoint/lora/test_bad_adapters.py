@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import (
@@ -32,7 +34,7 @@ from dsv3c.compiler.errors import (
     TensorShapeError,
 )
 from dsv3c.compiler.options import Lora
-from tests.adapters import PREFIX, Tensors, factors, write_adapter
+from tests.adapters import PREFIX, Tensors, adapter_config, factors, write_adapter
 from tests.checkpoints import tiny_config, write_checkpoint
 
 MODULE = "model.layers.1.self_attn.o_proj"
@@ -258,3 +260,41 @@ def test_a_scale_that_is_no_number() -> None:
 def test_a_config_of_another_kind_is_no_trap(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
     folder = damaged(write_adapter(tmp_path / "list", good), "adapter_config.json", json.dumps([1]).encode())
     assert isinstance(refused(base, folder), JsonError)
+
+
+CHANGES = {
+    "flat": lambda value: value.reshape(-1),
+    "turned": lambda value: value.T.copy(),
+    "empty": lambda value: value[:0],
+    "a number": lambda value: value.reshape(-1)[0],
+    "integers": lambda value: value.astype(np.int32),
+}
+ENDS = (".weight", ".bias", ".default.weight", ".modules_to_save.default.weight", ".base_layer.weight", "", "\n", ".é")
+KEYS = st.sampled_from((*adapter_config(), "rank_pattern", "alpha_pattern", "target_parameters", "peft_version"))
+TEXTS = st.sampled_from(("", "(", "o_proj", "x"))
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(TEXTS, LEAVES, max_size=2)
+FACTORS = st.sampled_from((A, B))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    config=st.dictionaries(KEYS, VALUES, max_size=2),
+    changes=st.dictionaries(FACTORS, st.sampled_from(sorted(CHANGES)), max_size=2),
+    names=st.dictionaries(FACTORS, st.tuples(st.sampled_from((PREFIX, "")), st.sampled_from(ENDS)), max_size=2),
+    layer=st.sampled_from(("1", "01", "9", "", "999999999")),
+)
+def test_any_adapter_is_merged_or_refused(
+    config: dict[str, Any], changes: dict[str, str], names: dict[str, tuple[str, str]], layer: str,
+    base: tuple[Path, Tensors],
+) -> None:  # fmt: skip
+    tensors = {}
+    for name, value in factors([MODULE], base[1]).items():
+        prefix, end = names.get(name, (PREFIX, ".weight"))
+        other = prefix + name.removeprefix(PREFIX).removesuffix(".weight").replace(".1.", f".{layer}.") + end
+        tensors[other] = np.asarray(CHANGES[changes[name]](value) if name in changes else value)
+    folder = write_adapter(base[0] / "any", tensors, **config)
+    try:
+        Checkpoint.open(base[0], [Lora(folder)]).read(f"{MODULE}.weight")
+    except CheckpointError:
+        return
