@@ -21,7 +21,7 @@ from dsv3c.runtime.engine.session import Session
 from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies.beams import Beams
 from dsv3c.runtime.engine.strategies.single import Single
-from dsv3c.runtime.errors import Forked, ParameterInvalid
+from dsv3c.runtime.errors import Forked, ModelClosed, ParameterInvalid
 
 if TYPE_CHECKING:
     import asyncio
@@ -136,6 +136,9 @@ class Engine:
         """Make a step, unless the ticket has news by the time it is this thread's turn."""
         with self._turns:
             if not ticket.waiting:
+                return
+            if self.session.closed:
+                self.scheduler.abandon(ModelClosed())
                 return
             if self._stepping and self._turns.forked:  # the thread that was at it is not in this process
                 self._stepping = False
