@@ -182,7 +182,9 @@ def _speed(answers: Many[_Answer]) -> float:
 
 def _answer(model: Model, prompt: Ints, count: int, temperature: float, seed: int) -> _Answer:
     """All `count` tokens, whatever they are."""
-    events = model.stream(prompt, temperature=temperature, seed=seed, max_new_tokens=count, ignore_eos=True, stop=())
+    one = {"num_return_sequences": 1, "num_beams": 1}  # whatever the model's defaults are
+    how = {"temperature": temperature, "seed": seed, "max_new_tokens": count, "ignore_eos": True, "stop": (), **one}
+    events = model.stream(prompt, **how)
     next(events)
     start = time.perf_counter()
     *_, last = events
