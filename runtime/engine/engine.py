@@ -196,12 +196,12 @@ class Engine:
 
     def _strategies(self, task: Task, max_pages: int) -> list[Single | Beams]:
         params, bounds = task.params, self.session.plan.bounds
-        most = min(bounds.S, bounds.R)
+        most = min(bounds.S, bounds.R, bounds.T)
         if params.num_beams > most:
             raise ParameterInvalid(
                 name="num_beams",
                 value=params.num_beams,
-                reason=f"a step of this artifact holds {most} sequences (compile with --max-sequences)",
+                reason=f"a step of this artifact holds {most} sequences (compile with --max-sequences, --max-tokens)",
             )
 
         def lane() -> Lane:
