@@ -249,6 +249,8 @@ def test_a_fault_of_the_device_ends_the_requests_of_that_step_and_the_engine_goe
 def test_beams_beyond_a_step_are_refused_at_once(make: Make) -> None:
     with pytest.raises(errors.ParameterInvalid, match="holds 3 sequences"):
         make().submit([1], num_beams=4)
+    with pytest.raises(errors.ParameterInvalid, match="holds 2 sequences"):
+        make(T=2).submit([1], num_beams=3)
 
 
 def test_a_window_slides_and_what_stays_is_read_at_its_new_positions(make: Make) -> None:
