@@ -69,12 +69,21 @@ class Kernels:
                 weights[format] = weights.get(format, 0) + math.prod(map(int, recipe.shape))
         return cls(weights, stored, in_codes)
 
+    def takes(self, recipe: Value) -> bool:
+        """Whether a kernel is compiled for recipes like this one."""
+        from dsv3c.targets.cpu import rounding
+
+        if not _is_packed(recipe):
+            return False
+        format = format_of(recipe.type)
+        return rounding.takes(format) and self.weights.get(format, 0) >= WORTH
+
     def pack(self, recipe: Value, given: Given) -> Packed | None:
         """What `recipe` evaluates to; None where that is numpy's to say. given: as `ops.evaluate` wants it.
 
         Raises OutOfRange where a code with its scale would be infinity.
         """
-        if not _is_packed(recipe) or self.weights.get(format_of(recipe.type), 0) < WORTH:
+        if not self.takes(recipe):
             return None
         weight, format = recipe.inputs[0].inputs[0], format_of(recipe.type)
         values = topological_order([weight])
@@ -134,7 +143,7 @@ def compiled(format: WeightFormat, element: str) -> Kernel | None:
     from dsv3c.targets.cpu import library, rounding
 
     level = next((level for level in levels(cpu_flags()) if level.matrix is None), None)
-    if level is None or not rounding.takes(format):
+    if level is None:
         return None
     module = library.module_of({"main": rounding.build(format, element)})
     return partial(_call, library.compile_module(module, replace(level, platform=None))["main"])
