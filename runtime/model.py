@@ -257,7 +257,7 @@ class Model:
         """What `submit` hands in, which takes longest to make of a prompt that is long or a grammar that is new."""
         params, request = settings(self.defaults, how, self.has_tokenizer)
         slides = request.overflow == "slide"
-        ids = self._checked(self._prompts.encode(prompt, add_bos, slides), slides)
+        ids = self._checked(self._prompts.encode(prompt, add_bos, any_length=slides), slides)
         params.checked(self.session.vocab_size).limit(ids.size)
         return Task(
             prompt=ids,

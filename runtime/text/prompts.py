@@ -49,7 +49,7 @@ class Prompts:
                 self._tokenizer = self._read()
             return self._tokenizer
 
-    def encode(self, prompt: Prompt, add_bos: bool | None, any_length: bool) -> Any:
+    def encode(self, prompt: Prompt, add_bos: bool | None, *, any_length: bool) -> Any:
         """Ids of a text or of chat messages; what is neither as it is, unchecked. Raises PromptTooLong unless it may
         have any length."""
         if isinstance(prompt, str):

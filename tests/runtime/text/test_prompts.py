@@ -39,9 +39,9 @@ def test_a_text_that_cannot_fit_is_refused_unless_it_may_have_any_length(
 
 
 def test_the_tokenizer_is_that_of_the_artifact_that_was_opened(artifact: Artifact) -> None:
-    prompts, before = Prompts(artifact, 16), Prompts(artifact, 16).encode("Once upon", None, False)
+    prompts, before = Prompts(artifact, 16), Prompts(artifact, 16).encode("Once upon", None, any_length=False)
     (artifact.folder / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert prompts.encode("Once upon", None, False) == before
+    assert prompts.encode("Once upon", None, any_length=False) == before
 
 
 def test_text_for_an_artifact_without_a_tokenizer_is_an_error_and_ids_are_none(artifact: Artifact) -> None:
@@ -49,6 +49,6 @@ def test_text_for_an_artifact_without_a_tokenizer_is_an_error_and_ids_are_none(a
     without = replace(artifact, manifest=replace(artifact.manifest, files=files))
     prompts = Prompts(without, 16)
     assert not prompts.has_tokenizer
-    assert prompts.encode([1, 2], None, False) == [1, 2]
+    assert prompts.encode([1, 2], None, any_length=False) == [1, 2]
     with pytest.raises(TokenizerMissing):
-        prompts.encode("Once", None, False)
+        prompts.encode("Once", None, any_length=False)
