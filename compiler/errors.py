@@ -96,6 +96,11 @@ class NoIndexError(NoWeightsError):
     hint = "download what is missing; a model in one file has it as model.safetensors"
 
 
+class CompiledError(NoWeightsError):
+    message = "{path} is an artifact: it is compiled already"
+    hint = "run it with `dsv3c generate`; to compile for another target or format give the checkpoint that it came from"
+
+
 class GgufError(NoWeightsError):
     message = "{path} holds {found}, but no safetensors"
     hint = "give the GGUF file itself: dsv3c compile FOLDER/MODEL.gguf, of a split one any part"
@@ -190,6 +195,10 @@ class ShardContentError(CheckpointError):
 
 class DuplicateTensorError(CheckpointError):
     message = "the tensor {tensor} is in two files: {first} and {second}"
+
+
+class SameTensorError(CheckpointError):
+    message = "{path} has {first} and {second}, which are names of the same tensor"
 
 
 class MissingTensorError(CheckpointError):

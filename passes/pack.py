@@ -3,7 +3,8 @@
     linear(%x, quantize(%w))
         ->  linear(quantize_rows(%x) {"group": 32}, pack(quantize(%w)) {"layout": "rows16"})
 
-Several readers of one activation share its quantised form.
+Several readers of one activation share its quantised form. Latents that mla_materialized reads from the cache are
+rounded inside it: the group is an attribute.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class Pack:
         format = format_of(inputs[weights[0]].type)
         for index in weights:
             inputs[index] = ops.apply("pack", (inputs[index],), {"layout": self.layout})
-        if self.integer_activations and format.integer_products and value.op in INTEGER_PRODUCTS:
-            inputs[0] = ops.apply("quantize_rows", (inputs[0],), {"group": format.grouping.activations})
-        return ops.apply(value.op, tuple(inputs), value.attrs)
+        attrs, rounded = dict(value.attrs), {"group": format.grouping.activations}
+        if self.integer_activations and format.integer_products:
+            if value.op in INTEGER_PRODUCTS:
+                inputs[0] = ops.apply("quantize_rows", (inputs[0],), rounded)
+            if value.op == "mla_materialized":
+                attrs |= rounded
+        return ops.apply(value.op, tuple(inputs), attrs)

@@ -39,20 +39,14 @@ from dsv3c.runtime.errors import (
     ManifestInvalid,
     ModelClosed,
     ParameterInvalid,
-    PromptTooLong,
     StepInvalid,
     TokenizerMissing,
     UnknownEntry,
 )
+from dsv3c.runtime.text.prompts import Prompt, Prompts
 
 if TYPE_CHECKING:
     from dsv3c.runtime.text.tokenizer import Tokenizer
-
-Message = Mapping[str, Any]
-Prompt = str | Many[int] | Many[Message] | np.ndarray[Any, np.dtype[Any]]
-
-_TEXT_LIMIT = 64 << 20
-_TEXT_FILES = ("tokenizer.json", "chat_template.jinja")
 
 
 class Config(Mapping[str, Any]):
@@ -122,12 +116,9 @@ class Model:
         self.session = Session(artifact.plan, device, artifact.manifest.vocab_size)
         self._lock = self.session.turns
         self._draft = draft
-        self._tokenizer: Tokenizer | None = None
+        self._prompts = Prompts(artifact, context)
         own = weakref.proxy(self)  # what a model holds goes with its last user, not with a collection some time later
         self._grammars = Grammars(lambda: own.tokenizer, artifact.manifest.vocab_size)
-        # Read now: an artifact that takes the place of this one has other files.
-        self._text_files = {name: artifact.checked_bytes(name, _TEXT_LIMIT) for name in self._text_names()}
-        self._tokenizer_config = artifact.optional_json("tokenizer_config.json")
         self._generation_config, _ = usable(_generation_config(artifact), artifact.manifest.vocab_size)
         self.defaults = defaults_of(artifact)
         prefixes = PrefixCache(self.session.pool) if serving.prefix_cache else None
@@ -170,14 +161,11 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Read on first use. Raises TokenizerMissing, TokenizerMalformed."""
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = self._read_tokenizer("text")
-            return self._tokenizer
+        return self._prompts.tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
-        return "tokenizer.json" in self.artifact.manifest.files
+        return self._prompts.has_tokenizer
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -269,7 +257,7 @@ class Model:
         """What `submit` hands in, which takes longest to make of a prompt that is long or a grammar that is new."""
         params, request = settings(self.defaults, how, self.has_tokenizer)
         slides = request.overflow == "slide"
-        ids = self._checked(self._encode(prompt, add_bos, slides), slides)
+        ids = self._checked(self._prompts.encode(prompt, add_bos, any_length=slides), slides)
         params.checked(self.session.vocab_size).limit(ids.size)
         return Task(
             prompt=ids,
@@ -298,8 +286,12 @@ class Model:
 
     def encode(self, prompt: Prompt, add_bos: bool | None = None) -> list[int]:
         """The token ids that a prompt stands for, however many the context holds."""
-        ids: list[int] = self.session.tokens(self._encode(prompt, add_bos, True)).tolist()
+        ids: list[int] = self.session.tokens(self._prompts.encode(prompt, add_bos, any_length=True)).tolist()
         return ids
+
+    def require_room(self, text: str) -> None:
+        """Encoding takes memory: a text that cannot fit is told before. Raises PromptTooLong."""
+        self._prompts.require_room(text)
 
     def perplexity(self, token_ids: ArrayLike, window: int = 512) -> Perplexity:
         """Over windows ids[window·i : window·i + window + 1], each starting cold; a last short one counts as well."""
@@ -389,25 +381,6 @@ class Model:
             raise TokenizerMissing(what=params.guide[0])
         return self._grammars.find(*params.guide, params.end_tokens(self.end_tokens))
 
-    def _encode(self, prompt: Prompt, add_bos: bool | None, slides: bool) -> Any:
-        if isinstance(prompt, str):
-            if not slides:
-                self.require_room(prompt)
-            return self.tokenizer.encode(prompt, add_bos)
-        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
-            text = self.tokenizer.render_chat(prompt)
-            if not slides:
-                self.require_room(text)
-            return self.tokenizer.encode_plain(text)
-        return prompt
-
-    def require_room(self, text: str) -> None:
-        """Encoding takes memory: a text that cannot fit is told before. Raises PromptTooLong."""
-        least = self.tokenizer.least_tokens(text)
-        if least > self.context:
-            largest = self.artifact.plan.context
-            raise PromptTooLong(characters=len(text), tokens=least, context=self.context, largest=largest)
-
     def _checked(self, token_ids: ArrayLike, slides: bool = False) -> Ints:
         self._require_open()
         ids = self.session.tokens(token_ids)
@@ -437,21 +410,6 @@ class Model:
     def _require_open(self) -> None:
         if self.session.closed:
             raise ModelClosed()
-
-    def _read_tokenizer(self, what: str) -> Tokenizer:
-        # Imported here since token ids alone do without the package.
-        from dsv3c.runtime.text.tokenizer import Tokenizer
-
-        if not self.has_tokenizer:
-            raise TokenizerMissing(what=what)
-        path, files = self.artifact.folder / "tokenizer.json", self._text_files
-        template = files.get("chat_template.jinja")
-        tokenizer = Tokenizer(path, self._tokenizer_config, template, files["tokenizer.json"])
-        self._text_files = {}
-        return tokenizer
-
-    def _text_names(self) -> list[str]:
-        return [name for name in _TEXT_FILES if name in self.artifact.manifest.files]
 
 
 class _Lease:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.members import WRAPPERS
-from dsv3c.compiler.checkpoint.stored import StoredTensor
+from dsv3c.compiler.checkpoint.stored import StoredTensor, renamed
 
 _PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 _TEXT = ("lm_head.", "model.layers.", "model.embed_tokens.", "model.norm.")  # as the text model alone names its own
@@ -49,16 +48,13 @@ def text_values(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def text_tensors(
     values: Mapping[str, Any], stored: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of the text model by its own names, and what was left out."""
+    """The tensors of the text model by its own names, and what was left out. Raises SameTensorError."""
     if not is_wrapper(values):
         return dict(stored), ()
-    text, left_out = {}, Counter[str]()
-    for name, tensor in stored.items():
-        inner = inner_name(name)
-        if inner.startswith(_TEXT):
-            text[inner] = replace(tensor, info=replace(tensor.info, name=inner), name_in_file=name)
-        else:
-            left_out[name.removeprefix("model.").split(".")[0]] += 1
+    inner = {name: inner_name(name) for name in stored}
+    text = renamed((inner[name], tensor) for name, tensor in stored.items() if inner[name].startswith(_TEXT))
+    others = (name for name in stored if not inner[name].startswith(_TEXT))
+    left_out = Counter(name.removeprefix("model.").split(".")[0] for name in others)
     if not left_out:
         return text, ()
     names = ", ".join(f"{quote(part)} ({count} tensors)" for part, count in left_out.items())

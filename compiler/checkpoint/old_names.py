@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from dsv3c.compiler.checkpoint.stored import StoredTensor
+from dsv3c.compiler.checkpoint.stored import StoredTensor, renamed
 
 # What training programs wrap a model in: DistributedDataParallel, torch.compile, Lightning, FSDP, PEFT.
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "base_model.model.")
@@ -14,7 +13,7 @@ _EMBEDDING = "embed_tokens.weight"
 
 def settled(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors by the names that Hugging Face publishes: without wrappers, and with `model.` where the inner model
-    was saved by itself, whose tables and layers have nothing before their names."""
+    was saved by itself, whose tables and layers have nothing before their names. Raises SameTensorError."""
     names = {name: name for name in stored}
     if not names:
         return {}
@@ -24,10 +23,4 @@ def settled(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         names = {at: name.removeprefix("model.") for at, name in names.items()}
     if _EMBEDDING in names.values():
         names = {at: name if name.startswith("lm_head.") else f"model.{name}" for at, name in names.items()}
-    return {name: _renamed(stored[at], name) for at, name in names.items()}
-
-
-def _renamed(tensor: StoredTensor, name: str) -> StoredTensor:
-    if tensor.info.name == name:
-        return tensor
-    return replace(tensor, info=replace(tensor.info, name=name), name_in_file=tensor.info.name)
+    return renamed((name, stored[at]) for at, name in names.items())

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
-from dsv3c.compiler.checkpoint.stored import StoredTensor
+from dsv3c.compiler.checkpoint.stored import StoredTensor, renamed
 
 _BLOCK = re.compile(r"(self_attn|mlps|input_layernorm|post_attention_layernorm)\.([01])(?=\.|$)")
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
@@ -36,14 +35,9 @@ def block_name(name: str) -> str:
 
 
 def block_tensors(stored: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of the main model by the names of blocks, and what was left out."""
+    """The tensors of the main model by the names of blocks, and what was left out. Raises SameTensorError."""
     mtp = [name for name in stored if name.startswith(_MTP)]
-    found = {}
-    for name, tensor in stored.items():
-        if not name.startswith(_MTP):
-            inner = block_name(name)
-            info = replace(tensor.info, name=inner)
-            found[inner] = replace(tensor, info=info, name_in_file=tensor.name_in_file or tensor.info.name)
+    found = renamed((block_name(name), tensor) for name, tensor in stored.items() if not name.startswith(_MTP))
     if not mtp:
         return found, ()
     return found, (f"the {len(mtp)} tensors below {_MTP.removesuffix('.')} are left out: no drafts are made by them",)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from dsv3c.compiler.checkpoint.origin import hub_source, model_name
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
 from dsv3c.compiler.checkpoint.shards import open_tensors
 from dsv3c.compiler.checkpoint.sides import DEFAULTS, TOKENIZER, TOKENIZER_CONFIG, is_converted
-from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor
+from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, StoredWeight
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.checkpoint.unused import without_unused
@@ -36,7 +38,7 @@ from dsv3c.compiler.options import Lora
 
 CONFIG = "config.json"
 _SIDE_FILES = (CONFIG, DEFAULTS, TOKENIZER, TOKENIZER_CONFIG)
-_HASH_CHUNK = 1 << 23
+_HASH_CHUNK = 1 << 20  # stays in the cache between reading and hashing
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,18 @@ class Checkpoint:
         parts = [weight.coded() for weight in entry.parts]
         return np.stack(parts if len({part.dtype for part in parts}) == 1 else [as_float32(part) for part in parts])
 
+    def plain(self, name: str, index: int | None = None) -> NDArray[Any]:
+        """A tensor, or one expert of a stacked one, as `StoredWeight.plain` gives it where it can; float32 else.
+
+        Errors as `part`.
+        """
+        parts = self._entry(name).parts
+        if index is None and self._entry(name).stacked:
+            return self.read(name)
+        part = parts[index or 0]
+        found = part.plain() if isinstance(part, StoredWeight) else None
+        return part.decode() if found is None else found
+
     def files(self) -> dict[str, Path]:
         """Every file the model comes from, by what it is called; those of adapters are called by number and scale."""
         vocabulary = (VOCABULARY,) if is_converted(self.path) else ()
@@ -182,10 +196,26 @@ class Checkpoint:
             digests = pool.map(lambda item: _sha256(item[1], item[0], progress), files.items())
             return dict(zip(files, digests, strict=True))
 
-    def provenance(self) -> dict[str, Any]:
-        """What a manifest says of where the weights come from, the hashes of adapters' files among those of all."""
-        hub = hub_source(self.path)
-        found = {"name": model_name(self.path), **({"hub": hub} if hub else {}), "files": self.file_hashes()}
+    @contextmanager
+    def hashing(self) -> Iterator[Callable[[], dict[str, str]]]:
+        """Hash the files beside what the body does, but for one CPU; what is yielded waits for `file_hashes`."""
+        ended, files = threading.Event(), self.files()
+        with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1)) as pool:
+            largest_first = sorted(files, key=lambda name: file_size(files[name]), reverse=True)
+            found = {name: pool.submit(_sha256, files[name], name, None, ended) for name in largest_first}
+            try:
+                yield lambda: {name: found[name].result() for name in files}
+            finally:
+                ended.set()
+                pool.shutdown(cancel_futures=True)
+
+    def provenance(self, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What a manifest says of where the weights come from, the hashes of adapters' files among those of all.
+
+        hashes: `file_hashes`, where they are known already.
+        """
+        hub, files = hub_source(self.path), dict(hashes or self.file_hashes())
+        found = {"name": model_name(self.path), **({"hub": hub} if hub else {}), "files": files}
         adapters = [{"name": adapter.name, "scale": adapter.given.scale} for adapter in self.adapters]
         return {**found, "adapters": adapters} if adapters else found
 
@@ -219,13 +249,20 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _sha256(path: Path, name: str, progress: Callable[[str, int, int], None] | None) -> str:
+def _sha256(
+    path: Path,
+    name: str,
+    progress: Callable[[str, int, int], None] | None,
+    ended: threading.Event | None = None,
+) -> str:
+    """ended: that nobody waits for it any more."""
     digest, done, size = hashlib.sha256(), 0, file_size(path)
+    chunk = memoryview(bytearray(_HASH_CHUNK))
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
+        with path.open("rb", buffering=0) as file:
+            while (ended is None or not ended.is_set()) and (count := file.readinto(chunk)):
+                digest.update(chunk[:count])
+                done += count
                 if progress is not None:
                     progress(name, done, size)
     except OSError as error:

@@ -64,7 +64,8 @@ def parse_header(
         header = parse_object(text)
     except ValueError as error:
         raise SafetensorsError(path=path, reason=f"the header is not valid JSON: {error}") from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # null counts as absent, as for the reference
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise SafetensorsError(path=path, reason="__metadata__ is not an object of strings")
     tensors: dict[str, TensorInfo] = {}

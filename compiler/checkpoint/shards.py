@@ -14,6 +14,7 @@ from dsv3c.compiler.checkpoint.pickled import TorchFile
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import StoredTensor
 from dsv3c.compiler.errors import (
+    CompiledError,
     DuplicateTensorError,
     GgufError,
     IndexFormatError,
@@ -32,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+_ARTIFACT = {"manifest.json", "plan.json"}  # what the compiler itself writes
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what lies beside them after training
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>0{0,3}\d{1,4})\.safetensors")
 
@@ -88,6 +90,8 @@ def _no_weights(folder: Path) -> NoWeightsError:
     names = _names(folder)
     safetensors = [name for name in names if name.endswith(".safetensors")]
     gguf = [name for name in names if name.lower().endswith(".gguf")]
+    if _ARTIFACT.issubset(names):
+        return CompiledError(path=folder)
     if safetensors:
         missing = [INDEX, *_missing_shards(safetensors)]
         return NoIndexError(path=folder, found=some(safetensors), missing=some(missing))

@@ -8,14 +8,17 @@ block of a dimension being partial (github.com/deepseek-ai/DeepSeek-V3, README_W
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
+from dsv3c.compiler.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
 
@@ -40,9 +43,22 @@ class StoredTensor:
 
     def release(self, first: int, last: int) -> None:
         """Drop the pages of the rows [first, last), counted through all matrices of a stack."""
-        rows = math.prod(self.info.shape[:-1]) if len(self.info.shape) > 1 else self.info.shape[0]
+        rows = math.prod(self.info.shape[:-1] if len(self.info.shape) > 1 else self.info.shape)
         stride = (self.info.end - self.info.begin) // rows
         self.file.release(self.info.begin + first * stride, self.info.begin + last * stride)
+
+
+def renamed(tensors: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """Tensors by the names beside them, which they then have. Raises SameTensorError where two get the same."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            first, second = (quote(each.name_in_file or each.info.name) for each in (found[name], tensor))
+            raise SameTensorError(path=tensor.file.path, first=first, second=second)
+        in_file = tensor.name_in_file or tensor.info.name
+        info = tensor.info if tensor.info.name == name else replace(tensor.info, name=name)
+        found[name] = StoredTensor(tensor.file, info, None if in_file == name else in_file)
+    return found
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,22 @@ class StoredWeight:
             self._check_finite(chunk, row)
             self.tensor.release(above + row, above + stop)
         return out
+
+    def plain(self) -> np.ndarray[Any, Any] | None:
+        """The numbers as the file has them, float32, float16 or bfloat16, unchecked; None for codes.
+
+        They lie in mapped pages, which the system may have back when the last view of them is gone. Raises
+        ChangedFileError.
+        """
+        if self.tensor.info.dtype not in FLOAT_DTYPES or self.scale is not None:
+            return None
+        first, last = self.rows or (0, self.shape[0])
+        stored = self.tensor.array()
+        above = 0 if self.expert is None else self.expert * stored.shape[1]
+        owner = stored.base if isinstance(stored.base, np.ndarray) else stored
+        weakref.finalize(owner, self.tensor.release, above + first, above + last).atexit = False
+        stored = (stored if self.expert is None else stored[self.expert])[first:last]
+        return stored.view(ml_dtypes.bfloat16) if self.tensor.info.dtype == "BF16" else stored
 
     def coded(self) -> np.ndarray[Any, Any]:
         """fp8.CODED of a weight that is stored so, else what `decode` gives. Raises what `decode` raises."""

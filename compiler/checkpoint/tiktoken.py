@@ -86,7 +86,7 @@ def converted(path: Path, config: Mapping[str, Any]) -> bytes:
             "byte_fallback": False,
             "ignore_merges": True,  # a piece that is a token stays one, whether or not merges lead there
             "vocab": {_text(token): rank for token, rank in ranks.items()},
-            "merges": [f"{_text(first)} {_text(second)}" for first, second in _merges(ranks)],
+            "merges": _merge_texts(ranks, path),
         },
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -125,6 +125,18 @@ def _ranks(data: bytes, path: Path) -> dict[bytes, int]:
     if not ranks or max(found) != len(ranks) - 1:
         raise TiktokenError(path=path, reason=f"its {len(ranks)} ranks are not the numbers from 0 on")
     return ranks
+
+
+def _merge_texts(ranks: Mapping[bytes, int], path: Path) -> list[str]:
+    """As tokenizer.json has them. Raises TiktokenError for so many as a tokenizer.json could not have."""
+    found, left = [], MAX_TABLE_BYTES
+    for first, second in _merges(ranks):
+        left -= len(first) + len(second)
+        if left < 0:
+            reason = f"the ways to make tokens of others take more than {MAX_TABLE_BYTES} bytes"
+            raise TiktokenError(path=path, reason=reason)
+        found.append(f"{_text(first)} {_text(second)}")
+    return found
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

@@ -35,7 +35,7 @@ def _gather() -> dict[str, Any]:
     from dsv3c.runtime.devices.cpu.features import cpu_flags
 
     report = describe_machine(machine.PACKAGES)
-    report["cpu"]["levels"] = machine.levels(cpu_flags())
+    report["cpu"]["levels"] = [level.name for level in machine.levels(cpu_flags())]
     return report | {
         "tools": {need.name: {"found": need.find(), "use": need.use, "get": need.get} for need in machine.tools()},
         "targets": {

@@ -28,7 +28,6 @@ from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 from dsv3c.runtime.artifact.jsonfile import read_json
 from dsv3c.runtime.errors import RuntimeFault
 
-_CHUNK = 1 << 22
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What a path of an artifact must be, and what is wrong otherwise.
 _NAMES: Mapping[str, Callable[[str], bool]] = {
@@ -186,8 +185,5 @@ def file_table(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

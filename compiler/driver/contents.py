@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,14 @@ def manifest(
     file: weights.WeightFile,
     plan: Plan,
     lowered: Lowered,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
+    """hashes: of the checkpoint's files."""
     return {
         "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
         "model": {"name": model_name(source.path), **source.config.to_dict()},
-        "source": source.provenance(),
+        "source": source.provenance(hashes),
         "target": {"name": options.target, "levels": [dict(level) for level in emission.levels], **emission.facts},
         "quantization": {
             "weights": " + ".join(kept.formats(options)),

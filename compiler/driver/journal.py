@@ -3,7 +3,7 @@
     {"run": {"options": …, "checkpoint": …, "version": …, "layout": …}}
     {"piece": "lm_head.weight#0", "spans": [[4096, 524288, "9f86…"], …]}
 
-A line is added when its piece is written: where in the file, how many bytes, their BLAKE2 digest. Nothing of it is
+A line is added when its piece is written: where in the file, how many bytes, their CRC-32. Nothing of it is
 believed when a run goes on: every piece is read again, and counts only if its digests are right. So it does not matter
 in which order a system that stopped had brought lines and bytes to its disk.
 """
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from dsv3c.compiler.errors import InterruptedRunError
 from dsv3c.compiler.options import CompileOptions
 
 WEIGHTS = "weights.safetensors"
-_DIGEST_BYTES = 16
 _CHUNK = 1 << 22
 _LONGEST = 60  # of a value in a message
 _TEXT = "calibration"  # among the files of a checkpoint
@@ -220,19 +220,23 @@ def _pieces(path: Path, weights: Path) -> dict[str, dict[str, Any]]:
 
 
 def _digest(data: memoryview) -> str:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+    return _text(zlib.crc32(data))
+
+
+def _text(crc: int) -> str:
+    return f"{crc:08x}"
 
 
 def _is_there(descriptor: int, span: Span) -> bool:
     offset, left, wanted = span
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    crc = 0
     while left > 0:
         chunk = os.pread(descriptor, min(left, _CHUNK), offset)
         if not chunk:
             return False
-        digest.update(chunk)
+        crc = zlib.crc32(chunk, crc)
         offset, left = offset + len(chunk), left - len(chunk)
-    return digest.hexdigest() == wanted
+    return _text(crc) == wanted
 
 
 def _short(value: object) -> str:

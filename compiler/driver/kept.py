@@ -11,7 +11,6 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.core.ir import Value, topological_order
-from dsv3c.compiler.driver.weights import Read
 from dsv3c.compiler.formats.keeping import Coding, Loss
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import CompileOptions
@@ -41,16 +40,17 @@ def formats(options: CompileOptions) -> list[str]:
     return list(dict.fromkeys((*common, options.quant)))
 
 
-def reader(source: Checkpoint, recipes: Recipes) -> Read:
-    """Reads in codes what a recipe can keep, as float32 what none can."""
-    in_codes = {use.name for use in _uses(source, recipes) if use.keeps}
+class Reader:
+    """Reads in codes what a recipe can keep, the tensors `in_codes`, and as float32 what none can."""
 
-    def read(name: str, expert: int | None) -> Any:
-        if name in in_codes:
-            return source.coded(name, expert)
-        return source.read(name) if expert is None else source.part(name, expert)
+    def __init__(self, source: Checkpoint, recipes: Recipes) -> None:
+        self._source = source
+        self.in_codes = frozenset(use.name for use in _uses(source, recipes) if use.keeps)
 
-    return read
+    def __call__(self, name: str, expert: int | None) -> Any:
+        if name in self.in_codes:
+            return self._source.coded(name, expert)
+        return self._source.read(name) if expert is None else self._source.part(name, expert)
 
 
 def notes(source: Checkpoint, recipes: Recipes) -> tuple[str, ...]:

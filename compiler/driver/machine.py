@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3c import targets
 from dsv3c.runtime.measure.machine import package_version
@@ -22,6 +23,9 @@ from dsv3c.targets.link.platforms import (
     Platform,
     find_compiler_for,
 )
+
+if TYPE_CHECKING:
+    from dsv3c.targets.cpu.isa import IsaLevel
 
 QUERY_SECONDS = 5.0  # a driver that hangs must not hang the report
 
@@ -52,12 +56,12 @@ class Readiness:
     missing: tuple[Need, ...]
 
 
-def levels(features: frozenset[str]) -> list[str]:
+def levels(features: frozenset[str]) -> list[IsaLevel]:
     """The kernel levels of ours that a CPU with these features runs, the best first."""
     from dsv3c.targets.arm.levels import LEVELS as ARM
     from dsv3c.targets.x86.levels import LEVELS as X86
 
-    return [level.name for levels in (X86, ARM) for level in reversed(levels) if not level.missing(features)]
+    return [level for levels in (X86, ARM) for level in reversed(levels) if not level.missing(features)]
 
 
 def tools() -> list[Need]:

@@ -26,6 +26,7 @@ from dsv3c.compiler.driver import (
     kept,
     measuring,
     mixing,
+    packing,
     repeat,
     text_files,
     weights,
@@ -169,18 +170,24 @@ def compile_checkpoint(
     run = journal.Run.of(source, options, file.header)
     begun = artifact.interrupted(destination, run, options.restart)
     left = artifact.sweep(destination, begun)
-    with repeat.telling_kernel(options.target), artifact.writing(destination, options.overwrite, begun) as folder:
+    with (
+        repeat.telling_kernel(options.target),
+        artifact.writing(destination, options.overwrite, begun) as folder,
+        source.hashing() as hashes,  # beside kernels and weights, which leave a CPU free now and then
+    ):
         plan = contents.whole_plan(lowered, planned, emission.dispatches)
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        read = kept.reader(source, planned.recipes)
+        read = kept.Reader(source, planned.recipes)
+        kernels = packing.Kernels.of(planned.recipes.values(), source.plain, read.in_codes)
         with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
             if begun_with.nbytes:
                 share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
                 said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
                 _tell((said,), progress)
-            with weights.writing(file, folder / journal.WEIGHTS, read, progress.advance, begun_with) as writer:
+            place = folder / journal.WEIGHTS
+            with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
                 log = contents.write_weights(
                     writer, lowered, text, options, source.config, destination.parent, progress
                 )
@@ -191,7 +198,7 @@ def compile_checkpoint(
         if quant_plan is not None:
             (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest = contents.manifest(source, options, emission, file, plan, lowered)
+        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes())
         notes = [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, writer.losses)
         if quant_plan is not None:

@@ -28,14 +28,13 @@ from dsv3c.compiler.core.ops.weight import Packed, decoded, format_of
 from dsv3c.compiler.core.pieces import Piece, pieces
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
 from dsv3c.compiler.driver.journal import Journal, NoJournal
+from dsv3c.compiler.driver.packing import Kernels, Read, reading
 from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats import coded, rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 from dsv3c.compiler.formats.keeping import NO_LOSS, Loss
 from dsv3c.compiler.formats.quant import OutOfRange, QTensor
 
-# Reads one tensor as float32 or in codes (formats.coded), or one expert of a stacked tensor when an index is given.
-Read = Callable[[str, int | None], Array]
 # The codes of the operand of a `quantize`, and what a run that goes on is to know of it, as JSON. Raises OutOfRange.
 Round = Callable[[Value, Array], tuple[QTensor, list[Any]]]
 Recall = Callable[[list[Any]], None]  # told what was noted of a piece that is there from an earlier run
@@ -110,17 +109,23 @@ def write(
 
 @contextmanager
 def writing(
-    file: WeightFile, path: Path, read: Read, advance: Callable[[int], None], journal: Journal | None = None
+    file: WeightFile,
+    path: Path,
+    read: Read,
+    advance: Callable[[int], None],
+    journal: Journal | None = None,
+    kernels: Kernels | None = None,
 ) -> Iterator[Writer]:
-    """A new file of its final size, to be filled piece by piece.
+    """A new file of its final size, to be filled piece by piece. read: tensors as float32 or in codes (formats.coded).
 
-    journal: knows the pieces that an earlier run wrote into the file, which may then be there already.
+    journal: knows the pieces that an earlier run wrote into the file, which may then be there already. kernels: that
+    round and pack what they can.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if journal is None else 0), 0o644)
     try:
         os.truncate(descriptor, file.nbytes)
         _write_at(descriptor, file.header, 0)
-        yield Writer(file, descriptor, read, advance, journal or NoJournal())
+        yield Writer(file, descriptor, read, advance, journal or NoJournal(), kernels or Kernels({}))
     finally:
         os.close(descriptor)
 
@@ -133,13 +138,20 @@ class Writer:
     """
 
     def __init__(
-        self, file: WeightFile, descriptor: int, read: Read, advance: Callable[[int], None], journal: Journal
+        self,
+        file: WeightFile,
+        descriptor: int,
+        read: Read,
+        advance: Callable[[int], None],
+        journal: Journal,
+        kernels: Kernels,
     ) -> None:
         self.file = file
         self._journal = journal
         self._descriptor = descriptor
         self._read = read
         self._advance = advance
+        self._kernels = kernels
         self._written: set[tuple[str, int]] = set()
         self._losses: dict[tuple[str, int], Loss] = {}
 
@@ -160,6 +172,7 @@ class Writer:
     def read_through(self, wrap: Callable[[Read], Read]) -> None:
         """From now on tensors of the checkpoint are what `wrap` makes of them."""
         self._read = wrap(self._read)
+        self._kernels.stored = None
 
     def evaluate(self, value: Value) -> Any:
         """What an expression over the checkpoint's tensors stands for."""
@@ -196,7 +209,8 @@ class Writer:
             self._losses[piece.recipe, piece.index] = Loss(*lost)
             return
         with naming_range(piece.value, self.given):
-            result = ops.evaluate([piece.value], self.given, rounded)[0]
+            packed = None if rounded else self._kernels.pack(piece.value, self.given)
+            result = ops.evaluate([piece.value], self.given, rounded)[0] if packed is None else packed
             arrays = _stored_arrays(result)
         tensors = self.file.tensors[piece.recipe]
         parts = []
@@ -230,8 +244,7 @@ class Writer:
                 pass
 
     def given(self, leaf: Value) -> Array:
-        index = leaf.attrs.get("expert")
-        return self._read(str(leaf.attrs["name"]), None if index is None else int(index))  # type: ignore[arg-type]
+        return reading(self._read)(leaf)
 
 
 def quantized_in(recipe: Value) -> list[Value]:

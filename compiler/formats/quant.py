@@ -79,12 +79,18 @@ def quantize(w: Array, format: WeightFormat, method: Rounding | None = None) -> 
     assert method, f"{format} is no format of codes"
     with np.errstate(over="ignore", invalid="ignore"):
         (codes, scale, zero), loss = _rounded(w, format, method)
-        _require_finite(scale, format)
         # Codes that are kept were multiplied with their scales by the reader.
-        kept = format.keeps_fp8 and w.dtype == fp8.CODED
-        if scale.dtype == np.float32 and not kept:
-            _require_finite(scale * np.float32(format.largest), format)
+        check_range(scale, format, kept=format.keeps_fp8 and w.dtype == fp8.CODED)
     return QTensor(codes, scale, zero, format, w.shape[-1], loss)
+
+
+def check_range(scale: Array, format: WeightFormat, *, kept: bool = False) -> None:
+    """Raises OutOfRange for scales that are infinite, or make a code so. kept: all that codes stand for is known to be
+    finite."""
+    _require_finite(scale, format)
+    if scale.dtype == np.float32 and not kept:
+        with np.errstate(over="ignore"):
+            _require_finite(scale * np.float32(format.largest), format)
 
 
 def _rounded(w: Array, format: WeightFormat, method: Rounding) -> tuple[Rounded, Loss]:

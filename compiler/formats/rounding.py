@@ -17,6 +17,7 @@ Array = NDArray[Any]
 
 _CHUNK_ELEMENTS = 1 << 16  # rows are rounded in chunks of this size: 256 kB of float32 stays in the L2 cache
 _FINE_SCALE = 2.0**-17  # from here on float16, whose steps are 2^-24 at least, takes less than 1/256 from a scale
+SHORTEST = 1 + 1 / 256  # by more than this an exact scale may not exceed the stored one: half a code of 127
 _LONG_GROUP = 128  # beyond it numpy reduces the last axis fast enough by itself
 
 
@@ -48,7 +49,7 @@ def nearest(w: Array, grid: Grid, grouping: Grouping) -> Rounded:
     codes = np.empty((rows.shape[0], padded), np.uint8)
     scale = np.empty((rows.shape[0], groups), NUMPY_DTYPES[grouping.scale])
     zero = None if grouping.zero is None else np.empty(scale.shape, NUMPY_DTYPES[grouping.zero])
-    shared = _matrix_extremes(rows, w.shape[-2]) if grouping.per_tensor else None
+    shared = matrix_extremes(rows, w.shape[-2]) if grouping.per_tensor else None
     for chunk in chunks(rows.shape[0], padded):
         values = padded_columns(as_float32(rows[chunk]), padded).reshape(-1, groups, padded // groups)
         extremes = _extremes(values) if shared is None else (shared[0][chunk], shared[1][chunk])
@@ -96,7 +97,7 @@ def _extremes(values: Array) -> tuple[Array, Array]:
     return columns.min(axis=0).reshape(values.shape[:-1]), columns.max(axis=0).reshape(values.shape[:-1])
 
 
-def _matrix_extremes(rows: Array, per_matrix: int) -> tuple[Array, Array]:
+def matrix_extremes(rows: Array, per_matrix: int) -> tuple[Array, Array]:
     """Smallest and largest of each matrix of `per_matrix` rows [N, K], for each of its rows [N, 1]."""
     extremes = np.zeros((2, rows.shape[0]), np.float32)
     for chunk in chunks(*rows.shape):
@@ -113,7 +114,7 @@ def lengthen(exact: Array, scale: Array, divisor: Array) -> None:
     """
     if scale.dtype == np.float32 or np.abs(divisor).min() >= _FINE_SCALE:
         return
-    short = np.abs(exact) > np.abs(divisor) * np.float32(1 + 1 / 256)  # 1/256: half a code of 127
+    short = np.abs(exact) > np.abs(divisor) * np.float32(SHORTEST)
     if short.any():
         away = np.copysign(np.float32(np.inf), exact[short]).astype(scale.dtype)
         scale[short] = np.nextafter(scale[short], away)
@@ -126,7 +127,8 @@ def _exact_scale(grid: Integers, low: Array, high: Array, own_zeros: bool) -> Ar
         return (high - low) / np.float32(grid.highest - grid.lowest)
     below, above = grid.zero - grid.lowest, grid.highest - grid.zero
     if below == above:
-        return np.maximum(high, -low) / np.float32(above)
+        largest: Array = np.maximum(high, 0 - low)  # of zeros +0, as -low would not be
+        return largest / np.float32(above)
     # The range of codes is lopsided: its long side goes to the sign of the largest magnitude.
     return np.where(-low >= high, low, high) / np.float32(-below)
 
@@ -139,7 +141,8 @@ def _round_groups(
     if zero is not None:
         np.minimum(low, 0, out=low)
         np.maximum(high, 0, out=high)
-    exact = _exact_scale(grid, low, high, zero is not None)
+    # Which of +0 and -0 is the smaller one depends on the machine.
+    exact = _exact_scale(grid, low + np.float32(0), high + np.float32(0), zero is not None)
     scale[...] = exact
     divisor = scale.astype(np.float32)
     lengthen(exact, scale, divisor)

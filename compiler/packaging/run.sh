@@ -2,7 +2,8 @@
 # Runs the model beside this file:
 #
 #   ./run.sh -p "Once upon a time"      generates text; --help lists the options
-#   ./run.sh bench -p 128               or another command: chat, serve, bench, inspect, verify
+#   ./run.sh bench -p 128               or another command: chat, serve, bench, eval, inspect, verify
+#   ./run.sh doctor                     what this device has
 #
 # PYTHON is the interpreter (python3), which may be a command with arguments. SITE is the folder for the packages (site,
 # beside this file); they are put there when it is not yet there.
@@ -16,14 +17,16 @@ site=${SITE:-$here/site}
 # shellcheck disable=SC2086 # $python may have arguments
 [ "$(cat "$here/package.json")" = "$(cat "$site/package.json" 2>/dev/null)" ] || $python "$here/install.py" "$site"
 
-command=generate
 case ${1-} in
-generate | chat | serve | bench | inspect | verify)
+generate | chat | serve | bench | eval | inspect | verify)
     command=$1
     shift
+    set -- "$command" "$here/model" "$@"
     ;;
+doctor) ;;
+*) set -- generate "$here/model" "$@" ;;
 esac
 PYTHONPATH=$site PYTHONSAFEPATH=1
 export PYTHONPATH PYTHONSAFEPATH
 # shellcheck disable=SC2086
-exec $python -s -m dsv3c.runtime "$command" "$here/model" "$@"
+exec $python -s -m dsv3c.runtime "$@"

@@ -26,11 +26,11 @@ FLOAT32, INT8 = "float32", "int8"
 class Cost:
     """One kernel's cost, each part 0 unless the plan says otherwise.
 
-    rows: "T" or "R", the number of rows of a call. row_flops: operations a row. factors: what these multiply, "float32"
-    or "int8", all others multiply float32. pair_flops: operations for each pair of
-    a token and a position it sees. position_flops: operations a position of the context, once a call. cache_row_bytes:
-    bytes of a position of the cache. chosen: positions that a token sees at most, 0 for all before it. table_rows: rows
-    of the weight of which a call reads one for each of its rows.
+    rows: "T" or "R", the number of rows of a call. row_flops: operations a row. position_flops: operations a position
+    of the context, once a call. factors: what these two multiply, "float32" or "int8", all others multiply float32.
+    pair_flops: operations for each pair of a token and a position it sees. cache_row_bytes: bytes of a position of the
+    cache. chosen: positions that a token sees at most, 0 for all before it. table_rows: rows of the weight of which a
+    call reads one for each of its rows.
     experts, top_k, shared: experts stacked in the weight are the first two's choice, and always the shared.
     """
 
@@ -108,11 +108,12 @@ def call_work(cost: Cost, weight_bytes: int, step: StepShape) -> Work:
     """The work of one call whose weight operands are `weight_bytes` long."""
     rows = step.rows if cost.rows == "R" else step.tokens
     pairs = step.pairs_chosen(cost.chosen) if cost.chosen else step.pairs
+    by_weights = cost.row_flops * rows + cost.position_flops * step.positions
     return Work(
         weight_bytes=weight_bytes * _share_read(cost, rows),
         cache_bytes=cost.cache_row_bytes * min(step.positions, pairs),
-        int8_flops=cost.row_flops * rows if cost.factors == INT8 else 0,
-        flops=cost.row_flops * rows + cost.pair_flops * pairs + cost.position_flops * step.positions,
+        int8_flops=by_weights if cost.factors == INT8 else 0,
+        flops=by_weights + cost.pair_flops * pairs,
     )
 
 

@@ -132,7 +132,7 @@ class Conversation:
     def _submit(self, ids: list[int]) -> Ticket:
         how = decoding.with_word_ids(decoding.with_length(self.how, self.model.context), self.model.tokenizer)
         try:
-            task = self.model.task(ids, **how)
+            task = self.model.task(ids, **{"num_return_sequences": 1, **how})
         except ContextOverflow as error:
             largest = self.model.artifact.plan.context
             raise ConversationFull(tokens=len(ids), context=self.model.context, largest=largest) from error

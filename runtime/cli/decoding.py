@@ -267,9 +267,13 @@ def _forms(word: str) -> tuple[str, ...]:
     return (word,) if word[0].isspace() else (word, f" {word}")
 
 
+_LENGTHS = ("max_new_tokens", "max_length")
+
+
 def with_length(how: Mapping[str, Any], usual: int = NEW_TOKENS) -> dict[str, Any]:
     """`how` with a length of the answer, where it has none."""
-    if "max_new_tokens" in how or "max_length" in how:
-        return dict(how)
+    how = {name: value for name, value in how.items() if name not in _LENGTHS or value is not None}
+    if any(name in how for name in _LENGTHS):
+        return how
     least = [value for name in ("min_new_tokens", "min_length") if type(value := how.get(name)) is int]
     return {**how, "max_new_tokens": max(usual, *least) if least else usual}

@@ -221,10 +221,10 @@ def _serving(
 def _how(model: Model, given: Given, asked: Asked) -> dict[str, Any]:
     """The parameters of a request, its seed among them."""
     how = decoding.with_length({**given.how, **asked.how})
-    if "random_seed" not in how:
-        how.setdefault("seed", secrets.randbits(SEED_BITS))
-    else:
+    if "random_seed" in how:
         how["seed"] = how.pop("random_seed")
+    if how.get("seed") is None:
+        how["seed"] = secrets.randbits(SEED_BITS)
     return decoding.with_word_ids(how, model.tokenizer) if "bad_words" in how else how
 
 

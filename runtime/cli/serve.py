@@ -51,6 +51,11 @@ class NothingToServe(RuntimeFault):
     hint = "name artifacts, or a folder of artifacts with --models DIR"
 
 
+class NoModelsFolder(RuntimeFault):
+    message = "--models is {path}, which is no folder"
+    hint = "name the folder that the artifacts lie in"
+
+
 @click.command("serve", cls=Command, sections=_SECTIONS)
 @click.argument("artifacts", type=PATH, nargs=-1, metavar="[ARTIFACT]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
@@ -146,13 +151,18 @@ def _key(text: str, where: Path | str) -> str:
 
 
 def _check(settings: Settings) -> None:
-    """What can be told before anything is loaded. Raises NothingToServe, and for artifacts what opening one does."""
-    from dsv3c.runtime.artifact.artifact import Artifact
+    """What can be told before anything is loaded. Raises NothingToServe, NoModelsFolder, and for artifacts what opening
+    one does."""
+    from dsv3c.runtime.artifact.artifact import MANIFEST, Artifact
 
     if not settings.artifacts and settings.models is None:
         raise NothingToServe()
+    if settings.models is not None and not settings.models.is_dir():
+        raise NoModelsFolder(path=settings.models)
     for folder in settings.artifacts:
         Artifact.open(folder)
+    if not settings.artifacts and settings.models is not None and not any(settings.models.glob(f"*/{MANIFEST}")):
+        echo(f"WARNING: {settings.models} has no artifact so far; one that comes there is found by its name", err=True)
     if not settings.loopback and not settings.keys:
         echo(
             f"WARNING: without a key, everybody who reaches {settings.host} can use these models; give --api-key-file, "

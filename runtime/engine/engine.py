@@ -21,7 +21,7 @@ from dsv3c.runtime.engine.session import Session
 from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies.beams import Beams
 from dsv3c.runtime.engine.strategies.single import Single
-from dsv3c.runtime.errors import Forked, ParameterInvalid
+from dsv3c.runtime.errors import Forked, ModelClosed, ParameterInvalid
 
 if TYPE_CHECKING:
     import asyncio
@@ -137,6 +137,9 @@ class Engine:
         with self._turns:
             if not ticket.waiting:
                 return
+            if self.session.closed:
+                self.scheduler.abandon(ModelClosed())
+                return
             if self._stepping and self._turns.forked:  # the thread that was at it is not in this process
                 self._stepping = False
                 self.scheduler.abandon(Forked(device=type(self.session.device).__name__))
@@ -193,12 +196,12 @@ class Engine:
 
     def _strategies(self, task: Task, max_pages: int) -> list[Single | Beams]:
         params, bounds = task.params, self.session.plan.bounds
-        most = min(bounds.S, bounds.R)
+        most = min(bounds.S, bounds.R, bounds.T)
         if params.num_beams > most:
             raise ParameterInvalid(
                 name="num_beams",
                 value=params.num_beams,
-                reason=f"a step of this artifact holds {most} sequences (compile with --max-sequences)",
+                reason=f"a step of this artifact holds {most} sequences (compile with --max-sequences, --max-tokens)",
             )
 
         def lane() -> Lane:

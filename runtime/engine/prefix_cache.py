@@ -25,7 +25,7 @@ _SALT = b"dsv3c page"
 class PrefixCache:
     """Keeps full pages of `pool`, whose keeper it is. Used by one thread at a time, as the pool.
 
-    hits: of the tokens that were looked up, `lookups`, how many were there.
+    hits: of the tokens that requests looked up, `lookups`, how many were there.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -59,9 +59,12 @@ class PrefixCache:
             pages.append(page)
             keys.append(key)
         sequence.adopt(pages, keys)
-        self.lookups += tokens.size
-        self.hits += sequence.length
         return sequence.length
+
+    def count(self, tokens: int, found: int) -> None:
+        """A request has so many tokens, of which `match` found some."""
+        self.lookups += tokens
+        self.hits += found
 
     def insert(self, sequence: Sequence, tokens: NDArray[np.int32]) -> None:
         """Cache the full pages of `sequence` that hold the first of its `tokens`, as far as both go.

@@ -73,7 +73,7 @@ class Scheduler:
         moved = self._decode()
         moved |= self._read()
         if not moved and self._jobs:
-            self._refuse(next((job for job in self._jobs if not job.ready), self._jobs[0]))
+            self._put_back_for(next((job for job in self._jobs if not job.ready), self._jobs[0]))
         self.reap()
 
     def reap(self) -> None:
@@ -106,9 +106,10 @@ class Scheduler:
     # ---- decoding
 
     def _decode(self) -> bool:
-        jobs = self._with_pages(self._chosen(job for job in self._jobs if job.ready))
+        chosen = self._chosen(job for job in self._jobs if job.ready)
+        jobs = self._with_pages(chosen)
         if not jobs:
-            return False
+            return bool(chosen)  # their pages are for others, who may not have been chosen
         began = self._clock()
         speculator = self.speculator
         if speculator is None or speculator.rests:
@@ -149,23 +150,25 @@ class Scheduler:
         return found
 
     def _has_pages(self, job: Job) -> bool:
+        return all(self._reserve(lane, lane.size) for lane in job.strategy.lanes)
+
+    def _reserve(self, lane: Lane, length: int) -> bool:
+        """Whether there are pages for so many tokens; drafts give back what they have of them."""
         try:
-            for lane in job.strategy.lanes:
-                self.session.reserve(lane.sequence, lane.size)
+            self.session.reserve(lane.sequence, length)
         except OutOfPages:
-            if self.speculator is not None and self.speculator.give_back():
-                return self._has_pages(job)
-            return False
+            given_back = self.speculator is not None and self.speculator.give_back()
+            return given_back and self._reserve(lane, length)
         return True
 
     def _put_back_for(self, job: Job) -> None:
         """The request that is served last gives its pages back, for `job` or because it is that one. It fails if no
         other holds any."""
-        last = next(other for other in reversed(self._jobs) if other.holds_pages)
-        if last is job and not any(other.holds_pages for other in self._jobs if other is not job):
+        holders = [other for other in self._jobs if other.holds_pages]
+        if not any(other is not job for other in holders):
             self._refuse(job)
             return
-        for lane in last.strategy.lanes:
+        for lane in holders[-1].strategy.lanes:
             self._keep(lane)
             self._leave(lane)
 
@@ -174,7 +177,7 @@ class Scheduler:
     def _read(self) -> bool:
         began = self._clock()
         bounds = self.session.plan.bounds
-        room, fed, admitted = bounds.T, list[Fed](), False
+        room, fed, moved, waits = bounds.T, list[Fed](), False, False
         for job in [job for job in self._jobs if not job.ready]:
             if not room or len(fed) == min(bounds.S, bounds.R):
                 break
@@ -182,16 +185,19 @@ class Scheduler:
             if any(self._will_share(lane, other) for each in fed for other in each.lanes):
                 continue
             if not lane.admitted:
-                if not self._admit(job, lane):
-                    break  # nobody overtakes
-                admitted = True
+                waits = waits or not self._admit(job, lane)
+                if waits:
+                    continue  # nobody overtakes; those that are in already go on
+                moved = True
             request = self._reading(job, lane, room)
-            if request is not None:
+            if request is None:
+                moved = moved or not lane.admitted
+            else:
                 fed.append(Fed(job, [lane], [request]))
                 room -= request.tokens.size
         if fed:
             self._run(fed, began)
-        return bool(fed) or admitted
+        return bool(fed) or moved
 
     def _reading(self, job: Job, lane: Lane, room: int) -> Request | None:
         """As much of what is pending as there is room for. The last token gives logits, unless the request has further
@@ -201,11 +207,10 @@ class Scheduler:
         tokens = pending[: min(room, pending.size if alone else pending.size - 1)]
         if not tokens.size:
             return None
-        try:
-            self.session.reserve(lane.sequence, lane.sequence.length + tokens.size)
-        except OutOfPages:  # of a window that has slid
+        while not self._reserve(lane, lane.sequence.length + tokens.size):  # a window that has slid
             self._put_back_for(job)
-            return None
+            if not lane.admitted:
+                return None
         want: Want = "last" if alone and tokens.size == pending.size else "none"
         return Request(lane.sequence, tokens, want, experts=job.experts is not None)
 
@@ -213,7 +218,7 @@ class Scheduler:
         """Take pages for all that is pending; what the prefix cache has is there already. One is left for each lane
         that is under way. False while there are not as many."""
         if self.prefix_cache is not None and not lane.dropped:
-            lane.cached = self.prefix_cache.match(lane.sequence, lane.tokens)
+            self.prefix_cache.match(lane.sequence, lane.tokens)
         others = [other for other in self._jobs if other.holds_pages and other is not job]
         spare = sum(len(other.strategy.lanes) for other in others)
         try:
@@ -223,6 +228,9 @@ class Scheduler:
             lane.leave()
             return False
         lane.admitted = True
+        if self.prefix_cache is not None and job.served < 0:  # what it reads again later was not spared
+            lane.cached = lane.sequence.length
+            self.prefix_cache.count(lane.size, lane.cached)
         return True
 
     def _will_share(self, lane: Lane, other: Lane) -> bool:

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +183,8 @@ def _speed(answers: Many[_Answer]) -> float:
 
 def _answer(model: Model, prompt: Ints, count: int, temperature: float, seed: int) -> _Answer:
     """All `count` tokens, whatever they are."""
-    events = model.stream(prompt, temperature=temperature, seed=seed, max_new_tokens=count, ignore_eos=True, stop=())
+    one: dict[str, Any] = {"num_return_sequences": 1, "num_beams": 1, "ignore_eos": True, "stop": ()}  # no defaults
+    events = model.stream(prompt, temperature=temperature, seed=seed, max_new_tokens=count, **one)
     next(events)
     start = time.perf_counter()
     *_, last = events

@@ -105,9 +105,10 @@ async def _scores(model: Model, task: Task) -> tuple[Scored, ...]:
 
 def _prepared(lease: Lease, asked: Asked) -> list[Prepared]:
     """Runs in a thread: rendering, encoding and compiling a grammar take their time."""
+    how = {"num_return_sequences": asked.results, **asked.how}  # whatever the model's default is
     if asked.messages:
-        return [_of_chat(lease, asked)]
-    return [_of_prompt(lease.model, prompt, dict(asked.how)) for prompt in asked.prompts]
+        return [_of_chat(lease, replace(asked, how=how))]
+    return [_of_prompt(lease.model, prompt, dict(how)) for prompt in asked.prompts]
 
 
 def prompt_tokens(lease: Lease, asked: Asked) -> int:

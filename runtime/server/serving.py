@@ -147,5 +147,5 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason, _, _ = str(getattr(error, "strerror", None) or error).partition(" (while attempting")  # names it again
         raise AddressTaken(host=host, port=port, reason=reason) from None

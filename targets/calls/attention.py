@@ -22,7 +22,10 @@ class MlaAbsorbed:
 @dataclass(frozen=True)
 class MlaMaterialized:
     """q_nope f32 through `view` [T, heads, nope], q_pe f32 [T, heads, d], cache, w_uk packed [heads, nope, rank], w_uv
-    packed [heads, v, rank], … -> y f32 [T, heads, v]."""
+    packed [heads, v, rank], … -> y f32 [T, heads, v].
+
+    group: latents are rounded to int8 in groups of it before they meet the weights; 0: they are not.
+    """
 
     rows: Rows
     heads: int
@@ -32,3 +35,4 @@ class MlaMaterialized:
     scale: float
     weight: WeightFormat
     view: View | None = None
+    group: int = 0

@@ -48,6 +48,7 @@ def _absorbed(spec: MlaAbsorbed) -> Cost:
 def _materialized(spec: MlaMaterialized) -> Cost:
     paging = spec.paging
     return Cost(
+        factors=INT8 if spec.group else FLOAT32,
         pair_flops=2 * spec.heads * (spec.nope + paging.d + spec.v),
         position_flops=2 * spec.heads * paging.rank * (spec.nope + spec.v),  # keys and values rebuilt
         cache_row_bytes=paging.row_bytes,

@@ -176,6 +176,7 @@ def _mla_materialized(value: Value, bounds: Bounds) -> KernelCall:
         scale=_float(value, "scale"),
         weight=format_of(roles["w_uk"].type),
         view=view_of(roles["q_nope"]),
+        group=_int(value.attrs.get("group", 0)),
     )
     return KernelCall(spec, roles | {"y": value})
 

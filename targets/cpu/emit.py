@@ -126,13 +126,14 @@ def _blame_kernel(unit: ObjectUnit, specs: Mapping[str, object], files: Mapping[
 
 
 def _prefill_from(level: IsaLevel, entries: Mapping[str, EntryGraph]) -> dict[str, int]:
-    """Where materialised attention begins to pay at a level whose absorbed attention is the faster kernel."""
+    """Where materialised attention begins to pay at a level whose kernels are not equally fast."""
     values = (value for entry in entries.values() for value in entry.graph.values())
     found = next((value for value in values if value.op == "mla_materialized"), None)
-    if found is None or level.absorbed_rate == 1.0:
+    if found is None:
         return {}
     _, q_pe, cache, w_uk, w_uv, *_ = found.inputs
-    if cache.dtype != "bf16":
+    rebuild_rate = level.rebuild_rate if found.attrs.get("group") else 1.0
+    if cache.dtype != "bf16" or level.absorbed_rate == rebuild_rate == 1.0:
         return {}
     nope, rank, rope, v = (int(dim) for dim in (*w_uk.shape[1:], q_pe.shape[-1], w_uv.shape[1]))
-    return {"prefill_min_tokens": materialize_from(rank, nope, rope, v, level.absorbed_rate)}
+    return {"prefill_min_tokens": materialize_from(rank, nope, rope, v, level.absorbed_rate, rebuild_rate)}

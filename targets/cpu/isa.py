@@ -21,9 +21,10 @@ class IsaLevel:
     `intrinsics.MMLA`, if the level has them.
     matrix: name of the tile registers in `tiles.TILES` that take many rows of integers, if the level has them.
     cflags: what a C compiler is told, for the routines that measure the level's limits. tuning: the measured numbers of
-    its kernels. absorbed_rate: operations a second of absorbed attention over a bfloat16 cache, as a multiple of
-    materialised attention's; it decides from how many tokens on a step takes the latter. platform: the system it is
-    built for; None is this machine.
+    its kernels. absorbed_rate, rebuild_rate: operations a second of absorbed attention over a bfloat16 cache,
+    and of rebuilding keys and values by integer products, as multiples of those of materialised attention's products of
+    floats; they decide from how many tokens on a step takes the latter. platform: the system it is built for; None is
+    this machine.
     """
 
     name: str
@@ -37,6 +38,7 @@ class IsaLevel:
     matrix: str | None = None
     cflags: tuple[str, ...] = ()
     absorbed_rate: float = 1.0
+    rebuild_rate: float = 1.0
     tuning: Tuning = field(default_factory=Tuning)
     platform: Platform | None = None
 

@@ -61,7 +61,7 @@ static struct {
   cores_mask cpus;   // that workers stay on; this and the next change only while there are none
   int tasks_per_thread;
   pthread_t threads[MAX_THREADS];
-  int wanted;   // threads, the caller's one included; 0 until chosen
+  int wanted;   // threads, the caller's one included; 0 until chosen; once they started, as many as there are
   int workers;  // threads started
   nodes_layout nodes;      // that they are divided among; changes only while there are no workers
   unsigned char node_of[MAX_THREADS];  // of each worker
@@ -212,6 +212,7 @@ static void start_workers(void) {
   pthread_sigmask(SIG_SETMASK, &all, &before);
   for (int *n = &pool.workers; *n < pool.wanted - 1; ++*n)
     if (pthread_create(&pool.threads[*n], 0, worker, (void *)(intptr_t)*n) != 0) break;
+  pool.wanted = pool.workers + 1;  // what the system refused is not asked for at each launch again
   pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 

@@ -19,6 +19,8 @@ INTEGER_DOT = "integer-dot-product"  # of four int8 with four in one instruction
 SUBGROUP_32 = "subgroup-32"  # subgroups of 32 neighbouring threads that exchange registers
 SUBGROUP_SHUFFLE = "subgroup-shuffle"  # full subgroups of a width known at loading that do so
 
+MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
+
 
 @dataclass(frozen=True)
 class Capabilities:

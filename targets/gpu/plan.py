@@ -12,13 +12,12 @@ from dsv3c.runtime.artifact.costs import FLOAT32, Cost
 from dsv3c.targets.calls.costs import cost
 from dsv3c.targets.calls.plan import Calls, PlanBuilder
 from dsv3c.targets.gpu.kernels import operands, stages
-from dsv3c.targets.gpu.kernels.frame import MOST_BINDING
 from dsv3c.targets.gpu.kernels.parts import Part, units
 from dsv3c.targets.gpu.lower import lower
 from dsv3c.targets.gpu.sampling import add_sampling
 
 
-def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> Planned:
+def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_binding: int) -> Planned:
     """The plan of all entries over one arena, those that end with tokens included.
 
     max_binding: bytes of a weight, or of scratch, that a kernel can be given as one operand.
@@ -29,7 +28,7 @@ def plan(entries: Mapping[str, EntryGraph], bounds: Mapping[str, int], max_bindi
     return builder.planned(_cost)
 
 
-def scratch_bytes(value: Value, bounds: Mapping[str, int], max_binding: int = MOST_BINDING) -> int:
+def scratch_bytes(value: Value, bounds: Mapping[str, int], max_binding: int) -> int:
     """Bytes of the scratch operand that the kernels of a value share, 0 without one."""
     return _calls(max_binding).scratch_bytes(value, bounds)
 

@@ -133,7 +133,8 @@ def attention(shape: Shape, fmt: WeightFormat, tokens: int, context: int, elemen
     absorbed = Bench(name, MlaAbsorbed(Rows(tokens), shape.heads, paging, 0.1), inputs, read, work)
     if tokens < 32:
         return [absorbed]
-    spec = MlaMaterialized(Rows(tokens), shape.heads, shape.nope, shape.value, paging, 0.1, fmt)
+    group = fmt.grouping.activations if fmt.integer_products else 0
+    spec = MlaMaterialized(Rows(tokens), shape.heads, shape.nope, shape.value, paging, 0.1, fmt, group=group)
     rebuild = shape.heads * context * shape.rank * (shape.nope + shape.value)
     work = rebuild + pairs * shape.heads * (shape.nope + shape.rope + shape.value)
     return [absorbed, Bench(f"materialized {context}{suffix}", spec, inputs, read, work)]

@@ -85,7 +85,7 @@ def loops(level: IsaLevel, format: WeightFormat) -> dict[str, Loop]:
     found = [loop for loop in innermost_loops(assembly) if loop.products]
     return {
         "many": max(found, key=lambda loop: loop.products / len(loop.body)),
-        "one": max(found, key=lambda loop: loop.prefetches),  # alone it fetches its weights ahead in the inner loop
+        "one": max(found, key=lambda loop: loop.prefetches / loop.products),  # which fetches a line for a row alone
     }
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: make conformance")
+pytest.importorskip("transformers", reason="transformers is not installed: make conformance")
+
 import torch
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 

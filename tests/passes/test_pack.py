@@ -62,25 +62,47 @@ def test_float_weights_meet_float_activations(format: str) -> None:
     assert_same_meaning(graph(text), after)
 
 
-def test_materialized_attention_takes_packed_weights_and_float_queries() -> None:
-    text = """
+def attention(format: str) -> str:
+    return f"""
   %q: f32[T, 2, 8] = input()
   %q_pe: f32[T, 2, 4] = input()
   %cache: f32[N, 12] = input()
   %uk: f32[2, 8, 8] = param()
-  %4: int8[2, 8, 8] = quantize(%uk) {"format": "int8"}
+  %4: {format}[2, 8, 8] = quantize(%uk) {{"format": "{format}"}}
   %uv: f32[2, 6, 8] = param()
-  %6: int8[2, 6, 8] = quantize(%uv) {"format": "int8"}
+  %6: {format}[2, 6, 8] = quantize(%uv) {{"format": "{format}"}}
   %at: i32[T] = input()
   %of: i32[T] = input()
   %pages: i32[S, P] = input()
-  %o: f32[T, 2, 6] = mla_materialized(%q, %q_pe, %cache, %4, %6, %at, %of, %pages) {"scale": 1, "page_size": 4}
+  %o: f32[T, 2, 6] = mla_materialized(%q, %q_pe, %cache, %4, %6, %at, %of, %pages) {{"scale": 1, "page_size": 4}}
   return o=%o
 """
-    after = packed(text)
+
+
+def latent_group(after: Graph) -> object:
+    return after.result("o").attrs.get("group", 0)
+
+
+def test_materialized_attention_takes_packed_weights_and_float_queries() -> None:
+    text = attention("int8")
+    after = packed(text, integer=False)
     assert after.count("pack") == 2
     assert after.count("quantize_rows") == 0
+    assert latent_group(after) == 0
     assert_same_meaning(graph(text), after)
+
+
+@pytest.mark.parametrize(("format", "group"), [("int8", 64), ("int4-g32", 32), ("nf4-g16", 16)])
+def test_materialized_attention_rounds_latents_where_activations_are(format: str, group: int) -> None:
+    text = attention(format)
+    after = packed(text)
+    assert latent_group(after) == group
+    assert after.count("quantize_rows") == 0
+    assert_same_meaning(graph(text), after, rtol=0, atol=0.1)
+
+
+def test_floats_stand_for_latents_that_meet_no_integers() -> None:
+    assert latent_group(packed(attention("fp8"))) == 0
 
 
 def test_an_embedding_stays_in_rows() -> None:

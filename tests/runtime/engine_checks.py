@@ -30,6 +30,7 @@ class Text:
     sampler: Sampler
     drafted: Drafted = field(default_factory=Drafted)
     left: int = 9
+    room: int = 99
 
 
 def prompts(vocab_size: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:

@@ -222,10 +222,12 @@ class ToyDevice:
         return self.outputs[name]
 
     def copy_slots(self, source: int, target: int, count: int) -> None:
+        assert not self.closed
         for cache in self.caches.values():
             cache[target : target + count] = cache[source : source + count]
 
     def read_slots(self, start: int, count: int) -> dict[str, NDArray[Any]]:
+        assert not self.closed
         return {name: cache[start : start + count].copy() for name, cache in self.caches.items()}
 
     def write_slots(self, start: int, rows: Mapping[str, NDArray[Any]]) -> None:

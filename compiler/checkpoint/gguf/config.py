@@ -104,7 +104,8 @@ def _deepseek32(keys: Keys, stored: Stored) -> Values:
 def _glm_dsa(keys: Keys, stored: Stored) -> Values:
     values, types = _deepseek2(keys, stored), keys.numbers("attention.indexer.types")
     if types is None and values["max_position_embeddings"] >= _GLM_SHARING_CONTEXT:
-        types = np.array([layer < 2 or layer % 4 == 2 for layer in range(values["num_hidden_layers"])])
+        layers = min(values["num_hidden_layers"], len(stored))  # each has tensors: more are only claimed
+        types = np.array([layer < 2 or layer % 4 == 2 for layer in range(layers)])
     names = None if types is None else ["full" if whole else "shared" for whole in types]
     return values | _indexer(keys) | {"model_type": "glm_moe_dsa", "indexer_types": names}
 

@@ -57,8 +57,7 @@ def _shards(data: bytes, index: str) -> list[str]:
         found = parse_object(data).get("weight_map")
     except ValueError as error:
         raise ValueError(f"{index} is no JSON: {error}") from error
-    names: Iterable[object] = found.values() if isinstance(found, dict) else ()
-    plain = {name for name in names if isinstance(name, str)}
-    if not isinstance(found, dict) or len({*names}) != len(plain) or not plain:
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{index} has no weight_map of file names")
-    return sorted(plain)
+    return sorted(set(names))

@@ -14,6 +14,7 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.patterns import follower
 from dsv3c.compiler.errors import AdapterUnsupportedError
 
 CONFIG = "adapter_config.json"
@@ -108,13 +109,16 @@ def _unsupported(fields: ConfigFields, key: str, reason: str) -> AdapterUnsuppor
 
 
 def _patterns(fields: ConfigFields, key: str) -> list[tuple[str, ConfigFields]]:
-    """The regular expressions of an object, each with the object. Raises ConfigValueError."""
+    """The regular expressions of an object, each with the object. Raises ConfigValueError, AdapterUnsupportedError."""
     found = fields.object(key)
     for pattern in found.values:
         try:
             re.compile(_whole(pattern))
         except (re.error, RecursionError, OverflowError) as error:
             raise fields.wrong(key, f"regular expressions, {quote(pattern)} is none: {error}") from error
+        if follower(_whole(pattern)) is None:
+            what, reason = f"the pattern {quote(pattern)} of {key}", "it is not of the kind that can be matched quickly"
+            raise AdapterUnsupportedError(path=fields.path, what=what, reason=reason)
     return [(pattern, found) for pattern in found.values]
 
 
@@ -124,7 +128,8 @@ def _whole(pattern: str) -> str:
 
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
     """The first pattern that the end of a module's name matches; the name itself without one."""
-    return next((pattern for pattern in patterns if re.match(_whole(pattern), module)), module)
+    found = ((pattern, follower(_whole(pattern))) for pattern in patterns)
+    return next((pattern for pattern, matches in found if matches and matches(module)), module)
 
 
 def _stored_as_is(version: object) -> bool | None:

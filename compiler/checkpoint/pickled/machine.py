@@ -63,11 +63,13 @@ def _ordered_dict(*given: Any) -> dict[Any, Any]:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2: hooks, metadata and what gradients need are of no use here."""
+    """torch._utils._rebuild_tensor_v2: hooks and what gradients need are of no use here."""
     if not isinstance(storage, Storage) or not _counts((offset,)) or not _counts(shape) or not _counts(strides):
         raise Malformed("a tensor is made of something other than a storage, an offset, sizes and strides")
     if len(shape) != len(strides) or len(shape) > _MAX_TENSOR_DIMS:
         raise Malformed(f"a tensor has {len(shape)} sizes and {len(strides)} strides")
+    if any(isinstance(metadata, dict) and metadata.get("neg") for metadata in rest):
+        raise Malformed("a tensor is stored with other signs than it has")
     return Tensor(storage, storage.dtype, offset, shape, strides)
 
 

@@ -7,6 +7,7 @@ number of elements in eight bytes and the elements (pytorch's `torch/serializati
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ class TorchFile(TensorFile):
         try:
             content, storages = _zipped(self._map) if self._map[:2] == b"PK" else _legacy(self._map)
             self._tensors = _weights(content)
-            self.tensors = {name: _info(name, tensor, storages) for name, tensor in self._tensors.items()}
+            self.tensors = {name: _info(name, tensor, storages, self.size) for name, tensor in self._tensors.items()}
         except Refused as error:
             raise PickledNameError(path=path, name=quote(str(error))) from error
         except ValueError as error:
@@ -131,7 +132,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
     raise Malformed("it holds no dictionary of tensors")
 
 
-def _info(name: str, tensor: Tensor, storages: Mapping[str, Record]) -> TensorInfo:
+def _info(name: str, tensor: Tensor, storages: Mapping[str, Record], file_size: int) -> TensorInfo:
     record = storages.get(tensor.storage.key)
     if record is None:
         raise Malformed(f"it has no storage for the tensor {quote(name)}")
@@ -141,4 +142,6 @@ def _info(name: str, tensor: Tensor, storages: Mapping[str, Record]) -> TensorIn
     end = begin + (last + 1) * width if all(tensor.shape) else begin
     if end > record.end:
         raise Malformed(f"the tensor {quote(name)} reaches beyond its storage")
+    if math.prod(tensor.shape) > file_size:  # by strides of 0 one stands for any number of them
+        raise Malformed(f"the tensor {quote(name)} has more numbers than the file has bytes")
     return TensorInfo(name, tensor.dtype, tensor.shape, begin, end)

@@ -1,18 +1,14 @@
 """The modules that a quantization_config leaves out, by the ways that formats name them.
 
-Patterns come from a file that nobody vouches for: only those are followed that take linear time, made of plain names,
-`.*`, `\\d+` and choices `(a|b)`. What is not followed says nothing.
+Patterns come from a file that nobody vouches for: one that is not followed says nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from dsv3c.compiler.checkpoint.fields import ConfigFields
-
-_MAX_ENTRY = 1000  # characters
-_PIECE = re.compile(r"(?:[\w-]|\\[.\-_]|\.|\\d\+|\[0-9\]\+|\((?:\?:)?(?:[\w|.-]|\\\.)+\))*")
+from dsv3c.compiler.checkpoint.patterns import follower
 
 
 def modules(config: ConfigFields, key: str) -> tuple[str, ...]:
@@ -46,26 +42,8 @@ def matching(module: str, entries: Sequence[str]) -> str | None:
 
 def follows(pattern: str, module: str) -> bool:
     """Whether re.match finds the pattern, as far as it is of the kind that is followed; else False."""
-    ends = pattern.endswith("$") and not pattern.endswith("\\$")
-    *pieces, last = pattern.removeprefix("^").removesuffix("$" if ends else "").split(".*")
-    if len(pattern) > _MAX_ENTRY or not all(_PIECE.fullmatch(piece) for piece in (*pieces, last)):
-        return False
-    at = 0
-    for number, piece in enumerate((*pieces, last)):
-        if number == len(pieces) and ends:
-            return _at_end(piece, module, at, anchored=number == 0)
-        compiled = re.compile(piece)
-        found = compiled.match(module, at) if number == 0 else compiled.search(module, at)
-        if found is None:
-            return False
-        at = found.end()
-    return True
-
-
-def _at_end(piece: str, module: str, at: int, anchored: bool) -> bool:
-    compiled = re.compile(piece)
-    starts = (at,) if anchored else range(at, len(module) + 1)
-    return any(compiled.fullmatch(module, start) for start in starts)
+    found = follower(pattern)
+    return found is not None and found(module)
 
 
 def _alike(components: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from dsv3c.compiler.core.ir import Dim, TensorType, dim_product
 from dsv3c.compiler.core.ops import primitive
 from dsv3c.compiler.core.ops.table import Array, Op, float32, op_table, require
-from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.core.ops.weight import decoded, evaluate_quantize_rows
 from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.compiler.formats.elements import as_float32
 
@@ -203,7 +203,9 @@ def infer_mla_materialized(
     page_table: TensorType,
     scale: float,
     page_size: int,
+    group: int = 0,
 ) -> TensorType:
+    require(group >= 0, f"latents are rounded in groups of {group}")
     primitive.require_paging(positions, sequence, page_table)
     primitive.require_dtype(F32, q_nope, q_pe)
     require(q_nope.shape[:-1] == q_pe.shape[:-1], f"queries {q_nope} and {q_pe} differ in tokens or heads")
@@ -225,13 +227,18 @@ def evaluate_mla_materialized(
     page_table: Array,
     scale: float,
     page_size: int,
+    group: int = 0,
 ) -> Array:
-    """Attention on rebuilt keys and values: w_uk [H, nope, kv_lora_rank], w_uv [H, v, kv_lora_rank]."""
+    """Attention on rebuilt keys and values: w_uk [H, nope, kv_lora_rank], w_uv [H, v, kv_lora_rank].
+
+    group: latents are first rounded to int8 in groups of it (`quantize_rows`); 0: they are not.
+    """
     w_uk, w_uv = decoded(w_uk), decoded(w_uv)
     rank = w_uk.shape[-1]
     context = as_float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
-    keys = np.einsum("nl,hdl->hdn", context[:, :rank], w_uk, optimize=True)
-    values = np.einsum("nl,hdl->hnd", context[:, :rank], w_uv, optimize=True)
+    latents = decoded(evaluate_quantize_rows(context[:, :rank], group)) if group else context[:, :rank]
+    keys = np.einsum("nl,hdl->hdn", latents, w_uk, optimize=True)
+    values = np.einsum("nl,hdl->hnd", latents, w_uv, optimize=True)
     scores = np.matmul(q_nope.transpose(1, 0, 2), keys) + np.matmul(q_pe.transpose(1, 0, 2), context[:, rank:].T)
     return _attend(scores * np.float32(scale), values, positions, sequence, page_table, page_size)
 

@@ -16,7 +16,8 @@ from dsv3c.runtime.engine.session import Ints
 
 
 class Drafting(Protocol):
-    """What is drafted for: `strategies.single.Single` is one. left: tokens that the text may still get."""
+    """What is drafted for: `strategies.single.Single` is one. left: tokens that the text may still get. room:
+    that it has place for behind what it has."""
 
     @property
     def lane(self) -> Lane: ...
@@ -29,6 +30,9 @@ class Drafting(Protocol):
 
     @property
     def left(self) -> int: ...
+
+    @property
+    def room(self) -> int: ...
 
 
 class Drafter(Protocol):

@@ -21,9 +21,9 @@ from dsv3c.runtime.engine.lanes import NO_TOKENS, Lane
 from dsv3c.runtime.engine.session import Ints, Session
 from dsv3c.runtime.engine.speculation import Drafting
 from dsv3c.runtime.engine.speculation.growth import cost
-from dsv3c.runtime.errors import OutOfPages, UnknownEntry
+from dsv3c.runtime.errors import ContextOverflow, OutOfPages, UnknownEntry
 
-WINDOW = 512  # tokens of the layer's own cache
+WINDOW = 512  # tokens of the layer's own cache, fewer where the plan's context is shorter
 HEARS = 4  # states before the first draft: the pending token's, and those of three drafts
 
 
@@ -133,11 +133,11 @@ class MtpDrafter:
         if state is None or not state.tokens.size or state.end != lane.sequence.length:
             return False
         needed = state.tokens.size + count
-        if state.sequence.length + needed > WINDOW:
+        if state.sequence.length + needed > min(WINDOW, state.sequence.capacity):
             state.sequence.close()
         try:
             self._session.reserve(state.sequence, state.sequence.length + needed)
-        except OutOfPages:
+        except (ContextOverflow, OutOfPages):
             return False
         return True
 

@@ -71,7 +71,7 @@ class Speculator:
             able = [each for each in able if each not in far]
         if count and able:
             for each, drafts in zip(able, self._proposed(able, count), strict=True):
-                each.lane.drafts = drafts[: min(count, each.left - 1, each.lane.sequence.capacity - each.lane.size)]
+                each.lane.drafts = drafts[: min(count, each.left - 1, each.room)]
                 self._reserve(each.lane)
         self._lanes, self._rows = lanes, lanes + sum(each.lane.drafts.size for each in drafting)
 

@@ -8,6 +8,7 @@ not in what their texts are worth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from dsv3c.runtime.devices.device import Floats
 from dsv3c.runtime.engine.answer import Answer, Times
 from dsv3c.runtime.engine.generation import Drafted, Event, FinishReason, Task
 from dsv3c.runtime.engine.lanes import Lane
+from dsv3c.runtime.engine.processors.filters import divisor
 from dsv3c.runtime.engine.sampling import Draw, Sampler
 from dsv3c.runtime.engine.strategies import Rows
 
@@ -82,9 +84,8 @@ class _Group:
         full = len(self.results) == self.size
         if self._can_improve and not (full and params.early_stopping is True):
             texts = [self.beams[each.beam].lane.history.generated for each in chosen]
-            worth = np.float32(length**params.length_penalty)
             ended = [
-                Result((*text.tolist(), each.token), np.float32(each.score / worth))
+                Result((*text.tolist(), each.token), _penalised(each.score, length, params.length_penalty))
                 for each, text in zip(chosen[: self.size], texts, strict=False)
                 if each.ends
             ]
@@ -120,7 +121,7 @@ class _Group:
         full = len(self.results) == self.size
         if params.early_stopping == "never" and params.length_penalty > 0:
             length = self._task.limit
-        best = self.beams[0].score / np.float32(length**params.length_penalty)
+        best = _penalised(self.beams[0].score, length, params.length_penalty)
         self._can_improve &= not full or bool(best > self.results[-1].score)
         return not self._can_improve or (full and params.early_stopping is True)
 
@@ -221,7 +222,7 @@ class Beams:
         penalty = self._task.params.length_penalty
         beams = [beam for group in self._open for beam in group.beams]
         found = [(tuple(beam.lane.history.generated.tolist()), beam.score) for beam in beams]
-        return [Result(tokens, np.float32(score / max(1, len(tokens)) ** penalty)) for tokens, score in found]
+        return [Result(tokens, _penalised(score, max(1, len(tokens)), penalty)) for tokens, score in found]
 
     def _told(self, index: int, result: Result, reason: FinishReason, times: Times) -> list[Event]:
         answer, texts = Answer(self._task, index), []
@@ -234,3 +235,12 @@ class Beams:
         assert last.generation is not None
         generation = replace(last.generation, score=float(result.score))
         return [Event("".join(texts) + last.text, None, generation, index)]
+
+
+def _penalised(score: np.float32, length: int, penalty: float) -> np.float32:
+    """The score of a text of that length, with the length penalty."""
+    try:
+        worth = length**penalty
+    except OverflowError:
+        worth = math.inf
+    return np.float32(score / divisor(worth))

@@ -40,8 +40,7 @@ class Single:
         self._events: list[Event] = []  # not told yet
         self._look_ahead()
         self._write_forced()
-        if lane.size > self._context:
-            lane.slide(SINKS, self._context // 2)
+        self._slide()
 
     @property
     def lanes(self) -> Many[Lane]:
@@ -55,6 +54,11 @@ class Single:
     def left(self) -> int:
         """Tokens that the text may still get."""
         return self._answer.left
+
+    @property
+    def room(self) -> int:
+        """Tokens that come behind the text before its window slides."""
+        return self._context - self.lane.size
 
     def draws(self, lane: Lane) -> tuple[Draw, ...] | None:
         if self._logprobs is not None:
@@ -83,13 +87,18 @@ class Single:
         if drafts.size:
             before = self.drafted
             self.drafted = Drafted(before.proposed + drafts.size, before.accepted + right, before.steps + 1)
-        if lane.size > self._context:
-            lane.slide(SINKS, self._context // 2)
+        self._slide()
         return self._taken_events()
 
     def end(self, reason: FinishReason, times: Times) -> list[Event]:
         last = self._answer.end(reason, times, self.drafted, self.lane.cached, self.lane.dropped)
         return [*self._taken_events(), last]
+
+    def _slide(self) -> None:
+        """Where the window is full, half of it is kept: the last token at least, which is still to be read."""
+        if self.room < 0:
+            size = max(1, self._context // 2)
+            self.lane.slide(min(SINKS, size - 1), size)
 
     def _next(self, row: Floats | int) -> int:
         """Write the token that comes where a step gave this row."""

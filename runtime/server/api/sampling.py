@@ -58,9 +58,11 @@ def how_of(body: Body) -> tuple[dict[str, Any], dict[str, str]]:
     bias = body.inner("logit_bias")
     take("logit_bias", None if bias is None else bias.values)
     take("json_schema", *_schema(body))
+    if how.get("seed") == -1:  # a fresh one, as others write it
+        del how["seed"], fields["seed"]
     if "seed" in how:
         how["seed"] %= 1 << 63
-    if how.get("top_k") == -1:  # off, as others write it
+    if how.get("top_k") == -1:  # off
         how["top_k"] = 0
     if how.get("num_return_sequences", 1) > 1 and "temperature" not in how:
         how["do_sample"] = True  # several results are asked for to be different

@@ -92,10 +92,11 @@ SPECS = tuple(_KERNELS)  # the kinds of specs
 
 
 def supports(format: WeightFormat, op: str) -> bool:
-    """Whether the operation can have weights of that format: what is looked up, what is decoded, what is multiplied."""
+    """Whether the operation can have weights of that format: what is looked up, what is multiplied."""
     if op == "take":
         return rows.NAME in format.packings
-    return rows16.NAME in format.packings and (decodes if op == "mla_materialized" else multiplies)(format)
+    found = format.integer_products or decodes(format) if op == "mla_materialized" else multiplies(format)
+    return rows16.NAME in format.packings and found
 
 
 def operands(spec: object) -> tuple[Operand, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -17,13 +18,14 @@ from dsv3c.compiler.formats.rows16 import LANES, elements_of
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import View
-from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32, prefetch
+from dsv3c.targets.cpu.intrinsics import DOT4, bf16_pair_to_f32
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import mmla
 from dsv3c.targets.cpu.kernels.coded import coded_dot
+from dsv3c.targets.cpu.kernels.fetch import Fetch, Turn, fetching
 from dsv3c.targets.cpu.kernels.frame import Buffer, local
 from dsv3c.targets.cpu.kernels.vector import f32, load, load_f32, store
-from dsv3c.targets.cpu.kernels.weights import LINE, Weight, columns_quads, eight_columns
+from dsv3c.targets.cpu.kernels.weights import Weight, columns_quads, eight_columns
 
 Expr = Any
 
@@ -55,11 +57,6 @@ def tile_rows(level: IsaLevel, w: Weight) -> int:
     return max(1, level.tuning.token_tile // narrow.registers)
 
 
-def tile_number(indices: list[Expr]) -> Expr | None:
-    """Which tile has the rows `indices`; None for a single row, which streams by too fast to fetch more meanwhile."""
-    return T.bind(T.floordiv(indices[0], len(indices))) if len(indices) > 1 else None
-
-
 @dataclass(frozen=True)
 class Tile:
     """Sums of a finished tile; vectors of `lanes` rows of a block start at 0, lanes, … below 16."""
@@ -77,12 +74,12 @@ def dot_tile(
     x: Activation,
     blocks: list[Expr],
     rows: list[tuple[Expr, Expr]],
-    number: Expr | None = None,
+    turn: Turn | None = None,
 ) -> Tile:
     """Emit the products of weight `blocks` with activation `rows`, each (row, head) of the view (q8: head is 0).
 
-    number: which tile of these blocks it is; if given, the tiles fetch the next of each block line by line meanwhile,
-    integer formats only. Codes that stand for floats take one row. The kernel must import PREFETCH_IR.
+    turn: of a tile of several rows, by which integer formats fetch weights ahead. Codes that stand for floats take one
+    row. The kernel must import PREFETCH_IR.
     """
     sums = [[local("f32", LANES) for _ in rows] for _ in blocks]
     tile = Tile(sums, level.lanes)
@@ -102,10 +99,12 @@ def dot_tile(
         return tile
     most = max(1, tile_rows(level, w) * level.tuning.row_blocks // len(rows))  # blocks that registers hold sums of
     numbers = [row for row, _ in rows]
+    by_words = _matrices(level, x_starts) is None
     for first in range(0, len(blocks), most):
         some = slice(first, first + most)
         held = Tile(sums[some], level.lanes)
-        _integer_dot(level, w, x, starts[some], scale_starts[some], x_starts, numbers, held, number)
+        products = partial(_integer_dot, level, w, x, starts[some], scale_starts[some], x_starts, numbers, held)
+        fetching(w, starts[some], level.tuning.prefetch_bytes, turn, by_words, products)
     return tile
 
 
@@ -200,7 +199,7 @@ def _integer_dot(
     x_starts: list[Expr],
     rows: list[Expr],
     tile: Tile,
-    number: Expr | None,
+    fetch: Fetch,
 ) -> None:
     grouping, lanes = w.format.grouping, level.lanes
     group = grouping.activations
@@ -208,19 +207,19 @@ def _integer_dot(
     parts = range(0, LANES, lanes)
     sums = [[local("i32", LANES) for _ in rows] for _ in starts]
     scales = [T.bind(row * groups) for row in rows]
+    matrices = _matrices(level, x_starts)
     with T.serial(0, groups) as g:
-        if number is not None:
-            _fetch(w, number, starts, groups, g)
+        fetch.group(g)
         for row, scale in enumerate(scales):
             total = T.bind(x.sum[scale + g])
             for block in range(len(starts)):
                 for part in parts:
                     store(sums[block][row], part, _offset(level, w, scale_starts[block], g, part, total), lanes)
-        if level.mmla and len(rows) % 2 == 0:
+        if matrices:
             codes = _columns_of(level, w, starts)
-            mmla.add_products(level.mmla, codes, x.data, g * group, group, x_starts, sums)
+            mmla.add_products(matrices, codes, x.data, g * group, group, x_starts, sums)
         else:
-            _dot_words(level, w, x, g, starts, x_starts, sums)
+            _dot_words(level, w, x, g, starts, x_starts, sums, fetch)
         for row, scale in enumerate(scales):
             x_scale = T.bind(T.broadcast(w.scaled(x.scale[scale + g]), lanes))
             for block in range(len(starts)):
@@ -240,13 +239,9 @@ def _integer_dot(
                 store(buffer, part, load(buffer, part, lanes) * scale, lanes)
 
 
-def _fetch(w: Weight, number: Expr, starts: list[Expr], groups: int, g: Expr) -> None:
-    """One line for each block in each group: few enough for the loads of the tile itself never to wait behind them."""
-    line = T.bind((number * groups + g) * LINE)
-    with T.If(line < w.block_size):
-        with T.Then():
-            for start in starts:
-                prefetch(w.data, start + T.int64(w.block_size) + T.Cast("int64", line))
+def _matrices(level: IsaLevel, rows: list[Expr]) -> str | None:
+    """Name of the level's product of matrices, if it takes so many rows: they go in pairs."""
+    return level.mmla if len(rows) % 2 == 0 else None
 
 
 def _offset(level: IsaLevel, w: Weight, scale_start: Expr, g: Expr, part: int, total: Expr) -> Expr:
@@ -267,6 +262,7 @@ def _dot_words(
     starts: list[Expr],
     x_starts: list[Expr],
     sums: list[list[Buffer]],
+    fetch: Fetch,
 ) -> None:
     """Add the products of group g."""
     group = w.format.grouping.activations
@@ -274,7 +270,7 @@ def _dot_words(
     unroll = gcd(max(1, level.tuning.word_unroll // w.planes.words), units)
     count = min(group, unroll * w.planes.columns)
     with T.serial(0, group // count) as chunk:
-        _dot_columns(level, w, x, T.bind(g * group + chunk * count), count, starts, x_starts, sums)
+        _dot_columns(level, w, x, T.bind(g * group + chunk * count), count, starts, x_starts, sums, fetch)
 
 
 def _dot_columns(
@@ -286,13 +282,13 @@ def _dot_columns(
     starts: list[Expr],
     x_starts: list[Expr],
     sums: list[list[Buffer]],
+    fetch: Fetch,
 ) -> None:
     """Add the products of `count` columns from `column` on: of whole units, or of less than one.
 
     Four columns at a time for all rows, so that few registers hold codes and most hold sums.
     """
-    if len(x_starts) == 1:
-        _prefetch_row(level, w, column, count, starts)
+    fetch.words(column, count)
     size = w.planes.columns if count % w.planes.columns == 0 else 2 * QUAD
     added = [_Sums(level, w.integer_bits, buffers) for buffers in sums]
     for first in range(0, count, size):
@@ -315,14 +311,6 @@ def _dot_columns(
 def _word(x: Activation, at: Expr) -> Expr:
     """Four activations as an int32."""
     return T.bind(T.reinterpret("int32", load(x.data, at, QUAD)))
-
-
-def _prefetch_row(level: IsaLevel, w: Weight, column: Expr, count: int, starts: list[Expr]) -> None:
-    """A row alone is as fast as memory, and the hardware's own prefetching stops at the end of each page."""
-    for start in starts:
-        at = w.unit_at(start, T.floordiv(column, w.planes.columns))
-        for word in range(w.planes.words * -(-count // w.planes.columns)):
-            prefetch(w.data, at + T.int64(word * LINE + level.tuning.prefetch_bytes))
 
 
 class _Sums:

@@ -1,11 +1,11 @@
 """mla_materialized: attention on keys and values rebuilt from the latent cache, for many tokens at once.
 
-A task takes whole heads, one after the other. It decodes the head's half of kv_b_proj once; then it goes over the
-context in blocks of slots, rebuilds their keys and values, and lets every token of the sequence see them. All products
-are tiles of a few rows by a panel (words.py), in the task's own slice of the scratch operand:
+A task takes whole heads, one after the other. It goes over the context in blocks of slots, rebuilds their keys and
+values from the head's half of kv_b_proj (rebuild.py), and lets every token of the sequence see them. The products of
+scores and sums are tiles of a few rows by a panel (words.py), in the task's own slice of the scratch operand:
 
-    keys    w_uk panel x latent rows, transposed: the slots come into the lanes of a panel
-    values  w_uv panel x latent rows
+    keys    w_uk x latent rows, transposed: the slots come into the lanes of a panel
+    values  w_uv x latent rows
     scores  panel of keys x queries
     sums    panel of values x probabilities
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dsv3c.compiler.formats.rows16 import LANES, padded_rows
@@ -26,18 +25,23 @@ from dsv3c.targets.calls.attention import MlaMaterialized
 from dsv3c.targets.calls.operands import CONTROL, view_of, weight_operands
 from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels import cache_codes
 from dsv3c.targets.cpu.kernels.cache import cache_row
-from dsv3c.targets.cpu.kernels.decode import decode_block, decoded_columns
 from dsv3c.targets.cpu.kernels.frame import PARALLEL_WORK, Buffer, Operand, PrimFunc, local, loop, prim_func
+from dsv3c.targets.cpu.kernels.rebuild import (
+    BLOCK,
+    KEY,
+    Rebuild,
+    rebuild_imports,
+    rebuild_of,
+    rebuild_size,
+    stage_part,
+)
 from dsv3c.targets.cpu.kernels.softmax import LOWEST, masked
 from dsv3c.targets.cpu.kernels.vector import add, columns, exp2, f32, horizontal, load, store, transpose
-from dsv3c.targets.cpu.kernels.weights import Weight
 from dsv3c.targets.cpu.kernels.words import PANEL, Sums, Words
 
 Expr = Any
 
-BLOCK = 64  # slots whose keys and values exist at a time
 GROUP = PANEL  # slots of a panel of keys; those 16 apart are partners
 SLICES = 32  # tasks at most, as each has a slice of the scratch operand
 
@@ -48,9 +52,6 @@ class _Sizes:
 
     nope_panels: int
     v_panels: int
-    rank: int  # of a latent
-    decoded: int  # of a weight row: rank, and what its format pads
-    latent: int  # of a latent, whole vectors
     rope: int  # of a rotated key, whole panels
     nope: int  # of the other part of a key, whole panels
 
@@ -60,20 +61,17 @@ class _Sizes:
 
     @classmethod
     def of(cls, spec: MlaMaterialized, steps: int) -> _Sizes:
-        rank, d = spec.paging.rank, spec.paging.d
-        nope, v, rope = (-(-n // PANEL) for n in (spec.nope, spec.v, d))
-        latent, decoded = -(-rank // steps), decoded_columns(spec.weight, rank) // steps
-        return cls(nope, v, latent, decoded, padded_rows(latent), rope * PANEL // steps, nope * PANEL // steps)
+        nope, v, rope = (-(-n // PANEL) for n in (spec.nope, spec.v, spec.paging.d))
+        return cls(nope, v, rope * PANEL // steps, nope * PANEL // steps)
 
 
 @dataclass(frozen=True)
 class _Slice:
     """Offsets of one task's slice of the scratch operand, in words."""
 
-    w_uk: Expr  # [nope_panels][decoded, PANEL]
-    w_uv: Expr  # [v_panels][decoded, PANEL]
-    latent: Expr  # [BLOCK, latent + rope]: cache rows
-    turn: Expr  # [1 or 2, 16, 16]: keys before they are transposed
+    rebuild: Expr  # what rebuilding needs
+    rotated: Expr  # [BLOCK, rope]: the rotated keys of cache rows
+    rebuilt: Expr  # [BLOCK, PANEL]: a panel of keys or values as rows
     keys: Expr  # [BLOCK / GROUP][key, PANEL]
     values: Expr  # [v_panels][BLOCK / steps, PANEL]
     queries: Expr  # [tokens, key], scaled to scores whose softmax is a power of 2
@@ -89,10 +87,9 @@ class _Slice:
     def of(cls, spec: MlaMaterialized, steps: int, index: Expr) -> _Slice:
         words, tokens = _Sizes.of(spec, steps), padded_rows(spec.rows.maximum)
         sizes = (
-            words.nope_panels * words.decoded * PANEL,
-            words.v_panels * words.decoded * PANEL,
-            BLOCK * (words.latent + words.rope),
-            2 // steps * LANES * LANES,
+            rebuild_size(spec, steps),
+            BLOCK * words.rope,
+            BLOCK * PANEL,
             BLOCK * words.key,
             words.v_panels * PANEL * BLOCK // steps,
             tokens * words.key,
@@ -116,6 +113,7 @@ class _Head:
     buffers: dict[str, Buffer]
     index: Expr
     at: _Slice
+    rebuild: Rebuild
 
     @property
     def scratch(self) -> Buffer:
@@ -169,30 +167,14 @@ def build(spec: MlaMaterialized, level: IsaLevel) -> PrimFunc:
         tokens = T.bind(buffers["control"][spec.rows.index])
         work = spec.heads * BLOCK * spec.paging.rank * (spec.nope + spec.v)
         with loop(slices, work >= PARALLEL_WORK) as part:
+            at = _Slice.of(spec, form.steps, part)
+            rebuild = rebuild_of(spec, form, buffers, at.rebuild)
             with T.serial(0, T.floordiv(spec.heads - part + (slices - 1), slices)) as step:
-                head = _Head(spec, form, buffers, T.bind(part + step * slices), _Slice.of(spec, form.steps, part))
-                _decode(head, "w_uk", head.at.w_uk, spec.nope)
-                _decode(head, "w_uv", head.at.w_uv, spec.v)
+                head = _Head(spec, form, buffers, T.bind(part + step * slices), at, rebuild)
+                rebuild.begin(head.index)
                 _runs(head, tokens)
 
-    return prim_func(operands(spec), body, form.llvm)
-
-
-def _decode(head: _Head, role: str, out: Expr, n: int) -> None:
-    """The head's weight as panels, partners side by side in K; zeros in what a last panel has no rows for."""
-    form, scratch = head.form, head.scratch
-    w = Weight.of(head.buffers, role, head.spec.weight, n, head.spec.paging.rank)
-    size = head.words.decoded * PANEL
-    with T.serial(0, w.blocks) as block:
-        start = T.bind(out + T.floordiv(block, 2) * size + T.floormod(block, 2) * LANES)
-
-        def put(i: Expr, low: Expr, high: Expr) -> None:
-            form.put(scratch, start + i * (form.vectors * PANEL), low, high, PANEL)
-
-        decode_block(w, T.bind(head.index * w.blocks + block), put)
-    if w.blocks % 2:
-        with T.serial(0, head.words.decoded) as i:
-            store(scratch, out + w.blocks // 2 * size + i * PANEL + LANES, f32(0, LANES), LANES)
+    return prim_func(operands(spec), body, form.llvm + rebuild_imports(spec, level))
 
 
 def _runs(head: _Head, tokens: Expr) -> None:
@@ -269,78 +251,58 @@ def _vector(source: Buffer, start: Expr, n: int) -> Expr:
 def _stage(head: _Head, run: _Run, first: Expr, groups: Expr) -> None:
     """The cache rows of `groups` groups of slots from `first` on; those past the run's last position repeat it."""
     paging, form, at = head.spec.paging, head.form, head.at
-    cache = head.buffers["cache"]
-    with T.serial(0, groups * GROUP) as slot:
-        row = cache_row(paging, head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
-        out = T.bind(at.latent + slot * (head.words.latent + head.words.rope))
-        for part, (count, start) in enumerate(cache_codes.parts(paging)):
-            to = out + part * head.words.latent
-            if paging.coded:
-                cache_codes.decode_row(cache, row, part, paging, head.scratch, to)
-                columns(padded_rows(count), partial(_zeros, head.scratch, to), start=count)
-                continue
-            form.copy(cache, row + start, count, paging.element, head.scratch, to)
 
+    def row(slot: Expr) -> Expr:
+        return cache_row(paging, head.buffers["page_table"], run.sequence, T.bind(T.min(first + slot, run.last)))
 
-def _zeros(buffer: Buffer, start: Expr, at: Expr, lanes: int) -> None:
-    store(buffer, start + at, f32(0, lanes), lanes)
+    slots = T.bind(groups * GROUP)
+    head.rebuild.stage(slots, row)
+    with T.serial(0, slots) as slot:
+        stage_part(form, head.buffers, paging, row(slot), KEY, T.bind(at.rotated + slot * head.words.rope))
 
 
 def _rebuild_keys(head: _Head, groups: Expr) -> None:
-    """Keys of the staged slots: each sixteen as rows of w_uk's panel, then with the slots in the lanes."""
+    """Keys of the staged slots, with the slots in the lanes."""
     form, at, scratch, words = head.form, head.at, head.scratch, head.words
-    row_size = words.latent + words.rope
+    slots = T.bind(groups * GROUP)
 
     def key(sixteen: Expr, k: Expr) -> Expr:
         """Offset of word k of sixteen slots."""
         group, half = T.floordiv(sixteen, 2), T.floormod(sixteen, 2)
         return T.bind(at.keys + (group * words.key + k) * PANEL + half * LANES)
 
-    with T.serial(0, words.nope_panels) as panel, T.serial(0, groups * 2) as sixteen:
-        rows = T.bind(at.latent + sixteen * (LANES * row_size))
-        with T.serial(0, LANES // form.rows) as step:
-            slot = T.bind(step * form.rows)
-
-            def finish(part: int, sums: Sums, slot: Expr = slot) -> None:
-                for i, (low, high) in enumerate(sums):
-                    out, lanes = at.turn + (slot + i) * LANES + part, form.level.lanes
-                    form.put(scratch, out, load(low, 0, lanes), load(high, 0, lanes), LANES * LANES, lanes)
-
-            starts = [T.bind(rows + slot * row_size) + i * row_size for i in range(form.rows)]
-            form.tile(scratch, T.bind(at.w_uk + panel * (words.decoded * PANEL)), words.rank, starts, finish)
-        for i in range(form.vectors):
-            k = T.bind((panel * form.vectors + i) * LANES)
-            _turn(scratch, at.turn + i * (LANES * LANES), LANES, key(sixteen, k))
+    with T.serial(0, words.nope_panels) as panel:
+        head.rebuild.multiply("w_uk", head.index, panel, slots, at.rebuilt)
+        with T.serial(0, groups * 2) as sixteen:
+            first = T.bind(at.rebuilt + sixteen * (LANES * PANEL))
+            starts = [first + i * PANEL for i in range(LANES)]
+            words_of = [form.words(*(load(scratch, start + half, LANES) for half in (0, LANES))) for start in starts]
+            for i, sixteen_words in enumerate(zip(*words_of, strict=True)):
+                k = T.bind((panel * form.vectors + i) * LANES)
+                _turn(scratch, [T.bind(word) for word in sixteen_words], key(sixteen, k))
     with T.serial(0, words.rope // LANES) as j, T.serial(0, groups * 2) as sixteen:
-        rows = T.bind(at.latent + sixteen * (LANES * row_size) + words.latent + j * LANES)
-        _turn(scratch, rows, row_size, key(sixteen, words.nope + j * LANES))
+        first = T.bind(at.rotated + sixteen * (LANES * words.rope) + j * LANES)
+        rows = [T.bind(load(scratch, first + i * words.rope, LANES)) for i in range(LANES)]
+        _turn(scratch, rows, key(sixteen, words.nope + j * LANES))
 
 
-def _turn(scratch: Buffer, start: Expr, stride: int, out: Expr) -> None:
-    """Sixteen rows of sixteen words, `stride` apart, transposed into rows of a panel."""
-    rows = [T.bind(load(scratch, start + i * stride, LANES)) for i in range(LANES)]
+def _turn(scratch: Buffer, rows: list[Expr], out: Expr) -> None:
+    """Sixteen rows of sixteen words transposed into rows of a panel."""
     for i, column in enumerate(transpose(rows)):
         store(scratch, out + i * PANEL, column, LANES)
 
 
 def _rebuild_values(head: _Head, groups: Expr) -> None:
-    """Values of the staged slots: partners are the slots 16 apart, so a tile takes some of both."""
+    """Values of the staged slots: partners are the slots 16 apart."""
     form, at, scratch, words = head.form, head.at, head.scratch, head.words
-    lanes, pairs = form.level.lanes, form.rows // 2
-    row_size = words.latent + words.rope
-    with T.serial(0, words.v_panels) as panel, T.serial(0, groups) as group, T.serial(0, LANES // pairs) as step:
-        slot = T.bind(step * pairs)
-        out = T.bind(at.values + (panel * (BLOCK // form.steps) + group * (GROUP // form.steps) + slot) * PANEL)
-
-        def finish(part: int, sums: Sums, out: Expr = out) -> None:
-            for i in range(pairs):
-                for half in range(2):
-                    low, high = (load(sums[row][half], 0, lanes) for row in (i, pairs + i))
-                    form.put(scratch, out + i * PANEL + half * LANES + part, low, high, LANES * PANEL, lanes)
-
-        rows = T.bind(at.latent + (group * GROUP + slot) * row_size)
-        starts = [rows + (half * LANES + i) * row_size for half in range(2) for i in range(pairs)]
-        form.tile(scratch, T.bind(at.w_uv + panel * (words.decoded * PANEL)), words.rank, starts, finish)
+    with T.serial(0, words.v_panels) as panel:
+        head.rebuild.multiply("w_uv", head.index, panel, T.bind(groups * GROUP), at.rebuilt)
+        with T.serial(0, groups) as group, T.serial(0, LANES) as i:
+            out = T.bind(at.values + (panel * (BLOCK // form.steps) + group * (GROUP // form.steps) + i) * PANEL)
+            row = T.bind(at.rebuilt + (group * GROUP + i) * PANEL)
+            for half in (0, LANES):
+                low, high = (load(scratch, row + (partner * PANEL + half), LANES) for partner in (0, LANES))
+                form.put(scratch, out + half, low, high, LANES * PANEL)
 
 
 def _see(head: _Head, run: _Run, row: Expr, first: Expr) -> None:

@@ -17,7 +17,8 @@ from dsv3c.targets.cpu.intrinsics import DOT4, PREFETCH_IR
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels import amx, decoded
 from dsv3c.targets.cpu.kernels.coded import Coded, has_float_products
-from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_number, tile_rows
+from dsv3c.targets.cpu.kernels.dot import Activation, Tile, dot_tile, tile_rows
+from dsv3c.targets.cpu.kernels.fetch import Turn
 from dsv3c.targets.cpu.kernels.frame import local, tiles
 from dsv3c.targets.cpu.kernels.vector import store
 from dsv3c.targets.cpu.kernels.weights import ANNOUNCE_IR, Weight
@@ -65,7 +66,8 @@ def dot_rows(
 
     def tile(indices: list[Expr]) -> None:
         places = [rows.place(index) for index in indices]
-        use(dot_tile(level, w, x, blocks, places, tile_number(indices)), indices)
+        turn = Turn.at(indices, rows.count, tile_rows(level, w))
+        use(dot_tile(level, w, x, blocks, places, turn), indices)
 
     if has_float_products(w.format):
         done = _decoded_rows(level, w, x, blocks, rows, use)

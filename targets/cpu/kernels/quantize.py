@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
+from dsv3c.compiler.formats.rows16 import LANES
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import CONTROL, view_of
 from dsv3c.targets.calls.quantize import QuantizeRows
 from dsv3c.targets.cpu.intrinsics import splat, typed
 from dsv3c.targets.cpu.isa import IsaLevel
-from dsv3c.targets.cpu.kernels.frame import Buffer, Operand, PrimFunc, local, prim_func, rows_loop
-from dsv3c.targets.cpu.kernels.vector import Reduction, add, columns, f32, horizontal, load, store
+from dsv3c.targets.cpu.kernels.dot import Activation
+from dsv3c.targets.cpu.kernels.frame import Buffer, Operand, PrimFunc, local, prim_func, rows_loop, stack
+from dsv3c.targets.cpu.kernels.vector import Reduction, across, add, columns, f32, horizontal, load, store
 
 Expr = Any
 
@@ -64,3 +67,28 @@ def _group(buffers: dict[str, Buffer], start: Expr, index: Expr, width: int, gro
     columns(group, lambda at, lanes: store(data, index * group + at, splat(T.int8(0), lanes), lanes), start=width)
     store(buffers["y.scale"], index, amax * f32(1 / 127), 1)
     store(buffers["y.sum"], index, total[0], 1)
+
+
+def round_sixteen(x: Buffer, start: Expr, out: Activation, first: Expr, group: int) -> None:
+    """Round sixteen whole groups of x, one behind the other from `start` on, into groups `first`, … of q8 rows.
+
+    As many as a vector has lanes are reduced together, with half as many steps as numbers. group: a multiple of 16.
+    """
+    parts = range(0, group, LANES)
+    largest, totals = stack("f32", LANES, LANES), stack("i32", LANES, LANES)
+    with T.serial(0, LANES) as g:
+        at = T.bind(start + g * group)
+        sizes = [T.bind(T.fabs(load(x, at + part, LANES))) for part in parts]
+        store(largest, g, reduce(T.max, sizes), 1)
+    amax = T.bind(across([T.bind(largest[g]) for g in range(LANES)], T.max))
+    inverses = local("f32", LANES)
+    store(inverses, 0, f32(127, LANES) / T.Select(amax > f32(0, LANES), amax, f32(1, LANES)), LANES)
+    store(out.scale, first, amax * f32(1 / 127, LANES), LANES)
+    with T.serial(0, LANES) as g:
+        at, to = T.bind(start + g * group), T.bind((first + g) * group)
+        inverse = T.bind(splat(inverses[g], LANES))
+        codes = [T.bind(T.Cast("int32x16", T.nearbyint(load(x, at + part, LANES) * inverse))) for part in parts]
+        for part, code in zip(parts, codes, strict=True):
+            store(out.data, to + part, T.Cast("int8x16", code), LANES)
+        store(totals, g, reduce(add, codes), 1)
+    store(out.sum, first, across([T.bind(totals[g]) for g in range(LANES)], add), LANES)

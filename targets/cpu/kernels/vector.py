@@ -82,6 +82,17 @@ def transpose(rows: list[Expr]) -> list[Expr]:
     return out
 
 
+def across(rows: list[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Lane i: all lanes of the i-th of sixteen vectors of sixteen, combined on the way of a transposition."""
+    out = list(rows)
+    for bit in (8, 4, 2, 1):
+        lower = [i if not i & bit else WIDTH + (i ^ bit) for i in range(WIDTH)]
+        upper = [WIDTH + i if i & bit else i | bit for i in range(WIDTH)]
+        pairs = [[out[i], out[i + bit]] for i in range(bit)]
+        out = [T.bind(combine(T.Shuffle(pair, lower), T.Shuffle(pair, upper))) for pair in pairs]
+    return out[0]
+
+
 def add(a: Expr, b: Expr) -> Expr:
     return a + b
 

@@ -1,7 +1,7 @@
 """Packed weights (layout rows16) as kernels read them: where blocks lie, and their words taken apart in registers.
 
-`quads` serves integer products: codes in the bytes of 32-bit lanes. `code` serves decoding: one column in 32-bit lanes.
-Both follow the planes of the format's packing, so that formats which differ in bits alone need nothing here.
+`quads` serves integer products: codes in the bytes of 32-bit lanes. It follows the planes of the format's packing, so
+that formats which differ in bits alone need nothing here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dsv3c.compiler.formats.rows16 import LANES, padded_rows, planes_of, stored_
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.targets import tir as T
 from dsv3c.targets.calls.operands import operand_bytes, weight_operands
-from dsv3c.targets.cpu.intrinsics import splat
 from dsv3c.targets.cpu.isa import IsaLevel
 from dsv3c.targets.cpu.kernels.frame import Buffer
 from dsv3c.targets.cpu.kernels.tables import lookup_bytes
@@ -206,15 +205,3 @@ def _two_quads(w: Weight, start: Expr, column: Expr, lanes: int, part: int) -> l
         for i, pieces in enumerate(found):
             pieces.append(_field(low, i * width, width, below, lanes))
     return [reduce(T.bitwise_or, pieces) for pieces in found]
-
-
-def code(planes: Planes, words: list[Expr], column: int) -> Expr:
-    """The codes of one column of a unit, uint32 of sixteen rows."""
-    pieces = []
-    for first, width, below in planes.planes:
-        word, within = divmod(column, WORD_BITS // width)
-        start, mask = within % QUAD * 8 + within // QUAD * width, (1 << width) - 1
-        shifted = T.shift_right(words[first + word], splat(T.uint32(start), LANES))
-        piece = T.bitwise_and(shifted, splat(T.uint32(mask), LANES))
-        pieces.append(T.shift_left(piece, splat(T.uint32(below), LANES)) if below else piece)
-    return reduce(T.bitwise_or, pieces)

@@ -58,9 +58,12 @@ class Words:
 
     def put(self, buffer: Buffer, at: Expr, low: Expr, high: Expr, stride: int = LANES, lanes: int = LANES) -> None:
         """Store partners low and high as words at `at`, and at `at` + stride if they take two vectors."""
-        words = [_pairs(low, high, lanes)] if self.paired else [low, high]
-        for i, word in enumerate(words):
+        for i, word in enumerate(self.words(low, high, lanes)):
             store(buffer, at + i * stride, word, lanes)
+
+    def words(self, low: Expr, high: Expr, lanes: int = LANES) -> list[Expr]:
+        """The vectors of words that partners low and high are."""
+        return [_pairs(low, high, lanes)] if self.paired else [low, high]
 
     def neighbours(self, low: Expr, high: Expr) -> tuple[Expr, Expr]:
         """32 consecutive numbers ordered so that partners are neighbours: as `copy` leaves them."""

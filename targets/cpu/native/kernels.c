@@ -74,8 +74,13 @@ static void offer_symbols(void) {
 
 // ---- loading
 
+// The name of a file in memory is free again when its descriptor is closed.
+static void remove_name(const char *name) {
+  if (strncmp(name, "/proc/", 6) != 0) unlink(name);
+}
+
 // A file of its own with the bytes that were checked: the loader would give back the library it has of a path or a file,
-// whatever is there now. In memory where the system has that; its name is free again when the descriptor is closed.
+// whatever is there now. In memory where the system has that.
 static int copy_file(const memory_block *content, char *name, size_t size) {
 #ifdef __linux__
   int descriptor = memfd_create("dsv3c", MFD_CLOEXEC);
@@ -95,7 +100,10 @@ static int copy_file(const memory_block *content, char *name, size_t size) {
       done += (size_t)count;
       continue;
     }
+    int error = errno;
     close(descriptor);
+    remove_name(name);
+    errno = error;
     descriptor = -1;
   }
   return descriptor;
@@ -110,7 +118,7 @@ static dsv3c_status load_library(int artifact, const plan_file *file, kernel_tab
   if (table->copy < 0) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no place for a copy of the kernels: %s", strerror(errno));
   offer_symbols();
   table->library = dlopen(name, RTLD_LAZY | RTLD_LOCAL);
-  if (strncmp(name, "/proc/", 6) != 0) unlink(name);
+  remove_name(name);
   return table->library ? DSV3C_OK : dsv3c_fail(DSV3C_FILE_DAMAGED, "%s cannot be loaded: %s", file->path, dlerror());
 }
 

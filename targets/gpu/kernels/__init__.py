@@ -40,11 +40,11 @@ from dsv3c.targets.calls.router import (
     router_weights_operands,
 )
 from dsv3c.targets.calls.sparse import IndexTopk, IndexWrite, MlaSparse, index_write_operands
-from dsv3c.targets.gpu.capabilities import NOTHING, Capabilities
+from dsv3c.targets.gpu.capabilities import MOST_BINDING, NOTHING, Capabilities
 from dsv3c.targets.gpu.kernels import experts, parts, products, routing, rows
 from dsv3c.targets.gpu.kernels.attention import absorbed as attention
 from dsv3c.targets.gpu.kernels.attention import choice, indexer, materialized, paged
-from dsv3c.targets.gpu.kernels.frame import MOST_BINDING, Variant
+from dsv3c.targets.gpu.kernels.frame import Variant
 from dsv3c.targets.gpu.kernels.sampling import steps as sampling
 
 _Operands = Callable[[Any], tuple[Operand, ...]]

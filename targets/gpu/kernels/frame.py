@@ -23,7 +23,6 @@ PrimFunc = Any
 Buffers = dict[str, Buffer]
 
 THREADS = 128  # of a workgroup: every Vulkan device runs as many
-MOST_BINDING = 2047 << 20  # bytes: kernels count the elements of an operand, a byte or more each, in 32 bits
 CACHE_WORDS = 1 << 30  # said of operands of any size
 LOWEST = -3.0e38  # below every score; infinities do not survive the fast mathematics of some compilers
 _WORD_TYPES = {"f32": "float32", "i32": "int32"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import CheckpointError, StrayScaleError, UnexpectedTensorError
+from dsv3c.compiler.errors import CheckpointError, SameTensorError, StrayScaleError, UnexpectedTensorError
 from tests.checkpoints import (
     fuse_experts,
     random_tensors,
@@ -50,6 +50,31 @@ def test_wrappers_and_a_missing_prefix_are_seen_through(
     write_safetensors(tmp_path / "model.safetensors", {rename(name): value for name, value in stored.items()})
     found = read(tmp_path)
     assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("model_type", ["kimi_k25", "longcat_flash"])
+def test_wrappers_around_names_that_are_others_inside(model_type: str, tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(model_type))
+    expected = read(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", {f"module.{name}": value for name, value in tensors.items()})
+    found = read(tmp_path)
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "prefix", "other"),
+    [
+        ("kimi_k25", "", "model.norm.weight"),
+        ("longcat_flash", "", "model.layers.0.mlp.gate.weight"),
+        ("deepseek_v3", "model.", "lm_head.weight"),
+    ],
+)
+def test_two_names_of_a_tensor_are_not_one_of_them(model_type: str, prefix: str, other: str, tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(model_type))
+    named = {f"{prefix}{name}": value for name, value in tensors.items()} | {other: np.ones(3, np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", named)
+    with pytest.raises(SameTensorError, match=f"'{other}', which are names of the same tensor"):
+        read(tmp_path)
 
 
 def test_a_head_may_be_missing_where_it_is_tied(tmp_path: Path) -> None:

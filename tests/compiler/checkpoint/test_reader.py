@@ -3,12 +3,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint import reader
 from dsv3c.compiler.checkpoint.reader import Checkpoint
 from dsv3c.compiler.errors import (
     ChangedFileError,
@@ -232,3 +234,26 @@ def test_hashes_are_of_what_links_lead_to(tmp_path: Path) -> None:
         (folder / name).rename(tmp_path / name)
         (folder / name).symlink_to(tmp_path / name)
     assert Checkpoint.open(folder).file_hashes() == expected
+
+
+def test_hashes_that_are_made_beside_other_work_are_the_same(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tiny_config())
+    checkpoint = Checkpoint.open(tmp_path)
+    with checkpoint.hashing() as hashes:
+        found = hashes()
+    assert list(found.items()) == list(checkpoint.file_hashes().items())
+    assert checkpoint.provenance(found) == checkpoint.provenance()
+
+
+def test_hashing_ends_with_what_it_stands_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, tiny_config())
+    checkpoint = Checkpoint.open(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    writer = os.open(tmp_path / "model.safetensors", os.O_RDWR)
+    monkeypatch.setattr(reader, "file_size", lambda path: 0)
+    with pytest.raises(RuntimeError, match="failed"), checkpoint.hashing():
+        os.write(writer, b"endless")
+        threading.Timer(0.1, os.write, (writer, b"and on")).start()
+        raise RuntimeError("failed")
+    os.close(writer)

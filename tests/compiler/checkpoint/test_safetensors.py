@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from dsv3c.compiler.checkpoint.safetensors import DTYPE_BITS, SafetensorsFile, parse_header
 from dsv3c.compiler.errors import ChangedFileError, CheckpointError, SafetensorsError, UnreadableFileError
@@ -122,6 +123,12 @@ def test_arrays_are_views_of_the_file(tmp_path: Path) -> None:
         assert not found.flags.owndata or found.size == 0
         file.release(file.tensors[name].begin, file.tensors[name].end)
         assert found.tobytes() == value.tobytes(), "a released view reads from the file again"
+
+
+def test_metadata_may_be_null(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(with_header({"__metadata__": None, "w": entry("U8", [1], [0, 1])}, b"7"))
+    with safe_open(tmp_path / "a", "np") as reference:
+        assert list(SafetensorsFile(tmp_path / "a").tensors) == list(reference.keys()) == ["w"]
 
 
 def test_every_dtype_of_the_format_has_a_view(tmp_path: Path) -> None:

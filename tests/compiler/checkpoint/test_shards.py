@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
 from dsv3c.compiler.errors import (
     CheckpointError,
+    CompiledError,
     DuplicateTensorError,
     GgufError,
     IndexFormatError,
@@ -211,6 +212,7 @@ def test_a_pointer_of_git_lfs_is_told(name: str, folder: Path) -> None:
         (["m-00001-of-00002.safetensors"], NoIndexError, f"but not '{INDEX}', 'm-00002-of-00002.safetensors'"),
         (["m-00001-of-999999999.safetensors"], NoIndexError, f"but not '{INDEX}'\n"),
         (["weights.safetensors"], NoIndexError, f"holds 'weights.safetensors', but not '{INDEX}'\n"),
+        (["manifest.json", "plan.json", "weights.safetensors"], CompiledError, "it is compiled already"),
         (["x.GGUF", "y.txt"], GgufError, "holds 'x.GGUF', but no safetensors"),
         (["pytorch_model.bin", "vocab.txt"], TorchFileError, "pytorch_model.bin is not a file of weights"),
         (["a.pt", "b.ckpt", "optimizer.pt"], ManyFilesError, "holds 'a.pt', 'b.ckpt', and nothing says which"),

@@ -118,3 +118,25 @@ def test_a_bad_scale(bad: float, tmp_path: Path) -> None:
     scale[1, 0] = bad
     with pytest.raises(ScaleValueError, match=rf"'w_scale_inv' is {bad} at \[1, 0\]"):
         weight(tmp_path, np.ones((4, 4), E4M3), scale, block=(2, 2)).decode()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_plain_numbers_are_mapped_until_the_last_view_of_them_goes(
+    dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(dtype)
+    released = list[tuple[int, int]]()
+    monkeypatch.setattr(StoredTensor, "release", lambda self, first, last: released.append((first, last)))
+    found = weight(tmp_path, value, expert=2, rows=(1, 3)).plain()
+    assert found is not None and found.dtype == dtype and not found.flags.writeable
+    view = found.reshape(-1)[3:]
+    np.testing.assert_array_equal(found, value[2, 1:3])
+    del found
+    assert not released and view[0] == value[2, 1, 3]
+    del view
+    assert released == [(9, 11)]
+
+
+def test_codes_are_no_plain_numbers(tmp_path: Path) -> None:
+    codes, scale = np.ones((4, 4), E4M3), np.ones((1, 1), np.float32)
+    assert weight(tmp_path, codes, scale, block=(4, 4)).plain() is None

@@ -144,6 +144,18 @@ def test_what_is_no_vocabulary_is_refused(data: bytes, reason: str, tmp_path: Pa
         tiktoken.converted(path, CONFIG)
 
 
+def test_tokens_that_are_made_of_others_in_too_many_ways_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is written of n letters that are made of fewer grows with the cube of n."""
+    tokens = [*BYTES, *(b"a" * length for length in range(2, 101))]
+    path = write(tmp_path, {token: rank for rank, token in enumerate(tokens)})
+    assert tiktoken.converted(path, CONFIG)
+    monkeypatch.setattr(tiktoken, "MAX_TABLE_BYTES", 300_000)
+    with pytest.raises(TiktokenError, match="ways to make tokens of others take more than 300000 bytes"):
+        tiktoken.converted(path, CONFIG)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.binary(max_size=60) | st.lists(st.sampled_from(["IQ==", " ", "0", "1", "\n", "="])).map("".join).map(str.encode)

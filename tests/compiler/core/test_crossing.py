@@ -19,6 +19,10 @@ def test_a_faster_absorbed_kernel_moves_it_up() -> None:
     assert materialize_from(**V3, absorbed_rate=2.5) == 1138
 
 
+def test_faster_rebuilding_moves_it_down() -> None:
+    assert materialize_from(**V3, rebuild_rate=1.5) == 114
+
+
 @pytest.mark.parametrize(("rank", "rate"), [(16, 1.0), (512, 4.0)])
 def test_it_never_pays_when_absorbed_attention_costs_no_more(rank: int, rate: float) -> None:
     assert materialize_from(rank, 128, 64, 128, rate) == NEVER

@@ -42,7 +42,7 @@ class Made:
         lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
         self.recipes = chosen.plan(lowered.entries, lowered.bounds).recipes
         file, path = weights.lay_out(self.recipes), folder / "weights"
-        self.losses = weights.write(file, path, kept.reader(self.source, self.recipes), lambda n: None)
+        self.losses = weights.write(file, path, kept.Reader(self.source, self.recipes), lambda n: None)
         self.file = SafetensorsFile(path)
 
     @property
@@ -220,7 +220,7 @@ def test_rows_that_do_not_fit_are_counted_and_said(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_says_what_the_killed_one_had_lost(tmp_path: Path) -> None:
     made = Made(tmp_path / "model", lossy(), DECODE)
-    file, read = weights.lay_out(made.recipes), kept.reader(made.source, made.recipes)
+    file, read = weights.lay_out(made.recipes), kept.Reader(made.source, made.recipes)
     run = journal.Run.of(made.source, made.options, file.header)
 
     def write() -> tuple[int, dict[str, Loss]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3c.compiler.driver import time_cost
+from dsv3c.compiler.driver import packing, time_cost
 from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.driver.time_cost import CompileTime
 from dsv3c.compiler.options import CompileOptions
@@ -45,3 +45,13 @@ def test_samples_are_rounded_in_each_format_and_by_the_method(bundled_model: Pat
     nearest, searched = (took(bundled_model, quant="int4-g32", method=method) for method in ("rtn", "search"))
     assert 0 < nearest.weights < searched.weights
     assert not nearest.calibrates
+
+
+@pytest.mark.usefixtures("seconds")
+def test_weights_that_a_kernel_rounds_take_a_share_of_numpys_time(
+    bundled_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_numpy, searched = took(bundled_model).weights, took(bundled_model, method="search").weights
+    monkeypatch.setattr(packing, "WORTH", 1)
+    assert 0.15 * by_numpy < took(bundled_model).weights < 0.6 * by_numpy, "the embedding stays in floats"
+    assert took(bundled_model, method="search").weights == searched, "no kernel searches"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler import packaging
+from dsv3c.runtime.cli import root
 
 WHEEL = "dsv3c_runtime-1.0-py3-none-any.whl"
 LOST = "lost-1.0-py3-none-any.whl"
@@ -67,10 +68,11 @@ def test_the_first_run_installs_and_generates(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["generate", "bench", "inspect", "verify"])
-def test_another_command_can_be_named(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", sorted(root.commands))
+def test_every_command_of_the_runtime_can_be_named(tmp_path: Path, command: str) -> None:
     folder = unpacked(tmp_path / "tiny")
-    assert run(folder, command, "--json").stdout == f"{command}|{folder}/model|--json\n"
+    model = "" if command == "doctor" else f"|{folder}/model"
+    assert run(folder, command, "--json").stdout == f"{command}{model}|--json\n"
     assert run(folder).stdout == f"generate|{folder}/model\n"
 
 

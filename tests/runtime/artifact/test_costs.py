@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_table_is_read_by_row() -> None:
 def test_attention_reads_each_position_once_and_works_for_each_pair() -> None:
     cost = Cost(pair_flops=3, position_flops=5, cache_row_bytes=7)
     assert call_work(cost, 0, PREFILL) == Work(0, 14 * 7, PREFILL.pairs * 3 + 14 * 5)
+    assert call_work(replace(cost, factors="int8"), 0, PREFILL).int8_flops == 14 * 5
 
 
 def test_attention_that_chooses_works_for_no_more_pairs_than_that() -> None:

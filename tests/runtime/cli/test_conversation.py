@@ -127,3 +127,10 @@ def test_messages_are_taken_up_with_the_systems(model: Model) -> None:
     assert conversation.all_messages == said
     conversation.reset()
     assert conversation.all_messages == []
+
+
+def test_a_model_whose_default_is_several_answers_gives_one(model: Model) -> None:
+    model.defaults = model.defaults.updated({"num_return_sequences": 3, "temperature": 1.0})
+    conversation = Conversation(model, {"max_new_tokens": 6, "ignore_eos": True})
+    told = "".join(piece.text for piece in conversation.ask("ABC"))
+    assert conversation.last is not None and told == conversation.last.text

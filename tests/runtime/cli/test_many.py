@@ -160,3 +160,11 @@ def test_a_grammar_that_cannot_be_compiled_is_one_error(
     path.write_text('{"prompt": "A"}\n' + json.dumps({"prompt": "B"} if args else {"prompt": "B", "regex": "("}) + "\n")
     out, err = run("generate", talking, "--prompts", path, *args, code=1)
     assert out == "" and err.count("error: ") == 1 and (f"{path}, line 2: " in err) == (not args)
+
+
+def test_null_stands_for_what_is_not_given(talking: Path, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "A", "max_new_tokens": null, "seed": null}\n{"prompt": "A", "max_length": null}\n')
+    found = read(run("generate", talking, "--prompts", path, "--temperature", 1, "--ignore-eos")[0])
+    assert [line["finish_reason"] for line in found] == ["length"] * 2
+    assert all(isinstance(line["seed"], int) for line in found)

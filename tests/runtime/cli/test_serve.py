@@ -42,12 +42,25 @@ def test_without_a_model_there_is_nothing_to_serve(run: Run, tmp_path: Path) -> 
     assert f"{tmp_path} is not an artifact" in run("serve", tmp_path, code=1)[1]
 
 
+def test_a_folder_of_models_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "none"):
+        assert f"--models is {path}, which is no folder" in run("serve", "--models", path, code=1)[1]
+
+
 def test_the_extra_is_asked_for_where_it_is_missing(run: Run, talking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dsv3c.runtime.server.serving", None)
     assert "pip install 'dsv3c[server]'" in run("serve", talking, code=1)[1]
 
 
+def test_a_folder_without_an_artifact_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _check(Settings(models=tmp_path))
+    assert f"WARNING: {tmp_path} has no artifact so far" in capsys.readouterr().err
+
+
 def test_another_host_without_a_key_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").touch()
     _check(Settings(models=tmp_path, host="0.0.0.0"))
     assert "WARNING: without a key, everybody who reaches 0.0.0.0" in capsys.readouterr().err
     _check(Settings(models=tmp_path, host="0.0.0.0", keys=("k",)))

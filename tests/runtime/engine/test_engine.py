@@ -128,3 +128,14 @@ def test_a_child_of_a_process_with_a_step_under_way_is_told(model: Model) -> Non
     leave.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_requests_that_share_pages_end_with_the_model(model: Model) -> None:
+    beams, single = submit(model, [5, 3], 30, num_beams=3), submit(model, [4], 30)
+    for _ in range(4):
+        model.engine.scheduler.step()
+    model.close()
+    for ticket in (beams, single):
+        with pytest.raises(errors.ModelClosed):
+            ticket.results()
+    assert model.engine.scheduler.idle

@@ -55,7 +55,6 @@ def test_a_prefix_is_found_after_its_sequence_is_gone(pool: PagePool, cache: Pre
     assert cache.match(second, ints(1, 2, 3, 4, 9, 9)) == 4
     assert (second.length, second.pages.tolist()) == (4, pages[:2])
     assert pool.free_pages == PAGES - 2
-    assert (cache.hits, cache.lookups) == (4, 5 + 6)
 
 
 @pytest.mark.parametrize(

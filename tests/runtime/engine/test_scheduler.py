@@ -5,17 +5,24 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
 from dsv3c.runtime.engine.engine import Ticket
 from dsv3c.runtime.engine.scheduler import Scheduler
+from dsv3c.runtime.engine.session import Ints
+from dsv3c.runtime.engine.speculation import Drafting
+from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
+from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.model import Model, Serving
 from tests.runtime import toy
+from tests.runtime.engine_checks import draft_always
 from tests.runtime.toy import expected_logits
 
 Make = Callable[..., Model]
@@ -106,6 +113,15 @@ def test_requests_that_find_no_page_wait_and_none_is_lost(make: Make, prefix_cac
     assert free(model) == 12
 
 
+def test_what_waits_or_reads_again_is_looked_up_and_spared_once(make: Make) -> None:
+    model = make(slots=48, context=40)
+    found = model.generate_batch([[i + 1] * 9 for i in range(5)], max_new_tokens=25, ignore_eos=True)
+    assert [each.cached_tokens for each in found] == [0] * 5
+    again = model.generate([5] * 9, max_new_tokens=1)
+    cache = model.report()["prefix_cache"]
+    assert (again.cached_tokens, cache["hits"], cache["lookups"]) == (8, 8, 6 * 9)
+
+
 def test_a_request_alone_that_the_cache_cannot_hold_is_refused(make: Make) -> None:
     model = make(slots=16, context=64)
     with pytest.raises(errors.OutOfPages):
@@ -114,6 +130,22 @@ def test_a_request_alone_that_the_cache_cannot_hold_is_refused(make: Make) -> No
         submit(model, [1] * 10, 20).results()
     assert tokens(submit(model, [1] * 10, 4)) == greedy([1] * 10, 4)
     assert free(model) == 4
+
+
+def test_a_step_whose_requests_gave_their_pages_back_refuses_nobody(make: Make) -> None:
+    model = make(slots=28, context=20, S=1, R=1)  # more requests decode than a step holds
+    prompts = [[i + 1] * 5 for i in range(4)]
+    found = model.generate_batch(prompts, max_new_tokens=14, ignore_eos=True)
+    assert [list(each.token_ids) for each in found] == [greedy(prompt, 14) for prompt in prompts]
+
+
+def test_a_prompt_that_is_being_read_goes_on_beside_one_that_waits_for_its_pages(make: Make) -> None:
+    model = make(slots=40, context=40, prefix_cache=False)
+    first = submit(model, list(range(30)), 2)  # read in four steps
+    model.engine.scheduler.step()
+    second = submit(model, [9] * 20, 2, priority=1)
+    assert tokens(second) == greedy([9] * 20, 2)
+    assert tokens(first) == greedy(list(range(30)), 2)
 
 
 def test_higher_priority_is_served_first_and_equals_in_their_order(make: Make) -> None:
@@ -217,6 +249,8 @@ def test_a_fault_of_the_device_ends_the_requests_of_that_step_and_the_engine_goe
 def test_beams_beyond_a_step_are_refused_at_once(make: Make) -> None:
     with pytest.raises(errors.ParameterInvalid, match="holds 3 sequences"):
         make().submit([1], num_beams=4)
+    with pytest.raises(errors.ParameterInvalid, match="holds 2 sequences"):
+        make(T=2).submit([1], num_beams=3)
 
 
 def test_a_window_slides_and_what_stays_is_read_at_its_new_positions(make: Make) -> None:
@@ -232,6 +266,38 @@ def test_a_window_slides_and_what_stays_is_read_at_its_new_positions(make: Make)
     assert list(found.token_ids) == text[6:]
     assert found.dropped_tokens == len(text) - len(window)
     assert model.generate([1] * 40, max_new_tokens=2, overflow="slide", ignore_eos=True).dropped_tokens == 32
+
+
+@pytest.mark.parametrize("context", range(1, 10))
+def test_the_smallest_windows_slide_too(make: Make, context: int) -> None:
+    model = make(context=context)
+    found = model.generate([5], max_new_tokens=30, ignore_eos=True, overflow="slide")
+    text, window, size = [5], [5], max(1, context // 2)
+    for _ in range(30):
+        text.append(int(expected_logits(window)[-1].argmax()))
+        window.append(text[-1])
+        if len(window) > context:
+            sinks = min(4, size - 1)
+            window = text[:sinks] + text[sinks - size :]
+    assert list(found.token_ids) == text[1:]
+
+
+class Foresees(NgramDrafter):
+    """Drafts that are right, as far as the window does not slide."""
+
+    def propose(self, drafting: Many[Drafting], count: int) -> list[Ints]:
+        return [np.array(greedy(each.lane.tokens.tolist(), count), np.int32) for each in drafting]
+
+
+@pytest.mark.parametrize("context", [16, 17, 19])  # of pages of four tokens
+def test_drafts_do_not_move_where_a_window_slides(make: Make, context: int) -> None:
+    model = make(slots=256, context=context, T=16, R=8)
+    model.engine.scheduler.speculator = Speculator(model.session, Foresees())
+    draft_always(model)
+    how: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True, "overflow": "slide"}
+    found = model.generate([1, 2, 3], **how)
+    assert found.drafted.accepted > 10
+    assert found.token_ids == model.generate([1, 2, 3], speculate=False, **how).token_ids
 
 
 def test_threads_share_the_steps(make: Make) -> None:

@@ -135,3 +135,9 @@ def test_figures_of_a_comparison() -> None:
     assert (found.drafts_a_step, found.share_drafted) == (2, 0.1)
     assert replace(found, drafts=Drafted()).drafts_a_step == 0
     assert np.isclose(found.drafts.acceptance, 0.25)
+
+
+def test_a_model_whose_default_is_beams_is_compared_without(talking: Model) -> None:
+    talking.defaults = talking.defaults.updated({"num_beams": 2, "temperature": 0.0})
+    (found, *_) = compare(talking, replace(FEW, repetitions=1, temperatures=(0.0,)), TEXT)
+    assert found.tokens == 3 * 3

@@ -241,3 +241,17 @@ def test_many_at_once_say_what_each_says_alone(served: Running) -> None:
     alone = {prompt: loaded.model.generate(prompt, max_new_tokens=24, temperature=0).text for prompt in prompts}
     assert texts == alone
     assert the_model(served).admission.busy == 0
+
+
+def test_what_a_model_has_for_a_default_makes_no_further_answers(tiny_settings: Settings) -> None:
+    def load(folder: Path, settings: Settings) -> Model:
+        model = loading.load(folder, settings)
+        model.defaults = model.defaults.updated({"num_return_sequences": 3, "temperature": 1.0})
+        return model
+
+    with running(tiny_settings, load) as server:
+        asked = {"prompt": "x", "max_tokens": 2, "ignore_eos": True}
+        found = httpx2.post(f"{server.url}/v1/completions", json=asked).json()
+        chat = httpx2.post(f"{server.url}/v1/chat/completions", json={**LONG, "max_tokens": 2}).json()
+        assert len(found["choices"]) == len(chat["choices"]) == 1
+        assert the_model(server).faults == 0

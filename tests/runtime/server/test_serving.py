@@ -133,7 +133,7 @@ def test_what_the_end_of_the_grace_cuts_off_is_one_line_of_the_log(
 def test_an_address_that_cannot_be_had_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"):
+        with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use\n"):
             listen("127.0.0.1", port)
     with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)

@@ -88,11 +88,12 @@ def test_a_prompt_that_cannot_fit_is_not_encoded(tmp_path: Path, monkeypatch: py
     model = Model(artifact, toy.ToyDevice(artifact.plan, 64), context=16)
     tokenizer = byte_level()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    model._tokenizer = Ours(tmp_path / "tokenizer.json", {"chat_template": "{{ messages[0].content }}"})
-    model._encode("abab" * 16, None, slides=False)
+    prompts = model._prompts
+    prompts._tokenizer = Ours(tmp_path / "tokenizer.json", {"chat_template": "{{ messages[0].content }}"})
+    prompts.encode("abab" * 16, None, any_length=False)
     monkeypatch.setattr(module, "_SHORT", 8)
-    assert len(model._encode("abab" * 16, None, slides=False)) == 16  # what fits is never refused
-    monkeypatch.setattr(model._tokenizer, "_encoding", lambda *_: pytest.fail("it was encoded"))
+    assert len(prompts.encode("abab" * 16, None, any_length=False)) == 16  # what fits is never refused
+    monkeypatch.setattr(prompts._tokenizer, "_encoding", lambda *_: pytest.fail("it was encoded"))
     for prompt in ("abab" * 16 + "a", [{"role": "user", "content": "x" * 65}]):
         with pytest.raises(PromptTooLong, match="65 characters, at least 17 tokens, the context holds 16") as raised:
             model.stream(prompt)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs("arm", "arm_linker")
 LEFT_OUT = re.compile(
     r"linear-(float|bfloat|int8-g|int4-g\d+-).*-n272|absorbed-.*-h(1|4|17)$|materialized-(float32-c|int8-g64|f32-h)|(topk|sparse)-f32-(all|just|pages)"
 )
-ALL = dense.CASES | moe.CASES | attention.CASES | float_codes.CASES | sparse.CASES
+ALL = dense.CASES | moe.CASES | attention.ROUNDED | float_codes.ROUNDED | sparse.CASES
 CASES = {name: case for name, case in ALL.items() if not LEFT_OUT.match(name)}
 
 

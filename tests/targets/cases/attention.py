@@ -1,9 +1,11 @@
 """mla_write, mla_absorbed and mla_materialized as naive attention in numpy."""
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 
-from dsv3c.compiler.core.ops.weight import decoded
+from dsv3c.compiler.core.ops.weight import decoded, evaluate_quantize_rows
 from dsv3c.compiler.formats import coded_rows, quant, rows16
 from dsv3c.compiler.formats.coded_rows import CodedRows
 from dsv3c.compiler.formats.elements import as_float32
@@ -73,11 +75,14 @@ def softmax(scores):
     return grown / grown.sum(-1, keepdims=True)
 
 
-def attend(query, cache, positions, sequence, table, page_size, scale, rank):
-    """Naive absorbed attention, one token at a time, in float64."""
+def attend(query, cache, positions, sequence, table, page_size, scale, rank, group=0):
+    """Naive absorbed attention, one token at a time, in float64. group: of latents that are rounded to int8."""
     out = []
     for t, position in enumerate(positions):
         context = as_float32(cache[slots_of(table, sequence[t], position + 1, page_size)]).astype(np.float64)
+        if group:
+            latents = evaluate_quantize_rows(context[:, :rank], group)
+            context[:, :rank] = decoded(latents)
         out.append(softmax(query[t] @ context.T * scale) @ context[:, :rank])
     return np.array(out)
 
@@ -130,9 +135,11 @@ def absorbed_case(context, heads, rank, d, element):
     return MlaAbsorbed(Rows(BOUND), heads, paging, scale), inputs, {"y": y}, F32
 
 
-def materialized_case(context, heads, nope, v, rank, d, element, name, view=None):
+def materialized_case(context, heads, nope, v, rank, d, element, name, view=None, rounded=False):
+    """rounded: latents are, to int8, in the groups of the format, if it has integer products."""
     paging, positions, sequence, table, cache, inputs = layout(context, heads, rank, d, element)
     spec, tokens = WeightFormat.parse(name), len(positions)
+    group = spec.grouping.activations if rounded and spec.integer_products else 0
     view_ = view or View(heads * nope, head_stride=nope)
     wide, q_pe = normal(tokens, view_.row_stride), normal(tokens, heads, d, seed=1)
     q_nope = np.stack([wide[:, view_.offset + h * view_.head_stride :][:, :nope] for h in range(heads)], 1)
@@ -145,11 +152,11 @@ def materialized_case(context, heads, nope, v, rank, d, element, name, view=None
     scale = (nope + d) ** -0.5
     # Absorbing w_uk into the query gives the same scores: the naive form above is the oracle for both kernels.
     query = np.concatenate([np.einsum("thn,hnc->thc", q_nope, weights["w_uk"]), q_pe], -1)
-    latent = attend(query, cache, positions, sequence, table, 16, scale, rank)
+    latent = attend(query, cache, positions, sequence, table, 16, scale, rank, group)
     y = np.einsum("thc,hvc->thv", latent, weights["w_uv"])
     inputs |= {"cache": cache, "q_nope": wide, "q_pe": q_pe}
     bound = max(LONG_BOUND if context in BLOCKS else BOUND, tokens)
-    return MlaMaterialized(Rows(bound), heads, nope, v, paging, scale, spec, view), inputs, {"y": y}, 1e-5
+    return MlaMaterialized(Rows(bound), heads, nope, v, paging, scale, spec, view, group), inputs, {"y": y}, 1e-5
 
 
 def write_case(context, rank, d, element, interleave, view=None, uneven=False):
@@ -194,31 +201,39 @@ def all_cases():
         evenly = {
             f"absorbed-{element}": absorbed_case("two", 5, 128, 16, element),
             f"write-{element}": write_case("two", 128, 16, element, True, uneven=True),
-            f"materialized-over-{element}": materialized_case("two", 3, 40, 33, 128, 16, element, "int4-g32"),
         }
         oddly = {
             f"absorbed-{element}-odd": absorbed_case("c17", 4, 51, 10, element),
             f"write-{element}-odd": write_case("c17", 33, 10, element, False, View(100, offset=5)),
-            f"materialized-over-{element}-odd": materialized_case("c17", 2, 31, 16, 51, 10, element, "float32"),
         }
         yield from {**oddly, **evenly}.items() if element == "int8" else {**evenly, **oddly}.items()
     yield "absorbed-int8-h17", absorbed_case("one", 17, 64, 34, "int8")
-    yield "materialized-over-int8-ragged", materialized_case("ragged", 3, 40, 33, 64, 16, "int8", "float32")
 
+
+def materialized_cases(rounded):
+    """rounded: as targets with integer products have them."""
+    case = partial(materialized_case, rounded=rounded)
+    # The first of each kind are those that GPUs always run: int8 where latent and key meet in a word, fp8 where not.
+    for element in CODED:
+        evenly = f"materialized-over-{element}", case("two", 3, 40, 33, 128, 16, element, "int4-g32")
+        oddly = f"materialized-over-{element}-odd", case("c17", 2, 31, 16, 51, 10, element, "float32")
+        yield from (oddly, evenly) if element == "int8" else (evenly, oddly)
+    yield "materialized-over-int8-ragged", case("ragged", 3, 40, 33, 64, 16, "int8", "float32")
     for context in CONTEXTS:
         for name in ("float32", "int4-g32"):
-            yield f"materialized-{name}-{context}", materialized_case(context, 5, 24, 40, 64, 16, "f32", name)
+            yield f"materialized-{name}-{context}", case(context, 5, 24, 40, 64, 16, "f32", name)
     for name in ("bfloat16", "int8", "int8-g64", "int4-g32-asym", "int5-g32", "int3-g16-asym"):
-        yield f"materialized-{name}", materialized_case("two", 3, 33, 17, 100, 10, "bf16", name)
+        yield f"materialized-{name}", case("two", 3, 33, 17, 100, 10, "bf16", name)
     for context in BLOCKS:
-        yield f"materialized-{context}", materialized_case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")
+        yield f"materialized-{context}", case(context, 5, 128, 64, 64, 32, "bf16", "int4-g32")
     for element in ELEMENTS:
-        yield f"materialized-{element}-h1", materialized_case("ragged", 1, 192, 128, 512, 64, element, "bfloat16")
-        yield f"materialized-{element}-h16", materialized_case("ragged", 16, 64, 192, 64, 64, element, "int8")
-        yield f"materialized-{element}-h2", materialized_case("ragged", 2, 128, 256, 512, 64, element, "float32")
-    yield "materialized-odd", materialized_case("ragged", 34, 31, 33, 51, 17, "bf16", "float16")
+        yield f"materialized-{element}-h1", case("ragged", 1, 192, 128, 512, 64, element, "bfloat16")
+        yield f"materialized-{element}-h16", case("ragged", 16, 64, 192, 64, 64, element, "int8")
+        yield f"materialized-{element}-h2", case("ragged", 2, 128, 256, 512, 64, element, "float32")
+    yield "materialized-odd", case("ragged", 34, 31, 33, 51, 17, "bf16", "float16")
     view = View(3 * 50 + 4, offset=14, head_stride=50)
-    yield "materialized-view", materialized_case("c17", 3, 33, 16, 64, 10, "bf16", "float16", view)
+    yield "materialized-view", case("c17", 3, 33, 16, 64, 10, "bf16", "float16", view)
 
 
-CASES = dict(all_cases())
+CASES = dict(all_cases()) | dict(materialized_cases(rounded=False))
+ROUNDED = CASES | dict(materialized_cases(rounded=True))

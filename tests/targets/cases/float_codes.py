@@ -69,4 +69,11 @@ def all_cases(name: str):
     yield "materialized", materialized_case("ragged", 2, 24, 40, 130, 16, "bf16", name)
 
 
-CASES = {f"{name}-{kind}": case for name in ("fp8", "mxfp4", "nf4-g64") for kind, case in all_cases(name)}
+def rounded_case(name: str) -> tuple:
+    """Latents in int8 where the format has integer products."""
+    return materialized_case("ragged", 2, 24, 40, 130, 16, "bf16", name, rounded=True)
+
+
+FORMATS = ("fp8", "mxfp4", "nf4-g64")
+CASES = {f"{name}-{kind}": case for name in FORMATS for kind, case in all_cases(name)}
+ROUNDED = CASES | {f"{name}-materialized": rounded_case(name) for name in FORMATS}

@@ -23,6 +23,7 @@ from dsv3c.targets.calls.router import ExpertOrder
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.x86.levels import LEVELS
 from tests.conftest import BUNDLED_MODEL
+from tests.targets.cases.attention import materialized_case
 from tests.targets.cases.dense import linear_case
 from tests.targets.cases.moe import moe_case
 from tests.targets.cpu.emulation import BASE, EMULATED, emulation
@@ -68,6 +69,8 @@ def all_cases():
                 yield f"{op.__name__}-{name}-t{t}", partial(moe_case, op, name, t, 48, 33, 8, 2, 1, bound=BOUND)
             skewed = {"bound": BOUND, "ids": skewed_ids(100)}
             yield f"{op.__name__}-{name}-skewed", partial(moe_case, op, name, 100, 272, 160, 5, 1, 0, **skewed)
+        latents = partial(materialized_case, rounded=True)
+        yield f"materialized-{name}", partial(latents, "ragged", 2, 33, 17, 100, 10, "f32", name)
 
 
 class Made(Mapping):

@@ -8,7 +8,8 @@ from dsv3c.targets.calls.cache import Paging
 from dsv3c.targets.calls.operands import Rows
 from dsv3c.targets.cpu.kernels import build
 from dsv3c.targets.x86.levels import LEVELS
-from tests.targets.cases.attention import CASES, control, filled_cache, normal, place
+from tests.targets.cases.attention import ROUNDED as CASES
+from tests.targets.cases.attention import control, filled_cache, normal, place
 from tests.targets.op_tests import OpTests
 
 # Each kind of kernel over each kind of cache; one head, a few and more than a tile, and odd widths, over some cache.

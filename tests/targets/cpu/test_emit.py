@@ -1,4 +1,4 @@
-"""A kernel that is not built is named in the error."""
+"""What the manifest says of levels; a kernel that is not built is named in the error."""
 
 from __future__ import annotations
 
@@ -29,13 +29,26 @@ from tests.checkpoints import tiny_config, write_checkpoint
 
 @pytest.fixture
 def emission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Emission:
+    return emitted(CompileOptions(max_tokens=8), tmp_path, monkeypatch)
+
+
+def emitted(options: CompileOptions, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Emission:
     """Of a tiny model, for one level; no kernel has a body."""
-    write_checkpoint(tmp_path / "tiny", tiny_config())
-    source = Checkpoint.open(tmp_path / "tiny")
-    lowered = pipeline.lower(source.config, source.shapes, CompileOptions(max_tokens=8), targets.get("x86"))
+    write_checkpoint(folder / "tiny", tiny_config())
+    source = Checkpoint.open(folder / "tiny")
+    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
     monkeypatch.setattr(emit, "build", lambda spec, level: spec)
     monkeypatch.setattr(emit, "compiled_once", lambda levels, built: [ObjectUnit(LEVELS[0], (LEVELS[0],), built[0])])
     return emit.emit(plan(lowered.entries, lowered.bounds), LEVELS[:1])
+
+
+@pytest.mark.parametrize(("quant", "rate"), [("float32", 1.0), ("int8", LEVELS[0].rebuild_rate)])
+def test_integer_products_rebuild_for_shorter_steps(
+    quant: str, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (level,) = emitted(CompileOptions(quant=quant, max_tokens=64), tmp_path, monkeypatch).levels
+    equal = pipeline.materialize_from(Checkpoint.open(tmp_path / "tiny").config)
+    assert level.get("prefill_min_tokens", equal) == pytest.approx(equal / rate, abs=1)
 
 
 def dies(functions: Mapping[str, Any], already: Path) -> None:

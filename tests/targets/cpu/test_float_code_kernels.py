@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.targets.cases.dense import control, linear_case
-from tests.targets.cases.float_codes import CASES
+from tests.targets.cases.float_codes import ROUNDED as CASES
 from tests.targets.op_tests import OpTests
 
 # Every kernel with the codes that have no scale in the grid; of the others what takes codes apart in another way.

@@ -106,6 +106,39 @@ def path(best_level, tmp_path_factory):
     return build_library(functions, best_level, tmp_path_factory.mktemp("library") / "kernels.so")
 
 
+# The system gives two threads and refuses all others.
+REFUSED_TEST = r"""
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+typedef int (*Lambda)(int, void *, void *);
+extern int (*__TVMBackendParallelLaunch)(Lambda, void *, int);
+extern int dsv3c_threads(int);
+static int asked;
+int limited_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *argument) {
+  return ++asked > 2 ? EAGAIN : pthread_create(thread, how, start, argument);
+}
+static int add(int i, void *env, void *sum) { atomic_fetch_add((atomic_int *)sum, i); return 0; }
+int main(void) {
+  atomic_int sum = 0;
+  dsv3c_threads(8);
+  for (int i = 0; i < 1000; i++) __TVMBackendParallelLaunch(add, &sum, 5);
+  return sum != 10000 ? 1 : asked != 3 ? 2 : 0;
+}
+"""
+
+
+def test_threads_that_the_system_refuses_are_not_asked_for_at_each_launch(tmp_path):
+    (tmp_path / "test.c").write_text(REFUSED_TEST)
+    flags = ["-O1", "-std=gnu11", "-D_GNU_SOURCE", "-pthread", "-w"]
+    files = [str(tmp_path / "test.c"), str(tmp_path / "pool.o")]
+    renamed = ["-Dpthread_create=limited_create", "-c", "-o", files[1], str(THREADPOOL)]
+    for command in (renamed, ["-o", str(tmp_path / "test"), *files]):
+        subprocess.run([*find_c_compiler(), *flags, *command], check=True)
+    assert subprocess.run([str(tmp_path / "test")], check=False, timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("sanitizer", [None, "thread"])
 def test_thread_pool(tmp_path, sanitizer):
     source, program = tmp_path / "pool_test.c", tmp_path / "pool_test"

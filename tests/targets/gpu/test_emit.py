@@ -23,9 +23,9 @@ from dsv3c.runtime.artifact.weights import Tensor
 from dsv3c.runtime.devices.dispatch import Steps, table_of
 from dsv3c.targets.calls.elementwise import Swiglu
 from dsv3c.targets.calls.spec_text import parse_spec
+from dsv3c.targets.gpu.capabilities import MOST_BINDING
 from dsv3c.targets.gpu.emit import Backend, emit
 from dsv3c.targets.gpu.kernels import SPECS
-from dsv3c.targets.gpu.kernels.frame import MOST_BINDING
 from dsv3c.targets.gpu.lower import WeightTooLarge
 from dsv3c.targets.gpu.plan import plan
 from dsv3c.targets.vulkan import LEAST_RANGE
@@ -172,7 +172,7 @@ def test_the_kernel_that_is_not_compiled_is_found_among_all(tmp_path: Path) -> N
     source = Checkpoint.open(BUNDLED_MODEL)
     options = CompileOptions(target="vulkan", quant="int8")
     lowered = pipeline.lower(source.config, source.shapes, options, targets.get("vulkan"))
-    emission = emit(plan(lowered.entries, lowered.bounds), Backend(refuse_swiglu))
+    emission = emit(plan(lowered.entries, lowered.bounds, MOST_BINDING), Backend(refuse_swiglu))
     with pytest.raises(ShaderInvalid) as caught:
         emission.write_kernels(tmp_path / "kernels", lambda count: None)
     kernel = failed_kernel(caught.value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ KEYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "experts per layer": ({"deepseek2.expert_feed_forward_length": [32, 32]}, ConfigValueError, "a list of 2"),
     "more experts": ({"deepseek2.expert_count": 12}, TensorShapeError, "shape|expected"),
 }  # fmt: skip
+
+
+def test_layers_that_are_only_claimed_cost_nothing(tmp_path: Path) -> None:
+    config = tiny_config("glm_moe_dsa", first_k_dense_replace=1, mlp_layer_types=..., num_hidden_layers=3)
+    path = write_both(tmp_path, config, {"glm-dsa.context_length": 1 << 20, "glm-dsa.block_count": 2**32 - 1})[1]
+    started = time.monotonic()
+    with pytest.raises(ConfigValueError, match="num_hidden_layers"):
+        Checkpoint.open(path)
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("name", KEYS)

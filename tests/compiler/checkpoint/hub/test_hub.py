@@ -237,7 +237,10 @@ def test_what_a_hub_says_is_checked(server: Hub, changes: dict[str, Any], reason
 
 @pytest.mark.parametrize(
     "index",
-    [b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": {"a": "../../x"}}', b'{"weight_map": {"a": 3}}', b"{"],
+    [
+        *(b"[]", b"{}", b"{", b'{"weight_map": {}}', b'{"weight_map": {"a": "../../x"}}'),
+        *(b'{"weight_map": {"a": 3}}', b'{"weight_map": {"a": ["x"]}}', b'{"weight_map": {"a": "x", "b": {}}}'),
+    ],
 )
 def test_an_index_names_files_of_the_repository(server: Hub, index: bytes) -> None:
     server.files["model.safetensors.index.json"] = index

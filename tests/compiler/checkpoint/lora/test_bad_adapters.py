@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.errors import (
@@ -31,7 +34,7 @@ from dsv3c.compiler.errors import (
     TensorShapeError,
 )
 from dsv3c.compiler.options import Lora
-from tests.adapters import PREFIX, Tensors, factors, write_adapter
+from tests.adapters import PREFIX, Tensors, adapter_config, factors, write_adapter
 from tests.checkpoints import tiny_config, write_checkpoint
 
 MODULE = "model.layers.1.self_attn.o_proj"
@@ -103,6 +106,7 @@ def test_damaged_files(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"alpha_pattern": {r"((\w|\.)+)+x": 1}}, "of the kind that can be matched quickly"),
     ],
 )
 def test_what_is_more_than_lora(
@@ -111,6 +115,13 @@ def test_what_is_more_than_lora(
     error = refused(base, write_adapter(tmp_path / "other", good, **config))
     assert isinstance(error, AdapterUnsupportedError)
     assert named in str(error) and "supported are LoRA of" in str(error)
+
+
+def test_patterns_cost_no_time(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
+    started = time.monotonic()
+    write_adapter(tmp_path / "other", good, alpha_pattern={".*" * 40 + "#": 1, "(.|.)" * 40 + "#": 1})
+    assert Checkpoint.open(base[0], [Lora(tmp_path / "other")]).adapters
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -249,3 +260,41 @@ def test_a_scale_that_is_no_number() -> None:
 def test_a_config_of_another_kind_is_no_trap(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
     folder = damaged(write_adapter(tmp_path / "list", good), "adapter_config.json", json.dumps([1]).encode())
     assert isinstance(refused(base, folder), JsonError)
+
+
+CHANGES = {
+    "flat": lambda value: value.reshape(-1),
+    "turned": lambda value: value.T.copy(),
+    "empty": lambda value: value[:0],
+    "a number": lambda value: value.reshape(-1)[0],
+    "integers": lambda value: value.astype(np.int32),
+}
+ENDS = (".weight", ".bias", ".default.weight", ".modules_to_save.default.weight", ".base_layer.weight", "", "\n", ".é")
+KEYS = st.sampled_from((*adapter_config(), "rank_pattern", "alpha_pattern", "target_parameters", "peft_version"))
+TEXTS = st.sampled_from(("", "(", "o_proj", "x"))
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(TEXTS, LEAVES, max_size=2)
+FACTORS = st.sampled_from((A, B))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    config=st.dictionaries(KEYS, VALUES, max_size=2),
+    changes=st.dictionaries(FACTORS, st.sampled_from(sorted(CHANGES)), max_size=2),
+    names=st.dictionaries(FACTORS, st.tuples(st.sampled_from((PREFIX, "")), st.sampled_from(ENDS)), max_size=2),
+    layer=st.sampled_from(("1", "01", "9", "", "999999999")),
+)
+def test_any_adapter_is_merged_or_refused(
+    config: dict[str, Any], changes: dict[str, str], names: dict[str, tuple[str, str]], layer: str,
+    base: tuple[Path, Tensors],
+) -> None:  # fmt: skip
+    tensors = {}
+    for name, value in factors([MODULE], base[1]).items():
+        prefix, end = names.get(name, (PREFIX, ".weight"))
+        other = prefix + name.removeprefix(PREFIX).removesuffix(".weight").replace(".1.", f".{layer}.") + end
+        tensors[other] = np.asarray(CHANGES[changes[name]](value) if name in changes else value)
+    folder = write_adapter(base[0] / "any", tensors, **config)
+    try:
+        Checkpoint.open(base[0], [Lora(folder)]).read(f"{MODULE}.weight")
+    except CheckpointError:
+        return

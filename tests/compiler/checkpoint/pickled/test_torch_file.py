@@ -71,6 +71,11 @@ def test_views_share_a_storage(tmp_path: Path) -> None:
     assert np.array_equal(file.array("turned"), whole.T) and np.array_equal(file.array("row"), whole[1])
 
 
+def test_a_number_may_stand_for_a_few(tmp_path: Path) -> None:
+    file = TorchFile(write_zip(tmp_path / "a.pt", dictionary({"a": tensor(A, (4, 3), (0, 1), 2)}), DATA))
+    assert file.array("a").tolist() == [[2, 3, 4]] * 4
+
+
 def test_parameters_types_of_elements_and_protocol_4(tmp_path: Path) -> None:
     parameter = b"ctorch._utils\n_rebuild_parameter\n(" + tensor(A, (6,), (1,)) + b"\x88" + ORDERED_DICT + b"tR"
     raw = b"(" + text("storage") + b"ctorch.storage\nUntypedStorage\n" + text("1") + text("cpu") + integer(2) + b"tQ"
@@ -148,6 +153,8 @@ CONTENTS = {
     "tensor 'c' reaches beyond its storage": dictionary({"c": tensor(A, (2,), (1,), 5)}),
     "no storage for the tensor 'd'": dictionary({"d": tensor(storage("Float", "9", 6), (6,), (1,))}),
     "made of something other than a storage": dictionary({"a": tensor(b"N", (6,), (1,))}),
+    "more numbers than the file has bytes": dictionary({"a": tensor(A, (1000, 1000), (0, 0))}),
+    "with other signs than it has": dictionary({"a": tensor(A, (6,), (1,))[:-2] + b"}" + text("neg") + b"\x88stR"}),
     "2 sizes and 1 strides": dictionary({"a": tensor(A, (2, 3), (1,))}),
     "other than a storage, an": dictionary({"a": tensor(A, (2, -3), (3, 1))}),
     "calls what is no function": b"N)R",

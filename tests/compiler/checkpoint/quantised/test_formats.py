@@ -11,7 +11,7 @@ import pytest
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.formats import coded
 from tests import quantised
-from tests.quantised import INTEGERS, WIDENED, Written
+from tests.quantised import INTEGERS, WIDENED, Codes, Written
 
 BOTH = INTEGERS | WIDENED
 
@@ -90,6 +90,26 @@ def test_scales_that_are_powers_of_two_are_read(stored: str, tmp_path: Path) -> 
         written.tensors[f"{name}_scale_inv"] = e8m0(exponents) if stored == "exponents" else scale
         rows, columns = (np.arange(size) // 32 for size in value.shape)
         written.values[name] = codes.astype(np.float32) * scale[rows][:, columns]
+    quantised.save(tmp_path, written)
+    check(tmp_path, written)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_integers_with_one_scale_a_tensor_are_read(packed: bool, shape: tuple[int, ...], tmp_path: Path) -> None:
+    format = "pack-quantized" if packed else "int-quantized"
+    quantization = {**quantised.group_of(8, 0, strategy="tensor", group_size=None), "format": format}
+    written = Written(quantised.tiny_config(**quantised.SIZES, quantization_config=quantization))
+    for name, value in quantised.random_tensors(written.config).items():
+        if "_proj" not in name:
+            written.tensors[name] = written.values[name] = value
+            continue
+        codes, scale = np.clip(np.rint(value * 100) + 128, 0, 255).astype(np.uint8), np.full((len(value), 1), 0.5)
+        w = Codes(codes, scale, np.full((len(value), 1), 128, np.uint8), np.zeros(value.shape[1], np.int64))
+        module = name.removesuffix(".weight")
+        parts = quantised.pack_quantized(module, w, 8) if packed else quantised.int_quantized(module, w)
+        written.tensors.update(parts | {f"{module}.weight_scale": np.full(shape, 0.5, np.float32)})
+        written.values[name] = w.values
     quantised.save(tmp_path, written)
     check(tmp_path, written)
 

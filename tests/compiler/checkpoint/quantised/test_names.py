@@ -28,7 +28,7 @@ def test_patterns_match_as_those_of_python(pattern: str, module: str) -> None:
     assert names.follows(pattern, module) == (re.match(pattern, module) is not None)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*x", "(?=a)", "(", "(\\)", "[a-z]+", "a{1000}", "x" * 1001, "\\"])
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*x", "(?=a)", "(", "(\\)", "a{1000}", "x" * 1001, "\\"])
 def test_other_patterns_say_nothing(pattern: str) -> None:
     assert not names.follows(pattern, "a" * 60)
 
@@ -41,6 +41,7 @@ def test_any_pattern_is_read(pattern: str) -> None:
 def test_long_patterns_take_linear_time() -> None:
     started = time.process_time()
     assert not names.follows(".*a" * 300 + "$", "a" * 299)
+    assert not names.follows("(.|.)" * 100 + "#", "a" * 99)
     assert time.process_time() - started < 0.5
 
 

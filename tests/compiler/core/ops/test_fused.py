@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
+from dsv3c.compiler.formats.activations import quantize_rows
 from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, normal
 
 
@@ -123,6 +124,20 @@ def test_both_forms_of_attention_agree(rng: np.random.Generator) -> None:
     q_latent = evaluate("head_linear", q_nope, w_uk.transpose(0, 2, 1))
     absorbed = evaluate("head_linear", evaluate("mla_absorbed", q_latent, q_pe, cache, *PAGING, **attrs), w_uv)
     close(absorbed, evaluate("mla_materialized", q_nope, q_pe, cache, w_uk, w_uv, *PAGING, **attrs))
+
+
+def test_mla_materialized_with_a_group_rebuilds_from_latents_in_int8(rng: np.random.Generator) -> None:
+    q_nope, q_pe, cache = normal(rng, 4, 2, 5), normal(rng, 4, 2, 4), normal(rng, 24, 68)
+    w_uk, w_uv = normal(rng, 2, 5, 64), normal(rng, 2, 3, 64)
+    data, scale, _ = quantize_rows(cache[:, :64], 32)
+    rounded = np.concatenate([(data.reshape(24, 2, 32) * scale[..., None]).reshape(24, 64), cache[:, 64:]], axis=-1)
+
+    def attended(rows: Any, **attrs: int) -> Any:
+        operands = (q_nope, q_pe, rows, w_uk, w_uv, *PAGING)
+        return evaluate("mla_materialized", *operands, scale=0.3, page_size=PAGE, **attrs)
+
+    close(attended(cache, group=32), attended(rounded))
+    assert not np.allclose(attended(cache, group=32), attended(cache), rtol=0, atol=1e-4)
 
 
 def chosen_experts(scores: list[float], n_group: int, topk_group: int, top_k: int, best: int) -> list[int]:
@@ -271,6 +286,12 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
             ("f32[T, 2, 6]", "f32[T, 2, 4]", "f32[N, 12]", "f32[3, 6, 8]", "f32[2, 5, 8]", *P3),
             ATTEND,
             "do not have the heads",
+        ),
+        (
+            "mla_materialized",
+            ("f32[T, 2, 6]", "f32[T, 2, 4]", "f32[N, 12]", "f32[2, 6, 8]", "f32[2, 5, 8]", *P3),
+            ATTEND | {"group": -32},
+            "rounded in groups of -32",
         ),
         ("router", ("f32[T, 9]",), ROUTER, "9 experts are not 2 groups"),
         ("router", ("f32[T, 8]", "f32[7]"), ROUTER, r"the bias is f32\[8\]"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime.devices.device import Floats
+from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.history import History
 from dsv3c.runtime.engine.lanes import Lane
 from dsv3c.runtime.engine.params import SamplingParams
@@ -104,3 +105,16 @@ def test_pages_come_back_when_others_need_them_and_when_a_text_leaves(session: S
     drafter.propose([one], 1)
     drafter.forget(one.lane)
     assert session.pool.free_pages == free
+
+
+def test_a_plan_with_a_context_shorter_than_its_window_has_drafts_as_long_as_a_text_goes_on(tmp_path: Path) -> None:
+    plan = toy.toy_artifact(tmp_path / "short", P=4).plan  # 16 tokens
+    session = Session(plan, toy.ToyDevice(plan, 256), toy.VOCAB)
+    lane = Lane(Sequence(session.pool, 64), History(np.array(TEXT, np.int32)))
+    session.reserve(lane.sequence, lane.size)
+    lane.sequence.length = len(TEXT) - 1
+    one, drafter = Text(lane, Sampler(SamplingParams(temperature=0), toy.VOCAB)), MtpDrafter(session)
+    for token in range(3, 40):
+        step(one, session, token)
+        drafter.saw(lane, lane.sequence.length - 1, states(1))
+        assert drafter.propose([one], 1)[0].size == 1

@@ -115,3 +115,12 @@ def test_beams_that_are_read_again_go_on_as_they_were(tmp_path: Path) -> None:
     for n, ticket in zip((1, 2), tickets, strict=True):
         assert ticket.results()[0].token_ids == diverse_beams([n, *PROMPT], 12, 1, 3, 0.0)[0]
     assert small.session.pool.free_pages == 16
+
+
+@pytest.mark.parametrize("penalty", [1e3, -1e3, 1e300, -1e300])
+@pytest.mark.filterwarnings("error")
+def test_no_length_penalty_is_too_large_to_compute(model: Model, penalty: float) -> None:
+    def found(penalty: float) -> tuple[int, ...]:
+        return model.generate(PROMPT, num_beams=3, length_penalty=penalty, max_new_tokens=9).token_ids
+
+    assert found(penalty) == found(20.0 if penalty > 0 else -20.0)

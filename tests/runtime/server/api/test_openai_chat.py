@@ -66,6 +66,12 @@ def test_usage_is_told_only_on_request(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
 
 
+def test_a_seed_of_minus_one_is_a_fresh_one(client: openai.OpenAI) -> None:
+    how: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 24, "temperature": 1.0, "seed": -1}
+    texts = {client.chat.completions.create(**how).choices[0].message.content for _ in range(2)}
+    assert len(texts) == 2
+
+
 def test_a_seed_makes_an_answer_again_and_several_differ(client: openai.OpenAI) -> None:
     how: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 1.0, "n": 3, "seed": -5}
     first, second = (client.chat.completions.create(**how) for _ in range(2))

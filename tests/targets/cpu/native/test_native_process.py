@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.targets.cpu import native
 from tests.targets.cpu.elf import glibc
 from tests.targets.cpu.native.binding import Failure, Model
 from tests.targets.cpu.native.conftest import USABLE
@@ -65,6 +66,18 @@ def test_closing_gives_threads_and_libraries_back(folder: Path) -> None:
         for model in models:
             model.close()
     assert counts() == before
+
+
+def test_no_part_of_a_copy_is_left_where_there_is_no_room_for_it(copy: Path, tmp_path: Path) -> None:
+    """On a system that has no files in memory."""
+    native.build(copy / "native" / "src", copy / "native", flags=("-U__linux__",))
+    (tmp_path / "temporary").mkdir()
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$0" --ids 1 ' + str(copy), str(copy / "native" / "dsv3c-run")]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "dsv3c-run: no place for a copy of the kernels: File too large\n"
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_kernels_are_those_that_were_checked(copy: Path) -> None:
