@@ -13,7 +13,7 @@ from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.target import Emission, FileRange, Planned
 from dsv3c.compiler.driver import calibrated, kept, weights
-from dsv3c.compiler.driver.lowered import Lowered
+from dsv3c.compiler.driver.lowering import Lowered
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.formats.quant import QTensor

@@ -27,7 +27,8 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower, settled
+from dsv3c.compiler.driver.lowering import lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, settled
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import AUTO, CompileOptions

@@ -21,7 +21,7 @@ from tvm import relax
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.target import Planned
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.devices.cpu.features import cpu_flags
 from dsv3c.runtime.model import Model
@@ -159,7 +159,7 @@ def compile_for(checkpoint: Path, out: Path, level: Any, **options: Any) -> None
 def write_tvm(source: Checkpoint, folder: Path, level: Any, quant: str, max_tokens: int = 512) -> Planned:
     """Write the TVM form for one level into `folder`; what the CPU target plans, too."""
     options = CompileOptions(quant=quant, max_tokens=max_tokens)
-    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
+    lowered = lowering.lower(source.config, source.shapes, options, targets.get("x86"))
     found = plan(lowered.entries, lowered.bounds)
     emit(found, (level,)).extras["tvm"](folder)
     return found

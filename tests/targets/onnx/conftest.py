@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.driver.lowered import Lowered
+from dsv3c.compiler.driver import lowering, pipeline
+from dsv3c.compiler.driver.lowering import Lowered
 from dsv3c.compiler.options import CompileOptions
 from tests.conformance import runs
 from tests.conformance.cases import Case, case
@@ -83,7 +83,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         options = CompileOptions(quant=quant, target=target)
         pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
         checkpoint = Checkpoint.open(folder / "checkpoint")
-        lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(target))
+        lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(target))
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         path = str(folder / "artifact" / "model.onnx")

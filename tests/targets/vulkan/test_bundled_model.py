@@ -9,7 +9,7 @@ import pytest
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
@@ -49,7 +49,7 @@ def checkpoint():
 def stepper(checkpoint, quant, entry="decode"):
     """The numpy evaluation of an entry's graph, as the target compiles it."""
     options = CompileOptions(target="vulkan", quant=quant)
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
     read = checkpoint.coded if quant == "fp8" else checkpoint.read
     return GraphStepper(lowered.entries[entry].graph, read)
 
