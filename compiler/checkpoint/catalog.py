@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3c.compiler.checkpoint.config import ModelConfig
+from dsv3c.compiler.checkpoint.errors import MissingTensorError, UnexpectedTensorError
 from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, Stack, Weight, tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
-from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
 
 _IN_MEMORY = {".post_mlp_layernorm.": ".mlp.post_mlp_layernorm."}  # where transformers has another name than published
 # Buffers that old checkpoints carry; they follow from the config.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint import quantised
+from dsv3c.compiler.checkpoint.errors import ConfigConflictError, UnknownModelTypeError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
@@ -29,7 +30,6 @@ from dsv3c.compiler.checkpoint.rope import (
 )
 from dsv3c.compiler.checkpoint.scales import parse_scales
 from dsv3c.compiler.checkpoint.tokenizer import usable_ids
-from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
 MODEL_TYPES = tuple(MEMBERS)
 SCORING_FUNCS = ("sigmoid", "softmax")

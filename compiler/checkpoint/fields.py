@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.files import quote
-from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 
 
 @dataclass(frozen=True)

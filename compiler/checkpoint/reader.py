@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dsv3c.compiler.checkpoint import gguf, nested, paired, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, complete_config
+from dsv3c.compiler.checkpoint.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
@@ -31,7 +32,6 @@ from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, StoredWeight
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.checkpoint.unused import without_unused
-from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.options import Lora

@@ -16,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
 

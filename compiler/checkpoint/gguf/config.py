@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import GgufModelError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import HEAD, LONG_FACTORS, SHORT_FACTORS
 from dsv3c.compiler.checkpoint.quantised.weight import tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import GgufModelError
 
 Values = dict[str, Any]
 Stored = Mapping[str, StoredTensor]

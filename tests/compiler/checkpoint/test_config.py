@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint.config import MODEL_TYPES, ModelConfig, load_config
-from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS
-from dsv3c.compiler.checkpoint.rope import RopeScaling
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigConflictError,
     ConfigValueError,
     JsonError,
@@ -23,6 +20,9 @@ from dsv3c.compiler.errors import (
     UnreadableFileError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS
+from dsv3c.compiler.checkpoint.rope import RopeScaling
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import YARN, tiny_config
 
 PATH = Path("model/config.json")

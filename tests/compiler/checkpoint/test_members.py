@@ -12,15 +12,15 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.indexer import INDEXER
-from dsv3c.compiler.checkpoint.rope import RopeScaling
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     MissingTensorError,
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.checkpoint.indexer import INDEXER
+from dsv3c.compiler.checkpoint.rope import RopeScaling
+from dsv3c.compiler.errors import CheckpointError
 from dsv3c.compiler.frontend.caches import cache_rows, main_cache_rows
 from tests.checkpoints import random_tensors, text_config, tiny_config, write_checkpoint, write_safetensors
 

@@ -8,7 +8,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.errors import UnsupportedConfigError
+from dsv3c.compiler.checkpoint.errors import UnsupportedConfigError
 from tests.checkpoints import tiny_config, write_checkpoint
 
 PATH = Path("model/config.json")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import reader
-from dsv3c.compiler.checkpoint.reader import Checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     ChangedFileError,
     MissingTensorError,
     NonFiniteWeightError,
@@ -22,6 +21,7 @@ from dsv3c.compiler.errors import (
     UnknownTensorError,
     UnreadableFileError,
 )
+from dsv3c.compiler.checkpoint.reader import Checkpoint
 from tests.checkpoints import (
     SCALE_SUFFIX,
     random_tensors,
