@@ -10,6 +10,8 @@ from typing import Any
 from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.files import quote
 
+MAX_WIDTH = 2**20  # of a row of weights: far above every published model
+
 
 @dataclass(frozen=True)
 class ConfigFields:
@@ -25,6 +27,10 @@ class ConfigFields:
 
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None
+
+    def is_null(self, key: str) -> bool:
+        """Whether null is given, for keys where that stands for a value."""
+        return key in self.values and self.values[key] is None
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self._value(key, default)
