@@ -109,7 +109,7 @@ class Checkpoint:
     @classmethod
     def open(cls, path: Path | str, lora: Sequence[Lora] = ()) -> Checkpoint:
         """Check names, shapes and dtypes of a whole folder or GGUF file, and of adapters, which are merged in their
-        order; no data is read but the order of GPTQ's groups.
+        order; no data is read but the order of GPTQ's groups, and a tied head that is stored beside the embedding.
 
         Raises a subclass of CheckpointError for every fault.
         """

@@ -13,6 +13,7 @@ import pytest
 from dsv3c.compiler.checkpoint import reader
 from dsv3c.compiler.checkpoint.errors import (
     ChangedFileError,
+    ConfigConflictError,
     MissingTensorError,
     NonFiniteWeightError,
     NoWeightsError,
@@ -134,6 +135,23 @@ def test_a_tied_head_may_be_stored_and_is_not_listed(tmp_path: Path) -> None:
     assert both.shapes == alone.shapes
     assert "lm_head.weight" not in alone.shapes
     assert (alone.notes, len(both.notes)) == ((), 1) and "lm_head.weight is ignored" in both.notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_head_that_is_another_matrix_is_refused(dtype: str, tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=True), dtype=dtype)
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, "lm_head.weight": head})
+    with pytest.raises(ConfigConflictError, match=r"tie_word_embeddings .* lm_head\.weight"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_tied_head_may_have_another_type(tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=True), dtype="bfloat16")
+    head = tensors["model.embed_tokens.weight"].astype(np.float32)
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, "lm_head.weight": head})
+    assert "lm_head.weight is ignored" in Checkpoint.open(tmp_path).notes[0]
 
 
 def spoiled(folder: Path, name: str, value: float, dtype: str = "bfloat16") -> Checkpoint:
