@@ -16,7 +16,7 @@ from dsv3c.compiler.checkpoint.fields import MAX_WIDTH, ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
 from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
 from dsv3c.compiler.checkpoint.infer import infer_missing
-from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, member_of, with_defaults
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, Member, member_of, with_defaults
 from dsv3c.compiler.checkpoint.nested import text_values
 from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
 from dsv3c.compiler.checkpoint.rope import (
@@ -119,8 +119,8 @@ class ModelConfig:
         """The config in the object of a config.json; `path` is for messages. Raises a typed error for every fault."""
         config = ConfigFields(with_defaults(with_canonical_names(values)), path)
         model_type = _model_type(config)
-        _refuse_unsupported(config)
-        check_other_keys(config)
+        _refuse_unsupported(config, MEMBERS[model_type])
+        check_other_keys(config, MEMBERS[model_type])
         layers = _layer_count(config, model_type)
         sizes = _Sizes.parse(config, layers)
         routing = Routing.parse(config, model_type)
@@ -142,7 +142,7 @@ class ModelConfig:
             mlp_layer_types=main_types + (mtp_type,) * mtp_layers,
             rms_norm_eps=config.number("rms_norm_eps", 1e-30, 1.0),
             rope_theta=theta,
-            rope_interleave=_rope_interleave(config, model_type),
+            rope_interleave=config.boolean("rope_interleave", True),
             rope_scaling=scaling,
             max_position_embeddings=context,
             tie_word_embeddings=config.boolean("tie_word_embeddings", False),
@@ -331,19 +331,15 @@ def _model_type(config: ConfigFields) -> str:
     return model_type
 
 
-def _refuse_unsupported(config: ConfigFields) -> None:
+def _refuse_unsupported(config: ConfigFields, member: Member) -> None:
+    for key, (value, reason) in member.fixed.items():
+        if config.boolean(key, value) != value:
+            raise config.unsupported(key, reason)
     for key in ("attention_bias", "mlp_bias"):
         if config.boolean(key, False):
             raise config.unsupported(key, "projections have no bias")
     if config.has("hidden_act") and config.values["hidden_act"] != "silu":
         raise config.unsupported("hidden_act", "known is silu")
-
-
-def _rope_interleave(config: ConfigFields, model_type: str) -> bool:
-    interleave = config.boolean("rope_interleave", True)
-    if model_type == "deepseek_v2" and not interleave:
-        raise config.unsupported("rope_interleave", "deepseek_v2 rotates neighbouring elements")
-    return interleave
 
 
 def _layer_count(config: ConfigFields, model_type: str) -> int:

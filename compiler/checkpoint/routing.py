@@ -88,18 +88,16 @@ class Routing:
 
 def _routing_kind(config: ConfigFields, model_type: str) -> tuple[str, str, bool]:
     """(scoring_func, topk_method, norm_topk_prob): each model type has the kinds its published code has."""
-    is_v2 = model_type == "deepseek_v2"
-    scorings, methods = MEMBERS[model_type].scorings, MEMBERS[model_type].methods
+    member = MEMBERS[model_type]
+    scorings, methods = member.scorings, member.methods
     scoring = config.choice("scoring_func", SCORING_FUNCS, scorings[0])
     if scoring not in scorings:
         raise config.unsupported("scoring_func", f"{model_type} has {scorings[0]}")
     method = config.choice("topk_method", TOPK_METHODS, methods[0])
     if method not in methods:
         raise config.unsupported("topk_method", f"{model_type} has {' or '.join(methods)}")
-    norm = config.boolean("norm_topk_prob", False if is_v2 else None)
-    if is_v2 and norm:
-        raise config.unsupported("norm_topk_prob", "the published programs of deepseek_v2 disagree on it")
-    return scoring, method, norm
+    own, _ = member.fixed.get("norm_topk_prob", (None, ""))
+    return scoring, method, config.boolean("norm_topk_prob", own)
 
 
 def _score_bias(config: ConfigFields, model_type: str, method: str) -> bool:

@@ -206,6 +206,20 @@ def test_what_deepseek_v2_does_not_have(overrides: dict[str, Any], reason: str) 
         parse("deepseek_v2", **overrides)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "key", "value"),
+    [("deepseek_v32", "rope_interleave", False), ("deepseek_v32", "indexer_rope_interleave", True),
+     ("glm_moe_dsa", "rope_interleave", False), ("glm_moe_dsa", "indexer_rope_interleave", False),
+     ("minicpm3", "rope_interleave", True)],
+)  # fmt: skip
+def test_an_order_of_rotated_pairs_that_the_published_code_does_not_have(
+    model_type: str, key: str, value: bool
+) -> None:
+    parse(model_type, **{key: not value})
+    with pytest.raises(UnsupportedConfigError, match=f"{key} = {value} is not supported: {model_type} rotates"):
+        parse(model_type, **{key: value})
+
+
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFileError, match="No such file"):
         load_config(tmp_path)
