@@ -13,11 +13,10 @@ import numpy as np
 from dsv3c.compiler.checkpoint import quantised
 from dsv3c.compiler.checkpoint.errors import UnknownModelTypeError
 from dsv3c.compiler.checkpoint.fields import MAX_WIDTH, ConfigFields
-from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
 from dsv3c.compiler.checkpoint.infer import infer_missing
 from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, Member, member_of, with_defaults
-from dsv3c.compiler.checkpoint.nested import text_values
 from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
 from dsv3c.compiler.checkpoint.rope import (
     MAX_POSITIONS,
@@ -229,22 +228,14 @@ class ModelConfig:
         return self.mlp_layer_types[layer] != "sparse"
 
 
-def load_config(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config of a checkpoint folder, and a sentence for each value that config.json lacks and `shapes` gave, and
-    for each special id that is left out.
-
-    `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
-    """
-    path = folder / "config.json"
-    return complete_config(text_values(read_object(path), path), path, shapes or {})
-
-
 def complete_config(
     given: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """As `load_config`, of a text model's config.json, or what stands for it; `path` is for messages."""
+    """The config of a text model's config.json, or what stands for it, and a sentence for each value that it lacks and
+    `shapes` gave, and for each special id that is left out.
+
+    shapes: of the stored tensors by name. `path` is for messages. Raises a typed error for every fault of config.json.
+    """
     values, notes = infer_missing(with_canonical_names(given), shapes)
     values, left_out = usable_ids(values)
     if shapes and values.get("score_bias") is None:

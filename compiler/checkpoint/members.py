@@ -49,7 +49,7 @@ _MISTRAL4_ROPE = {
 }
 
 
-def _pairs(who: str, interleave: bool) -> tuple[bool, str]:
+def _pairs(who: str, *, interleave: bool) -> tuple[bool, str]:
     """The one order of rotated pairs that a member has."""
     return interleave, f"{who} rotates {'neighbouring elements' if interleave else 'the halves'}"
 
@@ -59,7 +59,7 @@ MEMBERS: Mapping[str, Member] = {
         scorings=("softmax",),
         methods=("greedy", "group_limited_greedy"),
         fixed={
-            "rope_interleave": _pairs("deepseek_v2", True),
+            "rope_interleave": _pairs("deepseek_v2", interleave=True),
             "norm_topk_prob": (False, "the published programs of deepseek_v2 disagree on it"),
         },
     ),
@@ -67,16 +67,16 @@ MEMBERS: Mapping[str, Member] = {
     "deepseek_v32": Member(
         defaults=_SPARSE_ATTENTION,
         fixed={
-            "rope_interleave": _pairs("deepseek_v32", True),
-            "indexer_rope_interleave": _pairs("deepseek_v32", False),
+            "rope_interleave": _pairs("deepseek_v32", interleave=True),
+            "indexer_rope_interleave": _pairs("deepseek_v32", interleave=False),
         },
     ),
     "glm4_moe_lite": Member(defaults={"first_k_dense_replace": 1}),
     "glm_moe_dsa": Member(
         defaults={**_SPARSE_ATTENTION, "index_n_heads": 32, "indexer_rope_interleave": True},
         fixed={
-            "rope_interleave": _pairs("glm_moe_dsa", True),
-            "indexer_rope_interleave": _pairs("glm_moe_dsa", True),
+            "rope_interleave": _pairs("glm_moe_dsa", interleave=True),
+            "indexer_rope_interleave": _pairs("glm_moe_dsa", interleave=True),
         },
     ),
     "mistral4": Member(
@@ -95,7 +95,7 @@ MEMBERS: Mapping[str, Member] = {
             "scale_depth": 1.4,
             "dim_model_base": 256,
         },
-        fixed={"rope_interleave": _pairs("minicpm3", False)},
+        fixed={"rope_interleave": _pairs("minicpm3", interleave=False)},
         keys=("scale_emb", "scale_depth", "dim_model_base"),
     ),
     "longcat_flash": Member(
@@ -116,7 +116,7 @@ MEMBERS: Mapping[str, Member] = {
             "rope_theta": 1e7,
         },
         fixed={
-            "rope_interleave": _pairs("longcat_flash", True),
+            "rope_interleave": _pairs("longcat_flash", interleave=True),
             "norm_topk_prob": (False, "longcat_flash weighs experts by their scores as they are"),
         },
         keys=("zero_expert_num", "mla_scale_q_lora", "mla_scale_kv_lora"),

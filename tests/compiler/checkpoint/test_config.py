@@ -10,14 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler.checkpoint.config import MODEL_TYPES, ModelConfig, load_config
+from dsv3c.compiler.checkpoint.config import MODEL_TYPES, ModelConfig
 from dsv3c.compiler.checkpoint.errors import (
     ConfigConflictError,
     ConfigValueError,
-    JsonError,
     MissingConfigKeyError,
     UnknownModelTypeError,
-    UnreadableFileError,
     UnsupportedConfigError,
 )
 from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS
@@ -35,8 +33,7 @@ def parse(model_type: str = "deepseek_v3", /, **overrides: Any) -> ModelConfig:
 
 
 def test_the_bundled_model(bundled_model: Path) -> None:
-    config, notes = load_config(bundled_model)
-    assert notes == ()
+    config = ModelConfig.from_dict(json.loads((bundled_model / "config.json").read_text()), PATH)
     assert config.mlp_layer_types == ("dense", *["sparse"] * 4)
     assert (config.num_hidden_layers, config.num_nextn_predict_layers) == (4, 1)
     assert [config.is_moe(layer) for layer in range(5)] == [False, True, True, True, True]
@@ -218,14 +215,6 @@ def test_an_order_of_rotated_pairs_that_the_published_code_does_not_have(
     parse(model_type, **{key: not value})
     with pytest.raises(UnsupportedConfigError, match=f"{key} = {value} is not supported: {model_type} rotates"):
         parse(model_type, **{key: value})
-
-
-def test_a_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="No such file"):
-        load_config(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"")
-    with pytest.raises(JsonError):
-        load_config(tmp_path)
 
 
 JSON_VALUES = st.recursive(
