@@ -24,8 +24,8 @@ Stored = Mapping[str, StoredTensor]
 ARCHITECTURE = "general.architecture"
 _SOFTMAX, _SIGMOID = 1, 2  # enum llama_expert_gating_func_type
 _BIAS = ".mlp.gate.e_score_correction_bias"
-# Keys that say nothing of the arithmetic, or again what others say.
 _NULLABLE = ("q_lora_rank",)  # null says that queries have no latent; what is absent is told by the tensors
+# Keys that say nothing of the arithmetic, or again what others say.
 _HARMLESS = ("rope.scaling.finetuned", "attention.key_length", "attention.value_length", "vocab_size")
 # From this context on a GLM model has indexers that reuse what an earlier layer chose, whether its file says so or not.
 _GLM_SHARING_CONTEXT = 1 << 20

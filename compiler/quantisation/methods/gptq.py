@@ -1,6 +1,6 @@
 """GPTQ (arXiv 2210.17323): one column after the other; those not yet rounded make up for the errors of the others.
 
-Afterwards a round of coordinate descent on the same error (docs/28).
+Afterwards a round of coordinate descent on the same error (docs/28-rounding.md).
 """
 
 from __future__ import annotations
