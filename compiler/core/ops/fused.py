@@ -185,7 +185,10 @@ def evaluate_mla_absorbed(
     scale: float,
     page_size: int,
 ) -> Array:
-    """Attention in latent space: the cache is the one key head, its first kv_lora_rank columns the value."""
+    """Attention in latent space: the cache is the one key head, its first kv_lora_rank columns the value.
+
+    q_latent [T, H, kv_lora_rank], q_pe [T, H, rope], cache [slots, kv_lora_rank + rope] -> [T, H, kv_lora_rank].
+    """
     context = as_float32(cache[primitive.evaluate_context_slots(page_table, page_size)])
     query = np.concatenate([q_latent, q_pe], axis=-1).transpose(1, 0, 2)
     scores = np.matmul(query, context.T) * np.float32(scale)
@@ -229,7 +232,7 @@ def evaluate_mla_materialized(
     page_size: int,
     group: int = 0,
 ) -> Array:
-    """Attention on rebuilt keys and values: w_uk [H, nope, kv_lora_rank], w_uv [H, v, kv_lora_rank].
+    """Attention on rebuilt keys and values: w_uk [H, nope, kv_lora_rank], w_uv [H, v, kv_lora_rank] -> [T, H, v].
 
     group: latents are first rounded to int8 in groups of it (`quantize_rows`); 0: they are not.
     """
