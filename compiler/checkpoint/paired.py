@@ -12,17 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from dsv3c.compiler.checkpoint.infer import LAYER_NAME
 from dsv3c.compiler.checkpoint.stored import StoredTensor, renamed
 
 _BLOCK = re.compile(r"(self_attn|mlps|input_layernorm|post_attention_layernorm)\.([01])(?=\.|$)")
-_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
 _ROUTER = {"mlp.router.classifier": "mlp.gate", "mlp.router": "mlp.gate"}
 _MTP = "model.mtp."
 
 
 def block_name(name: str) -> str:
     """The name that a single block has for a tensor or module."""
-    layer = _LAYER.fullmatch(name)
+    layer = LAYER_NAME.fullmatch(name)
     if layer is None:
         return name
     first, inner = 2 * int(layer[1]), layer[2]

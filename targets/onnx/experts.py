@@ -27,7 +27,7 @@ TINY = {"f32": 1e-30, "f16": 6e-8}
 
 
 def router(lowering: Lowering, value: Value) -> str:
-    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/core/ops/fused.py."""
+    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/core/ops/moe.py."""
     b, attrs = lowering.b, dict[str, Any](value.attrs)
     choice = _scores(lowering, value.inputs[0], attrs["scoring"])
     if len(value.inputs) == 2:

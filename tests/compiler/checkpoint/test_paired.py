@@ -13,9 +13,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.paired import block_name
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigConflictError,
     ConfigValueError,
     LeftOutError,
@@ -25,6 +23,8 @@ from dsv3c.compiler.errors import (
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.checkpoint.paired import block_name
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import (
     fuse_experts,
     quantize_fp8,

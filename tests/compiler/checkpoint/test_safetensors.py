@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from dsv3c.compiler.checkpoint.errors import ChangedFileError, SafetensorsError, UnreadableFileError
 from dsv3c.compiler.checkpoint.safetensors import DTYPE_BITS, SafetensorsFile, parse_header
-from dsv3c.compiler.errors import ChangedFileError, CheckpointError, SafetensorsError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import safetensors_bytes, write_safetensors
 
 PATH = Path("model.safetensors")

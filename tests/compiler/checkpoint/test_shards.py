@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     CompiledError,
     DuplicateTensorError,
     GgufError,
@@ -31,6 +29,8 @@ from dsv3c.compiler.errors import (
     TorchFileError,
     UnreadableFileError,
 )
+from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import safetensors_bytes, write_safetensors, write_sharded
 
 A = {"a": np.ones(3, np.float32)}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from dsv3c.compiler.checkpoint import tiktoken
-from dsv3c.compiler.errors import TiktokenError, UnknownVocabularyError
+from dsv3c.compiler.checkpoint.errors import TiktokenError, UnknownVocabularyError
 from tests.conftest import BUNDLED_MODEL
 
 PATTERN = (  # of tokenization_kimi.py in moonshotai/Kimi-K2-Instruct

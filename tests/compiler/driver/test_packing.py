@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import TensorType, Value
 from dsv3c.compiler.driver import machine, packing, pipeline, weights
 from dsv3c.compiler.driver.packing import Kernels
-from dsv3c.compiler.errors import NonFiniteWeightError
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.quant import OutOfRange, quantize
 from dsv3c.compiler.formats.table import FORMATS, WeightFormat

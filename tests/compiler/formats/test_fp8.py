@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.driver import lowering, pipeline, weights
-from dsv3c.compiler.errors import FormatRefusedError, NonFiniteWeightError
+from dsv3c.compiler.errors import FormatRefusedError
 from dsv3c.compiler.formats import fp8, rows16
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor, quantize

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint, gguf
+from dsv3c.compiler.checkpoint.errors import ChangedFileError, GgufFormatError, UnreadableFileError
 from dsv3c.compiler.checkpoint.gguf.container import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, GgufFile
-from dsv3c.compiler.errors import ChangedFileError, CheckpointError, GgufFormatError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import random_tensors, tiny_config
 from tests.gguf_files import array, entry, gguf_tensors, key, keys_of, raw_file, text, write_gguf
 

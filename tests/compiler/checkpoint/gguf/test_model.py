@@ -10,11 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsv3c.compiler.checkpoint import Checkpoint, gguf, sides
-from dsv3c.compiler.cli.inspect import inspect_command
-from dsv3c.compiler.driver import text_files
-from dsv3c.compiler.driver.pipeline import default_output
-from dsv3c.compiler.driver.size_report import plan_checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     GgufError,
     GgufModelError,
@@ -26,6 +22,10 @@ from dsv3c.compiler.errors import (
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.cli.inspect import inspect_command
+from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.driver.pipeline import default_output
+from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import YARN, random_tensors, tiny_config, write_checkpoint
 from tests.gguf_files import architecture_of, gguf_tensors, keys_of, write_gguf

@@ -14,25 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
+    ConfigValueError,
+    JsonError,
+    MissingConfigKeyError,
+    NonFiniteWeightError,
+    SafetensorsError,
+    TensorDtypeError,
+    TensorShapeError,
+)
+from dsv3c.compiler.checkpoint.lora.errors import (
     AdapterPairError,
     AdapterRankError,
     AdapterTargetError,
     AdapterTensorError,
     AdapterUnsupportedError,
-    BadOptionError,
-    CheckpointError,
-    ConfigValueError,
     EmptyAdapterError,
-    JsonError,
-    MissingConfigKeyError,
     NoAdapterError,
-    NonFiniteWeightError,
     PickledAdapterError,
-    SafetensorsError,
-    TensorDtypeError,
-    TensorShapeError,
 )
+from dsv3c.compiler.errors import BadOptionError, CheckpointError
 from dsv3c.compiler.options import Lora
 from tests.adapters import PREFIX, Tensors, adapter_config, factors, write_adapter
 from tests.checkpoints import tiny_config, write_checkpoint

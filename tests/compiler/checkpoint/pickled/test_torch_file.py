@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.errors import PickledNameError, TorchFileError
 from dsv3c.compiler.checkpoint.pickled import TorchFile, machine
 from dsv3c.compiler.checkpoint.pickled.machine import Machine, Malformed
-from dsv3c.compiler.errors import CheckpointError, PickledNameError, TorchFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.torch_files import (
     ORDERED_DICT,

@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint, quantised
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     GroupIndexError,
     LeftOutError,
@@ -33,6 +29,10 @@ from dsv3c.compiler.errors import (
     UnsupportedConfigError,
     ZeroPointError,
 )
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.checkpoint.stored import StoredTensor
+from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.errors import CheckpointError
 from dsv3c.compiler.options import CompileOptions
 from tests import quantised as foreign
 from tests.checkpoints import write_safetensors

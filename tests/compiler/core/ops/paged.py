@@ -1,7 +1,8 @@
-"""Two sequences in pages of four, and what tests of operations over them share."""
+"""Two sequences in pages of four, and what tests of operations share: inputs, comparisons, plain formulas."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,3 +27,17 @@ def context_slots(token: int) -> list[int]:
     """Cache rows that a token sees, from its first position to its own."""
     pages = PAGE_TABLE[SEQUENCE[token]]
     return [int(pages[p // PAGE]) * PAGE + p % PAGE for p in range(POSITIONS[token] + 1)]
+
+
+def close(result: Any, expected: Any) -> None:
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, np.array(expected), rtol=2e-5, atol=1e-6)
+
+
+def silu(x: Any) -> Any:
+    return x / (1 + np.exp(-x))
+
+
+def softmax(scores: list[float]) -> list[float]:
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / math.fsum(weights) for weight in weights]
