@@ -1,0 +1,39 @@
+"""What all errors are made of: a message as a template, a hint that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+
+class Dsv3cError(Exception):
+    """Base of all errors that name a fault of the input or the machine (exit code 1)."""
+
+    message: ClassVar[str] = "{text}"
+    hint: ClassVar[str] = ""
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        text = self.message.format(**fields)
+        hint = self.hint.format(**fields)
+        super().__init__(f"{text}\n  hint: {hint}" if hint else text)
+
+    def again(self) -> Self:
+        """The same error, to be raised in another place or thread."""
+        return type(self)(**vars(self))
+
+    @property
+    def code(self) -> str:
+        return type(self).__name__
+
+
+class RuntimeFault(Dsv3cError):
+    """Base of all faults of an artifact, a machine or a request that the runtime names."""
+
+
+class ArtifactFault(RuntimeFault):
+    """Base of everything that is wrong with the files of an artifact."""
+
+
+class RequestFault(RuntimeFault):
+    """Base of everything that is wrong with one request; the model stays usable."""
