@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -64,6 +65,15 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 def test_usage_is_told_only_on_request(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2, stream=True))
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+
+
+@pytest.mark.parametrize("what", [("chat/completions", "messages", HELLO), ("completions", "prompt", "Hello")])
+def test_chunks_before_that_of_usage_say_that_there_is_none_yet(served: Running, what: tuple[str, str, Any]) -> None:
+    path, name, prompt = what
+    body = {name: prompt, "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}
+    lines = httpx2.post(f"{served.url}/v1/{path}", json=body).text.split("\n\n")
+    *chunks, last = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert chunks and all(chunk["usage"] is None for chunk in chunks) and last["usage"]["completion_tokens"] > 0
 
 
 def test_a_seed_of_minus_one_is_a_fresh_one(client: openai.OpenAI) -> None:
