@@ -48,7 +48,7 @@ def serve(settings: Settings) -> None:
     server = Server(config(build(settings, models, failed), settings), models, settings.grace)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("listening on http://%s:%d", shown, opened.getsockname()[1])
-    with opened:
+    with opened, server.capture_signals():  # already while the loop is made, which bears no exception
         asyncio.run(server.serve([opened]))
     if failures:
         raise failures[0]

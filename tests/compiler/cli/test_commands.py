@@ -13,12 +13,13 @@ import pytest
 from dsv3c import targets
 from dsv3c.compiler import cli
 from dsv3c.compiler.cli import params
+from dsv3c.compiler.cli.program import root
 from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.driver.pipeline import CompileReport
 from dsv3c.compiler.formats.table import listed
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.quantisation.choice import method_names
-from dsv3c.runtime.cli import root as runtime_root
+from dsv3c.runtime.cli.program import root as runtime_root
 from dsv3c.runtime.cli.progress import NotesOnly
 
 
@@ -202,7 +203,7 @@ OF_LLAMA_BENCH = {"-p": "--prompt-tokens", "-n": "--new-tokens", "-t": "--thread
 
 def test_an_option_has_the_same_letters_in_every_command_and_a_letter_one_meaning() -> None:
     letters, meanings = dict[str, set[str]](), dict[str, set[str]]()
-    commands = [command for group in (cli.root, runtime_root) for command in group.commands.values()]
+    commands = [command for group in (root, runtime_root) for command in group.commands.values()]
     options = [(command.name, param) for command in commands for param in command.params]
     for name, param in options:
         full = max(param.opts, key=len)
