@@ -15,7 +15,7 @@ from dsv3c.runtime.server.api.messages import messages_of
 from dsv3c.runtime.server.api.openai_completed import completed
 from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of, length_of
-from dsv3c.runtime.server.api.tools import tool_choice_of, tools_of
+from dsv3c.runtime.server.api.tools import chosen_of, tools_of
 from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import (
     Begun,
@@ -29,13 +29,22 @@ from dsv3c.runtime.server.deltas import (
     Thought,
     Usage,
 )
+from dsv3c.runtime.server.errors import FeatureMissing
 from dsv3c.runtime.server.fields import Body
 
+_MISSING = {
+    "functions": "they are given as tools",
+    "function_call": "there is tool_choice",
+    "audio": "the server answers in text",
+    "web_search_options": "this server runs no tools of its own",
+}
+_MOST_MODALITIES = 8
 _OWN_VARIABLES = ("self", "messages", "tools")
 
 
 def asked_of(body: Body) -> Asked:
-    """Raises FieldInvalid, FieldMissing."""
+    """Raises FieldInvalid, FieldMissing, FeatureMissing."""
+    _require_none_missing(body)
     how, fields = how_of(body)
     length, where = length_of(body, "max_completion_tokens", "max_tokens")
     if length is not None:
@@ -46,16 +55,24 @@ def asked_of(body: Body) -> Asked:
     elif top:
         raise body.wrong("top_logprobs", "it goes with logprobs: true")
     fields |= {"max_new_tokens": where, "logprobs": "top_logprobs", "prompt": "messages"}
-    tools = tools_of(body)
+    tools, choice = chosen_of(body, tools_of(body))
     return Asked(
         model=body.text("model"),
         messages=messages_of(body),
         how=how,
         tools=tools,
-        tool_choice=tool_choice_of(body, tools),
+        tool_choice=choice,
         variables=_variables(body),
         fields=fields,
     )
+
+
+def _require_none_missing(body: Body) -> None:
+    for name, reason in _MISSING.items():
+        if name in body:
+            raise FeatureMissing(field=body.where(name), what="this", reason=reason)
+    if set(body.texts("modalities", _MOST_MODALITIES) or ()) - {"text"}:
+        raise FeatureMissing(field=body.where("modalities"), what="another than text", reason=_MISSING["audio"])
 
 
 def _variables(body: Body) -> dict[str, Any]:
