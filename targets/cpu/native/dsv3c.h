@@ -29,7 +29,7 @@ typedef enum {
   DSV3C_BAD_ARGUMENT,      // a value out of range, or a sequence of another model
   DSV3C_FILE_MISSING,      // a file of the artifact cannot be opened
   DSV3C_FILE_DAMAGED,      // a file is not the one this library was built with, or lost bytes while it was in use
-  DSV3C_ISA_UNKNOWN,       // DSV3C_ISA names no level of the artifact
+  DSV3C_ISA_UNKNOWN,       // DSV3C_ISA names no level of the artifact, or DSV3C_WITHOUT no feature
   DSV3C_ISA_UNSUPPORTED,   // the CPU lacks what the level needs
   DSV3C_OUT_OF_MEMORY,     // the system refused memory
   DSV3C_OUT_OF_PAGES,      // the cache is full: free sequences, or open with a larger max_batch

@@ -88,6 +88,19 @@ def test_who_goes_away_frees_slot_and_pages(tiny_settings: Settings, stream: boo
         assert free_pages(served) == before and served.loaded.leases == 0
 
 
+def test_what_was_written_for_who_went_away_is_counted(tiny_settings: Settings) -> None:
+    with running(tiny_settings, slowly(0.02)) as server:
+        with streaming(server, n=2) as lines:
+            for _ in range(20):
+                next(lines)
+        until(lambda: the_model(server).admission.busy == 0)
+        lines = iter(httpx2.get(f"{server.url}/metrics").text.splitlines())
+        counted = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    assert counted['dsv3c_answers_total{model="tiny",reason="cancelled"}'] == 2
+    assert counted['dsv3c_tokens_total{kind="prompt",model="tiny"}'] == 22
+    assert counted['dsv3c_tokens_total{kind="generated",model="tiny"}'] >= 4
+
+
 def test_a_silent_stream_is_kept_open_by_comments(tiny_settings: Settings) -> None:
     with running(tiny_settings, slowly(0.7)) as server, streaming(server, max_tokens=1) as lines:
         found = [line for line in lines if line]

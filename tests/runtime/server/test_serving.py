@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -135,8 +136,17 @@ def test_an_address_that_cannot_be_had_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(AddressTaken, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use\n"):
             listen("127.0.0.1", port)
-    with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid"):
+    with pytest.raises(AddressTaken, match=r"no\.such\.host\.invalid port 0: \w.*\n"):
         listen("no.such.host.invalid", 0)
+
+
+def test_the_reason_is_that_of_the_system_however_python_words_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_server(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EACCES, "refused when it tried to bind to 127.0.0.1 port 80")
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    with pytest.raises(AddressTaken, match=r"cannot listen on 127\.0\.0\.1 port 80: Permission denied\n"):
+        listen("127.0.0.1", 80)
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,7 +303,10 @@ def test_a_level_can_be_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         Model(folder)
     monkeypatch.delenv("DSV3C_ISA")
     needed = next(level for level in ARM + X86 if level.name == USABLE[0]).requires[-1]
-    monkeypatch.setenv("DSV3C_WITHOUT", f"some, {needed} ")
+    monkeypatch.setenv("DSV3C_WITHOUT", f"{needed}, avx512vnni ")
+    with pytest.raises(Failure, match=f"ISA_UNKNOWN: DSV3C_WITHOUT names avx512vnni; .* ask for: .*{needed}"):
+        Model(folder)
+    monkeypatch.setenv("DSV3C_WITHOUT", f", {needed} ")
     with pytest.raises(Failure, match=f"ISA_UNSUPPORTED: DSV3C_WITHOUT names {needed}, which the level {USABLE[0]}"):
         Model(folder)
     monkeypatch.delenv("DSV3C_WITHOUT")
