@@ -36,7 +36,7 @@ def test_others_are_not_followed(pattern: str) -> None:
     assert follower(pattern) is None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.text(alphabet="ab.*+?()|[]^$\\d-:{}12,", max_size=14), st.text(alphabet="ab.-5", max_size=7))
 def test_any_pattern_finds_what_python_finds_or_is_not_followed(pattern: str, text: str) -> None:
     found = follower(pattern)

@@ -102,7 +102,7 @@ def test_every_format_of_integers_has_a_kernel() -> None:
     assert [name for name in FORMATS if name.startswith("int")] == TAKEN
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["int8", "int4-g32", "int4-g32-asym", "int8-tensor"]),
     st.sampled_from(sorted(DTYPES)),

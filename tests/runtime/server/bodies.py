@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 Values = st.SearchStrategy[Any]
 
 # No shrinking: a body that fails is small enough, and each example costs a request.
-FEW = settings(
-    max_examples=40, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck), database=None
-)
+FEW = settings(max_examples=40, phases=(Phase.generate,), suppress_health_check=list(HealthCheck), database=None)
 MANY = settings(FEW, max_examples=2_500)
 
 numbers = st.one_of(

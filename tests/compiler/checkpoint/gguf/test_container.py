@@ -178,7 +178,7 @@ Mutation = tuple[int, int]
 WORDS = (0, 2**31, 2**32, 2**62, 2**63, 2**64 - 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     mutations=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),
     words=st.lists(

@@ -277,7 +277,7 @@ VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(TEXTS, LEAVES, 
 FACTORS = st.sampled_from((A, B))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     config=st.dictionaries(KEYS, VALUES, max_size=2),
     changes=st.dictionaries(FACTORS, st.sampled_from(sorted(CHANGES)), max_size=2),
