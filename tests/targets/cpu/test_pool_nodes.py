@@ -10,6 +10,7 @@ import pytest
 
 from dsv3c.targets.cpu.library import THREADPOOL
 from dsv3c.targets.link.platforms import find_c_compiler
+from tests.waiting import PATIENCE
 
 PROGRAM = Path(__file__).with_name("pool_nodes.c")
 LAUNCHES = 20  # of the program
@@ -42,7 +43,7 @@ def run(program: Path, *arguments: int) -> tuple[int, list[tuple[int, int]], lis
     """Nodes; how many launches gave each item to each node; where each page was moved."""
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0"}
     command = [str(program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer does not run on this kernel")
     assert done.returncode == 0, done.stdout + done.stderr[:4000]

@@ -108,10 +108,10 @@ def test_a_large_header_costs_neither_time_nor_memory(tmp_path: Path) -> None:
         path.write_bytes(content)
         os.truncate(path, size)
         tracemalloc.start()
-        started = time.monotonic()
+        started = time.thread_time()
         with pytest.raises(GgufFormatError):
             GgufFile(path)
-        assert time.monotonic() - started < 1
+        assert time.thread_time() - started < 1
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
         tracemalloc.stop()
 
@@ -197,7 +197,7 @@ def test_any_change_of_a_header_is_read_or_refused(
         data[8 * at : 8 * at + 8] = struct.pack("<Q", word)
     path = valid.with_name("changed.gguf")
     path.write_bytes(data if cut is None else data[:cut])
-    started = time.monotonic()
+    started = time.thread_time()
     try:
         checkpoint = Checkpoint.open(path)
         checkpoint.read("model.norm.weight")
@@ -205,4 +205,4 @@ def test_any_change_of_a_header_is_read_or_refused(
             gguf.text(path, name)
     except CheckpointError:
         pass
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2

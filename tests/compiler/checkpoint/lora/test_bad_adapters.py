@@ -118,10 +118,10 @@ def test_what_is_more_than_lora(
 
 
 def test_patterns_cost_no_time(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     write_adapter(tmp_path / "other", good, alpha_pattern={".*" * 40 + "#": 1, "(.|.)" * 40 + "#": 1})
     assert Checkpoint.open(base[0], [Lora(tmp_path / "other")]).adapters
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.parametrize(
