@@ -229,7 +229,7 @@ KEYS = sorted({*tiny_config("deepseek_v3"), "mlp_layer_types", "rope_scaling", "
                "scale_emb", "scale_depth", "dim_model_base", "score_bias"})  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(MODEL_TYPES),
     st.dictionaries(st.sampled_from(KEYS), JSON_VALUES | st.integers(0, 16), max_size=4),

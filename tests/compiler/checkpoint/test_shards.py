@@ -230,7 +230,7 @@ def test_what_is_there_instead_of_weights_is_named(
     assert type(caught.value) is error and says in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60), st.dictionaries(st.sampled_from("abcd"), st.text(max_size=6) | st.none(), max_size=3))
 def test_any_index_opens_or_raises_a_typed_error(tmp_path_factory: Any, data: bytes, weight_map: Any) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzz"

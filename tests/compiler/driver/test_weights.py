@@ -261,7 +261,7 @@ def sliced(draw: st.DrawFn, value: Value, _: int) -> Value:
     return op("slice", value, axis=axis, start=start, stop=stop)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(expressions())
 def test_a_part_of_a_recipe_is_the_part_of_its_value(value: Value) -> None:
     tensors = leaves({"w": value})

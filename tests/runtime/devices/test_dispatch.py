@@ -176,7 +176,7 @@ def test_what_is_wrong_is_refused(change: Any, says: str) -> None:
 
 
 @given(mutated(content()), st.integers(1, 8), st.integers(0, 4))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_table_is_refused_or_gives_launches_within_the_plan(plan: Any, tokens: int, rows: int) -> None:
     try:
         checked, table = parsed(plan)

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.runtime.server.conftest import Running
+from tests.waiting import PATIENCE, until
 
 ASK = {"prompt": "Grüß Gott 日本 🦊", "max_tokens": 4, "temperature": 0}
 KIND = "Content-Type: application/json"
@@ -21,7 +22,7 @@ KIND = "Content-Type: application/json"
 
 def said(server: Running, *pieces: bytes, ends: bool = False) -> bytes:
     """All that the server answers to these pieces until it closes the connection, or says nothing for a while."""
-    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=5)) as client:
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)) as client:
         found = b""
         # A server that refuses a long request closes before all of it is sent; its answer waits here all the same.
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -134,10 +135,7 @@ def test_who_leaves_is_no_error_and_holds_nothing(
 ) -> None:
     said(served, *pieces, ends=True)
     assert httpx2.get(f"{served.url}/health").status_code == 200  # by then the server has seen that nobody is there
-    until = time.monotonic() + 5
-    while any(each.admission.busy for each in served.service.models) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not any(each.admission.busy for each in served.service.models)
+    until(lambda: not any(each.admission.busy for each in served.service.models))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

@@ -176,10 +176,10 @@ KEYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_layers_that_are_only_claimed_cost_nothing(tmp_path: Path) -> None:
     config = tiny_config("glm_moe_dsa", first_k_dense_replace=1, mlp_layer_types=..., num_hidden_layers=3)
     path = write_both(tmp_path, config, {"glm-dsa.context_length": 1 << 20, "glm-dsa.block_count": 2**32 - 1})[1]
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ConfigValueError, match="num_hidden_layers"):
         Checkpoint.open(path)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("name", KEYS)

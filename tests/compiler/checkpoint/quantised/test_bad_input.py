@@ -243,7 +243,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, StoredTen
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(known=st.sampled_from(KNOWN), more=st.dictionaries(KEYS, VALUES, max_size=4), data=st.data())
 def test_any_quantization_config_is_read_or_refused(
     known: dict[str, Any], more: dict[str, Any], data: Any, stored: list[dict[str, StoredTensor]]

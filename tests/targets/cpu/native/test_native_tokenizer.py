@@ -135,14 +135,14 @@ texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_si
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(texts, any_text), special=st.booleans())
 def test_ids_are_those_of_tokenizers(opened: Callable[..., TextModel], kind: str, text: str, special: bool) -> None:
     expected = trained(kind).encode(text, add_special_tokens=special).ids
     assert opened(kind).encode(text, special) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 950), max_size=40))
 def test_text_is_that_of_tokenizers(opened: Callable[..., TextModel], kind: str, ids: list[int]) -> None:
     pieces = opened(kind).decode(ids)
@@ -151,7 +151,7 @@ def test_text_is_that_of_tokenizers(opened: Callable[..., TextModel], kind: str,
         piece.decode()  # no character is ever cut
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=texts)
 def test_a_word_of_the_vocabulary_can_go_before_merges(opened: Callable[..., TextModel], text: str) -> None:
     expected = trained("glm4", ignore_merges=True).encode(text).ids
