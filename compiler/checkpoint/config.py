@@ -129,7 +129,7 @@ class ModelConfig:
         theta, scaling = parse_rope(config, max_positions, rotated)
         query_scales, query_scale_block = parse_query_scales(config, max_positions)
         main_types = _main_layer_types(config, model_type, layers, routing.n_routed_experts)
-        mtp_type = "sparse" if routing.n_routed_experts else "dense"
+        mtp_type = "sparse" if routing.n_routed_experts and not MEMBERS[model_type].paired else "dense"
         first_dense = next((layer for layer, kind in enumerate(main_types) if kind != "dense"), layers)
         context = min(max_positions, _longest(scaling))
         mtp_layers = sizes.num_nextn_predict_layers

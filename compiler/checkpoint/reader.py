@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,8 @@ class Source:
         values = nested.text_values(outer, config)
         named: Callable[[str], str] = nested.inner_name if nested.is_wrapper(outer) else str
         if member_of(values).paired:
-            stored, notes = paired.block_tensors(stored)
-            values, named = nested.with_modules(values, paired.block_name), paired.block_name
-            left_out += notes
+            named = partial(paired.block_name, blocks=paired.block_count(stored))
+            stored, values = paired.block_tensors(stored), nested.with_modules(values, named)
         quantisation = quantised.parse(values, config)
         return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings, named)
 

@@ -19,7 +19,7 @@ from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.driver.lowering import Lowered
 from dsv3c.compiler.options import CompileOptions
 from tests.conformance import runs
-from tests.conformance.cases import Case, case
+from tests.conformance.cases import Case, case, make_case, seed_of
 from tests.conformance.runs import GraphStepper
 
 Ids = NDArray[np.int32]
@@ -77,8 +77,9 @@ Export = Callable[..., Exported]
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     @cache
-    def exported(name: str, quant: str = "float32", target: str = "onnx") -> Exported:
+    def exported(name: str, quant: str = "float32", target: str = "onnx", **changes: Any) -> Exported:
         made, folder = case(name), tmp_path_factory.mktemp(name)
+        made = make_case(name, {**made.config, **changes}, seed_of(name)) if changes else made
         made.write(folder / "checkpoint")
         options = CompileOptions(quant=quant, target=target)
         pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)

@@ -37,6 +37,20 @@ def test_what_an_indexer_chooses_is_attended_to_whether_gathered_or_masked(name:
         assert relative_error(model.run(chunks), model.evaluated("decode", chunks)) <= LIMIT
 
 
+@pytest.mark.parametrize("quant", ["float32", "int8"])
+def test_a_context_of_which_an_indexer_would_choose_all_is_attended_to_as_a_dense_one(
+    quant: str, export: Export
+) -> None:
+    """By the same two forms; chunks that end at index_topk and just behind it."""
+    model = export("v32-mtp-yarn", quant, EXACT, index_topk=40)
+    short = model.lowered.entries["short_prefill"]
+    assert short.min_tokens <= 33
+    for chunks in ([40], [33]):
+        assert relative_error(model.run(chunks), model.evaluated("short_prefill", chunks)) <= LIMIT
+    for chunks in ([1] * 45, [4] * 12, [41]):
+        assert relative_error(model.run(chunks), model.evaluated("decode", chunks)) <= LIMIT
+
+
 @pytest.mark.parametrize(("quant", "typical"), [("int8", 0.02), ("int8-g32", 0.02), ("int4-g32", 0.03)])
 def test_rounded_activations_cost_what_eight_bits_cost(quant: str, typical: float, export: Export) -> None:
     """accuracy_level 4 rounds activations to int8, in groups as the weights have them. A model without experts."""
@@ -58,13 +72,23 @@ def test_float16_graph_for_gpus_runs_on_the_cpu_too(name: str, quant: str, expor
 
 
 @pytest.mark.parametrize(
-    "name", ["v3-grouped-yarn", "v2-group-limited-yarn", "glm-grouped-5-heads", "youtu-tied-5-heads", "v32-mtp-yarn"]
+    ("name", "changes"),
+    [
+        ("v3-grouped-yarn", {}),
+        ("v2-group-limited-yarn", {}),
+        ("glm-grouped-5-heads", {}),
+        ("youtu-tied-5-heads", {}),
+        ("v32-mtp-yarn", {}),
+        ("v32-mtp-yarn", {"index_topk": 28}),
+        ("v32-mtp-yarn", {"index_topk": 40}),
+    ],
+    ids=str,
 )
-def test_a_padded_batch_gives_what_its_sequences_give_alone(name: str, export: Export) -> None:
+def test_a_padded_batch_gives_what_its_sequences_give_alone(name: str, changes: dict[str, int], export: Export) -> None:
     """Two sequences of unequal length, padded on the left, then decoded together: prefill, a chunk, single tokens."""
-    model = export(name)
+    model = export(name, **changes)
     first, second = model.case.sequences
-    size, short = 30, 19
+    size, short = 33, 19
     ids = np.zeros((2, size), np.int64)
     mask = np.zeros((2, size), np.int64)
     ids[0], ids[1, size - short :] = first[:size], second[:short]
