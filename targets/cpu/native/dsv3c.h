@@ -215,7 +215,7 @@ typedef struct {
   int32_t max_length;        // of the prompt and the answer; 0: DSV3C_MAX_NEW_TOKENS new ones, or the least
   const dsv3c_string *stop;  // strings that end the answer and are no part of it
   size_t stop_count;
-  double max_time;           // seconds after which it ends; 0: no limit
+  double max_time;           // seconds from dsv3c_generation_new on, after which no step begins; 0: no limit
   dsv3c_speculation speculation;
 } dsv3c_parameters;
 
