@@ -84,6 +84,7 @@ static bool spans_valid(tokenizer *t) {
     const split_class *c = &t->classes[i];
     if (c->first > t->count[RANGES] || c->count > t->count[RANGES] - c->first) return false;
   }
+  if (t->count[STAGES] > STAGES_LIMIT) return false;
   for (uint32_t i = 0; i < t->count[STAGES]; i++)
     if (!split_valid(t, t->stages[i])) return false;
   return true;
