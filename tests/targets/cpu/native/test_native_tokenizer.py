@@ -432,6 +432,25 @@ def test_patterns_of_many_classes_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("few_characters")
+def test_patterns_by_the_thousand_do_not_exhaust_the_stack(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "tokenizer.json", small_tokenizer("")
+    byte_level = {**content["pre_tokenizer"], "use_regex": False}
+    for count in (regex.STAGES_LIMIT, regex.STAGES_LIMIT + 1):
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [SPLIT] * count + [byte_level]}
+        path.write_text(json.dumps(content))
+        if count == regex.STAGES_LIMIT:
+            expected = Tokenizer.from_file(str(path)).encode("ab").ids
+            assert open_table(library, tokenizer_table(path)).encode("ab") == expected
+            continue
+        with pytest.raises(Unsupported, match="more than 64 patterns"):
+            tokenizer_table(path)
+        monkeypatch.setattr(regex, "STAGES_LIMIT", count)
+        assert not open_table(library, tokenizer_table(path)).handle.value
+
+
+@pytest.mark.usefixtures("few_characters")
 def test_any_pattern_gives_steps_or_a_typed_error() -> None:
     random = Random(0)
     outcomes: Counter[bool] = Counter()
