@@ -79,7 +79,7 @@ def test_who_goes_away_frees_slot_and_pages(tiny_settings: Settings, stream: boo
 
 
 def test_what_was_written_for_who_went_away_is_counted(tiny_settings: Settings) -> None:
-    with running(tiny_settings, slowly(0.02)) as server:
+    with running(tiny_settings, Steps(seconds=0.02).load) as server:
         with streaming(server, n=2) as lines:
             for _ in range(20):
                 next(lines)
