@@ -27,11 +27,12 @@ from dsv3c.compiler.driver import (
     text_files,
     weights,
 )
+from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.workplace import JOURNAL
+from dsv3c.compiler.formats.keeping import Loss
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.compiler.quantisation import choice
-from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
@@ -116,36 +117,16 @@ def compile_checkpoint(
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        read = kept.Reader(source, planned.recipes)
-        kernels = packing.Kernels.of(planned.recipes.values(), source.plain, read.in_codes)
-        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
-            if begun_with.nbytes:
-                share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
-                said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
-                _tell((said,), progress)
-            place = folder / journal.WEIGHTS
-            with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
-                log = contents.write_weights(
-                    writer, lowered, text, options, source.config, destination.parent, progress
-                )
+        log, losses = _write_weights(folder, file, source, lowered, text, options, run, progress)
         text_files.settle(checkpoint, folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, contents.places(file), source.config.to_dict())
-        if quant_plan is not None:
-            (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
         manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes())
         notes = [*beforehand, *log.notes()]
-        notes += kept.loss_notes(planned.recipes, writer.losses)
-        if quant_plan is not None:
-            manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
-        if log.entries:
-            assert text is not None, "nothing is logged without a text"
-            manifest["quantization"] |= log.manifest(text)
-            artifact.write_json(folder / contents.ROUNDING, {"matrices": log.table()})
-        if options.sparsity_threshold:
-            manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
+        notes += kept.loss_notes(planned.recipes, losses)
+        manifest["quantization"] |= contents.rounding(folder, log, text, options, quant_plan)
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -159,6 +140,28 @@ def compile_checkpoint(
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / sides.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def _write_weights(
+    folder: Path,
+    file: weights.WeightFile,
+    source: Checkpoint,
+    lowered: lowering.Lowered,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    run: journal.Run,
+    progress: Progress,
+) -> tuple[RoundingLog, dict[str, Loss]]:
+    """Write those that an interrupted run has not written; what rounding did, and what codes lost, by recipe."""
+    place, read = folder / journal.WEIGHTS, kept.Reader(source, file.recipes)
+    kernels = packing.Kernels.of(file.recipes.values(), source.plain, read.in_codes)
+    with journal.opened(folder.parent / JOURNAL, run, place) as begun_with:
+        if begun_with.nbytes:
+            share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
+            _tell((f"goes on where an interrupted run stopped: {share} of weights are written and right",), progress)
+        with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
+            log = contents.write_weights(writer, lowered, text, options, source.config, folder.parent, progress)
+    return log, writer.losses
 
 
 def _check_before(checkpoint: Path, out: Path, options: CompileOptions) -> None:
