@@ -74,21 +74,25 @@ class Exported:
 Export = Callable[..., Exported]
 
 
+def export_case(folder: Path, made: Case, options: CompileOptions) -> Exported:
+    """The case compiled into `folder`."""
+    made.write(folder / "checkpoint")
+    pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(options.target))
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    path = str(folder / "artifact" / "model.onnx")
+    session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
+    return Exported(made, folder / "artifact", lowered, checkpoint, session)
+
+
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     @cache
     def exported(name: str, quant: str = "float32", target: str = "onnx", **changes: Any) -> Exported:
         made, folder = case(name), tmp_path_factory.mktemp(name)
         made = make_case(name, {**made.config, **changes}, seed_of(name)) if changes else made
-        made.write(folder / "checkpoint")
-        options = CompileOptions(quant=quant, target=target)
-        pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
-        checkpoint = Checkpoint.open(folder / "checkpoint")
-        lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(target))
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3
-        path = str(folder / "artifact" / "model.onnx")
-        session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
-        return Exported(made, folder / "artifact", lowered, checkpoint, session)
+        return export_case(folder, made, CompileOptions(quant=quant, target=target))
 
     return exported

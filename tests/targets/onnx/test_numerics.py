@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
+from dsv3c.compiler.options import CompileOptions
+from tests.conformance.cases import case
 from tests.conformance.runs import relative_error
 from tests.selection import shortlist
-from tests.targets.onnx.conftest import Export
+from tests.targets.onnx.conftest import Export, export_case
 
 QUANTS = ("float32", "float16", "bfloat16", "int8", "int8-asym", "int4-g32", "int4-g32-asym", "int2-g16")
 # Groups that fit the experts' widths, which QMoE takes, and widths that they do not divide, with plain nodes.
@@ -26,6 +31,30 @@ def test_same_codes_and_scales_as_the_numpy_evaluation(name: str, quant: str, ex
     whole = "prefill" if long is not None and count >= long.min_tokens else "decode"
     for entry, chunks in (("decode", [1] * 10), (whole, [count])):
         assert relative_error(model.run(chunks), model.evaluated(entry, chunks)) <= LIMIT, entry
+
+
+@pytest.mark.parametrize(
+    ("gate_up", "down", "op"),
+    [
+        ("int4-g32", "int8", ""),
+        ("int4-g16", "int4-g32-asym", ""),
+        ("float16", "int4-g32", ""),
+        ("int8-asym", "bfloat16", ""),
+        ("int4-g32-asym", "int4-g32", "QMoE"),
+        ("int4-channel", "int4-g32", "QMoE"),
+        ("int4-g32", "int4-channel", ""),
+        ("float32", "bfloat16", "MoE"),
+    ],
+)
+def test_experts_whose_matrices_differ_in_format(gate_up: str, down: str, op: str, tmp_path: Path) -> None:
+    """As `--quant auto` gives them. The contrib ops have codes of one kind for both, zero points aside."""
+    parts = {"gate_up": gate_up, "down_proj": down}
+    formats = {f"layers.{layer}.experts.{part}": of for layer in (1, 2) for part, of in parts.items()}
+    options = CompileOptions(quant="int8", target=EXACT, formats=formats)
+    model = export_case(tmp_path, case("v3-grouped-yarn"), options)
+    graph = onnx.load(model.folder / "model.onnx", load_external_data=False).graph
+    assert {node.op_type for node in graph.node} & {"MoE", "QMoE"} == ({op} if op else set())
+    assert relative_error(model.run([1] * 10), model.evaluated("decode", [1] * 10)) <= LIMIT
 
 
 @pytest.mark.parametrize("name", ["v32-mtp-yarn", "glm-dsa-real-heads"])
