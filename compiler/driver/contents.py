@@ -84,8 +84,9 @@ def manifest(
     plan: Plan,
     lowered: Lowered,
     hashes: Mapping[str, str],
+    rounded: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """hashes: of the checkpoint's files."""
+    """hashes: of the checkpoint's files. rounded: what `rounding` says."""
     return {
         "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
@@ -98,6 +99,7 @@ def manifest(
             "embedding": options.resolved_embed_quant,
             "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
             **({"formats": dict(options.formats)} if options.formats else {}),
+            **rounded,
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {

@@ -123,10 +123,10 @@ def compile_checkpoint(
             progress.stage("writing graphs")
             emission.write_graphs(folder, contents.places(file), source.config.to_dict())
         progress.stage("hashing")
-        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes())
+        rounded = contents.rounding(folder, log, text, options, quant_plan)
+        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes(), rounded)
         notes = [*beforehand, *log.notes()]
         notes += kept.loss_notes(planned.recipes, losses)
-        manifest["quantization"] |= contents.rounding(folder, log, text, options, quant_plan)
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
