@@ -4,9 +4,10 @@
 //
 //     pool_nodes THREADS SLOW ROWS SEGMENTS BLOCKS RUN BYTES
 //
-// SLOW: the node whose threads are not done before all items are taken, or -1. ROWS: how often the blocks of a segment make a launch's
-// items. BYTES: of a block. Prints the number of nodes; for each item how many launches gave it to each node; for each
-// page of the weights the node that it was moved to, -1 for none.
+// SLOW: the node whose threads are not done before all items are taken, or -1; each task must be one item then, as nobody
+// else takes the rest of a task. ROWS: how often the blocks of a segment make a launch's items. BYTES: of a block. Prints
+// the number of nodes; for each item how many launches gave it to each node; for each page of the weights the node that it
+// was moved to, -1 for none.
 
 #include <errno.h>
 #include <pthread.h>
@@ -104,7 +105,7 @@ int main(int n, char **a) {
   slow = atoi(a[2]), segments = atoi(a[4]), blocks = atoi(a[5]), run = atoi(a[6]), block = atoi(a[7]);
   items = rows * ((blocks + run - 1) / run), together = slow < 0 ? threads : 1;
   size_t pages = ((size_t)segments * blocks * block + PAGE - 1) / PAGE;
-  MUST(items < ITEMS && pages < PAGES);
+  MUST(items < ITEMS && pages < PAGES && (slow < 0 || items <= threads * 4));
   weights = aligned_alloc(PAGE, pages * PAGE);
   memset(weights, 1, pages * PAGE);
   memset(moved, -1, sizeof moved);

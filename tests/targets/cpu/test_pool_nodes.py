@@ -87,7 +87,7 @@ def test_pages_come_to_the_node_that_takes_their_items(program: Path, name: str)
 
 
 def test_a_slow_node_is_helped(program: Path) -> None:
-    threads, rows, segments, blocks = 4, 2, 1, 16
+    threads, rows, segments, blocks = 4, 1, 1, 16
     fair = run(program, threads, -1, rows, segments, blocks, 1, PAGE)[1]
     helped = run(program, threads, 1, rows, segments, blocks, 1, PAGE)[1]
     upper = [item for item in range(rows * blocks) if item % blocks >= blocks // 2]
