@@ -272,8 +272,10 @@ def test_hashing_ends_with_what_it_stands_beside(tmp_path: Path, monkeypatch: py
     os.mkfifo(tmp_path / "model.safetensors")
     writer = os.open(tmp_path / "model.safetensors", os.O_RDWR)
     monkeypatch.setattr(reader, "file_size", lambda path: 0)
+    later = threading.Timer(0.1, os.write, (writer, b"and on"))
     with pytest.raises(RuntimeError, match="failed"), checkpoint.hashing():
         os.write(writer, b"endless")
-        threading.Timer(0.1, os.write, (writer, b"and on")).start()
+        later.start()
         raise RuntimeError("failed")
+    later.join()
     os.close(writer)
