@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.core import ops
+from dsv3c.compiler.core.ir import parse_type
 
 PAGE = 4
 PAGE_TABLE = np.array([[5, 1, 2], [0, 4, 3]], np.int32)
@@ -17,6 +18,12 @@ PAGING = (POSITIONS, SEQUENCE, PAGE_TABLE)
 
 def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
     return ops.lookup(op).evaluate(*arrays, **attrs)
+
+
+def infer(op: str, *types: str, **attrs: Any) -> str:
+    """The type of the result for operands of these types. Raises TypeRuleError."""
+    operands = tuple(ops.leaf("input", f"x{i}", parse_type(type)) for i, type in enumerate(types))
+    return str(ops.apply(op, operands, attrs).type)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Any:

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
 from dsv3c.compiler.formats.activations import quantize_rows
-from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, close, context_slots, evaluate, normal, silu, softmax
+from tests.compiler.core.ops.paged import (
+    PAGE,
+    PAGING,
+    POSITIONS,
+    close,
+    context_slots,
+    evaluate,
+    infer,
+    normal,
+    silu,
+    softmax,
+)
 
 
 def normed(row: Any, weight: Any, eps: float) -> Any:
@@ -171,6 +180,5 @@ WRITE = {"eps": 1e-6, "interleave": True, "page_size": 16}
 def test_wrong_operands_are_refused_with_a_reason(
     op: str, types: tuple[str, ...], attrs: dict[str, Any], reason: str
 ) -> None:
-    operands = tuple(ops.leaf("input", f"x{i}", parse_type(type)) for i, type in enumerate(types))
     with pytest.raises(TypeRuleError, match=reason):
-        ops.apply(op, operands, attrs)
+        infer(op, *types, **attrs)

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
-from tests.compiler.core.ops.paged import close, evaluate, normal, silu, softmax
+from tests.compiler.core.ops.paged import close, evaluate, infer, normal, silu, softmax
 
 
 def chosen_experts(scores: list[float], n_group: int, topk_group: int, top_k: int, best: int) -> list[int]:
@@ -151,6 +149,5 @@ ROUTER = {"n_group": 2, "topk_group": 1, "top_k": 2, "scoring": "sigmoid", "grou
 def test_wrong_operands_are_refused_with_a_reason(
     op: str, types: tuple[str, ...], attrs: dict[str, Any], reason: str
 ) -> None:
-    operands = tuple(ops.leaf("input", f"x{i}", parse_type(type)) for i, type in enumerate(types))
     with pytest.raises(TypeRuleError, match=reason):
-        ops.apply(op, operands, attrs)
+        infer(op, *types, **attrs)
