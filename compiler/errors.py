@@ -1,4 +1,7 @@
-"""Every mistake the compiler can report: one small class a mistake, as in dsv3c.runtime.errors."""
+"""Every mistake the compiler can report: one small class a mistake, as in dsv3c.runtime.errors.
+
+Those that one room alone knows of stand in it: of checkpoints, hubs, adapters, targets.
+"""
 
 from __future__ import annotations
 
@@ -66,252 +69,28 @@ class UnknownOpError(Dsv3cError):
     message = "no operation is called {op!r}"
 
 
-# --- Checkpoints ------------------------------------------------------------------------------------------------------
+class UnknownPassError(Dsv3cError):
+    message = "no pass is called {name!r}; the passes are {known}"
+
+
+class BadPassError(Dsv3cError):
+    message = "{text!r} is no pass: {reason}"
+
+
+class UnknownFormError(Dsv3cError):
+    message = "the target {target} has no form called {name!r}; its forms are {known}"
+
+
+class NotAViewError(CompilerFault):
+    message = "{value!r} cannot be read in place"
+    hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"
+
+
+# --- Checkpoints, see compiler/checkpoint/errors.py -------------------------------------------------------------------
 
 
 class CheckpointError(Dsv3cError):
     """Base of all faults of the files of a checkpoint."""
-
-
-class UnreadableFileError(CheckpointError):
-    message = "cannot read {path}: {reason}"
-
-
-class NoFolderError(UnreadableFileError):
-    hint = "give the folder of a downloaded Hugging Face checkpoint, with config.json and *.safetensors, or a GGUF file"
-
-
-class PointerFileError(CheckpointError):
-    message = "{path} is not the file itself but a pointer of git-lfs to it"
-    hint = "run `git lfs pull` in that folder"
-
-
-class NoWeightsError(CheckpointError):
-    message = "{path} holds neither model.safetensors nor model.safetensors.index.json, nor weights of torch.save"
-    hint = "give the folder of a Hugging Face checkpoint with its weights"
-
-
-class NoIndexError(NoWeightsError):
-    message = "{path} holds {found}, but not {missing}"
-    hint = "download what is missing; a model in one file has it as model.safetensors"
-
-
-class CompiledError(NoWeightsError):
-    message = "{path} is an artifact: it is compiled already"
-    hint = "run it with `dsv3c generate`; to compile for another target or format give the checkpoint that it came from"
-
-
-class GgufError(NoWeightsError):
-    message = "{path} holds {found}, but no safetensors"
-    hint = "give the GGUF file itself: dsv3c compile FOLDER/MODEL.gguf, of a split one any part"
-
-
-class TorchFileError(CheckpointError):
-    message = "{path} is not a file of weights as torch.save writes them: {reason}"
-    hint = "download it again, or write the model's safetensors with save_pretrained of transformers"
-
-
-class PickledNameError(CheckpointError):
-    message = "{path} is a pickle that asks for {name}, which is neither a tensor nor a container"
-    hint = "nothing of it was run; take the model's safetensors, or write the state_dict alone with torch.save"
-
-
-class ManyFilesError(NoWeightsError):
-    message = "{path} holds {found}, and nothing says which of them are the weights"
-    hint = "leave the one file of weights there, or the index pytorch_model.bin.index.json with its files"
-
-
-class ChangedFileError(CheckpointError):
-    message = "{path} had {expected} bytes when it was opened and has {found} now"
-    hint = "do not write to a checkpoint while it is read"
-
-
-class JsonError(CheckpointError):
-    message = "{path} is not valid JSON: {reason}"
-
-
-class MissingConfigKeyError(CheckpointError):
-    message = "{path} has no value for {key!r}"
-
-
-class ConfigValueError(CheckpointError):
-    message = "{path}: {key} is {value}, expected {expected}"
-
-
-class ConfigConflictError(CheckpointError):
-    message = "{path}: {reason}"
-
-
-class UnsupportedConfigError(CheckpointError):
-    message = "{path}: {key} = {value} is not supported: {reason}"
-
-
-class UnknownModelTypeError(CheckpointError):
-    message = "{path}: model_type {model_type} is not one this compiler knows"
-    hint = "known: {known}"
-
-
-class SafetensorsError(CheckpointError):
-    message = "{path} is not a valid safetensors file: {reason}"
-
-
-class GgufFormatError(CheckpointError):
-    message = "{path} is not a GGUF file that can be read: {reason}"
-    hint = "download it again; another file of the model may do, such as Q8_0 or BF16"
-
-
-class GgufModelError(CheckpointError):
-    message = "{path} has a model of architecture {architecture}, which this compiler does not know"
-    hint = "known: {known}"
-
-
-class GgufSplitError(CheckpointError):
-    message = "{path} is one part of a split model: {reason}"
-    hint = "put all parts into one folder, under the names that they were published with"
-
-
-class GgufMissingError(Dsv3cError):
-    message = "weights in {format} are decoded by the package gguf, which is not installed"
-    hint = "pip install 'dsv3c[gguf]'"
-
-
-class IndexFormatError(CheckpointError):
-    message = "{path}: {reason}"
-
-
-class PathEscapeError(CheckpointError):
-    message = "the checkpoint {folder} may not use the file {name}: it does not lie in that folder"
-    hint = "if you trust the file, put it into the folder, or a link to it, and name it so in the index"
-
-
-class MissingShardError(CheckpointError):
-    message = "{path} names the shard {shard}, which does not exist"
-    hint = "the download is incomplete"
-
-
-class ShardContentError(CheckpointError):
-    message = "the index and {path} disagree about the tensor {tensor}: {reason}"
-
-
-class DuplicateTensorError(CheckpointError):
-    message = "the tensor {tensor} is in two files: {first} and {second}"
-
-
-class SameTensorError(CheckpointError):
-    message = "{path} has {first} and {second}, which are names of the same tensor"
-
-
-class MissingTensorError(CheckpointError):
-    message = "{path} lacks tensors that its config.json asks for, at least {count}: {names}"
-
-
-class UnexpectedTensorError(CheckpointError):
-    message = "{path} has {count} tensors that its config.json leaves no place for: {names}"
-
-
-class TensorShapeError(CheckpointError):
-    message = "{path}: {tensor!r} has shape {found}, expected {expected}"
-
-
-class TensorDtypeError(CheckpointError):
-    message = "{path}: {tensor!r} is stored as {found}, expected {expected}"
-
-
-class MissingScaleError(CheckpointError):
-    message = "{path}: {tensor!r} is stored as {found} but {reason}"
-
-
-class UnknownQuantisationError(CheckpointError):
-    message = "{path}: quantization_config has the quant_method {method}, which cannot be read"
-    hint = "known: {known}; or give the checkpoint that it was made from"
-
-
-class LeftOutError(CheckpointError):
-    message = "{path}: {tensor!r} is quantised, but quantization_config leaves out {module}: {entry}"
-    hint = "config.json and the weights are not of the same checkpoint: download both again"
-
-
-class GroupIndexError(CheckpointError):
-    message = "{path}: {tensor!r} puts column {column} into group {found}, expected one from 0 to {highest}"
-
-
-class ZeroPointError(CheckpointError):
-    message = "{path}: {tensor!r} is {found} at {position}, expected a number from 0 to {highest}"
-    hint = "programs disagree on how such a point is read; quantise again, without it (GPTQ: checkpoint_format gptq_v2)"
-
-
-class StrayScaleError(CheckpointError):
-    message = "{path}: {tensor!r} is a scale, but {weight!r} is stored as {found}"
-    hint = "a copy whose weights were decoded has no use for scales: leave them out, in the index too"
-
-
-class NonFiniteWeightError(CheckpointError):
-    message = "{path}: {tensor!r} is {found} at {position}, expected a finite number"
-
-
-class WeightRangeError(CheckpointError):
-    message = "{tensor!r} is {found:.5g} at {position}, too large for {format}: it would become infinity"
-    hint = "choose a wider format, such as {wider}: --quant, --head-quant for the head, --embed-quant for the embedding"
-
-
-class ScaleValueError(CheckpointError):
-    message = "{path}: the scale {tensor!r} is {found} at {position}, expected a finite number above 0"
-
-
-class UnknownTensorError(CheckpointError):
-    message = "the checkpoint has no tensor called {tensor!r}"
-
-
-class AdapterError(CheckpointError):
-    """Base of all faults of an adapter that is to be merged."""
-
-
-class NoAdapterError(AdapterError):
-    message = "{path} is no adapter: {reason}"
-    hint = "give a folder as PEFT's save_pretrained writes it, with adapter_config.json and adapter_model.safetensors"
-
-
-class PickledAdapterError(AdapterError):
-    message = "{path} holds adapter_model.bin alone: pickled weights cannot be read, they can run code"
-    hint = "load it with PEFT and write it again: save_pretrained(FOLDER, safe_serialization=True)"
-
-
-class AdapterUnsupportedError(AdapterError):
-    message = "{path} has {what}, which cannot be merged: {reason}"
-    hint = (
-        "supported are LoRA of linear layers, experts, embedding and head, with patterns of ranks and alphas, rslora "
-        "and modules_to_save; for another one compile what PEFT's merge_and_unload and save_pretrained write"
-    )
-
-
-class EmptyAdapterError(AdapterError):
-    message = "{path} changes nothing: it has no tensors"
-    hint = "save the adapter again, after training it"
-
-
-class AdapterTargetError(AdapterError):
-    message = "{path} changes {name}, and the model has no such {kind}"
-    hint = "the nearest are {nearest}; is it an adapter of another model?"
-
-
-class AdapterTensorError(AdapterError):
-    message = "{path} has {count} tensors that are neither factors of LoRA nor weights: {names}"
-    hint = "save the adapter again with PEFT"
-
-
-class AdapterPairError(AdapterError):
-    message = "{path} has {tensor} without {missing}"
-    hint = "the file is incomplete: save or download the adapter again"
-
-
-class AdapterRankError(AdapterError):
-    message = "{path}: {tensor} is of rank {found}, adapter_config.json says {expected}"
-    hint = "r and rank_pattern decide on the scale: the config and the weights must be of the same adapter"
-
-
-class TokenizerVocabularyError(CheckpointError):
-    message = "{path}: {reason}"
-    hint = "the tokenizer and the weights must be of the same model"
 
 
 class TokenizerFormatError(CheckpointError):
@@ -319,13 +98,7 @@ class TokenizerFormatError(CheckpointError):
     hint = "copy the file from where the checkpoint comes from again"
 
 
-class TiktokenError(CheckpointError):
-    message = "{path} is not a tiktoken vocabulary: {reason}"
-    hint = "copy the file from where the checkpoint comes from again"
-
-
-class UnknownVocabularyError(CheckpointError):
-    message = "{path} cannot become a tokenizer.json: {reason}"
+# --- Options, formats of weights --------------------------------------------------------------------------------------
 
 
 class BadOptionError(Dsv3cError):
@@ -365,6 +138,9 @@ class PlanFormatRefusedError(PlanError):
 class BudgetError(Dsv3cError):
     message = "no choice of formats keeps {what} within {budget}: the least possible is {least}"
     hint = "raise {option}{otherwise}"
+
+
+# --- What is written, programs that are started -----------------------------------------------------------------------
 
 
 class OutputExistsError(Dsv3cError):
@@ -412,21 +188,7 @@ class ForeignFileError(Dsv3cError):
     hint = "choose another place, or move it away"
 
 
-class UnknownPassError(Dsv3cError):
-    message = "no pass is called {name!r}; the passes are {known}"
-
-
-class BadPassError(Dsv3cError):
-    message = "{text!r} is no pass: {reason}"
-
-
-class UnknownFormError(Dsv3cError):
-    message = "the target {target} has no form called {name!r}; its forms are {known}"
-
-
-class NotAViewError(CompilerFault):
-    message = "{value!r} cannot be read in place"
-    hint = "this is a fault of the compiler: a pass left a reordering of activations where kernels need a view"
+# --- Tuning and comparing ---------------------------------------------------------------------------------------------
 
 
 class NotTunableError(Dsv3cError):
@@ -454,11 +216,6 @@ class SweepDiffersError(Dsv3cError):
     hint = "name another file with -o, or remove it"
 
 
-class StatisticsError(Dsv3cError):
-    message = "what {tokens} tokens of calibration say of a matrix is not finite (its {matrix})"
-    hint = "calibrate with another text, or choose --method rtn; if that fails too, the checkpoint's weights overflow"
-
-
 # --- Calibration ------------------------------------------------------------------------------------------------------
 
 
@@ -484,6 +241,11 @@ class ShortCalibrationError(CalibrationError):
 class CalibrationLineError(CalibrationError):
     message = "{path}, line {number}: {reason}"
     hint = 'each line of *.jsonl is an object with a "text", or with "messages" for the chat template'
+
+
+class StatisticsError(Dsv3cError):
+    message = "what {tokens} tokens of calibration say of a matrix is not finite (its {matrix})"
+    hint = "calibrate with another text, or choose --method rtn; if that fails too, the checkpoint's weights overflow"
 
 
 class NoTokenizerError(CalibrationError):

@@ -89,19 +89,6 @@ def _pair(gate: Value, up: Value) -> Value:
     return ops.apply("concat", parts, {"axis": 1})
 
 
-@dataclass(frozen=True)
-class FuseMoe:
-    name: ClassVar[str] = "fuse-moe"
-    phase: ClassVar[str] = "fuse"
-
-    def run(self, graph: Graph) -> tuple[Graph, int]:
-        # The alternative without shared experts would take the inner sum first, since inputs are visited before users.
-        graph, with_shared = rewrite_graph(graph, (MoeShared(),), self.name)
-        graph, without = rewrite_graph(graph, (Moe(),), self.name)
-        graph, identities = rewrite_graph(graph, (Identity(),), self.name)
-        return graph, with_shared + without + identities
-
-
 class MoeShared(Moe):
     pattern: ClassVar[Pattern] = P.add(routed, shared)
 
@@ -122,3 +109,16 @@ class Identity(Rule):
     def rewrite(self, match: Match) -> Value:
         operands = (match["x"], match["ids"], match["weights"])
         return ops.apply("identity_experts", operands, {"n_experts": match.span("rest").start})
+
+
+@dataclass(frozen=True)
+class FuseMoe:
+    name: ClassVar[str] = "fuse-moe"
+    phase: ClassVar[str] = "fuse"
+
+    def run(self, graph: Graph) -> tuple[Graph, int]:
+        # The alternative without shared experts would take the inner sum first, since inputs are visited before users.
+        graph, with_shared = rewrite_graph(graph, (MoeShared(),), self.name)
+        graph, without = rewrite_graph(graph, (Moe(),), self.name)
+        graph, identities = rewrite_graph(graph, (Identity(),), self.name)
+        return graph, with_shared + without + identities

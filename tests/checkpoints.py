@@ -117,12 +117,13 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def layer_types(config: Mapping[str, Any]) -> list[str]:
-    """ "dense" or "sparse" for every layer, the MTP layers last."""
+    """ "dense" or "sparse" for every layer that is a single block, the MTP layers last."""
     n_layers = config.get("num_hidden_layers", 0)
     sparse = "sparse" if config.get("n_routed_experts") else "dense"
     first_sparse = config.get("first_k_dense_replace", 1)
     main = config.get("mlp_layer_types") or ["dense" if i < first_sparse else sparse for i in range(n_layers)]
-    return list(main) + [sparse] * config.get("num_nextn_predict_layers", 0)
+    behind = 0 if "num_layers" in config else config.get("num_nextn_predict_layers", 0)
+    return list(main) + [sparse] * behind
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -134,6 +135,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config.get("num_layers", 0)):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _paired_shapes(config).items()}
+    if "num_layers" in config and config.get("num_nextn_predict_layers"):
+        shapes |= {f"model.mtp.{name}": shape for name, shape in _paired_mtp_shapes(config).items()}
     for layer, kind in enumerate(layer_types(config)):
         prefix = f"model.layers.{layer}."
         shapes |= {prefix + name: shape for name, shape in _layer_shapes(config, kind == "sparse").items()}
@@ -204,6 +207,16 @@ def _paired_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for expert in range(config["n_routed_experts"]):
         shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     return shapes
+
+
+def _paired_mtp_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """One block of attention and MLP, with an embedding and a norm of its own."""
+    hidden = config["hidden_size"]
+    block = _layer_shapes({**config, "intermediate_size": config["ffn_hidden_size"]}, sparse=False)
+    block = {f"transformer_layer.{name}" if name.startswith("mlp.") else name: shape for name, shape in block.items()}
+    block |= {"enorm.m.weight": (hidden,), "hnorm.m.weight": (hidden,), "eh_proj.weight": (hidden, 2 * hidden)}
+    shapes: dict[str, tuple[int, ...]] = {f"layers.0.{name}": shape for name, shape in block.items()}
+    return shapes | {"embed_tokens.weight": (config["vocab_size"], hidden), "norm.weight": (hidden,)}
 
 
 def _indexer_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dsv3c.runtime.devices.cpu.features import cpu_flags, permitted
 from tests import selection
@@ -26,6 +27,9 @@ TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
 BUNDLED_MODEL = TESTS.parent / "artifacts" / "models" / "fairytale-10m"
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # What a command is ended by, and what Python does with it by itself.
 ENDING = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -109,6 +110,11 @@ def _browser() -> bool:
     return all(map(shutil.which, ("chromium", "chromedriver"))) and find_spec("selenium") is not None
 
 
+def _mounts() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/proc"]
+    return bool(shutil.which("unshare")) and not subprocess.run(command, capture_output=True, check=False).returncode
+
+
 def _emulated_arm() -> bool:
     from tests.targets.arm import emulator
 
@@ -138,7 +144,9 @@ NEEDS = {
     "arm_linker": Need(_links(ARM_LINUX), "a linker for ARM", "pip install 'dsv3c[arm]'"),
     "mac_linker": Need(_links(ARM_MACOS), "a linker for macOS", "pip install 'dsv3c[arm]'"),
     "ziglang": Need(lambda: find_spec("ziglang") is not None, "ziglang", "pip install 'dsv3c[arm]'"),
-    "gpp": Need(_program("g++"), "g++, which compiles GPU kernels for the CPU", "apt-get install g++"),
+    "gpp": Need(
+        _program("g++"), "g++, which compiles GPU kernels for the CPU and reads the C header", "apt-get install g++"
+    ),
     "nvcc": Need(_program("nvcc"), "nvcc", "install NVIDIA's CUDA toolkit"),
     "nvrtc": Need(_nvrtc, "NVRTC with nvFatbin", "pip install 'dsv3c[cuda]'"),
     "cuda_compiler": Need(_cuda_compiler, "nvcc or NVRTC", "pip install 'dsv3c[cuda]'"),
@@ -149,6 +157,7 @@ NEEDS = {
     "curl": Need(_program("curl"), "curl", "apt-get install curl"),
     "tar": Need(_program("tar"), "tar, which unpacks archives for devices", "apt-get install tar"),
     "ldd": Need(_program("ldd"), "ldd", "apt-get install libc-bin"),
+    "mounts": Need(_mounts, "unshare, and the right to mount", "apt-get install util-linux"),
     "qemu_x86": Need(_program("qemu-x86_64-static"), "an emulated Haswell", "apt-get install qemu-user-static"),
 }
 # Files of half a minute and more: they begin first, since one that began last would be waited for by all others.

@@ -28,6 +28,7 @@ from tests.conformance import runs
 from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relative_error
 from tests.conftest import BUNDLED_MODEL, TESTS
 from tests.selection import shortlist
+from tests.waiting import PATIENCE
 
 Ids = NDArray[np.int32]
 
@@ -243,7 +244,7 @@ def test_lowest_level_has_no_instruction_that_a_haswell_lacks(quant: str, compil
     tokens = []
     for command in commands:
         arguments = [*command, "-c", script, folder]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-2000:]
         tokens.append(done.stdout)
     assert tokens[0] == tokens[1]

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from dsv3c import targets
-from dsv3c.compiler.cli import root
+from dsv3c.compiler.cli.program import root
 from dsv3c.compiler.opt import opt_command
 from tests.test_structure import FOLDERS, ROOT, sources
 

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.expected import HEAD, optional_tensors, required_tensors
+from dsv3c.compiler.checkpoint.errors import ConfigConflictError, MissingTensorError, UnexpectedTensorError
+from dsv3c.compiler.checkpoint.expected import EMBEDDING, HEAD, optional_tensors, required_tensors
 from dsv3c.compiler.checkpoint.files import some
 from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation, Readable, Stack, Weight, tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
-from dsv3c.compiler.errors import MissingTensorError, UnexpectedTensorError
+from dsv3c.compiler.formats.rounding import chunks
 
 _IN_MEMORY = {".post_mlp_layernorm.": ".mlp.post_mlp_layernorm."}  # where transformers has another name than published
 # Buffers that old checkpoints carry; they follow from the config.
@@ -65,11 +68,20 @@ class _Matcher:
             if name in self.stored:
                 entries[name] = self._single(name, shape)
         if self.config.tie_word_embeddings and HEAD in self.stored:
-            self._weight(HEAD, (self.config.vocab_size, self.config.hidden_size))  # a copy of the embedding
+            self._require_copy(self._single(HEAD, entries[EMBEDDING].shape), entries[EMBEDDING])
         if self.missing:
             raise MissingTensorError(path=self.folder, count=len(self.missing), names=some(self.missing))
         self._check_rest()
         return entries
+
+    def _require_copy(self, head: LogicalTensor, embedding: LogicalTensor) -> None:
+        """Raises ConfigConflictError unless a tied head that is stored too has the embedding's numbers; where either is
+        in codes that is not compared."""
+        if not all(_same_floats(*pair) for pair in zip(head.parts, embedding.parts, strict=False)):
+            reason = (
+                f"tie_word_embeddings is set, but {HEAD} is another matrix than {EMBEDDING}: programs disagree then"
+            )
+            raise ConfigConflictError(path=self.folder / "config.json", reason=reason)
 
     def _single(self, name: str, shape: tuple[int, ...]) -> LogicalTensor:
         weight = self._weight(name, shape)
@@ -130,3 +142,10 @@ class _Matcher:
         rest = [name for name in self.stored if name not in self.used and not name.endswith(_IGNORED)]
         if rest:
             raise UnexpectedTensorError(path=self.folder, count=len(rest), names=some(rest))
+
+
+def _same_floats(first: Readable, second: Readable) -> bool:
+    arrays = [part.plain() if isinstance(part, StoredWeight) else None for part in (first, second)]
+    if arrays[0] is None or arrays[1] is None:
+        return True
+    return all(np.array_equal(arrays[0][rows], arrays[1][rows]) for rows in chunks(*arrays[0].shape))

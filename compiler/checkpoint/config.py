@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.checkpoint import quantised
-from dsv3c.compiler.checkpoint.fields import ConfigFields
-from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.errors import UnknownModelTypeError
+from dsv3c.compiler.checkpoint.fields import MAX_WIDTH, ConfigFields
+from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.indexer import NONE, has_indexer, parse_indexer
 from dsv3c.compiler.checkpoint.infer import infer_missing
-from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, member_of, with_defaults
-from dsv3c.compiler.checkpoint.nested import text_values
+from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS, Member, member_of, with_defaults
 from dsv3c.compiler.checkpoint.other_keys import check_other_keys, unknown_keys
 from dsv3c.compiler.checkpoint.rope import (
     MAX_POSITIONS,
@@ -27,23 +27,19 @@ from dsv3c.compiler.checkpoint.rope import (
     parse_rope,
     stored_scaling,
 )
+from dsv3c.compiler.checkpoint.routing import Routing
 from dsv3c.compiler.checkpoint.scales import parse_scales
 from dsv3c.compiler.checkpoint.tokenizer import usable_ids
-from dsv3c.compiler.errors import ConfigConflictError, UnknownModelTypeError
 
 MODEL_TYPES = tuple(MEMBERS)
-SCORING_FUNCS = ("sigmoid", "softmax")
-TOPK_METHODS = ("noaux_tc", "greedy", "group_limited_greedy")
 LAYER_TYPES = ("dense", "sparse")
 SHORTCUT = "shortcut"  # a dense layer with experts besides, see ModelConfig
 
 # Largest values taken for honest. They are far above every published model and keep the products below 2^63.
 MAX_VOCABULARY = 2**24
-MAX_WIDTH = 2**20
 MAX_HEAD_DIM = 2**12
 MAX_HEADS = 2**12
 MAX_LAYERS = 2**12
-MAX_EXPERTS = 2**14
 
 
 @dataclass(frozen=True)
@@ -122,30 +118,30 @@ class ModelConfig:
         """The config in the object of a config.json; `path` is for messages. Raises a typed error for every fault."""
         config = ConfigFields(with_defaults(with_canonical_names(values)), path)
         model_type = _model_type(config)
-        _refuse_unsupported(config)
-        check_other_keys(config)
+        _refuse_unsupported(config, MEMBERS[model_type])
+        check_other_keys(config, MEMBERS[model_type])
         layers = _layer_count(config, model_type)
         sizes = _Sizes.parse(config, layers)
-        router = _Router.parse(config, model_type)
+        routing = Routing.parse(config, model_type)
         max_positions = config.integer("max_position_embeddings", 1, MAX_POSITIONS)
         head = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
         rotated = sizes.qk_rope_head_dim / head if MEMBERS[model_type].whole_head_rotary else 1.0
         theta, scaling = parse_rope(config, max_positions, rotated)
         query_scales, query_scale_block = parse_query_scales(config, max_positions)
-        main_types = _main_layer_types(config, model_type, layers, router.n_routed_experts)
-        mtp_type = "sparse" if router.n_routed_experts else "dense"
+        main_types = _main_layer_types(config, model_type, layers, routing.n_routed_experts)
+        mtp_type = "sparse" if routing.n_routed_experts and not MEMBERS[model_type].paired else "dense"
         first_dense = next((layer for layer, kind in enumerate(main_types) if kind != "dense"), layers)
-        context = min(max_positions, *(limit for limit, _ in _context_limits(scaling)))
+        context = min(max_positions, _longest(scaling))
         mtp_layers = sizes.num_nextn_predict_layers
         return cls(
             model_type=model_type,
             **vars(sizes),
-            **vars(router),
+            **vars(routing),
             first_k_dense_replace=first_dense,
             mlp_layer_types=main_types + (mtp_type,) * mtp_layers,
             rms_norm_eps=config.number("rms_norm_eps", 1e-30, 1.0),
             rope_theta=theta,
-            rope_interleave=_rope_interleave(config, model_type),
+            rope_interleave=config.boolean("rope_interleave", True),
             rope_scaling=scaling,
             max_position_embeddings=context,
             tie_word_embeddings=config.boolean("tie_word_embeddings", False),
@@ -232,22 +228,14 @@ class ModelConfig:
         return self.mlp_layer_types[layer] != "sparse"
 
 
-def load_config(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config of a checkpoint folder, and a sentence for each value that config.json lacks and `shapes` gave, and
-    for each special id that is left out.
-
-    `shapes` are the shapes of the stored tensors by name. Raises a typed error for every fault of config.json.
-    """
-    path = folder / "config.json"
-    return complete_config(text_values(read_object(path), path), path, shapes or {})
-
-
 def complete_config(
     given: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """As `load_config`, of a text model's config.json, or what stands for it; `path` is for messages."""
+    """The config of a text model's config.json, or what stands for it, and a sentence for each value that it lacks and
+    `shapes` gave, and for each special id that is left out.
+
+    shapes: of the stored tensors by name. `path` is for messages. Raises a typed error for every fault of config.json.
+    """
     values, notes = infer_missing(with_canonical_names(given), shapes)
     values, left_out = usable_ids(values)
     if shapes and values.get("score_bias") is None:
@@ -297,9 +285,6 @@ class _Sizes:
         rope_dim = config.integer("qk_rope_head_dim", 2, MAX_HEAD_DIM)
         if rope_dim % 2:
             raise config.wrong("qk_rope_head_dim", "an even number")
-        q_rank = (
-            config.integer("q_lora_rank", 1, MAX_WIDTH) if config.values.get("q_lora_rank", 0) is not None else None
-        )
         return cls(
             vocab_size=config.integer("vocab_size", 1, MAX_VOCABULARY),
             hidden_size=config.integer("hidden_size", 1, MAX_WIDTH),
@@ -307,7 +292,7 @@ class _Sizes:
             num_hidden_layers=layers,
             num_nextn_predict_layers=config.integer("num_nextn_predict_layers", 0, MAX_LAYERS, 0),
             num_attention_heads=heads,
-            q_lora_rank=q_rank,
+            q_lora_rank=None if config.is_null("q_lora_rank") else config.integer("q_lora_rank", 1, MAX_WIDTH),
             kv_lora_rank=config.integer("kv_lora_rank", 1, MAX_WIDTH),
             qk_nope_head_dim=config.integer("qk_nope_head_dim", 1, MAX_HEAD_DIM),
             qk_rope_head_dim=rope_dim,
@@ -315,113 +300,16 @@ class _Sizes:
         )
 
 
-@dataclass(frozen=True)
-class _Router:
-    moe_intermediate_size: int = 0
-    n_routed_experts: int = 0
-    n_shared_experts: int = 0
-    num_experts_per_tok: int = 0
-    n_group: int = 1
-    topk_group: int = 1
-    scoring_func: str = "sigmoid"
-    topk_method: str = "noaux_tc"
-    score_bias: bool = False
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
-    zero_expert_num: int = 0
-
-    @classmethod
-    def parse(cls, config: ConfigFields, model_type: str) -> _Router:
-        if MEMBERS[model_type].dense or ("n_routed_experts" in config.values and not config.has("n_routed_experts")):
-            return cls()
-        experts = config.integer("n_routed_experts", 0, MAX_EXPERTS)
-        if experts == 0:
-            return cls()
-        scoring, method, norm = _routing_kind(config, model_type)
-        n_group, topk_group = 1, 1
-        if method != "greedy":
-            n_group = config.integer("n_group", 1, MAX_EXPERTS)
-            topk_group = config.integer("topk_group", 1, MAX_EXPERTS)
-        router = cls(
-            moe_intermediate_size=config.integer("moe_intermediate_size", 1, MAX_WIDTH),
-            n_routed_experts=experts,
-            n_shared_experts=config.integer("n_shared_experts", 0, MAX_EXPERTS, 0),
-            num_experts_per_tok=config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
-            n_group=n_group,
-            topk_group=topk_group,
-            scoring_func=scoring,
-            topk_method=method,
-            score_bias=_score_bias(config, model_type, method),
-            norm_topk_prob=norm,
-            routed_scaling_factor=config.number("routed_scaling_factor", 1e-6, 1e6),
-            zero_expert_num=_zero_experts(config),
-        )
-        reason = router.conflict()
-        if reason:
-            raise ConfigConflictError(path=config.path, reason=reason)
-        return router
-
-    def conflict(self) -> str:
-        """Why the sizes cannot go together, empty when they do."""
-        if self.n_routed_experts % self.n_group:
-            return f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}"
-        if self.topk_group > self.n_group:
-            return f"topk_group {self.topk_group} is above n_group {self.n_group}"
-        group = self.n_routed_experts // self.n_group
-        if self.topk_method == "noaux_tc" and group < 2:
-            return f"groups of {group} expert are too small: noaux_tc ranks a group by its two best"
-        if self.zero_expert_num and self.n_group > 1:
-            return f"zero_expert_num {self.zero_expert_num} has no place in n_group {self.n_group} groups"
-        if self.num_experts_per_tok > group * self.topk_group:
-            return (
-                f"num_experts_per_tok {self.num_experts_per_tok} is above the {group * self.topk_group} experts"
-                f" of {self.topk_group} groups"
-            )
-        return ""
-
-
-def _routing_kind(config: ConfigFields, model_type: str) -> tuple[str, str, bool]:
-    """(scoring_func, topk_method, norm_topk_prob): each model type has the kinds its published code has."""
-    is_v2 = model_type == "deepseek_v2"
-    scorings, methods = MEMBERS[model_type].scorings, MEMBERS[model_type].methods
-    scoring = config.choice("scoring_func", SCORING_FUNCS, scorings[0])
-    if scoring not in scorings:
-        raise config.unsupported("scoring_func", f"{model_type} has {scorings[0]}")
-    method = config.choice("topk_method", TOPK_METHODS, methods[0])
-    if method not in methods:
-        raise config.unsupported("topk_method", f"{model_type} has {' or '.join(methods)}")
-    norm = config.boolean("norm_topk_prob", False if is_v2 else None)
-    if is_v2 and norm:
-        raise config.unsupported("norm_topk_prob", "the published programs of deepseek_v2 disagree on it")
-    return scoring, method, norm
-
-
-def _score_bias(config: ConfigFields, model_type: str, method: str) -> bool:
-    """Whether experts have a bias; `score_bias`, which is no key of config.json, where the checkpoint decides."""
-    known = MEMBERS[model_type].score_bias
-    return method == "noaux_tc" and (config.boolean("score_bias", True) if known is None else known)
-
-
-def _zero_experts(config: ConfigFields) -> int:
-    """Raises UnsupportedConfigError for those that do not give back what they are given."""
-    if config.has("zero_expert_type") and config.values["zero_expert_type"] != "identity":
-        raise config.unsupported("zero_expert_type", "known is identity")
-    return config.integer("zero_expert_num", 0, MAX_EXPERTS, 0)
-
-
-def _context_limits(scaling: RopeScaling | LongRope | None) -> list[tuple[int, str]]:
-    """The lengths up to which the model is what it is compiled as, each with what it is beyond."""
-    limits = [(MAX_POSITIONS, "")]
-    if isinstance(scaling, LongRope) and scaling.longest:
-        limits.append((scaling.longest, "beyond original_max_position_embeddings other factors would rotate all keys"))
-    return limits
+def _longest(scaling: RopeScaling | LongRope | None) -> int:
+    """The context up to which the model is what it is compiled as."""
+    return scaling.longest if isinstance(scaling, LongRope) and scaling.longest else MAX_POSITIONS
 
 
 def _limit_notes(config: ModelConfig, values: Mapping[str, Any]) -> tuple[str, ...]:
     wanted, kept = values["max_position_embeddings"], config.max_position_embeddings
     if wanted == kept:
         return ()
-    _, reason = min(_context_limits(config.rope_scaling))
+    reason = "beyond original_max_position_embeddings other factors would rotate all keys"
     return (f"the context is {kept} tokens, not the {wanted} of max_position_embeddings: {reason}",)
 
 
@@ -434,19 +322,15 @@ def _model_type(config: ConfigFields) -> str:
     return model_type
 
 
-def _refuse_unsupported(config: ConfigFields) -> None:
+def _refuse_unsupported(config: ConfigFields, member: Member) -> None:
+    for key, (value, reason) in member.fixed.items():
+        if config.boolean(key, value) != value:
+            raise config.unsupported(key, reason)
     for key in ("attention_bias", "mlp_bias"):
         if config.boolean(key, False):
             raise config.unsupported(key, "projections have no bias")
     if config.has("hidden_act") and config.values["hidden_act"] != "silu":
         raise config.unsupported("hidden_act", "known is silu")
-
-
-def _rope_interleave(config: ConfigFields, model_type: str) -> bool:
-    interleave = config.boolean("rope_interleave", True)
-    if model_type == "deepseek_v2" and not interleave:
-        raise config.unsupported("rope_interleave", "deepseek_v2 rotates neighbouring elements")
-    return interleave
 
 
 def _layer_count(config: ConfigFields, model_type: str) -> int:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.files import quote
-from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
+
+MAX_WIDTH = 2**20  # of a row of weights: far above every published model
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class ConfigFields:
 
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None
+
+    def is_null(self, key: str) -> bool:
+        """Whether null is given, for keys where that stands for a value."""
+        return key in self.values and self.values[key] is None
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self._value(key, default)

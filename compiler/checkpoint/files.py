@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3c.compiler.errors import JsonError, PointerFileError, UnreadableFileError
+from dsv3c.compiler.checkpoint.errors import JsonError, PointerFileError, UnreadableFileError
 from dsv3c.runtime.artifact.strict_json import parse
 from dsv3c.runtime.artifact.strict_json import quote as quote
 

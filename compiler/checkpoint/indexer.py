@@ -49,7 +49,8 @@ def _types(config: ConfigFields, layers: int) -> tuple[str, ...]:
     key = next((key for key in ("indexer_types", "index_topk_pattern") if config.has(key)), None)
     if key is None:
         every = max(config.integer("index_topk_freq", 0, _MAX_FREQUENCY, 1), 1)
-        offset = config.integer("index_skip_topk_offset", 0, layers + _MAX_FREQUENCY, 2)
+        least = 1 if every > 1 else 0  # else nothing is chosen before the first layer, which would share it
+        offset = config.integer("index_skip_topk_offset", least, layers + _MAX_FREQUENCY, 2)
         return tuple(SHARED if max(i - offset + 1, 0) % every else FULL for i in range(layers))
     given = config.values[key]
     types = [_LETTERS.get(letter) for letter in given] if isinstance(given, str) else given

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import ChangedFileError, UnreadableFileError
 from dsv3c.compiler.checkpoint.files import file_size, refuse_pointer
-from dsv3c.compiler.errors import ChangedFileError, CheckpointError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,23 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import some
+from dsv3c.compiler.checkpoint.members import Member
 
-# What other models have, each with the values that change nothing.
+# What other models have, or one member of the family, each with the values that change nothing.
 _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
-    "attention_multiplier": (),
     "attention_method": ("MLA",),
+    "attention_multiplier": (),
     "attn_logit_softcapping": (),
     "clip_qkv": (),
+    "dim_model_base": (),
     "embedding_multiplier": (1, 1.0),
     "final_logit_softcapping": (),
     "hc_mult": (1,),
     "layernorm_type": ("rmsnorm",),
     "logit_scale": (1, 1.0),
     "logits_scaling": (1, 1.0),
+    "mla_scale_kv_lora": (False,),
+    "mla_scale_q_lora": (False,),
     "mla_use_nope": (False,),
     "mup_denominator": (),
     "num_hash_layers": (0,),
@@ -30,10 +34,13 @@ _ARITHMETIC: Mapping[str, tuple[Any, ...]] = {
     "query_pre_attn_scalar": (),
     "residual_multiplier": (1, 1.0),
     "router_bias": (False,),
+    "scale_depth": (),
+    "scale_emb": (1, 1.0),
     "sliding_window": (),
     "swiglu_limit": (0, 0.0),
     "use_qk_norm": (False,),
     "use_qkv_bias": (False,),
+    "zero_expert_num": (0,),
 }
 _NOTHING = """
 _name_or_path add_cross_attention architectures attention_dropout attn_implementation attn_module_list_cfg auto_map
@@ -61,12 +68,11 @@ tie_word_embeddings topk_group topk_method v_head_dim vocab_size zero_expert_num
 """
 
 
-def check_other_keys(config: ConfigFields) -> None:
+def check_other_keys(config: ConfigFields, member: Member) -> None:
     """Raises UnsupportedConfigError for a key that is not read and whose value changes what is computed."""
     for key, harmless in _ARITHMETIC.items():
-        if config.has(key) and not any(
-            config.values[key] is value or config.values[key] == value for value in harmless
-        ):
+        value = config.values.get(key)
+        if value is not None and key not in member.keys and value not in harmless:
             raise config.unsupported(key, "it changes what is computed, and this compiler does not have it")
 
 

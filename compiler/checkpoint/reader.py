@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from dsv3c.compiler.checkpoint import gguf, nested, paired, quantised
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig, complete_config
+from dsv3c.compiler.checkpoint.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.checkpoint.expected import HEAD
 from dsv3c.compiler.checkpoint.files import exists, file_size, read_object
 from dsv3c.compiler.checkpoint.infer import LAYER_NAME
@@ -31,7 +33,6 @@ from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, StoredWeight
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer
 from dsv3c.compiler.checkpoint.unused import without_unused
-from dsv3c.compiler.errors import UnknownTensorError, UnreadableFileError
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.options import Lora
@@ -72,9 +73,8 @@ class Source:
         values = nested.text_values(outer, config)
         named: Callable[[str], str] = nested.inner_name if nested.is_wrapper(outer) else str
         if member_of(values).paired:
-            stored, notes = paired.block_tensors(stored)
-            values, named = nested.with_modules(values, paired.block_name), paired.block_name
-            left_out += notes
+            named = partial(paired.block_name, blocks=paired.block_count(stored))
+            stored, values = paired.block_tensors(stored), nested.with_modules(values, named)
         quantisation = quantised.parse(values, config)
         return cls(stored, values, config, quantisation, path, weight_files, left_out + warnings, named)
 
@@ -109,7 +109,7 @@ class Checkpoint:
     @classmethod
     def open(cls, path: Path | str, lora: Sequence[Lora] = ()) -> Checkpoint:
         """Check names, shapes and dtypes of a whole folder or GGUF file, and of adapters, which are merged in their
-        order; no data is read but the order of GPTQ's groups.
+        order; no data is read but the order of GPTQ's groups, and a tied head that is stored beside the embedding.
 
         Raises a subclass of CheckpointError for every fault.
         """
@@ -188,13 +188,11 @@ class Checkpoint:
             found |= {f"lora.{number}/{adapter.given}/{path.name}": path for path in adapter.files}
         return found
 
-    def file_hashes(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, str]:
-        """SHA-256 in hex of every file the model comes from; `progress` gets name, bytes done, bytes in all,
-        from several threads."""
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 in hex of every file the model comes from."""
         files = self.files()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = pool.map(lambda item: _sha256(item[1], item[0], progress), files.items())
-            return dict(zip(files, digests, strict=True))
+            return dict(zip(files, pool.map(_sha256, files.values()), strict=True))
 
     @contextmanager
     def hashing(self) -> Iterator[Callable[[], dict[str, str]]]:
@@ -202,7 +200,7 @@ class Checkpoint:
         ended, files = threading.Event(), self.files()
         with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1)) as pool:
             largest_first = sorted(files, key=lambda name: file_size(files[name]), reverse=True)
-            found = {name: pool.submit(_sha256, files[name], name, None, ended) for name in largest_first}
+            found = {name: pool.submit(_sha256, files[name], ended) for name in largest_first}
             try:
                 yield lambda: {name: found[name].result() for name in files}
             finally:
@@ -249,22 +247,14 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _sha256(
-    path: Path,
-    name: str,
-    progress: Callable[[str, int, int], None] | None,
-    ended: threading.Event | None = None,
-) -> str:
+def _sha256(path: Path, ended: threading.Event | None = None) -> str:
     """ended: that nobody waits for it any more."""
-    digest, done, size = hashlib.sha256(), 0, file_size(path)
+    digest = hashlib.sha256()
     chunk = memoryview(bytearray(_HASH_CHUNK))
     try:
         with path.open("rb", buffering=0) as file:
             while (ended is None or not ended.is_set()) and (count := file.readinto(chunk)):
                 digest.update(chunk[:count])
-                done += count
-                if progress is not None:
-                    progress(name, done, size)
     except OSError as error:
         raise UnreadableFileError(path=path, reason=error.strerror) from error
     return digest.hexdigest()

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import SafetensorsError
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, parse_object, quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import SafetensorsError
 
 MAX_DIMS = 8  # the format has no bound; weights of models have four at most
 MAX_COUNT = 2**63 - 1

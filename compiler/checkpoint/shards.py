@@ -8,12 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from dsv3c.compiler.checkpoint import old_names
-from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
-from dsv3c.compiler.checkpoint.mapped import TensorFile
-from dsv3c.compiler.checkpoint.pickled import TorchFile
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     CompiledError,
     DuplicateTensorError,
     GgufError,
@@ -27,6 +22,11 @@ from dsv3c.compiler.errors import (
     ShardContentError,
     UnreadableFileError,
 )
+from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, quote, read_object, some
+from dsv3c.compiler.checkpoint.mapped import TensorFile
+from dsv3c.compiler.checkpoint.pickled import TorchFile
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.checkpoint.stored import StoredTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

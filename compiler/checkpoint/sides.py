@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dsv3c.compiler.checkpoint import gguf, tiktoken
+from dsv3c.compiler.checkpoint.errors import UnknownVocabularyError
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, exists, read_bytes, read_object_of, refuse_pointer
-from dsv3c.compiler.errors import UnknownVocabularyError
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import NonFiniteWeightError, SameTensorError, ScaleValueError
 from dsv3c.compiler.formats import coded, fp8
 from dsv3c.compiler.formats.keeping import Coding
 
@@ -103,20 +103,13 @@ class StoredWeight:
         Raises NonFiniteWeightError and ScaleValueError, ChangedFileError when the file was cut since it was opened.
         """
         out = np.empty(self.shape, np.float32) if out is None else out
-        first, last = self.rows or (0, self.shape[0])
-        stored = self.tensor.array()
-        above = 0 if self.expert is None else self.expert * stored.shape[1]
-        stored = stored if self.expert is None else stored[self.expert]
         scale = self._scales()
-        step = max(1, _CHUNK // math.prod(self.shape[1:]))
-        for row in range(first, last, step):
-            stop = min(row + step, last)
-            chunk = out[row - first : stop - first]
-            _decode(stored[row:stop], self.tensor.info.dtype, chunk)
+        for row, stored, rows in self._chunks():
+            chunk = out[rows]
+            _decode(stored, self.tensor.info.dtype, chunk)
             if scale is not None:
                 _multiply_scales(chunk, scale, self.block, row)
             self._check_finite(chunk, row)
-            self.tensor.release(above + row, above + stop)
         return out
 
     def plain(self) -> np.ndarray[Any, Any] | None:
@@ -128,11 +121,11 @@ class StoredWeight:
         if self.tensor.info.dtype not in FLOAT_DTYPES or self.scale is not None:
             return None
         first, last = self.rows or (0, self.shape[0])
-        stored = self.tensor.array()
-        above = 0 if self.expert is None else self.expert * stored.shape[1]
-        owner = stored.base if isinstance(stored.base, np.ndarray) else stored
+        whole = self.tensor.array()
+        matrix, above = self._matrix_of(whole)
+        owner = whole.base if isinstance(whole.base, np.ndarray) else whole
         weakref.finalize(owner, self.tensor.release, above + first, above + last).atexit = False
-        stored = (stored if self.expert is None else stored[self.expert])[first:last]
+        stored = matrix[first:last]
         return stored.view(ml_dtypes.bfloat16) if self.tensor.info.dtype == "BF16" else stored
 
     def coded(self) -> np.ndarray[Any, Any]:
@@ -140,22 +133,34 @@ class StoredWeight:
         if self.scale is None or self.tensor.info.dtype != "F8_E4M3":
             return self.decode()
         out = np.empty(self.shape, fp8.CODED)
-        first, last = self.rows or (0, self.shape[0])
-        stored = self.tensor.array()
-        above = 0 if self.expert is None else self.expert * stored.shape[1]
-        stored = stored if self.expert is None else stored[self.expert]
         scale = self._scales()
         assert scale is not None
-        step = max(1, _CHUNK // math.prod(self.shape[1:]))
-        for row in range(first, last, step):
-            stop = min(row + step, last)
-            chunk = out[row - first : stop - first]
-            chunk["code"] = stored[row:stop]
+        for row, stored, rows in self._chunks():
+            chunk = out[rows]
+            chunk["code"] = stored
             chunk["scale"] = _spread(scale, self.block, row, *chunk.shape)
             with np.errstate(over="ignore"):
                 self._check_finite(fp8.values(chunk), row)
-            self.tensor.release(above + row, above + stop)
         return out
+
+    def _chunks(self) -> Iterator[tuple[int, np.ndarray[Any, Any], slice]]:
+        """(the first row's number in the stored matrix, the stored rows, where in the weight they belong) of each part.
+
+        The pages of a part are dropped when the next is asked for.
+        """
+        first, last = self.rows or (0, self.shape[0])
+        matrix, above = self._matrix_of(self.tensor.array())
+        step = max(1, _CHUNK // math.prod(self.shape[1:]))
+        for row in range(first, last, step):
+            stop = min(row + step, last)
+            yield row, matrix[row:stop], slice(row - first, stop - first)
+            self.tensor.release(above + row, above + stop)
+
+    def _matrix_of(self, stored: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
+        """The expert's of a stack, with the number of rows above it; what is no stack as it is."""
+        if self.expert is None:
+            return stored, 0
+        return stored[self.expert], self.expert * stored.shape[1]
 
     def _scales(self) -> Float32 | None:
         """float32 [row blocks, column blocks]."""

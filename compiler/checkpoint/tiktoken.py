@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import TiktokenError, UnknownVocabularyError
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, quote, read_bytes, refuse_pointer
-from dsv3c.compiler.errors import TiktokenError, UnknownVocabularyError
 
 VOCABULARY = "tiktoken.model"
 # Of moonshotai's Moonlight (tokenization_moonshot.py) and Kimi-K2 to K2.6 (tokenization_kimi.py).

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import TokenizerVocabularyError
 from dsv3c.compiler.checkpoint.files import quote, read_object_of
 from dsv3c.compiler.checkpoint.sides import TOKENIZER, side_path, usable_tokenizer
-from dsv3c.compiler.errors import TokenizerVocabularyError
 
 _MAX_ID = 2**24  # of a tokenizer; published ones have less than a sixteenth
 

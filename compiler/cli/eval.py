@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsv3c.compiler.cli.params import lora_option, names, weight_format
-from dsv3c.runtime.cli.eval import HELP, counting_options, measure, show_report, threads_option
+from dsv3c.runtime.cli.eval import HELP, counting_options, measure, show_report
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json
-from dsv3c.runtime.cli.params import PATH, device_options, json_option
+from dsv3c.runtime.cli.params import PATH, device_options, json_option, numa_option, threads_option
 
 if TYPE_CHECKING:
     from dsv3c.compiler.options import Lora
@@ -91,7 +91,8 @@ Examples:
 )
 @click.option("--plot", type=PATH, callback=plot_file, metavar="FILE", help="Draw KL over size of a sweep; an .svg.")
 @click.option("--keep", type=PATH, metavar="DIR", help="Where a sweep leaves its artifacts.  [default: nowhere]")
-@threads_option
+@threads_option()
+@numa_option
 @device_options
 @json_option
 def eval_command(
@@ -101,7 +102,8 @@ def eval_command(
     if (artifact is None) == (sweep is None):
         raise click.UsageError("give an ARTIFACT, or a checkpoint with --sweep")
     if sweep is not None:
-        _require_none("--sweep", against=against, **{name: options[name] for name in _DEVICE})
+        numa = None if options["numa"] == "auto" else options["numa"]
+        _require_none("--sweep", against=against, numa=numa, **{name: options[name] for name in _DEVICE})
         _sweep(sweep, texts, as_json, options, **of_sweep)
         return
     _require_none("an ARTIFACT", **{name: value for name, value in of_sweep.items() if name != "methods"})

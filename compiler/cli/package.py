@@ -83,7 +83,10 @@ def package_command(
     if platform is not None and platform not in PLATFORMS:
         raise click.BadParameter(f"{platform!r} is not one of {', '.join(PLATFORMS)}", param_hint="'--platform'")
     with terminal_progress() or nullcontext(Silent()) as progress:
-        report = package(artifact, out, platform, python, wheels, overwrite, progress, SERVER if server else ())
+        extras = SERVER if server else ()
+        report = package(
+            artifact, out, platform, python, progress, with_wheels=wheels, overwrite=overwrite, extras=extras
+        )
     for note in report.notes:
         echo(f"note: {note}", err=True)
     if as_json:

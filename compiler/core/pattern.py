@@ -64,10 +64,10 @@ class Match:
     def get(self, name: str) -> Value | None:
         return self.bound.get(name)
 
-    def scalar(self, name: str, default: float = 1.0) -> float:
-        """The number of a bound constant; `default` when the match did without it."""
+    def scalar(self, name: str) -> float:
+        """The number of a bound constant; 1 when the match did without it, see `_Builder.scaled`."""
         value = self.bound.get(name)
-        return default if value is None else float(value.attrs["data"])  # type: ignore[arg-type]
+        return 1.0 if value is None else float(value.attrs["data"])  # type: ignore[arg-type]
 
     def span(self, name: str) -> range:
         """The indices that a bound slice takes of its axis."""

@@ -15,6 +15,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "fuse": ("leaf", "primitive", "view", "fused"),
     "kernel": ("leaf", "view", "fused"),
 }
+_AROUND = 3  # lines that an error shows before and behind the wrong one
 # Primitives that are kernels themselves.
 KERNEL_PRIMITIVES = ("take", "linear", "add", "concat", "scale_rows")
 
@@ -76,11 +77,11 @@ def _overwritten(writer: Value, users: Mapping[Value, list[Value]], graph: Graph
     return source
 
 
-def _context(graph: Graph, wrong: Value, around: int = 3) -> str:
+def _context(graph: Graph, wrong: Value) -> str:
     names, values = value_names(graph), graph.values()
     at = values.index(wrong)
     lines = []
-    for index in range(max(0, at - around), min(len(values), at + around + 1)):
+    for index in range(max(0, at - _AROUND), min(len(values), at + _AROUND + 1)):
         marker = ">" if index == at else " "
         lines.append(f"  {marker} {value_text(values[index], names)}")
     return "\n".join(lines)

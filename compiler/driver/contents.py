@@ -12,15 +12,17 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, model_name
 from dsv3c.compiler.core.ir import Value
 from dsv3c.compiler.core.ops.weight import format_of
 from dsv3c.compiler.core.target import Emission, FileRange, Planned
-from dsv3c.compiler.driver import calibrated, kept, weights
-from dsv3c.compiler.driver.lowered import Lowered
+from dsv3c.compiler.driver import artifact, calibrated, kept, weights
+from dsv3c.compiler.driver.lowering import Lowered
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.sizes import model_parts
 from dsv3c.compiler.formats.quant import QTensor
 from dsv3c.compiler.options import PAGE_SIZE, CompileOptions
 from dsv3c.compiler.quantisation import choice
+from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.choice import Outcome
+from dsv3c.compiler.quantisation.quant_plan import QuantPlan
 from dsv3c.runtime.artifact.artifact import FORMAT_VERSION
 from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Bounds, Plan
@@ -82,8 +84,9 @@ def manifest(
     plan: Plan,
     lowered: Lowered,
     hashes: Mapping[str, str],
+    rounded: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """hashes: of the checkpoint's files."""
+    """hashes: of the checkpoint's files. rounded: what `rounding` says."""
     return {
         "format_version": FORMAT_VERSION,
         "dsv3c_version": dsv3c.runtime.__version__,
@@ -96,6 +99,7 @@ def manifest(
             "embedding": options.resolved_embed_quant,
             "cache": " + ".join(dict.fromkeys(cache.format for cache in lowered.caches)),
             **({"formats": dict(options.formats)} if options.formats else {}),
+            **rounded,
         },
         "weights": {"parts": {name: asdict(part) for name, part in model_parts(source.config, file).items()}},
         "memory": {
@@ -106,3 +110,24 @@ def manifest(
         "passes": {name: dict(counts) for name, counts in lowered.rewrites.items()},
         "options": options.to_dict(),
     }
+
+
+def rounding(
+    folder: Path,
+    log: RoundingLog,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    quant_plan: QuantPlan | None,
+) -> dict[str, Any]:
+    """What the manifest says of how weights were rounded; the files that have it matrix by matrix are written."""
+    found: dict[str, Any] = {}
+    if quant_plan is not None:
+        (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
+        found["bits_per_weight"] = round(quant_plan.bits(), 3)  # of the linear ones
+    if log.entries:
+        assert text is not None, "nothing is logged without a text"
+        found |= log.manifest(text)
+        artifact.write_json(folder / ROUNDING, {"matrices": log.table()})
+    if options.sparsity_threshold:
+        found["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
+    return found

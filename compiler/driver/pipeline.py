@@ -5,18 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from dsv3c import targets
-from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig, hub, model_name, sides
-from dsv3c.compiler.core import crossing
-from dsv3c.compiler.core.ir import Graph, Value
-from dsv3c.compiler.core.rewrite import Pass
-from dsv3c.compiler.core.target import EntryGraph, Target
-from dsv3c.compiler.core.verifier import verify
+from dsv3c.compiler.checkpoint import Checkpoint, hub, model_name, sides
+from dsv3c.compiler.core.target import Target
 from dsv3c.compiler.driver import (
     artifact,
     checks,
@@ -24,6 +19,7 @@ from dsv3c.compiler.driver import (
     costs,
     journal,
     kept,
+    lowering,
     measuring,
     mixing,
     packing,
@@ -31,33 +27,17 @@ from dsv3c.compiler.driver import (
     text_files,
     weights,
 )
-from dsv3c.compiler.driver.dumps import write_dump
-from dsv3c.compiler.driver.lowered import Lowered
+from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.workplace import JOURNAL
-from dsv3c.compiler.errors import UnknownPassError
+from dsv3c.compiler.formats.keeping import Loss
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.compiler.frontend import tracer
-from dsv3c.compiler.options import AUTO, PAGE_SIZE, CompileOptions, debug_level
+from dsv3c.compiler.options import AUTO, CompileOptions
 from dsv3c.compiler.quantisation import choice
-from dsv3c.compiler.quantisation import quant_plan as quant_plan_file
 from dsv3c.compiler.quantisation.calibration import text as calibration_text
 from dsv3c.compiler.quantisation.calibration.text import CalibrationText
 from dsv3c.compiler.quantisation.quant_plan import QuantPlan
-from dsv3c.passes.choose_all import ChooseAll
-from dsv3c.passes.fuse_index import FuseIndex
-from dsv3c.passes.fuse_mla import FuseMla
-from dsv3c.passes.fuse_moe import FuseMoe
-from dsv3c.passes.fuse_qkv_a import FuseQkvA
-from dsv3c.passes.fuse_rms_norm import FuseRmsNorm
-from dsv3c.passes.fuse_rope import FuseRope
-from dsv3c.passes.fuse_router import FuseRouter
-from dsv3c.passes.fuse_swiglu import FuseSwiglu
-from dsv3c.passes.pack import Pack
-from dsv3c.passes.plan_memory import PlanMemory
-from dsv3c.passes.quantise import MATRIX_OPERANDS, Quantise
-from dsv3c.passes.simplify import Simplify
+from dsv3c.passes.quantise import MATRIX_OPERANDS
 from dsv3c.runtime.artifact.artifact import MANIFEST
-from dsv3c.runtime.artifact.plan import NEVER, SHORT
 from dsv3c.runtime.cli.output import size
 from dsv3c.runtime.progress import Progress, Silent
 
@@ -84,48 +64,6 @@ class CompileReport:
     peak_rss: int
     told: int = 0
     takes_text: bool = True
-
-
-def passes(
-    form: str, options: CompileOptions, target: Target, bounds: Mapping[str, int], max_context: int = NEVER
-) -> list[Pass]:
-    """The passes in order, for the attention form and the longest context of one entry."""
-
-    def scratch(value: Value) -> int:
-        return target.scratch_bytes(value, bounds)
-
-    # A target without a layout of its own hands the graph on to a compiler that packs and plans.
-    lay_out: list[Pass] = []
-    if target.layout:
-        lay_out = [Pack(target.layout, target.integer_activations), PlanMemory(bounds, scratch)]
-    return [
-        *float_passes(form, max_context),
-        Quantise(
-            options.resolved_quant,
-            options.resolved_head_quant,
-            options.resolved_embed_quant,
-            options.formats,
-            options.kept or {},
-        ),
-        *lay_out,
-    ]
-
-
-def float_passes(form: str, max_context: int = NEVER) -> list[Pass]:
-    """The passes up to the graph of kernels on weights that have no format yet."""
-    return [
-        Simplify(),  # the patterns below expect neither chains of views nor products with 1
-        FuseRmsNorm(),  # before fuse-mla, whose cache row contains a norm
-        FuseRope(),  # likewise a rotation
-        FuseQkvA(),  # while the latent projection is still the linear whose readers are slices
-        Simplify(),  # joins the slices of the joined product with the slices of its parts
-        *([ChooseAll(max_context)] if max_context != NEVER else []),  # before fuse-index, which fuses a choice
-        FuseIndex(),  # before fuse-mla, which reads what it chooses
-        FuseMla(form),
-        FuseRouter(),
-        FuseMoe(),  # before fuse-swiglu, which would take the shared experts' MLP from it
-        FuseSwiglu(),
-    ]
 
 
 def compile_checkpoint(
@@ -157,7 +95,7 @@ def compile_checkpoint(
     text = read_calibration(checkpoint, options)
     options, quant_plan = mixed(source, options, target, progress, text, destination.parent)
     progress.stage("running the passes")
-    lowered = lower(source.config, source.shapes, options, target)
+    lowered = lowering.lower(source.config, source.shapes, options, target)
     if options.stop_after is not None:
         return CompileReport(None, {}, beforehand, time.monotonic() - started, peak_rss(), told)
     planned = target.plan(lowered.entries, lowered.bounds)
@@ -179,36 +117,16 @@ def compile_checkpoint(
         artifact.write_json(folder / "plan.json", plan.to_json())  # before the kernels, which name it
         progress.stage("building kernels", emission.kernel_files or len(emission.levels))
         emission.write_kernels_for(folder / "plan.json", folder / "kernels", progress.advance)
-        read = kept.Reader(source, planned.recipes)
-        kernels = packing.Kernels.of(planned.recipes.values(), source.plain, read.in_codes)
-        with journal.opened(folder.parent / JOURNAL, run, folder / journal.WEIGHTS) as begun_with:
-            if begun_with.nbytes:
-                share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
-                said = f"goes on where an interrupted run stopped: {share} of weights are written and right"
-                _tell((said,), progress)
-            place = folder / journal.WEIGHTS
-            with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
-                log = contents.write_weights(
-                    writer, lowered, text, options, source.config, destination.parent, progress
-                )
+        log, losses = _write_weights(folder, file, source, lowered, text, options, run, progress)
         text_files.settle(checkpoint, folder, source.config)
         if emission.write_graphs is not None:
             progress.stage("writing graphs")
             emission.write_graphs(folder, contents.places(file), source.config.to_dict())
-        if quant_plan is not None:
-            (folder / quant_plan_file.NAME).write_text(quant_plan.text(), encoding="utf-8")
         progress.stage("hashing")
-        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes())
+        rounded = contents.rounding(folder, log, text, options, quant_plan)
+        manifest = contents.manifest(source, options, emission, file, plan, lowered, hashes(), rounded)
         notes = [*beforehand, *log.notes()]
-        notes += kept.loss_notes(planned.recipes, writer.losses)
-        if quant_plan is not None:
-            manifest["quantization"] |= {"bits_per_weight": round(quant_plan.bits(), 3)}  # of the linear ones
-        if log.entries:
-            assert text is not None, "nothing is logged without a text"
-            manifest["quantization"] |= log.manifest(text)
-            artifact.write_json(folder / contents.ROUNDING, {"matrices": log.table()})
-        if options.sparsity_threshold:
-            manifest["quantization"]["sparsity"] = {"threshold": options.sparsity_threshold, **log.sparsity()}
+        notes += kept.loss_notes(planned.recipes, losses)
         artifact.write_json(folder / MANIFEST, manifest)  # the further forms are made from it
         for name in options.emit:
             progress.stage(f"emitting {name}")
@@ -222,6 +140,28 @@ def compile_checkpoint(
             artifact.write_json(folder / MANIFEST, manifest | {"files": files})
     took, has_tokenizer = time.monotonic() - started, (destination / sides.TOKENIZER).is_file()
     return CompileReport(destination, manifest, (*notes, *left), took, peak_rss(), told, has_tokenizer)
+
+
+def _write_weights(
+    folder: Path,
+    file: weights.WeightFile,
+    source: Checkpoint,
+    lowered: lowering.Lowered,
+    text: CalibrationText | None,
+    options: CompileOptions,
+    run: journal.Run,
+    progress: Progress,
+) -> tuple[RoundingLog, dict[str, Loss]]:
+    """Write those that an interrupted run has not written; what rounding did, and what codes lost, by recipe."""
+    place, read = folder / journal.WEIGHTS, kept.Reader(source, file.recipes)
+    kernels = packing.Kernels.of(file.recipes.values(), source.plain, read.in_codes)
+    with journal.opened(folder.parent / JOURNAL, run, place) as begun_with:
+        if begun_with.nbytes:
+            share = f"{size(begun_with.nbytes)} of {size(file.tensor_bytes)}"
+            _tell((f"goes on where an interrupted run stopped: {share} of weights are written and right",), progress)
+        with weights.writing(file, place, read, progress.advance, begun_with, kernels) as writer:
+            log = contents.write_weights(writer, lowered, text, options, source.config, folder.parent, progress)
+    return log, writer.losses
 
 
 def _check_before(checkpoint: Path, out: Path, options: CompileOptions) -> None:
@@ -274,63 +214,6 @@ def default_output(checkpoint: Path, options: CompileOptions) -> Path:
     return Path("artifacts") / f"{model}-{format}-{options.target.split(':')[0]}"
 
 
-def step_bounds(config: ModelConfig, options: CompileOptions) -> dict[str, int]:
-    """Largest size of each symbolic dim, with a row for each sequence; N, the cache slots, is chosen at loading."""
-    pages, sequences = -(-config.max_position_embeddings // PAGE_SIZE), options.max_sequences
-    return {"T": options.max_tokens, "R": max(options.max_rows, sequences), "S": sequences, "P": pages}
-
-
-def lower(
-    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, target: Target
-) -> Lowered:
-    """Trace the model and run the passes for each entry function."""
-    bounds = step_bounds(config, options)
-    traced = _traced(config, shapes, options, checks.choose_cache_dtype(options, target))
-    entries, rewrites = {}, {}
-    for name, each in traced.items():
-        sequence = passes(each.form, options, target, bounds, each.max_context)
-        planned, counts = run_passes(Graph(name, each.graph.results), sequence, options)
-        entries[name], rewrites[name] = EntryGraph(planned, each.min_tokens, each.max_context), counts
-    return Lowered(entries, rewrites, bounds)
-
-
-def float_graphs(
-    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions
-) -> dict[str, Graph]:
-    """The entries as kernels on weights that have no format yet, with caches in float32."""
-    quiet = replace(options, stop_after=None, dump_to=None)
-    traced = _traced(config, shapes, options, "f32")
-    return {
-        name: run_passes(Graph(name, each.graph.results), float_passes(each.form, each.max_context), quiet)[0]
-        for name, each in traced.items()
-    }
-
-
-class _Traced(NamedTuple):
-    """An entry: its graph, the form of its attention, the tokens from which on it pays, the longest context."""
-
-    graph: Graph
-    form: str
-    min_tokens: int = 1
-    max_context: int = NEVER
-
-
-def _traced(
-    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], options: CompileOptions, cache_dtype: str
-) -> dict[str, _Traced]:
-    """The entries by name. What is chosen is not rebuilt, but where all is chosen nothing has to be."""
-    step = tracer.trace(config, shapes, PAGE_SIZE, cache_dtype)
-    traced, pays_from = {"decode": _Traced(step, "absorbed")}, materialize_from(config)
-    prefix, longest = (SHORT, config.index_topk) if config.indexer_types else ("", NEVER)
-    if config.indexer_types:
-        traced[f"{SHORT}decode"] = _Traced(step, "absorbed", max_context=longest)
-    if pays_from <= min(options.max_tokens, longest):
-        traced[f"{prefix}prefill"] = _Traced(step, "materialized", pays_from, longest)
-    if config.num_nextn_predict_layers:
-        traced["mtp"] = _Traced(tracer.trace_mtp(config, shapes, PAGE_SIZE, 0, cache_dtype), "absorbed")
-    return traced
-
-
 def mixed(
     source: Checkpoint,
     options: CompileOptions,
@@ -348,10 +231,10 @@ def mixed(
     if options.quant != AUTO and options.quant_plan is None:
         return options, None
     progress.stage("looking at the weights")
-    graphs = float_graphs(source.config, source.shapes, options)
+    graphs = lowering.float_graphs(source.config, source.shapes, options)
 
     def file_bytes(chosen: CompileOptions) -> int:
-        lowered = lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
+        lowered = lowering.lower(source.config, source.shapes, replace(chosen, stop_after=None, dump_to=None), target)
         return weights.lay_out(target.plan(lowered.entries, lowered.bounds).recipes).nbytes
 
     place = folder if folder is not None and folder.is_dir() else None
@@ -359,53 +242,6 @@ def mixed(
     checks.check_formats(options)
     checks.check_supported(options, target)
     return options, plan
-
-
-def materialize_from(config: ModelConfig) -> int:
-    """As `crossing.materialize_from`, for kernels that are equally fast in both forms."""
-    return crossing.materialize_from(
-        config.kv_lora_rank, config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    )
-
-
-def run_passes(graph: Graph, sequence: list[Pass], options: CompileOptions) -> tuple[Graph, dict[str, int]]:
-    """Run the passes in order, verifying before and after each; returns the graph and the rewrites by pass name.
-
-    Stops after options.stop_after. Raises UnknownPassError, VerifyError, and what a pass raises, with a note of the
-    command that repeats it.
-    """
-    names = list(dict.fromkeys(item.name for item in sequence))
-    if options.stop_after is not None and options.stop_after not in names:
-        raise UnknownPassError(name=options.stop_after, known=", ".join(names))
-    last = max((i for i, item in enumerate(sequence) if item.name == options.stop_after), default=len(sequence) - 1)
-    counts: dict[str, int] = dict.fromkeys(names, 0)
-    typed: set[Value] = set()
-    verify(graph, "trace", "trace", typed)
-    _show(graph, "trace", 0, 0.0, options)
-    for number, item in enumerate(sequence[: last + 1], start=1):
-        with repeat.telling_pass(item, graph, options.target):
-            started = time.perf_counter()
-            graph, count = item.run(graph)
-            counts[item.name] += count
-            _show(graph, item.name, number, time.perf_counter() - started, options, count)
-            verify(graph, item.phase, item.name, typed)
-    return graph, counts
-
-
-def _show(
-    graph: Graph, name: str, number: int, seconds: float, options: CompileOptions, count: int | None = None
-) -> None:
-    """The dump of one phase, and its line of the debug ladder.
-
-    Written before the graph is verified: wrong graphs are the ones that are looked at.
-    """
-    told = f"{seconds * 1000:.1f} ms" + ("" if count is None else f", {count} rewrites")
-    if options.dump_to is not None:
-        write_dump(options.dump_to, graph.name, number, name, told, str(graph))
-    if debug_level() >= 1:
-        print(f"dsv3c: {graph.name} after {name}: {told}", file=sys.stderr)
-    if debug_level() >= 3:
-        print(graph, file=sys.stderr)
 
 
 def peak_rss() -> int:

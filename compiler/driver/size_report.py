@@ -11,7 +11,18 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.files import file_size
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import calibrated, checks, costs, kept, mixing, pipeline, text_files, time_cost, weights
+from dsv3c.compiler.driver import (
+    calibrated,
+    checks,
+    costs,
+    kept,
+    lowering,
+    mixing,
+    pipeline,
+    text_files,
+    time_cost,
+    weights,
+)
 from dsv3c.compiler.driver.calibration_cost import CalibrationCost, cost
 from dsv3c.compiler.driver.sizes import ModelPart, model_parts
 from dsv3c.compiler.driver.time_cost import CompileTime
@@ -91,8 +102,8 @@ def plan_checkpoint(
     text = pipeline.read_calibration(checkpoint, options)
     options, quant_plan = pipeline.mixed(source, options, target, progress or Silent(), text, None, costing)
     if quant_plan is None and each_weight:
-        quant_plan = mixing.described(pipeline.float_graphs(config, source.shapes, options), options, target)
-    lowered = pipeline.lower(config, source.shapes, options, target)
+        quant_plan = mixing.described(lowering.float_graphs(config, source.shapes, options), options, target)
+    lowered = lowering.lower(config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
     notes += kept.notes(source, planned.recipes)
     file = weights.lay_out(planned.recipes)

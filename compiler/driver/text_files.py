@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3c.compiler.checkpoint import ModelConfig
+from dsv3c.compiler.checkpoint.errors import UnknownVocabularyError, UnreadableFileError
 from dsv3c.compiler.checkpoint.files import exists, quote
 from dsv3c.compiler.checkpoint.sides import (
     DEFAULTS,
@@ -22,7 +23,7 @@ from dsv3c.compiler.checkpoint.sides import (
     write_sides,
 )
 from dsv3c.compiler.checkpoint.tiktoken import VOCABULARY
-from dsv3c.compiler.errors import NoTokenizerError, UnknownVocabularyError, UnreadableFileError
+from dsv3c.compiler.errors import NoTokenizerError
 from dsv3c.runtime.engine.generation_config import usable
 from dsv3c.runtime.text.tokenizer import Tokenizer
 

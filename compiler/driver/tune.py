@@ -7,6 +7,7 @@ a journal file, so that a run goes on where the last one stopped and several pro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -27,7 +28,8 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import optional_tensors, required_tensors
 from dsv3c.compiler.core.target import Planned, Target
 from dsv3c.compiler.driver import artifact
-from dsv3c.compiler.driver.pipeline import compile_checkpoint, lower, settled
+from dsv3c.compiler.driver.lowering import lower
+from dsv3c.compiler.driver.pipeline import compile_checkpoint, settled
 from dsv3c.compiler.driver.workplace import MAKING, sweep, workplace, write_whole
 from dsv3c.compiler.errors import NotTunableError, TunerMissingError
 from dsv3c.compiler.options import AUTO, CompileOptions
@@ -104,10 +106,12 @@ def tune(
     for note in sweep(model.resolve(), artifact.remove):
         tell(f"note: {note}")
     records.mkdir(parents=True, exist_ok=True)
-    read_record(cpu, records)  # what is no record is not replaced
+    before = read_record(cpu, records) or {}  # what is no record is not replaced
     with _bench(model, options, progress) as bench:
         name = model.resolve().name
-        study = _study(records / f"{cpu}.journal", f"{bench.level.name}/{name}/{bench.quant}", bench.level.tuning)
+        study = _study(
+            records / f"{cpu}.journal", f"{bench.level.name}/{name}/{bench.quant}/{_choices()}", bench.level.tuning
+        )
         done, interrupted = _search(study, bench, seconds, trials, progress, tell)
         best = Tuning(**study.best_params)
         progress.stage("measuring the best against the defaults", FINAL_ROUNDS)
@@ -131,9 +135,16 @@ def tune(
             },
         },
     }
+    if "lower" in before:
+        content["lower"] = before["lower"]
     path = records / f"{cpu}.json"
     write_whole(path, json.dumps(content, indent=1) + "\n")
     return TuneReport(path, best, done, default_speed, best_speed, interrupted)
+
+
+def _choices() -> str:
+    """What tells one SPACE from another: Optuna goes on with no study whose parameters had other choices."""
+    return hashlib.sha256(json.dumps(dict(SPACE)).encode()).hexdigest()[:8]
 
 
 def _study(journal: Path, name: str, default: Tuning) -> Any:

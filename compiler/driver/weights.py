@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import WeightRangeError
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.ops.table import Array
@@ -29,7 +30,6 @@ from dsv3c.compiler.core.pieces import Piece, pieces
 from dsv3c.compiler.core.storage import Component, aligned, components, tensor_name
 from dsv3c.compiler.driver.journal import Journal, NoJournal
 from dsv3c.compiler.driver.packing import Kernels, Read, reading
-from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats import coded, rows
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES, as_float32
 from dsv3c.compiler.formats.keeping import NO_LOSS, Loss

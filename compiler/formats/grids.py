@@ -100,8 +100,7 @@ class E4M3:
         return fp8.decode(codes)
 
     def encode(self, scaled: Array, zero: Array | None) -> Array:
-        within = np.clip(scaled, -fp8.LARGEST, fp8.LARGEST)
-        return within.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        return fp8.rounded(scaled)
 
     def largest(self, own_zeros: bool) -> float:
         return fp8.LARGEST

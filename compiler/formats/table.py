@@ -16,16 +16,19 @@ from dsv3c.compiler.formats import float_rounding, mx
 from dsv3c.compiler.formats import rounding as methods
 from dsv3c.compiler.formats.grids import E2M1, E4M3, NF4, Grid, Integers, PlainFloats
 from dsv3c.compiler.formats.grouping import Grouping
+from dsv3c.compiler.formats.nearest import nearest
 from dsv3c.compiler.formats.packings import Dense, Elements, Packing, Planes, Signed
 from dsv3c.compiler.formats.rounding import Rounding
 
 
 class UnknownWeightFormat(Dsv3cError):
     message = "unknown weight format {text!r}"
-    hint = "use {known}"
+    hint = "{use}; docs/use/formats.md says what each is"
 
     def __init__(self, text: str) -> None:
-        super().__init__(text=text, known=listed())
+        found = nearest(text, (*FORMATS, *ALIASES))
+        use = f"use {listed()}"
+        super().__init__(text=text, use=use if found is None else f"{found} is the nearest; {use}")
 
 
 @dataclass(frozen=True)

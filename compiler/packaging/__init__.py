@@ -75,18 +75,20 @@ def package(
     out: Path | None,
     platform: str | None,
     python: str,
+    progress: Progress,
+    *,
     with_wheels: bool,
     overwrite: bool,
-    progress: Progress,
     extras: Sequence[str] = (),
 ) -> PackageReport:
     """Write the archive of an artifact; files are streamed and their hashes compared on the way.
 
     out: None takes <artifact>-<platform>.tar.gz beside the artifact. platform: a name in PLATFORMS, None for what the
-    artifact was compiled for. with_wheels: False leaves the packages to pip on the device. extras: of the
-    runtime, whose packages are taken along. Nothing is left behind when
-    it fails or is interrupted. Raises a RuntimeFault for a broken artifact, and Dsv3cError subclasses: of this module,
-    of `wheels`, OutputExistsError, ForeignFileError, UnwritableOutputError.
+    artifact was compiled for. with_wheels: False leaves the packages to pip on the device. extras: of the runtime,
+    whose packages are taken along. Nothing is left behind when it fails or is interrupted.
+
+    Raises a RuntimeFault for a broken artifact, and Dsv3cError subclasses: of this module, of `wheels`,
+    OutputExistsError, ForeignFileError, UnwritableOutputError.
     """
     artifact = Artifact.open(folder)
     goal = _platform(artifact, platform)

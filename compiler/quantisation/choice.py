@@ -36,7 +36,7 @@ def method_names() -> tuple[str, ...]:
 
 def corrects(method: str) -> bool:
     """Whether the method wants inputs of the model as it is rounded so far."""
-    return method in _CORRECTING or (method == AUTO and any(name in METHODS for name in _CORRECTING))
+    return method in (*_CORRECTING, AUTO)
 
 
 def folds(method: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,21 +22,14 @@ _PANEL = 256
 class Factor(NamedTuple):
     """The Hessian as methods use it that round one column after the other.
 
-    order i64 [K]: columns of the matrix as they are rounded. hessian f32 [K, K]: the damped gram. carry f32 [K, K],
-    strictly lower triangular, in the order of rounding: where columns i < j have the errors e_i, column j is best aimed
-    at w_j + sum of carry[j, i] e_i. cost f32 [K], in that order: what the square of a miss of that aim costs when all
-    later columns make up for it.
+    hessian f32 [K, K]: the damped gram. carry f32 [K, K], strictly lower triangular: where columns i < j have the
+    errors e_i, column j is best aimed at w_j + sum of carry[j, i] e_i. cost f32 [K]: what the square of a miss of that
+    aim costs when all later columns make up for it.
     """
 
-    order: Array
     hessian: Array
     carry: Array
     cost: Array
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether columns are rounded in their own order."""
-        return bool((np.diff(self.order) == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +43,6 @@ class MatrixInputs:
     tokens: int
     gram: Array
     cross: Array | None = None
-    _factors: dict[tuple[float, bool], Factor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, matrix in (("gram", self.gram), ("cross", self.cross)):
@@ -66,16 +59,14 @@ class MatrixInputs:
         """Mean square error of a row of outputs, summed over outputs, for an error [N, K] of the weights."""
         return float(np.vdot(error @ self.gram, error))
 
-    def factor(self, damping: float = DAMPING, act_order: bool = False) -> Factor:
-        """Computed once and kept: matrices that meet the same rows share it. act_order: large inputs first."""
-        key = damping, act_order
-        if key not in self._factors:
-            self._factors[key] = _factor(self.gram, damping, act_order)
-        return self._factors[key]
+    @cached_property
+    def factor(self) -> Factor:
+        """Kept: matrices that meet the same rows share it. Raises LinAlgError where there is none."""
+        return factored(self.gram)
 
 
-def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
-    """By Cholesky of the damped gram from its last column on, damped more as long as there is none.
+def factored(gram: Array, damping: float = DAMPING) -> Factor:
+    """By Cholesky of the damped gram from its last column on, damped more as long as there is none. Raises LinAlgError.
 
     The gram R Rᵀ with R upper triangular makes the error of a row |e R|²: column j of R meets e_0 … e_j alone, so that
     later columns can make up for all that they share with e_j, and R_jj² of it stays. That is GPTQ (arXiv 2210.17323)
@@ -90,13 +81,11 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     mean = float(diagonal.mean()) if not dead.all() else 1.0
     # An input that is never other than 0 tells nothing: its weights are rounded alone.
     hessian[dead] = hessian[:, dead] = 0
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(size)
     diagonal[dead] = mean
-    backwards = order[::-1]
     while True:
         np.fill_diagonal(hessian, diagonal + damping * mean)
         try:
-            turned = hessian[np.ix_(backwards, backwards)]
+            turned = hessian[::-1, ::-1].copy()
             lower = np.linalg.cholesky(turned) if size <= _MOST_EXACT else _cholesky_in_place(turned)
             break
         except np.linalg.LinAlgError:
@@ -109,7 +98,7 @@ def _factor(gram: Array, damping: float, act_order: bool) -> Factor:
     del lower
     carry /= root[:, None].astype(np.float32)
     np.fill_diagonal(carry, 0)
-    return Factor(order, hessian.astype(np.float32, copy=False), carry, (root * root).astype(np.float32))
+    return Factor(hessian.astype(np.float32, copy=False), carry, (root * root).astype(np.float32))
 
 
 def _cholesky_in_place(matrix: Array) -> Array:

@@ -96,9 +96,9 @@ class QuantPlan:
         rows = [f"  {json.dumps(row.weight.name)}: {json.dumps(_row_json(row))}" for row in self.rows]
         return "\n".join(["{", *facts, ' "weights": {', ",\n".join(rows), " }", "}"]) + "\n"
 
-    def bits(self, role: str = "linear") -> float:
-        """Stored bits for each parameter of all weights of a role."""
-        chosen = [row for row in self.rows if row.weight.role == role]
+    def bits(self) -> float:
+        """Stored bits for each parameter of all linear weights."""
+        chosen = [row for row in self.rows if row.weight.role == "linear"]
         return 8 * sum(row.nbytes for row in chosen) / max(1, sum(row.weight.parameters for row in chosen))
 
 

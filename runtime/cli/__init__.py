@@ -1,7 +1,8 @@
 """The command line of the runtime: what a device needs. `dsv3c` has the same commands among its own.
 
 Modules here import only click and the standard library at the top, so that `--help` answers at once; everything else
-is imported inside the command that uses it.
+is imported inside the command that uses it. This one imports nothing that takes time, since it is where Ctrl-C is
+heeded first.
 """
 
 from __future__ import annotations
@@ -10,48 +11,20 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import click
-
-from dsv3c.runtime import __version__
-from dsv3c.runtime.cli import group
-from dsv3c.runtime.cli.bench import bench_command
-from dsv3c.runtime.cli.chat import chat_command
-from dsv3c.runtime.cli.doctor import doctor_command
-from dsv3c.runtime.cli.eval import eval_command
-from dsv3c.runtime.cli.generate import generate_command
-from dsv3c.runtime.cli.inspect import inspect_command
-from dsv3c.runtime.cli.serve import serve_command
-from dsv3c.runtime.cli.verify import verify_command
-
-
-@click.group(cls=group.InOrder, context_settings=group.SETTINGS)
-@click.version_option(__version__, message="%(prog)s %(version)s")
-def root() -> None:
-    """Run models that dsv3c compiled for this kind of device.
-
-    Exit codes: 0 done, 1 the artifact or the machine is at fault (one message says what), 2 wrong usage.
-    DSV3C_DEBUG=1 shows where a fault came from; DSV3C_ISA=LEVEL makes the runtime use that kernel level.
-    """
-
-
-for command in (
-    generate_command,
-    chat_command,
-    serve_command,
-    bench_command,
-    eval_command,
-    inspect_command,
-    verify_command,
-    doctor_command,
-):
-    root.add_command(command)
+from dsv3c.runtime.cli import interrupt
 
 
 def run(args: Sequence[str] | None = None, program: str = "dsv3c-runtime") -> int:
     """Runs one command line and returns its exit code."""
+    from dsv3c.runtime.cli import group
+    from dsv3c.runtime.cli.program import root
+
     return group.run(root, args, program)
 
 
 def main(program: str = "dsv3c-runtime") -> NoReturn:
+    interrupt.ends_at_once()
+    from dsv3c.runtime.cli import group
+
     group.prepare_streams()
     sys.exit(run(program=program))

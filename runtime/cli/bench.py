@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsv3c.runtime.cli.decoding import drafter
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, device_options, numa_option
+from dsv3c.runtime.cli.params import PATH, device_options, numa_option, threads_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.cli.bench_report import Report
@@ -97,14 +98,7 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     show_default=True,
     help="Times each test is repeated, after a first run that does not count.",
 )
-@click.option(
-    "-t",
-    "-j",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to use.  [default: one a performance core]",
-)
+@threads_option("-t")  # as llama-bench has it
 @numa_option
 @device_options
 @click.option(
@@ -126,10 +120,13 @@ def plot_file(ctx: click.Context, param: click.Parameter, value: Path | None) ->
 )
 @click.option(
     "--speculate",
-    metavar="mtp|ngram|OUT",
-    help="Measure instead what drafts gain: by the model's own layer, from the text itself, or by a smaller artifact.",
+    metavar="[mtp|ngram]",  # or an artifact, as before there was --draft
+    help="Measure instead what drafts gain: by the model's own layer, or by what the text says already.",
 )
-@click.option("--text", type=PATH, metavar="FILE", help="Where --speculate takes texts from.  [default: the model]")
+@click.option(
+    "--draft", type=click.Path(), metavar="OUT", help="The same with a smaller artifact that has the same tokens."
+)
+@click.option("--text", type=PATH, metavar="FILE", help="Where texts for drafts come from.  [default: the model]")
 def bench_command(
     artifact: Path,
     threads: int | None,
@@ -140,7 +137,6 @@ def bench_command(
     form: str,
     per_op: bool,
     plot: Path | None,
-    speculate: str | None,
     text: Path | None,
     **options: Any,
 ) -> None:
@@ -155,8 +151,8 @@ def bench_command(
     and how fast it multiplies. Generating is limited by reading the weights, a prompt by multiplying; the shares say
     how close a test came. Weights that fit into the CPU's caches are read faster than memory.
 
-    With --speculate answers of -n tokens are generated plainly and with drafts in turns, on texts where little can be
-    foreseen (a story goes on) and where much can (a passage is repeated), at temperature 0 and 1.
+    With --speculate or --draft answers of -n tokens are generated plainly and with drafts in turns, on texts where
+    little can be foreseen (a story goes on) and where much can (a passage is repeated), at temperature 0 and 1.
 
     Leave the machine alone while it measures. -o csv prints further tables behind an empty line.
 
@@ -177,11 +173,12 @@ def bench_command(
     from dsv3c.runtime.progress import Silent
 
     placement = Placement(threads, device, gpu_layers, cpu_artifact, numa)
+    speculate = drafter(options)
     if speculate is not None:
         _compare(artifact, speculate, text, placement, form, options)
         return
     if text is not None:
-        raise click.UsageError("--text goes with --speculate")
+        raise click.UsageError("--text goes with --speculate and --draft")
     settings = Settings(**options)
     if not settings.prompts and not settings.generated:
         raise click.UsageError("with -p 0 and -n 0 there is nothing to measure")
@@ -215,9 +212,9 @@ def _compare(
     from dsv3c.runtime.measure.windows import read_text
     from dsv3c.runtime.progress import Silent
 
-    _refuse_given("--speculate", SPECULATE_WITHOUT)
+    _refuse_given("a measurement of drafts", SPECULATE_WITHOUT)
     if len(options["generated"]) != 1 or options["generated"][0] < 2:
-        raise click.UsageError("--speculate takes one number of tokens from 2 on with -n")
+        raise click.UsageError("a measurement of drafts takes one number of tokens from 2 on with -n")
     settings = Settings(options["generated"][0], options["repetitions"])
     passages = None if text is None else read_text(text)
     with load(artifact, speculate, placement) as model, terminal_progress() or nullcontext(Silent()) as progress:
@@ -228,10 +225,10 @@ def _compare(
     echo(render(report, form), nl=False)
 
 
-def _refuse_given(option: str, others: tuple[str, ...]) -> None:
+def _refuse_given(what: str, others: tuple[str, ...]) -> None:
     """Raises UsageError where one of the other parameters of the command was given."""
     context = click.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in others and source is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"{option} does not go with {max(parameter.opts, key=len)}")
+            raise click.UsageError(f"{what} does not go with {max(parameter.opts, key=len)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsv3c.runtime.cli.markdown import ABSENT, number, percent, table
+from dsv3c.runtime.cli.tables import ABSENT, number, percent, table
 from dsv3c.runtime.measure.bench import Result
 from dsv3c.runtime.measure.limits import Limits
 

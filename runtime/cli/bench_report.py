@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +10,8 @@ from typing import Any
 from dsv3c.runtime.artifact.artifact import Manifest
 from dsv3c.runtime.artifact.costs import Work
 from dsv3c.runtime.cli.bench_batches import batches_text, over_one, step_row
-from dsv3c.runtime.cli.markdown import ABSENT, duration, number, percent, table
 from dsv3c.runtime.cli.output import size
+from dsv3c.runtime.cli.tables import ABSENT, comma_separated, duration, number, percent, table
 from dsv3c.runtime.measure.bench import Result, Settings
 from dsv3c.runtime.measure.breakdown import Breakdown, Operation
 from dsv3c.runtime.measure.limits import Limits
@@ -173,15 +171,7 @@ def _csv(report: Report) -> str:
                 for operation in breakdown.operations
             ]
         )
-    return "\n".join(_csv_table(rows) for rows in tables)
-
-
-def _csv_table(rows: Sequence[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return "\n".join(comma_separated(rows) for rows in tables)
 
 
 def _markdown(report: Report) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3c.runtime.cli.markdown import number, percent, table
+from dsv3c.runtime.cli.tables import comma_separated, number, percent, table
 from dsv3c.runtime.measure.speculation import Comparison, Settings
 
 Row = dict[str, Any]
@@ -70,12 +68,7 @@ def _json(report: Report) -> str:
 
 
 def _csv(report: Report) -> str:
-    rows = [comparison_row(report, found) for found in report.comparisons]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return comma_separated([comparison_row(report, found) for found in report.comparisons])
 
 
 def _markdown(report: Report) -> str:

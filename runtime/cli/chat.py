@@ -18,7 +18,7 @@ from dsv3c.runtime.cli import decoding
 from dsv3c.runtime.cli.group import DONE, FAULT, Command
 from dsv3c.runtime.cli.guided import NAMES, guided_options
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, device_options, numa_option
+from dsv3c.runtime.cli.params import PATH, device_options, numa_option, threads_option
 from dsv3c.runtime.errors import Dsv3cError
 
 if TYPE_CHECKING:
@@ -47,13 +47,7 @@ _LEFT_OUT = ("max_new_tokens", "num_return_sequences", "logprobs")
 @decoding.options_but(*_LEFT_OUT)
 @guided_options
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens that the conversation may have.")
-@click.option(
-    "-j",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to use.  [default: one a performance core]",
-)
+@threads_option()
 @numa_option
 @device_options
 def chat_command(

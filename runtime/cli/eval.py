@@ -11,7 +11,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo, print_json, section
-from dsv3c.runtime.cli.params import PATH, device_options, json_option
+from dsv3c.runtime.cli.params import PATH, device_options, json_option, numa_option, threads_option
 
 if TYPE_CHECKING:
     from dsv3c.runtime.measure.quality import Report
@@ -58,12 +58,6 @@ _COUNTING = (
         help="Predict only so many, from the beginning of each text.  [default: all]",
     ),
 )
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to use.  [default: one a performance core]",
-)
 
 
 def counting_options(command: Decorated) -> Decorated:
@@ -95,7 +89,8 @@ Examples:
 @click.argument("artifact", type=PATH)
 @counting_options
 @click.option("--against", type=PATH, metavar="OTHER", help="The model to compare with: an artifact.")
-@threads_option
+@threads_option()
+@numa_option
 @device_options
 @json_option
 def eval_command(artifact: Path, against: Path | None, as_json: bool, **options: Any) -> None:

@@ -17,7 +17,7 @@ from dsv3c.runtime.cli.expert_report import counted, expert_options
 from dsv3c.runtime.cli.group import DONE, FAULT, Command
 from dsv3c.runtime.cli.guided import NAMES, guided_options, unfinished_note
 from dsv3c.runtime.cli.output import echo, print_json
-from dsv3c.runtime.cli.params import PATH, device_options, json_option, numa_option
+from dsv3c.runtime.cli.params import PATH, device_options, json_option, numa_option, threads_option
 from dsv3c.runtime.cli.prompts import STDIN, Asked
 
 if TYPE_CHECKING:
@@ -81,13 +81,7 @@ class Given:
     metavar="N",
     help="Sequences of that length to have memory for.  [default: what the prompts need, if all of a step fill it]",
 )
-@click.option(
-    "-j",
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads to use.  [default: one a performance core]",
-)
+@threads_option()
 @numa_option
 @guided_options
 @expert_options

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,13 +17,14 @@ from typing import Any, TextIO
 
 import click
 
+from dsv3c.runtime.cli import interrupt
 from dsv3c.runtime.cli.output import writing_output
 from dsv3c.runtime.errors import Dsv3cError
 
-DONE, FAULT, INTERRUPTED = 0, 1, 130
+DONE, FAULT = 0, 1
 DEBUG_LEVELS = "01234"
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
-_AGAIN_SECONDS = 0.05
+_AGAIN_SECONDS = 0.01
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _HINTS = {
     errno.ENOSPC: "make room, or write to another disk",
@@ -94,8 +96,8 @@ def run(root: click.Command, args: Sequence[str] | None, program: str) -> int:
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _tell("interrupted")
-        return INTERRUPTED
+        _tell(interrupt.TOLD)
+        return interrupt.INTERRUPTED
     except Terminated as error:
         _tell("terminated")
         return error.exit_code
@@ -111,33 +113,68 @@ def run(root: click.Command, args: Sequence[str] | None, program: str) -> int:
         _drop_unwritten()
 
 
-@contextmanager
-def _heeding_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Terminated inside, once: another one must not interrupt the cleaning up.
+class _Signals:
+    """What signals do to a command: they raise KeyboardInterrupt or Terminated, the latter once, as another one must
+    not interrupt the cleaning up.
 
-    They, and Ctrl-C, wait for the end of an import: packages in C print what is raised there, and make an ImportError
-    of it. A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of the main thread.
+    They wait for the end of an import: packages in C print what is raised there, and make an ImportError of it; and for
+    the end of what no exception can leave, such as a finaliser.
     """
-    heeded = False
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal heeded
+    def __init__(self) -> None:
+        self._heeded = False
+        self._again: threading.Timer | None = None
+        self.hook = sys.unraisablehook  # as it was
+
+    def end(self, number: int, frame: FrameType | None) -> None:
         if _importing(frame):
-            _send_again(number)
+            self._send_again(number)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        elif not heeded:
-            heeded = True
+        elif not self._heeded:
+            self._heeded = True
             raise Terminated(number)
 
+    def unraisable(self, found: Any) -> None:
+        """Stands for sys.unraisablehook."""
+        if isinstance(found.exc_value, KeyboardInterrupt):
+            self._send_again(signal.SIGINT)
+        elif isinstance(found.exc_value, Terminated):
+            self._heeded = False
+            self._send_again(found.exc_value.exit_code - 128)
+        else:
+            self.hook(found)
+
+    def heed(self) -> None:
+        """Raises what still waits."""
+        if self._again is not None and self._again.is_alive():
+            self._again.join()
+            time.sleep(0)  # the handler runs
+
+    def _send_again(self, number: int) -> None:
+        self._again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        self._again.daemon = True
+        self._again.start()
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """As `_Signals` says. A signal that somebody ignores (nohup) or handles stays as it is, and so do all outside of
+    the main thread."""
+    signals = _Signals()
     main = threading.current_thread() is threading.main_thread()
-    usual: dict[int, Any] = dict.fromkeys(_ENDING, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
-    taken = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) is handler}
-    for number in taken:
-        signal.signal(number, end)
+    usual: dict[int, tuple[Any, ...]] = dict.fromkeys(_ENDING, (signal.SIG_DFL,))
+    usual[signal.SIGINT] = (signal.default_int_handler, interrupt.end)
+    before = {number: signal.getsignal(number) for number in usual}
+    taken = {number: handler for number, handler in before.items() if main and handler in usual[number]}
     try:
+        sys.unraisablehook = signals.unraisable
+        for number in taken:
+            signal.signal(number, signals.end)
         yield
+        signals.heed()
     finally:
+        sys.unraisablehook = signals.hook
         for number, handler in taken.items():
             signal.signal(number, handler)
 
@@ -149,12 +186,6 @@ def _importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _send_again(number: int) -> None:
-    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-    timer.daemon = True
-    timer.start()
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -55,6 +55,18 @@ def device_options(command: Command) -> Command:
     return command
 
 
+def threads_option(*letters: str) -> Callable[[Command], Command]:
+    """Adds the option `threads`, with further letters."""
+    return click.option(
+        "-j",
+        *letters,
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads to use.  [default: one a performance core]",
+    )
+
+
 numa_option = click.option(
     "--numa",
     type=click.Choice(["auto", "off"]),

@@ -10,7 +10,7 @@ import click
 
 from dsv3c.runtime.cli.group import Command
 from dsv3c.runtime.cli.output import echo
-from dsv3c.runtime.cli.params import PATH, Finite, numa_option
+from dsv3c.runtime.cli.params import PATH, Finite, numa_option, threads_option
 from dsv3c.runtime.errors import RuntimeFault
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class NoModelsFolder(RuntimeFault):
 @click.option("--cache-dir", type=PATH, metavar="DIR", help="Keep what was read there, for the next start.")
 @click.option("--speculate", type=click.Choice(["mtp", "ngram"]), help="Draft tokens, as `PROGRAM generate` does.")
 @click.option("--draft", type=PATH, metavar="OUT", help="The same with a smaller artifact that has the same tokens.")
-@click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to use.")
+@threads_option()
 @numa_option
 @click.option("--device", metavar="D", help="The GPU to run on, as `PROGRAM doctor` lists them.")
 @click.option(

@@ -17,26 +17,19 @@ from numpy.typing import NDArray
 
 from dsv3c.runtime.artifact.dispatches import AXES, ONE, Axis, Form, R, T, Table
 from dsv3c.runtime.artifact.plan import ELEMENT_BYTES, Entry, Plan
-from dsv3c.runtime.devices.cpu.features import all_cpu_flags, unwanted
-from dsv3c.runtime.errors import PlanInvalid, UnknownCapability
+from dsv3c.runtime.devices.cpu.features import require_known, unwanted
+from dsv3c.runtime.errors import PlanInvalid
 
 Key = tuple[int, int]
 
 
 def usable(table: Table, capabilities: Collection[str]) -> Table:
     """Only the forms that a device with these capabilities runs, but for unwanted ones; each kernel has one that needs
-    none. Raises UnknownCapability for an unwanted name that neither a kernel nor this CPU knows."""
-    there = frozenset(capabilities) - _unwanted(table)
+    none. Raises UnknownCapability."""
+    require_known({name for forms in table.forms.values() for form in forms for name in form.requires})
+    there = frozenset(capabilities) - unwanted()
     kept = {kernel: _reached(form for form in forms if form.requires <= there) for kernel, forms in table.forms.items()}
     return Table(table.threads, MappingProxyType(kept))
-
-
-def _unwanted(table: Table) -> frozenset[str]:
-    names = unwanted()
-    known = frozenset(name for forms in table.forms.values() for form in forms for name in form.requires)
-    if strange := names - known - (all_cpu_flags() if names - known else frozenset()):
-        raise UnknownCapability(name=min(strange), known=", ".join(sorted(known)) or "none")
-    return names
 
 
 def _reached(forms: Iterable[Form]) -> tuple[Form, ...]:

@@ -147,6 +147,8 @@ class Engine:
             self._stepping = True
             try:
                 self.scheduler.step()
+            except Exception as error:
+                self.scheduler.abandon(error)
             finally:
                 self._stepping = False
 

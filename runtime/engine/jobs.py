@@ -9,7 +9,7 @@ from dsv3c.runtime.engine.answer import Times
 from dsv3c.runtime.engine.expert_stats import RequestExperts
 from dsv3c.runtime.engine.generation import Event, FinishReason, Task
 from dsv3c.runtime.engine.strategies import Strategy
-from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.errors import RuntimeFault, Unforeseen
 
 
 class Job:
@@ -51,6 +51,10 @@ class Job:
             self.times.decode += seconds
         else:
             self.times.prompt += seconds
+
+    def fail(self, error: Exception) -> None:
+        """Each consumer raises a fault of its own."""
+        self.error = error.again() if isinstance(error, RuntimeFault) else Unforeseen.of(error, "a step")
 
     def end(self, reason: FinishReason) -> None:
         """Tell what came of it."""

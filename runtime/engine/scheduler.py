@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from dsv3c.runtime.engine.session import Chunk, Request, Session, Want
 from dsv3c.runtime.engine.speculation.speculator import Speculator
 from dsv3c.runtime.engine.strategies import Rows
 from dsv3c.runtime.engine.strategies.single import Single
-from dsv3c.runtime.errors import OutOfPages, RuntimeFault
+from dsv3c.runtime.errors import OutOfPages
 
 
 class Fed(NamedTuple):
@@ -67,7 +68,8 @@ class Scheduler:
         self._arrivals.append(job)
 
     def step(self) -> None:
-        """A step for everyone who can have one. A fault of the device ends the requests that were in it."""
+        """A step for everyone who can have one. A fault of the device ends the requests that were in it; what is raised
+        is one of the scheduler's own, whose requests have to be abandoned."""
         self.reap()
         self._steps += 1
         moved = self._decode()
@@ -97,11 +99,15 @@ class Scheduler:
             self._jobs.append(job)
         self._jobs.sort(key=lambda job: job.rank)
 
-    def abandon(self, error: RuntimeFault) -> None:
+    def abandon(self, error: Exception) -> None:
         """End all requests with a fault."""
-        self.reap()
+        self._take_arrivals()
         for job in list(self._jobs):
-            self._fail(job, error)
+            with suppress(Exception):  # nobody waits for ever, whatever else is at fault
+                if job.cancelled:
+                    self._finish(job, "cancelled")
+                else:
+                    self._fail(job, error)
 
     # ---- decoding
 
@@ -249,14 +255,20 @@ class Scheduler:
         try:
             # Views of one step: they are valid until the next.
             chunks = list(self.session.chunks(self._with_draws(fed)))
-        except RuntimeFault as error:
+        except Exception as error:
             for each in fed:
                 self._fail(each.job, error)
             return False
         seconds, first = self._clock() - began, 0
         for each in fed:
-            self._advance(each, chunks[first : first + len(each.lanes)], seconds)
+            try:
+                self._advance(each, chunks[first : first + len(each.lanes)], seconds)
+            except Exception as error:
+                self._fail(each.job, error)
             first += len(each.lanes)
+        for job in [each.job for each in fed if not each.job.done]:
+            if job.strategy.reason is not None:
+                self._finish(job, job.strategy.reason)
         return True
 
     def _with_draws(self, fed: Many[Fed]) -> list[Request]:
@@ -282,11 +294,7 @@ class Scheduler:
             for chunk in chunks:
                 counts.add_step(chunk.experts or {})
         if wanted:
-            try:
-                job.events += job.strategy.advance([_rows(chunk) for chunk in chunks])
-            except RuntimeFault as error:
-                self._fail(job, error)
-                return
+            job.events += job.strategy.advance([_rows(chunk) for chunk in chunks])
         if self.speculator is not None and self.speculator.hears and _drafts(job):
             for lane, chunk, start in zip(fed.lanes, chunks, starts, strict=True):
                 self.speculator.saw(lane, start, chunk.hidden)
@@ -294,17 +302,18 @@ class Scheduler:
             self._keep(lane)
         job.spent(seconds + self._clock() - began)
         job.answered |= wanted
-        if job.strategy.reason is not None:
-            self._finish(job, job.strategy.reason)
 
     # ---- the end of requests
 
     def _finish(self, job: Job, reason: FinishReason) -> None:
-        job.end(reason)
+        try:
+            job.end(reason)
+        except Exception as error:
+            job.fail(error)
         self._let_go(job)
 
-    def _fail(self, job: Job, error: RuntimeFault) -> None:
-        job.error = error.again()  # each consumer raises its own
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.fail(error)
         self._let_go(job)
 
     def _refuse(self, job: Job) -> None:
@@ -313,10 +322,12 @@ class Scheduler:
         self._fail(job, OutOfPages(free=pool.free_pages, page_size=pool.page_size, wanted=wanted))
 
     def _let_go(self, job: Job) -> None:
-        for lane in job.strategy.lanes:
-            self._leave(lane)
         self._jobs.remove(job)
-        job.done = True
+        try:
+            for lane in job.strategy.lanes:
+                self._leave(lane)
+        finally:
+            job.done = True
 
     def _keep(self, lane: Lane) -> None:
         if self.prefix_cache is not None and not lane.dropped:

@@ -75,6 +75,7 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
             for number, each in enumerate(prepared)
             for index in range(asked.results)
         ]
+        clock = _Clock(meter, began)
         try:
             scores = [await _scores(lease.model, each.task) for each in prepared] if asked.echo else []
             for choice in choices if asked.echo else ():
@@ -83,13 +84,15 @@ async def answer(lease: Lease, asked: Asked, meter: Meter) -> Deltas:
                 for choice in choices:
                     yield choice.nothing()
                 return
-            clock = _Clock(meter, began)
             async with aclosing(_events(lease.model, prepared, asked.results)) as events:
                 async for index, event in events:
                     place.tokens += event.token_id is not None
                     clock.saw(index, event)
                     for delta in choices[index].deltas(event):
                         yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            clock.left([choice.prepared.task.prompt.size for choice in choices])
+            raise
         except Exception as error:
             if breaks_model(error):
                 lease.broke(error)
@@ -289,6 +292,7 @@ class _Clock:
         self._meter = meter
         self._began = began
         self._last: dict[int, float] = {}
+        self._tokens: dict[int, int] = {}  # of results that go on
 
     def saw(self, index: int, event: Event) -> None:
         now = time.monotonic()
@@ -299,5 +303,12 @@ class _Clock:
             else:
                 self._meter.next_token(now - before)
             self._last[index] = now
+            self._tokens[index] = self._tokens.get(index, 0) + 1
         if event.generation is not None:
             self._meter.ended(event.generation, now - self._began)
+            self._tokens.pop(index, None)
+
+    def left(self, prompts: list[int]) -> None:
+        """prompts: tokens of each result's. One that had no token yet counts for nothing."""
+        for index, tokens in self._tokens.items():
+            self._meter.left(prompts[index], tokens)

@@ -70,6 +70,12 @@ class Meter:
     def next_token(self, seconds: float) -> None:
         self.metrics.next.labels(self.model).observe(seconds)
 
+    def left(self, prompt: int, tokens: int) -> None:
+        """Nobody waited for the end of a result that had so many tokens."""
+        self.metrics.finished.labels(self.model, "cancelled").inc()
+        self.metrics.tokens.labels(self.model, "prompt").inc(prompt)
+        self.metrics.tokens.labels(self.model, "generated").inc(tokens)
+
     def ended(self, answer: Generation, seconds: float) -> None:
         self.metrics.finished.labels(self.model, answer.finish_reason).inc()
         self.metrics.whole.labels(self.model).observe(seconds)

@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from dsv3c.runtime.errors import RuntimeFault
+from dsv3c.runtime.errors import RuntimeFault, place_of
 from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Begun, Deltas
 from dsv3c.runtime.server.errors import Told, told
@@ -50,7 +50,7 @@ def told_and_logged(error: Exception, fields: Mapping[str, str] = {}) -> Told:
     the body, so its class is logged, and where it came from."""
     found = told(error, fields)
     if found.status >= 500:
-        log.error("%s", error if isinstance(error, RuntimeFault) else _place(error))
+        log.error("%s", error if isinstance(error, RuntimeFault) else place_of(error))
     return found
 
 
@@ -133,11 +133,3 @@ async def _closing(events: Events) -> Events:
     async with aclosing(events):
         async for each in events:
             yield each
-
-
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = "" if trace is None else f" at {trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
-    return f"{type(error).__name__}{where}"

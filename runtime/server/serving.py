@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -47,7 +48,7 @@ def serve(settings: Settings) -> None:
     server = Server(config(build(settings, models, failed), settings), models, settings.grace)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("listening on http://%s:%d", shown, opened.getsockname()[1])
-    with opened:
+    with opened, server.capture_signals():  # already while the loop is made, which bears no exception
         asyncio.run(server.serve([opened]))
     if failures:
         raise failures[0]
@@ -146,6 +147,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)
+    except socket.gaierror as error:  # its numbers are not those of errno
+        raise AddressTaken(host=host, port=port, reason=error.strerror) from None
     except (OSError, OverflowError) as error:
-        reason, _, _ = str(getattr(error, "strerror", None) or error).partition(" (while attempting")  # names it again
-        raise AddressTaken(host=host, port=port, reason=reason) from None
+        number = getattr(error, "errno", None)
+        raise AddressTaken(host=host, port=port, reason=os.strerror(number) if number else error) from None

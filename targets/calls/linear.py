@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsv3c.compiler.formats.table import WeightFormat
-from dsv3c.targets.calls.operands import (
-    Rows,
-    View,
-)
+from dsv3c.targets.calls.operands import Rows, View
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dsv3c.compiler.core.caches import SLOTS, cache_of, is_cache
 from dsv3c.compiler.core.chosen import chosen_experts, computed
 from dsv3c.compiler.core.cuts import GraphCut, cuts
-from dsv3c.compiler.core.ir import Value, is_weight
+from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.storage import components, memory_owner, tensor_name
 from dsv3c.compiler.core.target import EntryGraph, Planned
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
@@ -139,26 +139,39 @@ class PlanBuilder:
             made = self.call(value)
             numbers[value] = list(range(len(calls), len(calls) + len(made)))
             calls += made
-        outputs = {}
-        for result, value in computed(entry.graph):
-            if not is_cache(memory_owner(value)):
-                size = components(value.type, self.bounds)[0].size
-                buffer = self.arena(value, Operand(result, value.dtype, size), 0)
-                outputs[result] = plan.Output(buffer, str(value.shape[0]))
+        # In this order: buffers are numbered as they are first asked for.
+        outputs = self._outputs(entry.graph)
         found = tuple(self._cut(cut, numbers) for cut in cuts(entry.graph, numbers))
-        hidden = next((value for value in entry.graph.values() if value.attrs.get("name") == "hidden"), None)
-        inputs = {}
-        if hidden is not None:
-            inputs["hidden"] = self.input("hidden", "float32", components(hidden.type, self.bounds)[0].size)
-        experts = {
-            layer: self.arena(value, Operand("experts", value.dtype, components(value.type, self.bounds)[0].size), 0)
-            for layer, value in chosen_experts(entry.graph).items()
-        }
-        limits, longest = (entry.min_tokens, self.bounds["T"]), entry.max_context
-        return plan.Entry(name, tuple(calls), outputs, inputs, *limits, found, experts=experts, max_context=longest)
+        inputs = self._inputs(entry.graph)
+        return plan.Entry(
+            name,
+            tuple(calls),
+            outputs,
+            inputs,
+            min_tokens=entry.min_tokens,
+            max_tokens=self.bounds["T"],
+            cuts=found,
+            experts={layer: self._whole(value, "experts") for layer, value in chosen_experts(entry.graph).items()},
+            max_context=entry.max_context,
+        )
+
+    def _outputs(self, graph: Graph) -> dict[str, plan.Output]:
+        """The results that steps read: no caches, and not which experts were chosen."""
+        results = ((name, value) for name, value in computed(graph) if not is_cache(memory_owner(value)))
+        return {name: plan.Output(self._whole(value, name), str(value.shape[0])) for name, value in results}
+
+    def _inputs(self, graph: Graph) -> dict[str, int]:
+        """What an entry is given besides the inputs that all have."""
+        hidden = next((value for value in graph.values() if value.attrs.get("name") == "hidden"), None)
+        if hidden is None:
+            return {}
+        return {"hidden": self.input("hidden", "float32", components(hidden.type, self.bounds)[0].size)}
+
+    def _whole(self, value: Value, role: str) -> int:
+        """The buffer of a result that is one array."""
+        return self.arena(value, Operand(role, value.dtype, components(value.type, self.bounds)[0].size), 0)
 
     def _cut(self, cut: GraphCut, numbers: Mapping[Value, list[int]]) -> plan.Cut:
-        size = components(cut.residual.type, self.bounds)[0].size
         readers = tuple(
             (number, position)
             for value, calls in numbers.items()
@@ -168,8 +181,7 @@ class PlanBuilder:
             if (source := lowered.roles.get(operand.role.partition(".")[0])) is not None
             and memory_owner(source) == cut.residual
         )
-        residual = self.arena(cut.residual, Operand("residual", cut.residual.dtype, size), 0)
-        return plan.Cut(cut.first, cut.kept, residual, readers)
+        return plan.Cut(cut.first, cut.kept, self._whole(cut.residual, "residual"), readers)
 
     def _buffer(self, value: Value, lowered: KernelCall, operand: Operand) -> int:
         role, _, part = operand.role.partition(".")

@@ -1,4 +1,4 @@
-"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see compiler.formats.quant)."""
+"""quantize_rows: float rows to int8 codes, a scale and a code sum per group (see compiler/formats/activations.py)."""
 
 from __future__ import annotations
 

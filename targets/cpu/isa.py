@@ -73,8 +73,8 @@ def of_names(levels: Sequence[IsaLevel], names: Sequence[str]) -> tuple[IsaLevel
 
 
 def tuned_levels(levels: Iterable[IsaLevel], cpu: str, folder: Path = RECORDS) -> tuple[IsaLevel, ...]:
-    """The levels, the one that the CPU's record was measured at with its numbers. Raises BadTuningRecord."""
+    """The levels, those that the CPU's record was measured at with its numbers. Raises BadTuningRecord."""
     record = read_record(cpu, folder)
     if record is None:
         return tuple(levels)
-    return tuple(level.tuned(tuning_of(record)) if level.name == record["level"] else level for level in levels)
+    return tuple(level.tuned(tuning_of(record, level.name, level.tuning)) for level in levels)

@@ -2,7 +2,8 @@
 
 A record is artifacts/tuning/<cpu>.json: {"cpu", "level", "tuning": {parameter: value}, "measured": …}, of one core,
 which CPUs of many names have (`families`). It is made by `dsv3c tune` and read when an artifact is compiled on such a
-CPU; it holds for the level that it was measured at.
+CPU; it holds for the level that it was measured at. "lower", which it may lack, has the same for further levels:
+{level: {"tuning", "measured"}}, with the numbers that differ from the level's own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "float_unroll": (2, 4, 8),  # columns of bfloat16 lie in pairs
     "down_blocks": (1, 2, 4, 8, 16),
     "matrix_min_tokens": (4, 8, 16, 32),
-    "prefetch_bytes": (512, 1024, 2048, 4096, 8192),
+    "prefetch_bytes": (512, 1024, 2048, 4096, 6144, 8192),
     "context_chunk": (128,),  # a record is of a core, and how far a context is divided depends on how many there are
 }
 assert {field.name for field in fields(Tuning)} == SPACE.keys()
@@ -96,8 +97,16 @@ def read_record(cpu: str, folder: Path = RECORDS) -> dict[str, Any] | None:
         or not isinstance(record.get("tuning"), dict)
     ):
         raise BadTuningRecord(path=path, reason='it lacks the text "level" or the object "tuning"')
-    Tuning.from_json(record["tuning"], path)
+    lower = record.get("lower", {})
+    if not isinstance(lower, dict) or not all(isinstance(_tuning(part), dict) for part in lower.values()):
+        raise BadTuningRecord(path=path, reason='in "lower" a level lacks the object "tuning"')
+    for part in (record, *lower.values()):
+        Tuning.from_json(part["tuning"], path)
     return record
+
+
+def _tuning(part: object) -> object:
+    return part.get("tuning") if isinstance(part, dict) else None
 
 
 def check_known(cpu: str, folder: Path = RECORDS) -> None:
@@ -107,6 +116,8 @@ def check_known(cpu: str, folder: Path = RECORDS) -> None:
         raise UnknownTuningRecord(cpu=cpu, known=known)
 
 
-def tuning_of(record: Mapping[str, Any]) -> Tuning:
-    """The parameters of a checked record."""
-    return Tuning(**record["tuning"])
+def tuning_of(record: Mapping[str, Any], level: str, own: Tuning) -> Tuning:
+    """What a checked record says for a level whose numbers are `own` without it."""
+    if level == record["level"]:
+        return Tuning(**record["tuning"])
+    return replace(own, **record.get("lower", {}).get(level, {}).get("tuning", {}))

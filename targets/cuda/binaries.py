@@ -34,7 +34,7 @@ def levels(architectures: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
 
 def attending(rows: Sequence[Mapping[str, Any]], table: Table | None) -> tuple[Mapping[str, Any], ...]:
     """The rows of the manifest with how long steps attend, where the table of dispatches has attention in latent space
-    on tensor cores: in latent space, too. See docs/20."""
+    on tensor cores: in latent space, too. See docs/20-cuda.md."""
     kernels = table.forms.items() if table else ()
     attention = [form for name, forms in kernels if name.startswith("mla_absorbed") for form in forms]
     if not any(MMA in form.requires for form in attention):

@@ -38,8 +38,8 @@ def source(functions: Mapping[str, PrimFunc], dialect: Dialect) -> str:
     """The text of all kernels, each under its name; operand i is parameter i.
 
     CUDA: `extern "C" __global__` functions with __launch_bounds__ and __restrict__, without a prelude; they use the
-    types uint and ushort and functions dsv3c_*, see targets/cuda/prelude.h. Metal: kernels with
-    operand i at buffer(i), complete.
+    types uint and ushort and functions dsv3c_*, see targets/cuda/prelude.h. Metal: kernels with operand i at buffer(i),
+    complete.
     """
     target = tvm.target.Target(dict(dialect.target))
     module = tvm.IRModule({name: _device_function(name, f, target, dialect) for name, f in functions.items()})

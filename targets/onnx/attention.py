@@ -7,6 +7,7 @@ which costs less than a copy of the cache without them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv3c.compiler.core import ops
@@ -14,6 +15,8 @@ from dsv3c.compiler.core.ir import Value
 from dsv3c.targets.onnx.builder import packed, requantised, sizes, source
 from dsv3c.targets.onnx.lower import Lowering, head_linear, matmul_nbits, rotated, weight_vector
 
+# The sums over rows of the cache, [T, H, width] or in that order, of absorbed queries of an attention.
+OverRows = Callable[[str, Value], str]
 MASKED = {"f32": -1e30, "f16": -6e4}  # finite: a row of padding has no key at all, and must not become NaN
 
 
@@ -47,15 +50,25 @@ def write(lowering: Lowering, value: Value) -> str:
 
 def attend(lowering: Lowering, layer: Layer) -> str:
     """[T, H, v_head_dim]; when both forms exist, the length of the step decides at run time."""
-    mask(lowering)
+    whole = mask(lowering)
+    return in_form(lowering, layer, lambda query, attention: over_context(lowering, query, attention, whole))
+
+
+def in_form(lowering: Lowering, layer: Layer, over: OverRows, may_be_long: str | None = None) -> str:
+    """[T, H, v_head_dim], by `over` in absorbed form. may_be_long: what must hold besides for the materialised one.
+
+    ONNX Runtime packs weights of MatMulNBits ahead in a branch, but not in a branch of that: none is in `over`.
+    """
     if layer.materialized is None or layer.from_tokens is None:
-        return _absorbed(lowering, layer.absorbed)
-    b = lowering.b
+        return _absorbed(lowering, layer.absorbed, over)
+    b, from_tokens = lowering.b, layer.from_tokens
     with b.branch() as long:
         many = _materialized(lowering, layer.materialized, layer.absorbed)
     with b.branch() as short:
-        few = _absorbed(lowering, layer.absorbed)
-    is_long = b.once("is_long", lambda: _at_least(lowering, layer.from_tokens or 0))
+        few = _absorbed(lowering, layer.absorbed, over)
+    is_long = b.once("is_long", lambda: _at_least(lowering, from_tokens))
+    if may_be_long is not None:
+        is_long = b.once(("and", is_long, may_be_long), lambda: b.node("And", is_long, may_be_long))
     then, otherwise = b.subgraph("materialized", long, many), b.subgraph("absorbed", short, few)
     return b.node("If", is_long, then_branch=then, else_branch=otherwise)
 
@@ -88,13 +101,12 @@ def context(lowering: Lowering) -> str:
     return b.once("context", lambda: b.node("Shape", "attention_mask", start=1, end=2))
 
 
-def _absorbed(lowering: Lowering, value: Value) -> str:
+def _absorbed(lowering: Lowering, value: Value, over: OverRows) -> str:
     attention, w_uv = value.inputs
-    found = over_context(lowering, query(lowering, attention), attention, mask(lowering))
-    return from_rows(lowering, found, attention, w_uv)
+    return _from_rows(lowering, over(_query(lowering, attention), attention), attention, w_uv)
 
 
-def query(lowering: Lowering, attention: Value) -> str:
+def _query(lowering: Lowering, attention: Value) -> str:
     """[W_UK · q_nope | q_pe] times the scale, [T, H, width of a row]: DeepSeek-V2, arXiv 2405.04434, section 2.1.2."""
     q_latent, q_pe, *_ = attention.inputs
     q_nope, w_uk = q_latent.inputs
@@ -126,7 +138,7 @@ def over_context(lowering: Lowering, query: str, attention: Value, masking: str)
     return b.node("MatMul", weights, rows)
 
 
-def from_rows(lowering: Lowering, found: str, attention: Value, w_uv: Value) -> str:
+def _from_rows(lowering: Lowering, found: str, attention: Value, w_uv: Value) -> str:
     """W_UV · the latent columns of sums of rows: [T, H, v_head_dim]."""
     heads, rank = int(attention.shape[1]), int(attention.shape[2])
     latents = lowering.b.slice(found, 0, rank)

@@ -151,9 +151,10 @@ class Builder:
             kept = {key: name for key, name in self._memo.items() if key[0] == "const"}
             self.nodes, self._memo = outer, kept | memo
 
-    def subgraph(self, name: str, nodes: list[NodeProto], result: str) -> GraphProto:
-        """A branch of If with one result of the activations' type."""
-        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(result, ELEMENTS[self.dtype], None)])
+    def subgraph(self, name: str, nodes: list[NodeProto], result: str, dtype: str | None = None) -> GraphProto:
+        """A branch of If with one result, of the activations' type or of `dtype`."""
+        element = ELEMENTS[dtype or self.dtype]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(result, element, None)])
 
     def _constant(self, array: NDArray[Any]) -> str:
         name = self._fresh("const")

@@ -39,13 +39,16 @@ ROUTING: Mapping[str, Rule] = {
     "expert_weights": experts.expert_weights,
     "identity_experts": experts.identity_experts,
 }
-INDEXER: Mapping[str, Rule] = {"index_write": sparse.write, "index_topk": sparse.choose}
 ALL_RULES: Mapping[str, Rule] = {
     **RULES,
     **ROUTING,
-    **INDEXER,
+    "index_write": sparse.write,
     "mla_write": attention.write,
     "moe_down": experts.experts,
+}
+ATTEND: Mapping[str, Callable[[Lowering, attention.Layer], str]] = {
+    "mla_absorbed": attention.attend,
+    "mla_sparse": sparse.attend,
 }
 # Emitted with the operations that read them.
 READ_BY_OTHERS = ("const", "mla_absorbed", "mla_sparse", "moe_gate_up", "expert_order")
@@ -108,8 +111,9 @@ def _no_kernels(folder: Path, advance: Callable[[int], None]) -> None:
 
 
 def _models(entries: Mapping[str, EntryGraph], recipes: Recipes, accuracy_level: int) -> dict[str, OnnxModel]:
+    prefill = entries.get("prefill", entries.get(f"{stored.SHORT}prefill"))
     return {
-        name: _model(name, entry, entries.get("prefill") if name == "decode" else None, recipes, accuracy_level)
+        name: _model(name, entry, prefill if name == "decode" else None, recipes, accuracy_level)
         for name, entry in entries.items()
         if name in FILES
     }
@@ -179,25 +183,31 @@ def _lower(lowering: Lowering, entry: EntryGraph, prefill: EntryGraph | None) ->
     materialized = [value for value in prefill.graph.values() if value.op == "mla_materialized"] if prefill else []
     layers: dict[Value, attention.Layer] = {}
     for value in values:
-        if value.op == "head_linear" and value.inputs[0].op == "mla_absorbed":
+        if value.op == "head_linear" and value.inputs[0].op in ATTEND:
             # Both graphs list their layers in order.
             other = materialized[len(layers)] if materialized else None
             layers[value] = attention.Layer(value, other, prefill.min_tokens if prefill else None)
-    over_chosen = {value for value in values if value.op == "head_linear" and value.inputs[0].op == "mla_sparse"}
-    inside = {value.inputs[0].inputs[0] for value in (*layers, *over_chosen)}
+    inside = {value.inputs[0].inputs[0] for value in layers}
     exact = {_OF_CHOICES[value.op](value) for value in values if value.op in _OF_CHOICES}
-    for value in values:
-        if is_weight(value, memo) or value.op in (*READ_BY_OTHERS, "input") or value in inside:
-            continue
+    asked = sparse.asked(entry.graph)
+
+    def lower(some: Iterable[Value]) -> None:
+        for value in some:
+            if not is_weight(value, memo) and value.op not in (*READ_BY_OTHERS, "input") and value not in inside:
+                lowering.names[value] = lowered(value)
+
+    def lowered(value: Value) -> str:
         if value in layers:
-            lowering.names[value] = attention.attend(lowering, layers[value])
-        elif value in over_chosen:
-            lowering.names[value] = sparse.attend(lowering, value)
-        elif value in exact:
+            return ATTEND[value.inputs[0].op](lowering, layers[value])
+        if value in exact:
             x = lowering.b.cast(lowering[value.inputs[0]], lowering.b.dtype, "f32")
-            lowering.names[value] = linear(lowering, x, value.inputs[1], "f32")
-        else:
-            lowering.names[value] = ALL_RULES[value.op](lowering, value)
+            return linear(lowering, x, value.inputs[1], "f32")
+        if value.op == "index_topk":
+            return sparse.choose(lowering, value, lambda: lower(asked[value]))
+        return ALL_RULES[value.op](lowering, value)
+
+    later = {value for found in asked.values() for value in found}
+    lower(value for value in values if value not in later)
 
 
 def _outputs(lowering: Lowering, results: Mapping[str, Value], caches: Mapping[str, Value]) -> list[ValueInfoProto]:

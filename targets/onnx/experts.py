@@ -27,7 +27,7 @@ TINY = {"f32": 1e-30, "f16": 6e-8}
 
 
 def router(lowering: Lowering, value: Value) -> str:
-    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/core/ops/fused.py."""
+    """Expert ids i64 [T, top_k]; see evaluate_router in compiler/core/ops/moe.py."""
     b, attrs = lowering.b, dict[str, Any](value.attrs)
     choice = _scores(lowering, value.inputs[0], attrs["scoring"])
     if len(value.inputs) == 2:
@@ -128,10 +128,10 @@ def experts(lowering: Lowering, value: Value) -> str:
     b, ids, top_k = lowering.b, order.inputs[0], int(weights.shape[1])
     mixed = b.cast(lowering[weights], "f32")
     mix = _with_shared(lowering, _by_expert(lowering, ids, mixed, n_experts), n_shared)
-    format = source(down)[1]
-    if not format.has_codes:
+    formats = source(gate_up)[1], source(down)[1]
+    if not any(format.has_codes for format in formats):
         return _moe(lowering, lowering[x], mix, gate_up, down, top_k + n_shared)
-    if _one_by_one(format, gate_up):
+    if _one_by_one(formats, gate_up):
         return _each_expert(lowering, lowering[x], mix, gate_up, down)
     ones = _filled(lowering, 1.0, top_k, b.dtype)
     chosen = _with_shared(lowering, _by_expert(lowering, ids, ones, n_experts), n_shared)
@@ -162,16 +162,26 @@ def _moe(lowering: Lowering, x: str, mix: str, gate_up: Value, down: Value, k: i
     return b.node("Mul", mixed, b.node("ReduceSum", mix, b.ints(-1), keepdims=1))
 
 
-def _one_by_one(format: WeightFormat, gate_up: Value) -> bool:
-    """QMoE has no groups that reach beyond the end of a row."""
+def _one_by_one(formats: tuple[WeightFormat, WeightFormat], gate_up: Value) -> bool:
+    """QMoE has codes alone, one number of bits, one size of groups, and none that reach beyond the end of a row."""
+    if not all(format.has_codes for format in formats) or len({bits_of(format) for format in formats}) > 1:
+        return True
     *_, width, hidden = sizes(gate_up.type)
-    block = format.grouping.activations
-    return bool(width % block or hidden % block)
+    if any(format.padded_k(k) != k for format, k in zip(formats, (hidden, width), strict=True)):
+        return True
+    blocks = _blocks(formats)
+    return len(blocks) > 1 or any(width % block or hidden % block for block in blocks)
+
+
+def _blocks(formats: tuple[WeightFormat, WeightFormat]) -> set[int]:
+    """The sizes of groups; one scale a channel without zero points goes with any."""
+    own = {format.grouping.activations for format in formats if format.grouping.size or format.grouping.zero}
+    return own or {format.grouping.activations for format in formats}
 
 
 def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, down: Value, k: int) -> str:
-    b, format = lowering.b, source(down)[1]
-    bits, block = bits_of(format), format.grouping.activations
+    b, formats = lowering.b, (source(gate_up)[1], source(down)[1])
+    bits, (block,) = bits_of(formats[0]), _blocks(formats)
     operands, zeros = [], []
     for weight in (_interleaved(gate_up), down):
         n_experts, n, width = sizes(weight.type)
@@ -179,7 +189,8 @@ def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, dow
         data = b.initializer(stored, "data", (n_experts, n, width * bits // 8))
         operands += [data, scales(lowering, stored, (n_experts, n, groups)), ""]
         packed_groups = -(-groups * bits // 8)
-        zeros.append(b.initializer(stored, "zero", (n_experts, n, packed_groups)) if format.grouping.zero else "")
+        has_zeros = stored.format.grouping.zero is not None
+        zeros.append(b.initializer(stored, "zero", (n_experts, n, packed_groups)) if has_zeros else "")
     attrs: dict[str, Any] = {
         "k": k,
         "expert_weight_bits": bits,
@@ -197,14 +208,21 @@ def _qmoe(lowering: Lowering, x: str, chosen: str, mix: str, gate_up: Value, dow
 def _each_expert(lowering: Lowering, x: str, mix: str, gate_up: Value, down: Value) -> str:
     """Every expert on every token, mixed by weights that are zero for experts not chosen: exact, and dense."""
     b, (n_experts, _, width, hidden) = lowering.b, sizes(gate_up.type)
-    first, second = b.weight(packed(gate_up)), b.weight(packed(down))
     columns = b.split(mix, n_experts, axis=-1)
     total = ""
     for expert, column in enumerate(columns):
         gate, up = (
-            matmul_nbits(lowering, x, first, width, hidden, 2 * expert + half, 2 * n_experts) for half in (0, 1)
+            _product(lowering, x, gate_up, (width, hidden), 2 * expert + half, 2 * n_experts) for half in (0, 1)
         )
-        out = matmul_nbits(lowering, gated(b, gate, up), second, hidden, width, expert, n_experts)
+        out = _product(lowering, gated(b, gate, up), down, (hidden, width), expert, n_experts)
         weighted = b.node("Mul", out, column)
         total = b.node("Add", total, weighted) if total else weighted
     return total
+
+
+def _product(lowering: Lowering, x: str, weight: Value, shape: tuple[int, int], part: int, parts: int) -> str:
+    """x [T, K] times the transposed `part`th of the `parts` matrices [N, K] of a weight."""
+    b = lowering.b
+    if source(weight)[1].has_codes:
+        return matmul_nbits(lowering, x, b.weight(packed(weight)), *shape, part, parts)
+    return b.node("MatMul", x, b.transpose(b.floats(b.weight(weight), "data", shape, part, parts), 1, 0))

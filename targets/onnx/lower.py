@@ -22,7 +22,7 @@ END = 2**63 - 1
 class Lowering:
     """The state while one graph is lowered.
 
-    names: the ONNX value of each IR value that has one, or several for a rope_table (cos, sin).
+    names: the ONNX value of each IR value that has one. rotary: of a rope_table its two, cos and sin.
     """
 
     b: Builder
@@ -152,10 +152,11 @@ def _rope(lowering: Lowering, value: Value) -> str:
     Both the query and the key are read by scores alone, which do not see one order of columns for both.
     """
     x, table = value.inputs
-    *_, size = (int(dim) for dim in x.shape[1:])
-    heads = int(x.shape[1]) if len(x.shape) == 3 else 1
-    flat = rotated(lowering, lowering[x], heads, size, table, bool(value.attrs["interleave"]))
-    return lowering.b.reshape(flat, -1, *(int(dim) for dim in x.shape[1:]))
+    _, *inner = x.shape
+    sizes = [int(dim) for dim in inner]
+    heads = sizes[0] if len(sizes) == 2 else 1
+    flat = rotated(lowering, lowering[x], heads, sizes[-1], table, bool(value.attrs["interleave"]))
+    return lowering.b.reshape(flat, -1, *sizes)
 
 
 def _swiglu(lowering: Lowering, value: Value) -> str:

@@ -1,15 +1,40 @@
 """Sparse attention: an indexer's keys in a cache of their own, what it chooses of the context, attention over that.
 
-Chosen are positions i64 [batch, S, C], where C is the smaller of k and the length of the context. A step of few tokens
-gathers the rows that each of them chose, where they are fewer than the context has; a longer one goes over the whole
-context with all others masked, which gives the same and saves nothing.
+Chosen are positions i64 [batch, S, k] of a context of more than k. A step of few tokens gathers the rows that each of
+them chose, where they are fewer than the context has; a longer one goes over the whole context with all others masked,
+which gives the same and saves nothing. Of k positions and fewer all would be chosen: nothing is scored, and attention
+is that of a dense model.
 """
 
 from __future__ import annotations
 
-from dsv3c.compiler.core.ir import Value
-from dsv3c.targets.onnx.attention import MASKED, cache_rows, context, from_rows, mask, over_context, query, row_width
+from collections.abc import Callable
+
+import numpy as np
+
+from dsv3c.compiler.core.ir import Graph, Value
+from dsv3c.targets.onnx import attention as dense
+from dsv3c.targets.onnx.attention import MASKED, cache_rows, context, mask, over_context, row_width
 from dsv3c.targets.onnx.lower import Lowering, rotated, weight_vector
+
+
+def asked(graph: Graph) -> dict[Value, tuple[Value, ...]]:
+    """What is computed for each index_topk alone, in order: only its queries and their weights read it."""
+    values, read = graph.values(), {value for _, value in graph.results}
+    for value in reversed(values):
+        if value in read:
+            read.update(value.inputs[2:] if value.op == "index_topk" else value.inputs)
+    alone = [value for value in values if value not in read]
+    return {value: _below(value.inputs[:2], alone) for value in values if value.op == "index_topk"}
+
+
+def _below(tops: tuple[Value, ...], values: list[Value]) -> tuple[Value, ...]:
+    """Those of `values`, which are in order, that `tops` are computed from, and the tops."""
+    needed = set(tops)
+    for value in reversed(values):
+        if value in needed:
+            needed.update(value.inputs)
+    return tuple(value for value in values if value in needed)
 
 
 def write(lowering: Lowering, value: Value) -> str:
@@ -24,8 +49,27 @@ def write(lowering: Lowering, value: Value) -> str:
     return b.node("Concat", past, rows, axis=2, out=past.replace("past_key_values", "present"))
 
 
-def choose(lowering: Lowering, value: Value) -> str:
-    """index_topk. TopK takes the lower index of equal values; what it takes beyond the context's end stays masked."""
+def choose(lowering: Lowering, value: Value, ask: Callable[[], None]) -> str:
+    """index_topk, which for a short context nothing reads. `ask` lowers what is computed for this choice alone."""
+    b = lowering.b
+    mask(lowering)
+    with b.branch() as short:
+        none = b.node("Identity", b.const(np.zeros((1, 1, 1)), "i64"))
+    with b.branch() as long:
+        ask()
+        positions = _best(lowering, value)
+    branches = b.subgraph("all", short, none, "i64"), b.subgraph("best", long, positions, "i64")
+    return b.node("If", _is_short(lowering, value), then_branch=branches[0], else_branch=branches[1])
+
+
+def _is_short(lowering: Lowering, chosen: Value) -> str:
+    """Whether the context is no longer than what is chosen of it."""
+    b, k = lowering.b, int(chosen.shape[1])
+    return b.once(("short", k), lambda: b.node("Squeeze", b.node("LessOrEqual", context(lowering), b.ints(k))))
+
+
+def _best(lowering: Lowering, value: Value) -> str:
+    """TopK takes the lower index of equal values; what it takes beyond the end of a token's context stays masked."""
     q, weights, cache, *_ = value.inputs
     b, heads, width = lowering.b, int(q.shape[1]), int(q.shape[2])
     query = lowering.shaped(lowering[q], lowering.batch(), -1, width)
@@ -36,32 +80,46 @@ def choose(lowering: Lowering, value: Value) -> str:
     scores = lowering.shaped(b.node("MatMul", given, products), lowering.batch(), lowering.length(), -1)
     seen = b.once("seen", lambda: b.node("GreaterOrEqual", _mask(lowering), b.const(0.0)))
     ranked = b.node("Where", seen, scores, b.const(float("-inf"), "f32"))
-    k = int(value.shape[1])
-    count = b.once(("chosen", k), lambda: b.node("Min", context(lowering), b.ints(k)))
-    return b.nodes_out("TopK", (ranked, count), [f"{ranked}_best", f"{ranked}_chosen"], axis=-1)[1]
+    k = b.ints(int(value.shape[1]))
+    return b.nodes_out("TopK", (ranked, k), [f"{ranked}_best", f"{ranked}_chosen"], axis=-1)[1]
 
 
-def attend(lowering: Lowering, value: Value) -> str:
+def attend(lowering: Lowering, layer: dense.Layer) -> str:
     """The head_linear over mla_sparse: [T, H, v_head_dim]."""
-    attention, w_uv = value.inputs
-    chosen = attention.inputs[3]
-    b, whole, positions = lowering.b, query(lowering, attention), lowering[chosen]
+    is_short = _is_short(lowering, layer.absorbed.inputs[0].inputs[3])
     _mask(lowering)
+    return dense.in_form(lowering, layer, lambda query, attention: _over(lowering, query, attention), is_short)
+
+
+def _over(lowering: Lowering, query: str, attention: Value) -> str:
+    b, chosen = lowering.b, attention.inputs[3]
+    with b.branch() as short:
+        all_rows = over_context(lowering, query, attention, mask(lowering))
+    with b.branch() as long:
+        chosen_rows = _over_chosen(lowering, query, attention, lowering[chosen])
+    branches = b.subgraph("all", short, all_rows), b.subgraph("chosen", long, chosen_rows)
+    return b.node("If", _is_short(lowering, chosen), then_branch=branches[0], else_branch=branches[1])
+
+
+def _over_chosen(lowering: Lowering, query: str, attention: Value, positions: str) -> str:
+    b = lowering.b
     with b.branch() as few:
-        gathered = _over_rows(lowering, whole, attention, positions)
+        gathered = _over_rows(lowering, query, attention, positions)
     with b.branch() as many:
-        masked = over_context(lowering, whole, attention, _masking(lowering, positions))
-    k = int(chosen.shape[1])
-    is_few = b.once(("few", k), lambda: _is_few(lowering, k))
+        masked = over_context(lowering, query, attention, _masking(lowering, positions))
+    is_few = _is_few(lowering, int(attention.inputs[3].shape[1]))
     branches = b.subgraph("gathered", few, gathered), b.subgraph("masked", many, masked)
-    found = b.node("If", is_few, then_branch=branches[0], else_branch=branches[1])
-    return from_rows(lowering, found, attention, w_uv)
+    return b.node("If", is_few, then_branch=branches[0], else_branch=branches[1])
 
 
 def _is_few(lowering: Lowering, k: int) -> str:
     """Whether the tokens of a sequence have fewer rows to gather than its context has."""
     b = lowering.b
-    return b.node("Squeeze", b.node("Less", b.node("Mul", lowering.length(), b.ints(k)), context(lowering)))
+
+    def make() -> str:
+        return b.node("Squeeze", b.node("Less", b.node("Mul", lowering.length(), b.ints(k)), context(lowering)))
+
+    return b.once(("few", k), make)
 
 
 def _mask(lowering: Lowering) -> str:

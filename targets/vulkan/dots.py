@@ -1,4 +1,4 @@
-"""Integer dot products in GLSL: what `kernels/dots.py` asks for.
+"""Integer dot products in GLSL: what `targets/gpu/kernels/units/dots.py` asks for.
 
 The instruction is OpSDot of SPV_KHR_integer_dot_product, whose last operand says that a word has four int8. It is named
 by its number: compilers have known GL_EXT_spirv_intrinsics for longer than GLSL's own extension for it.

@@ -1,4 +1,4 @@
-"""Cooperative matrices in GLSL: what `kernels/cooperative.py` asks for, by the names that it has for it.
+"""Cooperative matrices in GLSL: what targets/gpu/kernels/units/cooperative.py asks for, by the names it has for it.
 
 Their sizes are specialisation constants, which the runtime sets to what the device reports.
 """

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv3c.runtime.cli.markdown import number, percent, table
+from dsv3c.runtime.cli.tables import number, percent, table
 
 TITLES = ("batch", "dsv3c t/s", "weights GB/s", "of read limit", "llama.cpp t/s", "ratio")
 

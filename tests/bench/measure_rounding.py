@@ -46,7 +46,7 @@ def main() -> None:
         print(f"{name:8} {took:6.2f} s  {error}", flush=True)
 
     report("rtn", lambda: quantize(w, format))
-    report("factor", lambda: seen.factor() and None)
+    report("factor", lambda: seen.factor and None)
     for name, method in METHODS.items():
         report(name, lambda method=method: quantize(w, format, lambda w, *format: method(w, seen, *format)))
 

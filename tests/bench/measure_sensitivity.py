@@ -26,7 +26,7 @@ import numpy as np
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import costs, mixing, pipeline
+from dsv3c.compiler.driver import costs, lowering, mixing
 from dsv3c.compiler.formats.table import FORMATS
 from dsv3c.compiler.options import CALIBRATION_TOKENS, CompileOptions
 from dsv3c.compiler.quantisation.allocation import Choice, allocate
@@ -44,7 +44,7 @@ class Study:
         self, checkpoint: Path, text: Path, other: Path, measures: list[str], windows: tuple[int, int]
     ) -> None:
         source = Checkpoint.open(checkpoint)
-        graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
+        graphs = lowering.float_graphs(source.config, source.shapes, CompileOptions())
         graphs = {costs.MAIN: graphs[costs.MAIN]}
         self.model, self.judge = (
             costs.experiments(source, graphs, costs.text_windows(checkpoint, each, CALIBRATION_TOKENS, *windows))[

@@ -34,7 +34,7 @@ import httpx2
 import numpy as np
 
 from dsv3c import runtime
-from dsv3c.runtime.cli.markdown import table
+from dsv3c.runtime.cli.tables import table
 from tests.runtime.server.load import Mix, Told, load
 
 TITLES = ("server", "requests", "whole", "left", "429", "failed", "first token ms", "between tokens ms", "tokens/s",

@@ -26,7 +26,7 @@ import numpy as np
 from dsv3c.compiler.driver.pipeline import compile_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
-from dsv3c.runtime.cli.markdown import table
+from dsv3c.runtime.cli.tables import table
 from dsv3c.runtime.devices.device import Device, open_device
 from dsv3c.runtime.engine.session import Session
 from tests.checkpoints import tensor_shapes, tiny_config, write_safetensors

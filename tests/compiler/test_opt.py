@@ -15,7 +15,7 @@ from dsv3c.compiler import opt
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, parse_graph
-from dsv3c.compiler.driver import named_passes, pipeline
+from dsv3c.compiler.driver import lowering, named_passes
 from dsv3c.compiler.options import CompileOptions
 
 SMALL = """graph g {
@@ -33,9 +33,9 @@ def dumps(bundled_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """The folder with every dump of the bundled model, and the passes between them by entry, spelled."""
     folder = tmp_path_factory.mktemp("graphs")
     source, options, target = Checkpoint.open(bundled_model), CompileOptions(dump_to=folder), targets.get("x86")
-    lowered = pipeline.lower(source.config, source.shapes, options, target)
+    lowered = lowering.lower(source.config, source.shapes, options, target)
     return folder, {
-        name: [named_passes.spelled(item) for item in pipeline.passes(form, options, target, lowered.bounds)]
+        name: [named_passes.spelled(item) for item in lowering.passes(form, options, target, lowered.bounds)]
         for name, form in ENTRIES.items()
     }
 

@@ -220,6 +220,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         rms_norm_eps=1e-2,
         routed_scaling_factor=6.0,
     ),
+    "longcat-mtp": tiny_config("longcat_flash", num_layers=1, num_nextn_predict_layers=1),
     "longcat-one-layer-yarn": tiny_config(
         "longcat_flash",
         num_layers=1,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.model import Model
 from tests.conformance import runs
@@ -79,7 +79,7 @@ class Subject:
         """Whether a step can be so large that attention on rebuilt keys and values is the cheaper form; that over
         positions that are chosen has no such form."""
         config = self.checkpoint.config
-        return not config.indexer_types and pipeline.materialize_from(config) <= CompileOptions().max_tokens
+        return not config.indexer_types and lowering.materialize_from(config) <= CompileOptions().max_tokens
 
     def has_entry(self, entry: str | None) -> bool:
         return entry is None or entry in self.model.artifact.plan.entries

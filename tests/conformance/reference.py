@@ -13,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
+from tests.conformance import longcat
 from tests.conformance.cases import DECODED, Array, Case, Ids
 
 
@@ -53,6 +54,8 @@ class Reference:
     @torch.no_grad()
     def mtp_logits(self, case: Case, tokens: Ids) -> Array:
         """[tokens - 1, vocab_size] of the first MTP layer: row t has seen the tokens up to t + 1."""
+        if case.config["model_type"] == "longcat_flash":
+            return longcat.mtp_logits(self.model, case, tokens[1:], self.hidden(tokens[:-1]))
         model = self._mtp_model(case)
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         hidden = torch.from_numpy(self.hidden(tokens[:-1]))[None]

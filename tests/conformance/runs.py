@@ -18,7 +18,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.caches import Cache, caches_of
 from dsv3c.compiler.core.ir import Graph, Value, is_weight
 from dsv3c.compiler.core.target import Emission, EntryGraph, Planned
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.formats import coded_rows
 from dsv3c.compiler.formats.table import WeightFormat
 from dsv3c.compiler.frontend import tracer
@@ -178,8 +178,8 @@ class NumpyTarget:
 def planned(graph: Graph, config: ModelConfig, form: str, quant: str = "float32") -> Graph:
     """The graph after all passes."""
     options = CompileOptions(quant=quant)
-    sequence = pipeline.passes(form, options, NumpyTarget(), pipeline.step_bounds(config, options))
-    return pipeline.run_passes(graph, sequence, options)[0]
+    sequence = lowering.passes(form, options, NumpyTarget(), lowering.step_bounds(config, options))
+    return lowering.run_passes(graph, sequence, options)[0]
 
 
 def graphs(checkpoint: Checkpoint) -> dict[str, Graph]:

@@ -121,7 +121,7 @@ CHANGES = {
     "axk1-grouped-yarn": [("rms_norm_eps", 1e-6)],
     "mistral4-scaled-queries": [("n_group", 1), ("topk_group", 3)],
     "longcat-zero-experts": [
-        *(("mla_scale_q_lora", False), ("mla_scale_kv_lora", False), ("norm_topk_prob", True)),
+        *(("mla_scale_q_lora", False), ("mla_scale_kv_lora", False)),
         *(("rms_norm_eps", 1e-6), ("routed_scaling_factor", 5.9)),
     ],
     "minicpm3-own-head": [("scale_emb", 11), ("scale_depth", 1.9), ("dim_model_base", 17)],

@@ -122,7 +122,7 @@ def test_a_chain_with_views_runs_in_its_arena(scratch: int) -> None:
     execute_and_compare(graph(CHAIN), PlanMemory(BOUNDS, lambda _: scratch))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=25), st.data()
 )

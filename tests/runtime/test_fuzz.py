@@ -63,7 +63,7 @@ def mutated(draw: st.DrawFn, content: Any) -> Any:
 
 
 @given(mutated(toy.plan_content()) | mutated(toy.plan_of_version_1()))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_plan(content: Any) -> None:
     try:
         plan = parse_plan(content, TENSORS, toy.VOCAB)
@@ -94,7 +94,7 @@ CACHES = [i for i, buffer in enumerate(toy.plan_content()["buffers"]) if buffer[
 @given(
     st.sampled_from(CACHES), st.dictionaries(st.sampled_from(["name", "kind", "dtype", "width"]), VALUES, min_size=1)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_cache_of_a_plan_is_as_it_should_be_or_refused(index: int, changes: dict[str, Any]) -> None:
     content = toy.plan_content()
     content["buffers"][index] |= changes
@@ -109,7 +109,7 @@ KEYS = ("kind", "dtype", "width")
 
 
 @given(mutated(toy.manifest_content({"plan.json": b"", "weights.safetensors": b"", "kernels/base.so": b""})))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_manifest(content: Any) -> None:
     try:
         manifest = parse_manifest(content)
@@ -127,7 +127,7 @@ HEADER = {
 
 
 @given(mutated(HEADER), st.integers(0, 200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_weights_header(content: Any, size: int) -> None:
     data = json.dumps(content).encode()
     try:
@@ -140,7 +140,7 @@ def test_weights_header(content: Any, size: int) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes(data: bytes) -> None:
     for parse in (lambda: parse_header(data, len(data)), lambda: parse_json(data, "x")):
         try:
@@ -150,7 +150,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 255))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_byte_of_a_plan_changed(position: int, byte: int) -> None:
     data = bytearray(json.dumps(toy.plan_content()).encode())
     data[position % len(data)] = byte

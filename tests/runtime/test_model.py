@@ -223,7 +223,7 @@ def test_device_fails_in_mid_stream(model: Model) -> None:
     toy_device = model.session.device
     assert isinstance(toy_device, toy.ToyDevice)
     toy_device.fail_at = 4
-    with pytest.raises(RuntimeError, match="the device failed"):
+    with pytest.raises(errors.Unforeseen, match="a step failed: RuntimeError at run:"):
         model.generate(PROMPT, ignore_eos=True)
     toy_device.fail_at = None
     assert free_pages(model) == 16

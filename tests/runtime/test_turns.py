@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dsv3c.runtime.errors import Forked
 from dsv3c.runtime.model import Model
 from dsv3c.runtime.turns import Turns
 from tests.runtime import toy
+from tests.waiting import until
 
 PROMPT = [5, 17, 42]
 
@@ -49,6 +49,14 @@ def in_child(work: Callable[[], object]) -> str:
         said = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     return said
+
+
+def taken(turns: Turns) -> bool:
+    """Whether another thread has its turn."""
+    if not turns.try_enter():
+        return True
+    turns.leave()
+    return False
 
 
 def answer(model: Model) -> tuple[int, ...]:
@@ -86,8 +94,7 @@ def test_a_child_does_not_wait_for_a_thread_it_does_not_have(model: Model) -> No
     model.session.device.library.function("toy_pause")(200_000)
     step = threading.Thread(target=model.logits, args=([1],))
     step.start()
-    time.sleep(0.05)  # it has its turn now, and pauses in a kernel
-    assert model.session.turns._lock._is_owned() is False
+    until(lambda: taken(model.session.turns))  # it pauses in a kernel
 
     def ask() -> tuple[int, ...]:
         model.session.device.library.function("toy_pause")(0)
@@ -139,7 +146,9 @@ def work():
         model.logits([1, 2, 3])
 for _ in range(2):
     threading.Thread(target=work, daemon=True).start()
-time.sleep(0.1)
+while model.session.turns.try_enter():
+    model.session.turns.leave()
+    time.sleep(0.001)
 """
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import GgufMissingError, GgufSplitError
 from dsv3c.compiler.checkpoint.files import exists, quote
 from dsv3c.compiler.checkpoint.gguf.config import config_of
 from dsv3c.compiler.checkpoint.gguf.container import FLOATS, GgufFile
@@ -21,7 +22,6 @@ from dsv3c.compiler.checkpoint.gguf.names import LONG_FACTORS, SHORT_FACTORS, kn
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, lacking, text_of
 from dsv3c.compiler.checkpoint.gguf.weights import KEPT, Blocks
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import GgufMissingError, GgufSplitError
 
 SUFFIX = ".gguf"
 TEXTS = NAMES

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import GgufModelError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.names import HEAD, LONG_FACTORS, SHORT_FACTORS
 from dsv3c.compiler.checkpoint.quantised.weight import tensor_of
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import GgufModelError
 
 Values = dict[str, Any]
 Stored = Mapping[str, StoredTensor]
 ARCHITECTURE = "general.architecture"
 _SOFTMAX, _SIGMOID = 1, 2  # enum llama_expert_gating_func_type
 _BIAS = ".mlp.gate.e_score_correction_bias"
-# Keys that say nothing of the arithmetic, or again what others say.
 _NULLABLE = ("q_lora_rank",)  # null says that queries have no latent; what is absent is told by the tensors
+# Keys that say nothing of the arithmetic, or again what others say.
 _HARMLESS = ("rope.scaling.finetuned", "attention.key_length", "attention.value_length", "vocab_size")
 # From this context on a GLM model has indexers that reuse what an earlier layer chose, whether its file says so or not.
 _GLM_SHARING_CONTEXT = 1 << 20

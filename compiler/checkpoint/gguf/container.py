@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler.checkpoint.errors import GgufFormatError
 from dsv3c.compiler.checkpoint.files import MAX_TABLE_BYTES, quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
-from dsv3c.compiler.errors import GgufFormatError
 
 Strings = tuple[bytes, ...]
 Value = int | float | bool | str | Strings | NDArray[Any]

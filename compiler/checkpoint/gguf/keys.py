@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.gguf.container import Value
-from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import TokenizerVocabularyError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.gguf.keys import Keys
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
-from dsv3c.compiler.errors import TokenizerVocabularyError
 
 Vocabulary = Mapping[str, int]
 _SPACE = "\u2581"

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsv3c.compiler.checkpoint.errors import GgufMissingError, NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.checkpoint.gguf.container import BLOCKS, FLOATS
 from dsv3c.compiler.checkpoint.gguf.names import K_B, V_B
 from dsv3c.compiler.checkpoint.quantised.weight import Coded, CodedWeight, Stack, Stored, Weight, tensor_of, unpack
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, StoredWeight
-from dsv3c.compiler.errors import GgufMissingError, NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.formats.rounding import chunks

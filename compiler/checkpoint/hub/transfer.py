@@ -117,37 +117,57 @@ def digest_of(file: RemoteFile, path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
+class _Begun:
+    """What came of a file so far: written, counted and hashed."""
+
+    def __init__(self, file: RemoteFile, out: BinaryIO, advance: Advance) -> None:
+        """With what `out` holds of it already."""
+        self.size, self.done = file.size, 0
+        self._digest, self._out, self._advance = _hash(file), out, advance
+        while self.done < self.size and (chunk := out.read(min(_CHUNK, self.size - self.done))):
+            self._digest.update(chunk)
+            self.done += len(chunk)
+        out.seek(self.done)
+        out.truncate()
+        advance(self.done)
+
+    def append(self, chunk: bytes) -> None:
+        _keep(self._out, chunk)
+        self._digest.update(chunk)
+        self.done += len(chunk)
+        self._advance(len(chunk))
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
 def _fetch(file: RemoteFile, url: str, headers: Mapping[str, str], out: BinaryIO, advance: Advance) -> str:
-    digest, done = _hash(file), 0
-    while done < file.size and (chunk := out.read(min(_CHUNK, file.size - done))):
-        digest.update(chunk)
-        done += len(chunk)
-    out.seek(done)
-    out.truncate()
-    advance(done)
-    failures, reason = 0, ""
-    while done < file.size and failures < _TRIES:
-        before = done
-        try:
-            with _open(url, headers, done, file.size) as answer:
-                while chunk := answer.read(min(_CHUNK, file.size - done + 1)):
-                    if done + len(chunk) > file.size:
-                        raise HubFileError(url=url, reason=f"it has more than its {file.size} bytes")
-                    _keep(out, chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    advance(len(chunk))
-            reason = "the answer ended"
-        except urllib.error.HTTPError as error:
-            reason = _said(error)
-            if error.code < 500:
-                raise HubFileError(url=url, reason=reason) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = _said(error)
-        failures = 0 if done > before else failures + 1
-    if done < file.size:
-        raise HubInterruptedError(url=url, done=done, size=file.size, reason=reason)
-    return digest.hexdigest()
+    """What is missing of a file in `out`. Gives the hash of all of it."""
+    begun, failures, reason = _Begun(file, out, advance), 0, ""
+    while begun.done < begun.size and failures < _TRIES:
+        before = begun.done
+        reason = _go_on(begun, url, headers)
+        failures = 0 if begun.done > before else failures + 1
+    if begun.done < begun.size:
+        raise HubInterruptedError(url=url, done=begun.done, size=begun.size, reason=reason)
+    return begun.digest()
+
+
+def _go_on(begun: _Begun, url: str, headers: Mapping[str, str]) -> str:
+    """Ask once for what is missing. Gives why no more came; raises HubFileError where asking again would not help."""
+    try:
+        with _open(url, headers, begun.done, begun.size) as answer:
+            while chunk := answer.read(min(_CHUNK, begun.size - begun.done + 1)):
+                if begun.done + len(chunk) > begun.size:
+                    raise HubFileError(url=url, reason=f"it has more than its {begun.size} bytes")
+                begun.append(chunk)
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise HubFileError(url=url, reason=_said(error)) from error
+        return _said(error)
+    except (OSError, http.client.HTTPException) as error:
+        return _said(error)
+    return "the answer ended"
 
 
 def _keep(out: BinaryIO, data: bytes) -> None:

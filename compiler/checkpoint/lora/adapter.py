@@ -19,10 +19,7 @@ from dsv3c.compiler.checkpoint.files import exists, quote, some
 from dsv3c.compiler.checkpoint.lora import experts
 from dsv3c.compiler.checkpoint.lora.config import CONFIG, AdapterConfig
 from dsv3c.compiler.checkpoint.lora.delta import Delta, Factor
-from dsv3c.compiler.checkpoint.quantised.weight import Readable, tensor_of
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.lora.errors import (
     AdapterPairError,
     AdapterTargetError,
     AdapterTensorError,
@@ -31,6 +28,9 @@ from dsv3c.compiler.errors import (
     NoAdapterError,
     PickledAdapterError,
 )
+from dsv3c.compiler.checkpoint.quantised.weight import Readable, tensor_of
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
 from dsv3c.compiler.options import Lora
 
 WEIGHTS = "adapter_model.safetensors"

@@ -14,8 +14,8 @@ from typing import Any
 
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote, read_object
+from dsv3c.compiler.checkpoint.lora.errors import AdapterUnsupportedError
 from dsv3c.compiler.checkpoint.patterns import follower
-from dsv3c.compiler.errors import AdapterUnsupportedError
 
 CONFIG = "adapter_config.json"
 _MAX_RANK = 1 << 16

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError
 from dsv3c.compiler.checkpoint.quantised.weight import Array, Readable
 from dsv3c.compiler.checkpoint.stored import Float32, StoredTensor, decoded
-from dsv3c.compiler.errors import NonFiniteWeightError
 
 _CHUNK = 1 << 22  # numbers of a product at a time
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor
+from dsv3c.compiler.checkpoint.errors import TensorDtypeError, TensorShapeError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.lora.config import AdapterConfig
 from dsv3c.compiler.checkpoint.lora.delta import Delta, Factor
+from dsv3c.compiler.checkpoint.lora.errors import AdapterRankError, AdapterUnsupportedError
 from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, StoredTensor
-from dsv3c.compiler.errors import AdapterRankError, AdapterUnsupportedError, TensorDtypeError, TensorShapeError
 
 _WRAPPED = re.compile(r"(\.base_layer)+$")
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import PickledNameError, TorchFileError
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.mapped import TensorFile, TensorInfo
 from dsv3c.compiler.checkpoint.pickled.machine import Machine, Malformed, Refused, Storage, Tensor
 from dsv3c.compiler.checkpoint.pickled.records import Record, records
 from dsv3c.compiler.checkpoint.safetensors import DTYPE_BITS, NUMPY_DTYPES
-from dsv3c.compiler.errors import PickledNameError, TorchFileError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dsv3c.compiler.checkpoint.errors import UnknownQuantisationError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.files import quote
 from dsv3c.compiler.checkpoint.quantised.awq import Awq
@@ -14,7 +15,6 @@ from dsv3c.compiler.checkpoint.quantised.deepseek import DeepseekFp8
 from dsv3c.compiler.checkpoint.quantised.gptq import Gptq
 from dsv3c.compiler.checkpoint.quantised.mxfp4 import Mxfp4
 from dsv3c.compiler.checkpoint.quantised.weight import Quantisation
-from dsv3c.compiler.errors import UnknownQuantisationError
 
 FP8 = "fp8"
 _PARSERS: Mapping[str, Callable[[ConfigFields], Quantisation]] = {

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import LeftOutError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.quantised import names
 from dsv3c.compiler.checkpoint.quantised.gptq import group_size, width
@@ -33,7 +34,6 @@ from dsv3c.compiler.checkpoint.quantised.weight import (
     unpack,
 )
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import LeftOutError
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import LeftOutError, TensorDtypeError, TensorShapeError, ZeroPointError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.quantised import mxfp4, names
 from dsv3c.compiler.checkpoint.quantised.gptq import MAX_GROUP, width
@@ -39,12 +40,6 @@ from dsv3c.compiler.checkpoint.quantised.weight import (
     words,
 )
 from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, SCALE_DTYPES, StoredTensor, StoredWeight
-from dsv3c.compiler.errors import (
-    LeftOutError,
-    TensorDtypeError,
-    TensorShapeError,
-    ZeroPointError,
-)
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsv3c.compiler.checkpoint.errors import LeftOutError, MissingScaleError, StrayScaleError, TensorDtypeError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.quantised import names
 from dsv3c.compiler.checkpoint.quantised.weight import Stored, Weight, required, tensor_of
 from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, SCALE_DTYPES, StoredTensor, StoredWeight
-from dsv3c.compiler.errors import LeftOutError, MissingScaleError, StrayScaleError, TensorDtypeError
 
 SCALE_SUFFIX = "_scale_inv"
 FP8 = "F8_E4M3"

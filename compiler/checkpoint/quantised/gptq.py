@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import LeftOutError, ZeroPointError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.quantised import names
 from dsv3c.compiler.checkpoint.quantised.weight import (
@@ -34,7 +35,6 @@ from dsv3c.compiler.checkpoint.quantised.weight import (
     words,
 )
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import LeftOutError, ZeroPointError
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 

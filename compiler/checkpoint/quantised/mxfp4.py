@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import LeftOutError, ScaleValueError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.quantised import names
 from dsv3c.compiler.checkpoint.quantised.weight import (
@@ -25,7 +26,6 @@ from dsv3c.compiler.checkpoint.quantised.weight import (
     unpack,
 )
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import LeftOutError, ScaleValueError
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 

@@ -10,9 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv3c.compiler.checkpoint.files import quote
-from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, Float32, StoredTensor, decoded
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     GroupIndexError,
     MissingScaleError,
     NonFiniteWeightError,
@@ -20,6 +18,8 @@ from dsv3c.compiler.errors import (
     TensorDtypeError,
     TensorShapeError,
 )
+from dsv3c.compiler.checkpoint.files import quote
+from dsv3c.compiler.checkpoint.stored import FLOAT_DTYPES, Float32, StoredTensor, decoded
 from dsv3c.compiler.formats import coded
 from dsv3c.compiler.formats.keeping import Coding
 from dsv3c.compiler.formats.rounding import chunks

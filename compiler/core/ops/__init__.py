@@ -1,6 +1,6 @@
 """The op table: for each operation its typing rule, its numpy evaluation, and where it is legal.
 
-`primitive` is what the tracer records, `weight` are stored forms, `fused` and `sparse` what the passes make.
+`primitive` is what the tracer records, `weight` are stored forms, `fused`, `moe` and `sparse` what the passes make.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from dsv3c.compiler.core.ir import Attr, Graph, TensorType, Value, topological_order
-from dsv3c.compiler.core.ops import fused, primitive, sparse, weight
+from dsv3c.compiler.core.ops import fused, moe, primitive, sparse, weight
 from dsv3c.compiler.core.ops.table import Array, Op, infer_type
 from dsv3c.compiler.errors import UnknownOpError
 
-TABLE: Mapping[str, Op] = primitive.TABLE | weight.TABLE | fused.TABLE | sparse.TABLE
+TABLE: Mapping[str, Op] = primitive.TABLE | weight.TABLE | fused.TABLE | moe.TABLE | sparse.TABLE
 
 
 def lookup(op: str) -> Op:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,10 @@ def _openblas() -> _Threads | None:
     """The library that came with numpy, which is loaded already."""
     package = Path(np.__file__).parent
     folders = (package.parent / "numpy.libs", package / ".dylibs")
-    for path in (path for folder in folders for path in sorted(folder.glob("*openblas*"))):
-        library = ctypes.CDLL(str(path))
-        for prefix in _PREFIXES:
-            for suffix in _SUFFIXES:
-                names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
-                if all(hasattr(library, name) for name in names):
-                    return _Threads(*(getattr(library, name) for name in names))
+    paths = (path for folder in folders for path in sorted(folder.glob("*openblas*")))
+    for path, prefix, suffix in product(paths, _PREFIXES, _SUFFIXES):
+        library = ctypes.CDLL(str(path))  # the same handle each time
+        names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+        if all(hasattr(library, name) for name in names):
+            return _Threads(*(getattr(library, name) for name in names))
     return None

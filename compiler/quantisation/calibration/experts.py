@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dsv3c.compiler.core.ops.fused import pair_experts
+from dsv3c.compiler.core.ops.moe import pair_experts
 from dsv3c.compiler.core.ops.primitive import evaluate_sigmoid
 from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.quantisation.calibration.statistics import blocks, matrix_inputs

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dsv3c.compiler.checkpoint.errors import UnreadableFileError
 from dsv3c.compiler.core.ops.table import Array
 from dsv3c.compiler.errors import (
     BinaryCalibrationError,
     CalibrationLineError,
     EmptyCalibrationError,
     ShortCalibrationError,
-    UnreadableFileError,
 )
 from dsv3c.compiler.options import LEAST_CALIBRATION_TOKENS
 from dsv3c.runtime.errors import RuntimeFault

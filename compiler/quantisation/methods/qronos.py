@@ -14,7 +14,7 @@ from dsv3c.compiler.formats.grouping import Grouping
 from dsv3c.compiler.formats.rounding import Rounded
 from dsv3c.compiler.quantisation.columns import Columns
 from dsv3c.compiler.quantisation.descent import descend
-from dsv3c.compiler.quantisation.inputs import DAMPING, Array, MatrixInputs
+from dsv3c.compiler.quantisation.inputs import Array, MatrixInputs
 from dsv3c.compiler.quantisation.methods.gptq import SWEEPS, compensate, gptq
 
 
@@ -24,18 +24,15 @@ def qronos(
     grid: Grid,
     grouping: Grouping,
     *,
-    damping: float = DAMPING,
-    act_order: bool = False,
     sweeps: int = SWEEPS,
 ) -> Rounded:
-    """w f32 [N, K]; parameters as of `gptq`. Damping counts in both models, so that it draws towards w."""
+    """w f32 [N, K]; sweeps and errors as of `gptq`. Damping counts in both models, so that it draws towards w."""
     if inputs.cross is None:
-        return gptq(w, inputs, grid, grouping, damping=damping, act_order=act_order, sweeps=sweeps)
-    factor = inputs.factor(damping, act_order)
-    hessian, first = factor.hessian, factor.order[0]
+        return gptq(w, inputs, grid, grouping, sweeps=sweeps)
+    hessian = inputs.factor.hessian
     drift = (inputs.cross - inputs.gram).astype(np.float32) @ w.T
     # Any codes q miss by |X̂ (q - aim)|² and what no codes can help.
     columns = Columns(w + np.linalg.solve(hessian, drift).T, grid, grouping)
-    compensate(columns, factor, first=w[:, first] + drift[first] / hessian[first, first])
+    compensate(columns, inputs.factor, first=w[:, 0] + drift[0] / hessian[0, 0])
     descend(columns, hessian, sweeps)
     return columns.rounded()

@@ -44,7 +44,7 @@ class Cores:
 
 
 def usable_cores() -> Cores:
-    return _apple_cores() if sys.platform == "darwin" else cores_of(_affinity())
+    return _apple_cores() if sys.platform == "darwin" else cores_of(usable_cpus())
 
 
 def cores_of(usable: Collection[int], root: Path = ROOT) -> Cores:
@@ -62,7 +62,7 @@ def performance_cpus(usable: Collection[int], root: Path = ROOT) -> frozenset[in
 
 def usable_nodes() -> Mapping[int, frozenset[int]]:
     """Memory nodes of this machine, see `nodes_of`."""
-    return nodes_of(_affinity())
+    return nodes_of(usable_cpus())
 
 
 def nodes_of(usable: Collection[int], root: Path = ROOT) -> Mapping[int, frozenset[int]]:
@@ -98,7 +98,8 @@ def check_numa(numa: str) -> str:
     return numa
 
 
-def _affinity() -> Collection[int]:
+def usable_cpus() -> Collection[int]:
+    """Numbers of the CPUs that this process may run on; all of them where the system has no affinity."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 

@@ -24,7 +24,14 @@ from dsv3c.runtime.artifact.plan import Buffer, Entry, Plan
 from dsv3c.runtime.devices.cpu.calls import Calls
 from dsv3c.runtime.devices.cpu.cgroup import memory_limit
 from dsv3c.runtime.devices.cpu.cores import check_numa, check_threads
-from dsv3c.runtime.devices.cpu.features import MACHINES, choose_level, cpu_flags, machine, require_machine
+from dsv3c.runtime.devices.cpu.features import (
+    MACHINES,
+    choose_level,
+    cpu_flags,
+    machine,
+    require_known,
+    require_machine,
+)
 from dsv3c.runtime.devices.cpu.guard import Watch
 from dsv3c.runtime.devices.cpu.library import Library
 from dsv3c.runtime.devices.memory import Block, cache_offsets, map_descriptor, typed
@@ -47,8 +54,9 @@ Call = tuple[Any, tuple[Any, ...]]
 
 
 class CpuDevice:
-    """Implements `Device`. numa: see cores.NUMA. Raises WrongMachine, IsaNotSupported, LibraryInvalid, ThreadsInvalid,
-    NumaInvalid, PlanNotOfKernels, KernelMissing, MemoryRefused; a step raises WeightsLost, KernelFailed."""
+    """Implements `Device`. numa: see cores.NUMA. Raises WrongMachine, UnknownCapability, IsaNotSupported,
+    LibraryInvalid, ThreadsInvalid, NumaInvalid, PlanNotOfKernels, KernelMissing, MemoryRefused; a step raises
+    WeightsLost, KernelFailed."""
 
     forks = True  # its memory is private, and its pool starts threads anew
 
@@ -56,7 +64,9 @@ class CpuDevice:
         plan = artifact.plan
         require_machine(artifact.manifest.target)
         self._threads, numa = check_threads(threads), check_numa(numa)
-        self._level = choose_level(artifact.manifest.target.levels, cpu_flags(), os.environ)
+        levels = artifact.manifest.target.levels
+        require_known({name for level in levels for name in level.requires})
+        self._level = choose_level(levels, cpu_flags(), os.environ)
         self.prefill_min_tokens = self._level.prefill_min_tokens
         self.library = _load(artifact, self._level.file)
         self.slots = slots

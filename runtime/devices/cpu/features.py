@@ -12,10 +12,17 @@ from functools import cache
 from pathlib import Path
 
 from dsv3c.runtime.artifact.artifact import ArtifactTarget, Level
-from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, UnknownIsaLevel, WrongMachine
+from dsv3c.runtime.errors import IsaNotSupported, ManifestInvalid, UnknownCapability, UnknownIsaLevel, WrongMachine
 
 ISA_VARIABLE = "DSV3C_ISA"
 WITHOUT_VARIABLE = "DSV3C_WITHOUT"  # names of CPU features, and of what GPU kernels ask of a device, joined by commas
+# What kernels for any machine ask for: the variable is set once for many artifacts, and for a device beside this one.
+_ASKED_FOR = frozenset({
+    "abm", "amx_bf16", "amx_int8", "amx_tile", "avx", "avx2", "avx512_bf16", "avx512_fp16", "avx512_vbmi2",
+    "avx512_vnni", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vbmi", "avx512vl", "avx_vnni", "bmi1", "bmi2",
+    "f16c", "fma", "movbe", "sse4_1", "sse4_2", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2",
+    "cooperative-matrix", "integer-dot-product", "mma-m16n8k16", "simdgroup-matrix", "subgroup-32", "subgroup-shuffle",
+})  # fmt: skip
 
 MACHINES = {"x86": "x86_64", "arm": "aarch64"}  # target family: machine, as Linux names it
 _ALIASES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
@@ -65,6 +72,14 @@ def require_machine(target: ArtifactTarget) -> None:
 def unwanted() -> frozenset[str]:
     """What the environment variable DSV3C_WITHOUT says to do without."""
     return frozenset(os.environ.get(WITHOUT_VARIABLE, "").replace(",", " ").split())
+
+
+def require_known(asked: Collection[str]) -> None:
+    """asked: what kernels of an artifact ask of a device. Raises UnknownCapability for an unwanted name that is none of
+    these, of those of other artifacts, and of this CPU's."""
+    names = unwanted() - _ASKED_FOR - frozenset(asked)
+    if names and (strange := names - all_cpu_flags()):
+        raise UnknownCapability(name=min(strange), known=", ".join(sorted(asked)) or "none")
 
 
 def cpu_flags() -> frozenset[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,10 @@ from starlette.routing import Route
 
 from dsv3c.runtime.server.api.experts import experts_of
 from dsv3c.runtime.server.api.messages import messages_of
-from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of, with_usage
+from dsv3c.runtime.server.api.openai_completed import completed
+from dsv3c.runtime.server.api.openai_parts import FINISH, new_id, now, scored_json, timings_of, usage_of
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of, length_of
-from dsv3c.runtime.server.api.tools import tool_choice_of, tools_of
+from dsv3c.runtime.server.api.tools import chosen_of, tools_of
 from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import (
     Begun,
@@ -29,15 +29,22 @@ from dsv3c.runtime.server.deltas import (
     Thought,
     Usage,
 )
-from dsv3c.runtime.server.fields import Body, read_body
-from dsv3c.runtime.server.replies import Events, answered, event, openai_form, told_and_logged
-from dsv3c.runtime.server.service import service_of
+from dsv3c.runtime.server.errors import FeatureMissing
+from dsv3c.runtime.server.fields import Body
 
+_MISSING = {
+    "functions": "they are given as tools",
+    "function_call": "there is tool_choice",
+    "audio": "the server answers in text",
+    "web_search_options": "this server runs no tools of its own",
+}
+_MOST_MODALITIES = 8
 _OWN_VARIABLES = ("self", "messages", "tools")
 
 
 def asked_of(body: Body) -> Asked:
-    """Raises FieldInvalid, FieldMissing."""
+    """Raises FieldInvalid, FieldMissing, FeatureMissing."""
+    _require_none_missing(body)
     how, fields = how_of(body)
     length, where = length_of(body, "max_completion_tokens", "max_tokens")
     if length is not None:
@@ -48,16 +55,24 @@ def asked_of(body: Body) -> Asked:
     elif top:
         raise body.wrong("top_logprobs", "it goes with logprobs: true")
     fields |= {"max_new_tokens": where, "logprobs": "top_logprobs", "prompt": "messages"}
-    tools = tools_of(body)
+    tools, choice = chosen_of(body, tools_of(body))
     return Asked(
         model=body.text("model"),
         messages=messages_of(body),
         how=how,
         tools=tools,
-        tool_choice=tool_choice_of(body, tools),
+        tool_choice=choice,
         variables=_variables(body),
         fields=fields,
     )
+
+
+def _require_none_missing(body: Body) -> None:
+    for name, reason in _MISSING.items():
+        if name in body:
+            raise FeatureMissing(field=body.where(name), what="this", reason=reason)
+    if set(body.texts("modalities", _MOST_MODALITIES) or ()) - {"text"}:
+        raise FeatureMissing(field=body.where("modalities"), what="another than text", reason=_MISSING["audio"])
 
 
 def _variables(body: Body) -> dict[str, Any]:
@@ -72,17 +87,7 @@ def _variables(body: Body) -> dict[str, Any]:
 
 
 async def chat_completions(request: Request) -> Response:
-    body = await read_body(request)
-    asked, usage = asked_of(body), with_usage(body)
-    name = service_of(request).models.find(asked.model).name
-    return await answered(
-        request,
-        asked,
-        body.flag("stream"),
-        lambda first: _Reply(name, usage, sum(first.prompt_tokens)),
-        _collect,
-        lambda deltas, reply: _events(deltas, reply, asked.fields),
-    )
+    return await completed(request, asked_of, _Reply, _collect)
 
 
 @dataclass
@@ -110,7 +115,7 @@ class _Choice:
 
 @dataclass
 class _Reply:
-    """What all chunks of an answer have in common."""
+    """As `Reply`. begun: results that were told of already."""
 
     model: str
     with_usage: bool
@@ -118,12 +123,20 @@ class _Reply:
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=now)
     usages: list[Usage] = field(default_factory=list)
+    begun: set[int] = field(default_factory=set)
 
     def whole(self, choices: Mapping[int, _Choice]) -> dict[str, Any]:
         listed = [_choice_json(index, choices[index]) for index in sorted(choices)]
         ended = [choice.ended for choice in choices.values() if choice.ended is not None]
         timings = timings_of(ended[0].generation) if ended else None
         return {**self._head("chat.completion"), "choices": listed, "usage": self._usage(), "timings": timings}
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        assert not isinstance(delta, Begun)
+        if delta.index not in self.begun:
+            self.begun.add(delta.index)
+            yield self.chunk(delta.index, {"role": "assistant", "content": ""})
+        yield _chunk(delta, self)
 
     def chunk(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
@@ -160,24 +173,6 @@ def _choice_json(index: int, choice: _Choice) -> dict[str, Any]:
     reason = FINISH[choice.ended.reason] if choice.ended is not None else None
     found = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
     return {**found, **experts_of(choice.ended)}
-
-
-async def _events(deltas: Deltas, reply: _Reply, fields: Mapping[str, str]) -> Events:
-    begun: set[int] = set()
-    async with aclosing(deltas):
-        try:
-            async for delta in deltas:
-                assert not isinstance(delta, Begun)
-                if delta.index not in begun:
-                    begun.add(delta.index)
-                    yield event(reply.chunk(delta.index, {"role": "assistant", "content": ""}))
-                yield event(_chunk(delta, reply))
-        except Exception as error:
-            yield event(openai_form(told_and_logged(error, fields)))
-            return
-    if reply.with_usage:
-        yield event(reply.last())
-    yield event("[DONE]")
 
 
 def _chunk(delta: Delta, reply: _Reply) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dsv3c.runtime.server.api.experts import experts_of
-from dsv3c.runtime.server.api.openai_parts import FINISH, finite, new_id, now, timings_of, usage_of, with_usage
+from dsv3c.runtime.server.api.openai_completed import completed
+from dsv3c.runtime.server.api.openai_parts import FINISH, finite, new_id, now, timings_of, usage_of
 from dsv3c.runtime.server.api.sampling import MOST_TOP_LOGPROBS, how_of
 from dsv3c.runtime.server.asked import Asked
 from dsv3c.runtime.server.deltas import Delta, Deltas, Ended, Scored, Text
-from dsv3c.runtime.server.fields import Body, read_body
-from dsv3c.runtime.server.replies import Events, answered, event, openai_form, told_and_logged
-from dsv3c.runtime.server.service import service_of
+from dsv3c.runtime.server.fields import Body
 
 MOST_PROMPTS, MOST_TOKENS, USUAL_LENGTH = 1_000, 1 << 20, 16
 
@@ -72,22 +70,12 @@ def _prompt(body: Body, number: int, given: Any) -> str | tuple[int, ...]:
 
 
 async def completions(request: Request) -> Response:
-    body = await read_body(request)
-    asked, usage = asked_of(body), with_usage(body)
-    name = service_of(request).models.find(asked.model).name
-    return await answered(
-        request,
-        asked,
-        body.flag("stream"),
-        lambda first: _Reply(name, usage, sum(first.prompt_tokens)),
-        _collect,
-        lambda deltas, reply: _events(deltas, reply, asked.fields),
-    )
+    return await completed(request, asked_of, _Reply, _collect)
 
 
 @dataclass
 class _Reply:
-    """What all chunks of an answer have in common. offsets: characters that each result has so far."""
+    """As `Reply`. offsets: characters that each result has so far."""
 
     model: str
     with_usage: bool
@@ -96,6 +84,12 @@ class _Reply:
     created: int = field(default_factory=now)
     ended: list[Ended] = field(default_factory=list)
     offsets: dict[int, int] = field(default_factory=dict)
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        yield _chunk(delta, self)
+
+    def last(self) -> dict[str, Any]:
+        return self.json([], usage=self.usage())
 
     def json(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
@@ -141,19 +135,6 @@ async def _collect(deltas: Deltas, reply: _Reply) -> dict[str, Any]:
         for index in sorted(ended)
     ]
     return reply.json(choices, usage=reply.usage(), timings=timings_of(reply.ended[0].generation))
-
-
-async def _events(deltas: Deltas, reply: _Reply, fields: Mapping[str, str]) -> Events:
-    async with aclosing(deltas):
-        try:
-            async for delta in deltas:
-                yield event(_chunk(delta, reply))
-        except Exception as error:
-            yield event(openai_form(told_and_logged(error, fields)))
-            return
-    if reply.with_usage:
-        yield event(reply.json([], usage=reply.usage()))
-    yield event("[DONE]")
 
 
 def _chunk(delta: Delta, reply: _Reply) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from dsv3c.runtime.engine.generation import Generation
 from dsv3c.runtime.server.deltas import Reason, Scored, Usage
-from dsv3c.runtime.server.fields import Body
 
 FINISH: dict[Reason, str] = {"stop": "stop", "length": "length", "calls": "tool_calls", "cancelled": "stop"}
 
@@ -61,9 +60,3 @@ def _alone(token: Scored) -> dict[str, Any]:
 def finite(logprob: float | None) -> float | None:
     """JSON has no infinities: -9999 stands for one, as in OpenAI's API."""
     return None if logprob is None else max(logprob, -9999.0)
-
-
-def with_usage(body: Body) -> bool:
-    """Whether a stream ends with a chunk of its own about usage."""
-    options = body.inner("stream_options")
-    return options is not None and bool(options.flag("include_usage"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsv3c.runtime.artifact.strict_json import quote
 from dsv3c.runtime.server.api.messages import MOST_MESSAGES, MOST_PARTS
-from dsv3c.runtime.server.api.tools import MOST_TOOLS, tool_choice_of
+from dsv3c.runtime.server.api.tools import MOST_TOOLS, chosen_of
 from dsv3c.runtime.server.asked import Tool, ToolChoice
 from dsv3c.runtime.server.errors import FeatureMissing
 from dsv3c.runtime.server.fields import Body
@@ -41,20 +41,7 @@ def output_messages(output: Many[Mapping[str, Any]]) -> list[Message]:
 
 def tools_of(body: Body) -> tuple[tuple[Tool, ...], ToolChoice]:
     """Raises FieldInvalid, FieldMissing, FeatureMissing."""
-    tools = tuple(_tool(each) for each in body.objects("tools", MOST_TOOLS) or ())
-    chosen = body.values.get("tool_choice")
-    if not isinstance(chosen, dict):
-        return tools, tool_choice_of(body, tools)
-    choice = Body(chosen, body.where("tool_choice"))
-    kind = choice.choice("type", ("function", "allowed_tools"))
-    if kind != "allowed_tools":
-        return tools, tool_choice_of(body, tools)
-    names = [each.required_text("name") for each in choice.objects("tools", MOST_TOOLS) or ()]
-    kept = tuple(tool for tool in tools if tool.name in names)
-    required = choice.choice("mode", ("auto", "required")) == "required"
-    if required and not kept:
-        raise choice.wrong("tools", "none of them is among the tools")
-    return kept, ToolChoice("required" if required else "auto", single=body.flag("parallel_tool_calls") is False)
+    return chosen_of(body, tuple(_tool(each) for each in body.objects("tools", MOST_TOOLS) or ()))
 
 
 def _tool(body: Body) -> Tool:

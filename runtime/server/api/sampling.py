@@ -33,6 +33,7 @@ _FIELDS = {  # what a field is in the engine, where it has another name
     "repeat_penalty": "repetition_penalty",
     "min_tokens": "min_new_tokens",
 }
+_LEAST_TOP_P = 1e-6  # less than the likeliest token has, of any vocabulary: it alone is left
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -62,6 +63,8 @@ def how_of(body: Body) -> tuple[dict[str, Any], dict[str, str]]:
         del how["seed"], fields["seed"]
     if "seed" in how:
         how["seed"] %= 1 << 63
+    if how.get("top_p") == 0:
+        how["top_p"] = _LEAST_TOP_P
     if how.get("top_k") == -1:  # off
         how["top_k"] = 0
     if how.get("num_return_sequences", 1) > 1 and "temperature" not in how:

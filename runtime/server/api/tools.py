@@ -1,4 +1,4 @@
-"""Tools that a model may call, as OpenAI's API lists them."""
+"""Tools that a model may call, as OpenAI's APIs list and choose them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,24 @@ def tools_of(body: Body) -> tuple[Tool, ...]:
     return tuple(_tool(each) for each in body.objects("tools", MOST_TOOLS) or ())
 
 
-def tool_choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:
-    """Raises FieldInvalid, FieldMissing."""
-    return replace(_choice_of(body, tools), single=body.flag("parallel_tool_calls") is False)
+def chosen_of(body: Body, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """Those that may be called, and what is said of calling them. Raises FieldInvalid, FieldMissing."""
+    choice = body.inner("tool_choice") if isinstance(body.values.get("tool_choice"), dict) else None
+    if choice is not None and choice.choice("type", ("function", "allowed_tools")) == "allowed_tools":
+        tools, chosen = _allowed(choice.inner("allowed_tools") or choice, tools)  # chats have it one level deeper
+    else:
+        chosen = _choice_of(body, tools)
+    return tools, replace(chosen, single=body.flag("parallel_tool_calls") is False)
+
+
+def _allowed(body: Body, tools: tuple[Tool, ...]) -> tuple[tuple[Tool, ...], ToolChoice]:
+    listed = body.objects("tools", MOST_TOOLS) or ()
+    names = [(each.inner("function") or each).required_text("name") for each in listed]
+    kept = tuple(tool for tool in tools if tool.name in names)
+    required = body.choice("mode", ("auto", "required")) == "required"
+    if required and not kept:
+        raise body.wrong("tools", "none of them is among the tools")
+    return kept, ToolChoice("required" if required else "auto")
 
 
 def _choice_of(body: Body, tools: tuple[Tool, ...]) -> ToolChoice:

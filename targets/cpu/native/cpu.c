@@ -1,5 +1,6 @@
 // What this CPU can do, by the names that Linux gives its features, and which level of the artifact fits it.
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,15 +103,44 @@ bool cpu_has(const char *feature) {
 #error "the native library knows the features of x86-64 and aarch64"
 #endif
 
-// Whether `name` is one of the names in DSV3C_WITHOUT, which commas or spaces join.
-static bool unwanted(const char *name) {
+// The next of the names in DSV3C_WITHOUT, which commas or spaces join: behind `at`, the first for NULL. NULL at the end.
+static const char *next_unwanted(const char *at, size_t *length) {
   static const char between[] = ", \t\r\n";
-  const char *at = getenv("DSV3C_WITHOUT");
-  for (size_t length; at && *(at += strspn(at, between)); at += length) {
-    length = strcspn(at, between);
-    if (length == strlen(name) && strncmp(at, name, length) == 0) return true;
-  }
+  if (at) at += *length;
+  else if (!(at = getenv("DSV3C_WITHOUT"))) return 0;
+  at += strspn(at, between);
+  *length = strcspn(at, between);
+  return *length ? at : 0;
+}
+
+static bool same(const char *name, const char *other, size_t length) {
+  return length == strlen(name) && strncmp(name, other, length) == 0;
+}
+
+static bool unwanted(const char *name) {
+  size_t length;
+  for (const char *at = 0; (at = next_unwanted(at, &length));)
+    if (same(name, at, length)) return true;
   return false;
+}
+
+static bool is_feature(const char *name, size_t length) {
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
+    if (same(FEATURES[i].name, name, length)) return true;
+  return false;
+}
+
+static dsv3c_status require_known(void) {
+  size_t length, used = 0;
+  char known[sizeof FEATURES] = "";
+  for (const char *at = 0; (at = next_unwanted(at, &length));) {
+    if (is_feature(at, length)) continue;
+    for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
+      used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", FEATURES[i].name);
+    return dsv3c_fail(DSV3C_ISA_UNKNOWN, "DSV3C_WITHOUT names %.*s; the features that kernels may ask for: %s",
+                      length < 64 ? (int)length : 64, at, known);
+  }
+  return DSV3C_OK;
 }
 
 static const char *lacks(const plan_level *level) {
@@ -122,6 +152,8 @@ static const char *lacks(const plan_level *level) {
 dsv3c_status cpu_choose(const plan_level *levels, size_t count, const plan_level **chosen) {
   const char *forced = getenv("DSV3C_ISA"), *missing = "";
   bool known = false;
+  dsv3c_status status = require_known();
+  if (status != DSV3C_OK) return status;
   for (size_t i = count; i-- > 0;) {
     if (forced && *forced && strcmp(levels[i].name, forced) != 0) continue;
     known = true;

@@ -8,8 +8,8 @@
 //   dsv3c_run(model, &request, 1);
 //
 // Every call that can fail returns a status; dsv3c_error() then says what happened, in the thread that called. A model,
-// with its sequences, is used by one thread at a time. Memory is taken by dsv3c_open, *_new and dsv3c_encode only:
-// running a step and drawing a token take none.
+// with its sequences, samplers and generations, is used by one thread at a time. Memory is taken by dsv3c_open, *_new,
+// *_fork, dsv3c_encode and dsv3c_chat only: running a step and drawing a token take none.
 // NULL where a pointer is needed is DSV3C_BAD_ARGUMENT; calls without a status take it as nothing: they give 0 and
 // free nothing.
 #ifndef DSV3C_H
@@ -29,7 +29,7 @@ typedef enum {
   DSV3C_BAD_ARGUMENT,      // a value out of range, or a sequence of another model
   DSV3C_FILE_MISSING,      // a file of the artifact cannot be opened
   DSV3C_FILE_DAMAGED,      // a file is not the one this library was built with, or lost bytes while it was in use
-  DSV3C_ISA_UNKNOWN,       // DSV3C_ISA names no level of the artifact
+  DSV3C_ISA_UNKNOWN,       // DSV3C_ISA names no level of the artifact, or DSV3C_WITHOUT no feature
   DSV3C_ISA_UNSUPPORTED,   // the CPU lacks what the level needs
   DSV3C_OUT_OF_MEMORY,     // the system refused memory
   DSV3C_OUT_OF_PAGES,      // the cache is full: free sequences, or open with a larger max_batch
@@ -79,7 +79,7 @@ typedef struct {
 // to use, otherwise it is the best that this CPU can run. Each model has threads of its own. The first call takes the
 // signal SIGBUS, and passes on what is not of the model's files: reading one that was made shorter is then an error.
 DSV3C_API dsv3c_status dsv3c_open(const char *artifact, const dsv3c_options *options, dsv3c_model **model);
-// Give everything back. Sequences and samplers are freed before. NULL is fine.
+// Give everything back. Sequences, samplers and generations are freed before, in any order. NULL is fine.
 DSV3C_API void dsv3c_close(dsv3c_model *model);
 // All zero for NULL.
 DSV3C_API dsv3c_info dsv3c_info_of(const dsv3c_model *model);
@@ -215,7 +215,7 @@ typedef struct {
   int32_t max_length;        // of the prompt and the answer; 0: DSV3C_MAX_NEW_TOKENS new ones, or the least
   const dsv3c_string *stop;  // strings that end the answer and are no part of it
   size_t stop_count;
-  double max_time;           // seconds after which it ends; 0: no limit
+  double max_time;           // seconds from dsv3c_generation_new on, after which no step begins; 0: no limit
   dsv3c_speculation speculation;
 } dsv3c_parameters;
 

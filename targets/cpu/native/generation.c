@@ -22,7 +22,7 @@ struct dsv3c_generation {
   float *logits;      // a row for each token of a step
   size_t prompt, count, told, limit;  // tokens; those that were told; those of an answer at most
   size_t first_row;   // the place in `tokens` of what the first row of logits gave
-  double max_time;
+  double deadline;    // by now(); 0: none
   dsv3c_finish finish;
   dsv3c_status failed;
   dsv3c_statistics statistics;
@@ -120,7 +120,8 @@ dsv3c_status dsv3c_generation_new(dsv3c_model *model, const int32_t *prompt, siz
   TRY(check_prompt(model, prompt, count));
   dsv3c_generation *g = calloc(1, sizeof *g);
   if (!g) return dsv3c_fail(DSV3C_OUT_OF_MEMORY, "no memory for a generation");
-  *g = (dsv3c_generation){.model = model, .prompt = count, .count = count, .told = count, .max_time = how->max_time,
+  *g = (dsv3c_generation){.model = model, .prompt = count, .count = count, .told = count,
+                          .deadline = how->max_time > 0 ? now() + how->max_time : 0,
                           .speculation = how->speculation, .statistics.prompt_tokens = count};
   pace_begin(&g->pace);
   dsv3c_status status = prepare(g, prompt, how);
@@ -267,15 +268,13 @@ static void end(dsv3c_generation *g, dsv3c_finish reason, dsv3c_event *event) {
   event->finish = g->finish = g->stop.stopped ? DSV3C_STOP : reason;
 }
 
-static bool time_is_over(const dsv3c_generation *g) {
-  return g->max_time > 0 && g->statistics.prompt_seconds + g->statistics.decode_seconds >= g->max_time;
-}
+static bool time_is_over(const dsv3c_generation *g) { return g->deadline > 0 && now() >= g->deadline; }
 
 static dsv3c_status next(dsv3c_generation *g, dsv3c_event *event) {
   if (g->finish) return event->finish = g->finish, DSV3C_OK;
   if (g->stop.stopped) return end(g, DSV3C_STOP, event), DSV3C_OK;
   if (g->told == g->prompt + g->limit) return end(g, DSV3C_LENGTH, event), DSV3C_OK;
-  if (g->told == g->count && g->told > g->prompt && time_is_over(g)) return end(g, DSV3C_TIME, event), DSV3C_OK;
+  if (g->told == g->count && time_is_over(g)) return end(g, DSV3C_TIME, event), DSV3C_OK;
   if (g->told == g->count) TRY(advance(g));
   int32_t token = g->tokens[g->told];
   event->logits = g->logits + (g->told - g->first_row) * (size_t)plan->vocab_size;

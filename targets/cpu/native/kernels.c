@@ -80,10 +80,10 @@ static void remove_name(const char *name) {
 }
 
 // A file of its own with the bytes that were checked: the loader would give back the library it has of a path or a file,
-// whatever is there now. In memory where the system has that.
+// whatever is there now. In memory where the system has that, and /proc, by which it gets a name.
 static int copy_file(const memory_block *content, char *name, size_t size) {
 #ifdef __linux__
-  int descriptor = memfd_create("dsv3c", MFD_CLOEXEC);
+  int descriptor = access("/proc/self/fd", X_OK) == 0 ? memfd_create("dsv3c", MFD_CLOEXEC) : -1;
   if (descriptor >= 0) snprintf(name, size, "/proc/self/fd/%d", descriptor);
 #else
   int descriptor = -1;

@@ -109,14 +109,17 @@ static uint64_t seed(const char *text) {
   return value;
 }
 
+static const char BETWEEN[] = " ,\t\r\n";  // of ids
+
 id_list options_ids(const char *what, const char *text, size_t size) {
   id_list list = {memory(malloc((size / 2 + 1) * sizeof *list.ids)), 0};
   if (strlen(text) != size) fail(2, what, "not a list of token ids");
-  for (const char *at = text + strspn(text, " ,\t\r\n"); *at; at += strspn(at, " ,\t\r\n")) {
+  for (const char *at = text + strspn(text, BETWEEN); *at; at += strspn(at, BETWEEN)) {
     char *end;
     errno = 0;
     long id = strtol(at, &end, 10);
-    if (end == at || errno || id < 0 || id > INT32_MAX) fail(2, what, "not a list of token ids");
+    if (*at < '0' || *at > '9' || !strchr(BETWEEN, *end) || errno || id > INT32_MAX)
+      fail(2, what, "not a list of token ids");
     list.ids[list.count++] = (int32_t)id;
     at = end;
   }

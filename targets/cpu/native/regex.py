@@ -17,6 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 
 RUN, ATOMIC, SPLIT, JUMP, AHEAD, NOT_AHEAD, LINE_END, MATCH = range(8)
 UNBOUNDED = 0xFFFFFFFF
+STAGES_LIMIT = 64  # as tokenizer.h has it
 STEPS_LIMIT = 256
 CLASSES_LIMIT = 64  # to ask for the characters of one takes a moment; known tokenizers have 20
 PATTERN_LIMIT = 4096
@@ -44,6 +45,8 @@ class Program:
 
     def add(self, pattern: str) -> None:
         """Compile a pattern as the next stage. Raises Unsupported."""
+        if len(self.stages) == STAGES_LIMIT:
+            raise Unsupported(f"more than {STAGES_LIMIT} patterns")
         if len(pattern) > PATTERN_LIMIT:
             raise Unsupported(f"a pattern of {len(pattern)} characters")
         steps = [*_Parser(pattern, self.classes).parse(), (MATCH, 0, 0, 0)]

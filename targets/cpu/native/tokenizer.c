@@ -84,6 +84,7 @@ static bool spans_valid(tokenizer *t) {
     const split_class *c = &t->classes[i];
     if (c->first > t->count[RANGES] || c->count > t->count[RANGES] - c->first) return false;
   }
+  if (t->count[STAGES] > STAGES_LIMIT) return false;
   for (uint32_t i = 0; i < t->count[STAGES]; i++)
     if (!split_valid(t, t->stages[i])) return false;
   return true;
@@ -182,6 +183,8 @@ dsv3c_status dsv3c_encode(const dsv3c_model *model, const char *text, size_t siz
                           size_t *count) {
   if (!model || (size && !text) || !tokens || !count)
     return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_encode needs a model, a text and places for the ids and their number");
+  if (special < DSV3C_PLAIN || special > DSV3C_NO_BOS)
+    return dsv3c_fail(DSV3C_BAD_ARGUMENT, "dsv3c_encode needs a dsv3c_special, not %d", special);
   const tokenizer *t = model->tokenizer;
   if (!t) return dsv3c_fail(DSV3C_NO_TOKENIZER, "this model was compiled without a tokenizer: give token ids");
   place from = (place)(text ? text : "");

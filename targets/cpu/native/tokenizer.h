@@ -24,6 +24,7 @@ enum {
 };
 
 #define NO_ID 0xffffffffu
+enum { STAGES_LIMIT = 64 };  // each waits on the stack for the next one
 
 typedef struct { uint32_t first, count; } tokenizer_span;
 typedef struct { uint32_t left, right, rank, id; } tokenizer_merge;   // rank NO_ID: free

@@ -1,9 +1,8 @@
 """GPU kernels in TIR, written once for all GPU targets.
 
-Operations are named by the frozen specs that the CPU kernels have; `stages(spec)` says which kernels one takes.
-`operands(stage)` lists its arguments in order;
-`variants(stage)` gives its forms, the first whose `most_rows` suffices is launched. Activations are float32; weights
-are decoded in registers.
+Operations are named by the frozen specs that the CPU kernels have. `stages(spec)` says which kernels one takes,
+`operands(stage)` lists a kernel's arguments in order, `variants(stage)` gives its forms, of which the first whose
+`most_rows` suffices is launched. Activations are float32; weights are decoded in registers.
 """
 
 from __future__ import annotations

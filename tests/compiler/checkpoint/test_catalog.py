@@ -10,9 +10,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint.catalog import LogicalTensor, catalogue
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.shards import open_tensors
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     MissingScaleError,
     MissingTensorError,
     StrayScaleError,
@@ -20,6 +18,8 @@ from dsv3c.compiler.errors import (
     TensorShapeError,
     UnexpectedTensorError,
 )
+from dsv3c.compiler.checkpoint.shards import open_tensors
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import (
     SAFETENSORS_NAMES,
     fuse_experts,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
-from dsv3c.compiler.errors import ConfigValueError, MissingConfigKeyError
 
 FIELDS = ConfigFields(
     {"n": 3, "x": 0.5, "b": False, "s": "one", "o": {"n": 4}, "null": None, "t": True}, Path("config.json")

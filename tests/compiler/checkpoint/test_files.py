@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsv3c.compiler.checkpoint.errors import JsonError, UnreadableFileError
 from dsv3c.compiler.checkpoint.files import MAX_JSON_VALUES, exists, parse_object, quote, read_bytes, read_object
-from dsv3c.compiler.errors import JsonError, UnreadableFileError
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.indexer import INDEXER
-from dsv3c.compiler.checkpoint.rope import RopeScaling
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     MissingTensorError,
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.checkpoint.indexer import INDEXER
+from dsv3c.compiler.checkpoint.rope import RopeScaling
+from dsv3c.compiler.errors import CheckpointError
 from dsv3c.compiler.frontend.caches import cache_rows, main_cache_rows
 from tests.checkpoints import random_tensors, text_config, tiny_config, write_checkpoint, write_safetensors
 
@@ -165,6 +165,7 @@ def test_which_layers_choose(keys: dict[str, Any], types: str) -> None:
     [
         ({"indexer_types": ["shared", "full", "full"]}, "indexer_types.*full for the first layer"),
         ({"indexer_types": ["full", "full"]}, "indexer_types.*3 times full or shared"),
+        ({"index_topk_freq": 2, "index_skip_topk_offset": 0}, "index_skip_topk_offset.*an integer from 1"),
         ({"indexer_types": ["full", "full", ["full"]]}, "indexer_types.*3 times full or shared"),
         ({"index_topk_pattern": "FXS"}, "index_topk_pattern.*3 times full or shared"),
         ({"index_head_dim": 4}, "index_head_dim.*at least qk_rope_head_dim, 8"),
@@ -235,6 +236,8 @@ def test_the_rotation_of_a_mistral_that_says_nothing_of_it() -> None:
     config = parse("mistral4", max_position_embeddings=1 << 20, rope_theta=...)
     assert config.rope_scaling == RopeScaling(128.0, 8192, mscale=1.0, mscale_all_dim=1.0)
     assert len(config.query_scales) == 128
+    # Its published code takes all of them together: a rope_theta beside them is then not read.
+    assert parse("mistral4", rope_theta=1e6).rope_theta == config.rope_theta == 10000.0
 
 
 def test_partial_rotary_factor_is_of_the_whole_head() -> None:

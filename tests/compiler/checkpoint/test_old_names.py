@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import CheckpointError, SameTensorError, StrayScaleError, UnexpectedTensorError
+from dsv3c.compiler.checkpoint.errors import SameTensorError, StrayScaleError, UnexpectedTensorError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import (
     fuse_experts,
     random_tensors,

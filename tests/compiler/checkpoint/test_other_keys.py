@@ -8,7 +8,8 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.errors import UnsupportedConfigError
+from dsv3c.compiler.checkpoint.errors import UnsupportedConfigError
+from dsv3c.compiler.checkpoint.members import MEMBERS
 from tests.checkpoints import tiny_config, write_checkpoint
 
 PATH = Path("model/config.json")
@@ -22,6 +23,21 @@ PATH = Path("model/config.json")
 def test_a_key_that_changes_what_is_computed_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(UnsupportedConfigError, match=f"{key} = .* is not supported: it changes what is computed"):
         ModelConfig.from_dict(tiny_config(**{key: value}), PATH)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "deepseek_v2", "minicpm3", "longcat_flash", "mistral4"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scale_emb", 12), ("scale_depth", 1.4), ("dim_model_base", 256), ("mla_scale_q_lora", True),
+     ("mla_scale_kv_lora", True), ("zero_expert_num", 2)],
+)  # fmt: skip
+def test_what_one_member_computes_by_is_refused_for_others(key: str, value: Any, model_type: str) -> None:
+    given = tiny_config(model_type, **{key: value})
+    if key in MEMBERS[model_type].keys:
+        assert ModelConfig.from_dict(given, PATH) != ModelConfig.from_dict(tiny_config(model_type, **{key: None}), PATH)
+        return
+    with pytest.raises(UnsupportedConfigError, match=f"{key} = .* is not supported: it changes what is computed"):
+        ModelConfig.from_dict(given, PATH)
 
 
 @pytest.mark.parametrize(

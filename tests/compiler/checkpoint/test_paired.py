@@ -13,9 +13,7 @@ import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.config import ModelConfig
-from dsv3c.compiler.checkpoint.paired import block_name
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigConflictError,
     ConfigValueError,
     LeftOutError,
@@ -25,6 +23,8 @@ from dsv3c.compiler.errors import (
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.checkpoint.paired import block_name
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import (
     fuse_experts,
     quantize_fp8,
@@ -36,6 +36,7 @@ from tests.checkpoints import (
 
 PATH = Path("model/config.json")
 EXPERTS = "model.layers.1.mlp.experts."
+BLOCKS = 4
 
 
 def parse(**overrides: Any) -> ModelConfig:
@@ -67,7 +68,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) 
     ],
 )
 def test_each_block_is_a_layer(name: str, block: str) -> None:
-    assert block_name(name) == block
+    assert block_name(name, BLOCKS) == block
 
 
 def test_the_config_counts_blocks_and_reads_its_own_names() -> None:
@@ -145,11 +146,40 @@ def test_matrices_of_zero_experts_are_passed_over(fused: bool, tmp_path: Path) -
         np.testing.assert_array_equal(opened.read(name), value)
 
 
-def test_layers_of_multi_token_prediction_are_left_out_with_a_note(tmp_path: Path) -> None:
-    config, more = tiny_config("longcat_flash"), np.ones((4, 4), np.float32)
-    tensors = random_tensors(config) | {"model.mtp.layers.0.eh_proj.weight": more, "model.mtp.norm.weight": more}
-    (note,) = Checkpoint.open(write(tmp_path, config, tensors)).notes
-    assert note == "the 2 tensors below model.mtp are left out: no drafts are made by them"
+def test_the_layer_of_multi_token_prediction_is_a_dense_one_behind_the_others(tmp_path: Path) -> None:
+    """config.json as published says nothing of it."""
+    config = tiny_config("longcat_flash", num_nextn_predict_layers=1)
+    tensors = random_tensors(config)
+    del config["num_nextn_predict_layers"]
+    opened = Checkpoint.open(write(tmp_path, config, tensors))
+    assert opened.notes == ("config.json has no num_nextn_predict_layers; the tensors say 1",)
+    assert opened.config.mlp_layer_types == ("shortcut", "dense", "shortcut", "dense", "dense")
+    names = {
+        "enorm.weight": "layers.0.enorm.m.weight",
+        "eh_proj.weight": "layers.0.eh_proj.weight",
+        "self_attn.kv_a_layernorm.weight": "layers.0.self_attn.kv_a_layernorm.weight",
+        "mlp.down_proj.weight": "layers.0.transformer_layer.mlp.down_proj.weight",
+        "embed_tokens.weight": "embed_tokens.weight",
+        "shared_head.norm.weight": "norm.weight",
+    }
+    for ours, published in names.items():
+        np.testing.assert_array_equal(opened.read(f"model.layers.4.{ours}"), tensors[f"model.mtp.{published}"])
+
+
+def test_a_part_of_that_layer_is_missing_or_unknown(tmp_path: Path) -> None:
+    config = tiny_config("longcat_flash", num_nextn_predict_layers=1)
+    tensors = random_tensors(config)
+    more = {"model.mtp.layers.0.self_attn.q_norm.weight": np.ones(16, np.float32)}
+    with pytest.raises(UnexpectedTensorError, match=r"model\.layers\.4\.self_attn\.q_norm"):
+        Checkpoint.open(write(tmp_path, config, tensors | more))
+    del tensors["model.mtp.norm.weight"]
+    with pytest.raises(MissingTensorError, match=r"model\.layers\.4\.shared_head\.norm"):
+        Checkpoint.open(write(tmp_path, config, tensors))
+
+
+@pytest.mark.parametrize("name", ["model.mtp", "model.mtp.layers.0"])
+def test_the_module_of_that_layer_goes_by_its_name(name: str) -> None:
+    assert block_name(name, BLOCKS) == "model.layers.4"
 
 
 def test_codes_and_the_modules_that_have_none_go_by_the_names_of_blocks(tmp_path: Path) -> None:

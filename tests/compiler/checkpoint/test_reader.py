@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import reader
-from dsv3c.compiler.checkpoint.reader import Checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     ChangedFileError,
+    ConfigConflictError,
+    JsonError,
     MissingTensorError,
     NonFiniteWeightError,
     NoWeightsError,
@@ -22,6 +23,7 @@ from dsv3c.compiler.errors import (
     UnknownTensorError,
     UnreadableFileError,
 )
+from dsv3c.compiler.checkpoint.reader import Checkpoint
 from tests.checkpoints import (
     SCALE_SUFFIX,
     random_tensors,
@@ -136,6 +138,23 @@ def test_a_tied_head_may_be_stored_and_is_not_listed(tmp_path: Path) -> None:
     assert (alone.notes, len(both.notes)) == ((), 1) and "lm_head.weight is ignored" in both.notes[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_head_that_is_another_matrix_is_refused(dtype: str, tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=True), dtype=dtype)
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, "lm_head.weight": head})
+    with pytest.raises(ConfigConflictError, match=r"tie_word_embeddings .* lm_head\.weight"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_tied_head_may_have_another_type(tmp_path: Path) -> None:
+    tensors = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=True), dtype="bfloat16")
+    head = tensors["model.embed_tokens.weight"].astype(np.float32)
+    write_safetensors(tmp_path / "model.safetensors", {**tensors, "lm_head.weight": head})
+    assert "lm_head.weight is ignored" in Checkpoint.open(tmp_path).notes[0]
+
+
 def spoiled(folder: Path, name: str, value: float, dtype: str = "bfloat16") -> Checkpoint:
     fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}}
     tensors = write_checkpoint(folder, tiny_config(**(fp8 if dtype == "float8_e4m3" else {})), dtype=dtype)
@@ -210,7 +229,10 @@ def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFileError):
         Checkpoint.open(tmp_path / "absent")
     (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({}))
-    with pytest.raises(UnreadableFileError, match=r"config\.json"):
+    with pytest.raises(UnreadableFileError, match=r"config\.json.*No such file"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"")
+    with pytest.raises(JsonError, match=r"config\.json"):
         Checkpoint.open(tmp_path)
 
 
@@ -218,12 +240,10 @@ def test_hashes_of_all_files(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, tiny_config())
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
     (tmp_path / "notes.txt").write_text("not a part of the model")
-    seen: list[tuple[Any, ...]] = []
-    hashes = Checkpoint.open(tmp_path).file_hashes(lambda *step: seen.append(step))
+    hashes = Checkpoint.open(tmp_path).file_hashes()
     assert list(hashes) == ["config.json", "tokenizer.json", "model.safetensors"]
     for name, digest in hashes.items():
         assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        assert (name, (tmp_path / name).stat().st_size, (tmp_path / name).stat().st_size) in seen
 
 
 def test_hashes_are_of_what_links_lead_to(tmp_path: Path) -> None:
@@ -252,8 +272,10 @@ def test_hashing_ends_with_what_it_stands_beside(tmp_path: Path, monkeypatch: py
     os.mkfifo(tmp_path / "model.safetensors")
     writer = os.open(tmp_path / "model.safetensors", os.O_RDWR)
     monkeypatch.setattr(reader, "file_size", lambda path: 0)
+    later = threading.Timer(0.1, os.write, (writer, b"and on"))
     with pytest.raises(RuntimeError, match="failed"), checkpoint.hashing():
         os.write(writer, b"endless")
-        threading.Timer(0.1, os.write, (writer, b"and on")).start()
+        later.start()
         raise RuntimeError("failed")
+    later.join()
     os.close(writer)

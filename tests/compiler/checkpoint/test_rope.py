@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.fields import ConfigFields
 from dsv3c.compiler.checkpoint.rope import RopeScaling, inverse_frequencies, parse_rope
-from dsv3c.compiler.errors import CheckpointError, ConfigValueError, MissingConfigKeyError, UnsupportedConfigError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import YARN
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from dsv3c.compiler.checkpoint.errors import ChangedFileError, SafetensorsError, UnreadableFileError
 from dsv3c.compiler.checkpoint.safetensors import DTYPE_BITS, SafetensorsFile, parse_header
-from dsv3c.compiler.errors import ChangedFileError, CheckpointError, SafetensorsError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import safetensors_bytes, write_safetensors
 
 PATH = Path("model.safetensors")
@@ -148,7 +149,7 @@ def test_a_file_cut_while_open_is_noticed(tmp_path: Path) -> None:
         file.array("w")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 64))
 def test_any_header_bytes_parse_or_raise_the_typed_error(text: bytes, body_size: int) -> None:
     for header in (text, b"{" + text, b'{"w":' + text + b"}"):
@@ -173,7 +174,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), ENTRIES | JSON_VALUES, max_size=4), st.binary())
 def test_any_header_object_opens_or_raises_a_typed_error(tmp_path_factory: Any, header: Any, body: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"

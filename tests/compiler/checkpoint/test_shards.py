@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     CompiledError,
     DuplicateTensorError,
     GgufError,
@@ -31,6 +29,8 @@ from dsv3c.compiler.errors import (
     TorchFileError,
     UnreadableFileError,
 )
+from dsv3c.compiler.checkpoint.shards import INDEX, SINGLE, open_tensors
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import safetensors_bytes, write_safetensors, write_sharded
 
 A = {"a": np.ones(3, np.float32)}
@@ -230,7 +230,7 @@ def test_what_is_there_instead_of_weights_is_named(
     assert type(caught.value) is error and says in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60), st.dictionaries(st.sampled_from("abcd"), st.text(max_size=6) | st.none(), max_size=3))
 def test_any_index_opens_or_raises_a_typed_error(tmp_path_factory: Any, data: bytes, weight_map: Any) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzz"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv3c.compiler.checkpoint.errors import UnknownVocabularyError
 from dsv3c.compiler.checkpoint.sides import (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -18,7 +19,6 @@ from dsv3c.compiler.checkpoint.sides import (
     usable_tokenizer,
     write_sides,
 )
-from dsv3c.compiler.errors import UnknownVocabularyError
 from tests.gguf_files import write_gguf
 
 VOCABULARY = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import stored as stored_module
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.checkpoint.stored import StoredTensor, StoredWeight
-from dsv3c.compiler.errors import NonFiniteWeightError, ScaleValueError
 from tests.checkpoints import write_safetensors
 
 E4M3 = ml_dtypes.float8_e4m3fn

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from dsv3c.compiler.checkpoint import tiktoken
-from dsv3c.compiler.errors import TiktokenError, UnknownVocabularyError
+from dsv3c.compiler.checkpoint.errors import TiktokenError, UnknownVocabularyError
 from tests.conftest import BUNDLED_MODEL
 
 PATTERN = (  # of tokenization_kimi.py in moonshotai/Kimi-K2-Instruct
@@ -88,7 +88,7 @@ def check(text: str) -> None:
     assert ours.decode(expected, skip_special_tokens=False) == theirs.decode(expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=30).map("".join))
 def test_ids_are_those_of_tiktoken(text: str) -> None:
     check(text)
@@ -156,7 +156,7 @@ def test_tokens_that_are_made_of_others_in_too_many_ways_are_refused(
         tiktoken.converted(path, CONFIG)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=60) | st.lists(st.sampled_from(["IQ==", " ", "0", "1", "\n", "="])).map("".join).map(str.encode)
 )

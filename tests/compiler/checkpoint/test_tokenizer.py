@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from dsv3c.compiler.checkpoint.errors import JsonError, TokenizerVocabularyError
 from dsv3c.compiler.checkpoint.tokenizer import check_tokenizer, usable_ids
-from dsv3c.compiler.errors import JsonError, TokenizerVocabularyError
 
 
 def write(folder: Path, vocab: Any, added: Any = ()) -> None:

@@ -13,11 +13,13 @@ import pytest
 from dsv3c import targets
 from dsv3c.compiler import cli
 from dsv3c.compiler.cli import params
+from dsv3c.compiler.cli.program import root
 from dsv3c.compiler.driver import machine, pipeline
 from dsv3c.compiler.driver.pipeline import CompileReport
 from dsv3c.compiler.formats.table import listed
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.compiler.quantisation.choice import method_names
+from dsv3c.runtime.cli.program import root as runtime_root
 from dsv3c.runtime.cli.progress import NotesOnly
 
 
@@ -193,6 +195,26 @@ def test_inspect_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "targets")[0].startswith("x86  x86-64 CPUs")
     assert "x86" in json.loads(run(capsys, "targets", "--json")[0])
+
+
+# bench has the letters of llama-bench for what that has, too.
+OF_LLAMA_BENCH = {"-p": "--prompt-tokens", "-n": "--new-tokens", "-t": "--threads", "-o": "--output"}
+
+
+def test_an_option_has_the_same_letters_in_every_command_and_a_letter_one_meaning() -> None:
+    letters, meanings = dict[str, set[str]](), dict[str, set[str]]()
+    commands = [command for group in (root, runtime_root) for command in group.commands.values()]
+    options = [(command.name, param) for command in commands for param in command.params]
+    for name, param in options:
+        full = max(param.opts, key=len)
+        of_its_own = {letter for letter, of in OF_LLAMA_BENCH.items() if (name, full) == ("bench", of)}
+        short = [letter for letter in param.opts if not letter.startswith("--") and letter not in of_its_own]
+        if full.startswith("--") and full != "--output":  # of bench a form, of a sweep files
+            letters.setdefault(full, set()).add("".join(short))
+            for letter in short:
+                meanings.setdefault(letter, set()).add(full)
+    assert {name: found for name, found in letters.items() if len(found) > 1} == {}
+    assert {letter: found for letter, found in meanings.items() if len(found) > 1} == {}
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,6 @@ def test_scaled_matches_with_and_without_the_factor() -> None:
     found = match(pattern, op("sub", op("cos", x), y))
     assert found is not None
     assert found.scalar("factor") == 1.0
-    assert found.scalar("factor", default=3.0) == 3.0
 
 
 def test_attributes_are_demanded() -> None:

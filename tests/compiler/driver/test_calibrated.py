@@ -20,7 +20,7 @@ from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.ops.weight import Packed, decoded, format_of
 from dsv3c.compiler.core.pieces import part
-from dsv3c.compiler.driver import calibrated, calibration_cost, checks, pipeline, weights
+from dsv3c.compiler.driver import calibrated, calibration_cost, checks, lowering, pipeline, weights
 from dsv3c.compiler.driver.rounding_log import RoundingLog
 from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.errors import BadOptionError, NoTokenizerError
@@ -92,7 +92,7 @@ def write_weights(
 ) -> Written:
     """most_calls: of those that are kept, with their weights."""
     opened, chosen, calls, read = Checkpoint.open(source), targets.get(target), deque[Call]((), most_calls), list[Any]()
-    lowered = pipeline.lower(opened.config, opened.shapes, CompileOptions(quant=quant), chosen)
+    lowered = lowering.lower(opened.config, opened.shapes, CompileOptions(quant=quant), chosen)
     file = weights.lay_out(chosen.plan(lowered.entries, lowered.bounds).recipes)
     round_weight = choice.round_weight
 
@@ -382,7 +382,7 @@ def test_what_it_will_take_is_told_beforehand(
 
 def test_what_is_told_of_activations_is_what_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowered = Checkpoint.open(checkpoint)
-    graphs = pipeline.lower(lowered.config, lowered.shapes, CompileOptions(quant="int4-g32"), targets.get("x86"))
+    graphs = lowering.lower(lowered.config, lowered.shapes, CompileOptions(quant="int4-g32"), targets.get("x86"))
     plan = calibrated.plan(graphs.graphs)
     sequences = [np.arange(n, dtype=np.int32) for n in (70, 33)]
     least = [store.MEMORY_BYTES]

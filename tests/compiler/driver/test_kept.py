@@ -16,7 +16,7 @@ from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import journal, kept, pipeline, weights
+from dsv3c.compiler.driver import journal, kept, lowering, pipeline, weights
 from dsv3c.compiler.formats import rows16
 from dsv3c.compiler.formats.keeping import Loss
 from dsv3c.compiler.formats.quant import QTensor
@@ -39,7 +39,7 @@ class Made:
         self.written = how if isinstance(how, Written) else quantised.write(folder, how, **LAYERS)
         self.source, chosen = Checkpoint.open(folder), targets.get("x86")
         self.options = pipeline.settled(options, self.source, chosen)
-        lowered = pipeline.lower(self.source.config, self.source.shapes, self.options, chosen)
+        lowered = lowering.lower(self.source.config, self.source.shapes, self.options, chosen)
         self.recipes = chosen.plan(lowered.entries, lowered.bounds).recipes
         file, path = weights.lay_out(self.recipes), folder / "weights"
         self.losses = weights.write(file, path, kept.Reader(self.source, self.recipes), lambda n: None)
@@ -278,8 +278,8 @@ def test_the_graph_computes_with_the_weights_of_the_checkpoint(case: str, tmp_pa
     written = quantised.write(tmp_path, (INTEGERS | WIDENED)[case], **LAYERS)
     source, target = Checkpoint.open(tmp_path), runs.NumpyTarget()
     options = pipeline.settled(DECODE, source, target)
-    sequence = pipeline.passes("absorbed", options, target, pipeline.step_bounds(source.config, options))
-    graph = pipeline.run_passes(runs.traced(source), sequence, options)[0]
+    sequence = lowering.passes("absorbed", options, target, lowering.step_bounds(source.config, options))
+    graph = lowering.run_passes(runs.traced(source), sequence, options)[0]
     found = runs.run(runs.GraphStepper(graph, source.coded), PROMPTS, SCHEDULE)
     assert runs.worst(found, exact_logits(tmp_path, written)) < 0.025  # activations are rounded to int8
 
@@ -310,7 +310,7 @@ def test_a_repeated_lowering_needs_no_checkpoint(tmp_path: Path) -> None:
     stored = json.loads(json.dumps(made.options.to_dict()))
     again = CompileOptions(**{**stored, "emit": ()})
     target: Target = targets.get("x86")
-    lowered = pipeline.lower(made.source.config, made.source.shapes, again, target)
+    lowered = lowering.lower(made.source.config, made.source.shapes, again, target)
     recipes = target.plan(lowered.entries, lowered.bounds).recipes
     assert {name: str(recipe.type) for name, recipe in recipes.items()} == {
         name: str(recipe.type) for name, recipe in made.recipes.items()

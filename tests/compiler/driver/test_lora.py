@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.lora.errors import AdapterTargetError
 from dsv3c.compiler.cli.params import lora_option
 from dsv3c.compiler.driver import journal, measuring, pipeline
 from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.driver.sweep import Chosen, Sweep
-from dsv3c.compiler.errors import AdapterTargetError, SweepDiffersError
+from dsv3c.compiler.errors import SweepDiffersError
 from dsv3c.compiler.options import CompileOptions, Lora
 from dsv3c.runtime.measure.windows import Settings
 from tests.adapters import ATTENTION, embedding_factors, factors, merged, write_adapter

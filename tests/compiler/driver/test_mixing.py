@@ -14,7 +14,7 @@ import pytest
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.ir import Value, topological_order
 from dsv3c.compiler.core.weight_names import weight_name
-from dsv3c.compiler.driver import costs, mixing, pipeline
+from dsv3c.compiler.driver import costs, lowering, mixing, pipeline
 from dsv3c.compiler.errors import BadOptionError, BudgetError, PlanNameError
 from dsv3c.compiler.formats.table import FORMATS
 from dsv3c.compiler.options import CompileOptions
@@ -76,7 +76,7 @@ def settled(source: Checkpoint, **options: Any) -> tuple[CompileOptions, QuantPl
 def formats_of(source: Checkpoint, options: CompileOptions) -> dict[str, set[str]]:
     """The formats that each weight has in the graphs of all entries."""
     found: dict[str, set[str]] = {}
-    for entry in pipeline.lower(source.config, source.shapes, options, TARGET).entries.values():
+    for entry in lowering.lower(source.config, source.shapes, options, TARGET).entries.values():
         for value in entry.graph.values():
             if value.op == "quantize":
                 found.setdefault(weight_name(value.inputs[0]), set()).add(str(value.attrs["format"]))
@@ -190,7 +190,7 @@ def test_budgets_and_plans_that_do_not_go_together_are_refused(options: dict[str
 
 
 def weights_and_models(source: Checkpoint) -> tuple[list[Weight], dict[str, costs.Experiment]]:
-    graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
+    graphs = lowering.float_graphs(source.config, source.shapes, CompileOptions())
     tokens = np.random.default_rng(1).integers(0, 96, (2, 10)).astype(np.int32)
     return mixing.weights_of(graphs.values()), costs.experiments(source, graphs, tokens)
 
@@ -201,9 +201,9 @@ def test_the_kl_of_a_change_is_that_of_the_graph_with_the_weight_rounded(source:
     model = models["decode"]
     weight = next(each for each in weights if each.name == GATE_UP)
     changed = model.rounded(weight, FORMATS["int4-g32"])
-    graph = pipeline.float_graphs(source.config, source.shapes, CompileOptions())["decode"]
+    graph = lowering.float_graphs(source.config, source.shapes, CompileOptions())["decode"]
     pass_ = replace(
-        pipeline.passes("absorbed", CompileOptions(quant="float32"), TARGET, {})[-3], named={GATE_UP: "int4-g32"}
+        lowering.passes("absorbed", CompileOptions(quant="float32"), TARGET, {})[-3], named={GATE_UP: "int4-g32"}
     )  # type: ignore[type-var]
     rounded, _ = pass_.run(graph)
     tokens = np.random.default_rng(1).integers(0, 96, (2, 10)).astype(np.int32)
@@ -232,7 +232,7 @@ def test_a_large_model_is_measured_by_the_outputs_of_its_matrices(
     source: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the products of a whole evaluation on the same tokens."""
-    graphs = pipeline.float_graphs(source.config, source.shapes, CompileOptions())
+    graphs = lowering.float_graphs(source.config, source.shapes, CompileOptions())
     text, tried, progress = calibration(), {"int8": 2, "int4-g32": 1}, Counting()
     model = costs.experiments(source, graphs, np.stack(text.sequences))["decode"]
     linear = [weight for weight in mixing.weights_of(graphs.values()) if weight.role == "linear"]

@@ -9,7 +9,7 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler.core.target import Target
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.driver.named_passes import KNOWN, parse, spelled
 from dsv3c.compiler.errors import BadPassError, UnknownPassError
 from dsv3c.compiler.formats.table import UnknownWeightFormat
@@ -30,19 +30,19 @@ def shown(item: Any) -> dict[str, Any]:
 def test_every_pass_of_every_target_is_read_back(name: str, form: str) -> None:
     target: Target = targets.get(name)
     options = CompileOptions(target=name, quant="int4-g32-asym", head_quant="bfloat16", embed_quant="int8")
-    for item in pipeline.passes(form, options, target, BOUNDS):
+    for item in lowering.passes(form, options, target, BOUNDS):
         again = parse(spelled(item), target)
         assert (type(again), shown(again)) == (type(item), shown(item))
 
 
 def test_every_pass_of_the_pipeline_has_a_name_here() -> None:
-    passes = pipeline.passes("absorbed", CompileOptions(), X86, BOUNDS, max_context=8)
+    passes = lowering.passes("absorbed", CompileOptions(), X86, BOUNDS, max_context=8)
     assert list(dict.fromkeys(item.name for item in passes)) == [*KNOWN]
 
 
 def test_what_is_not_told_is_as_a_compilation_has_it() -> None:
     bounds = {"T": 512, "R": 64, "S": 8, "P": 128}
-    for item in pipeline.passes("absorbed", CompileOptions(), X86, bounds):
+    for item in lowering.passes("absorbed", CompileOptions(), X86, bounds):
         assert shown(parse(item.name, X86)) == shown(item)
     assert spelled(parse("quantise:weights=float32", X86)) == (
         "quantise:weights=float32,head=float32,embedding=float32"

@@ -13,7 +13,7 @@ import pytest
 
 from dsv3c.compiler import cli, kernel, opt
 from dsv3c.compiler.core.ir import Graph, parse_graph
-from dsv3c.compiler.driver import pipeline, repeat
+from dsv3c.compiler.driver import lowering, repeat
 from dsv3c.compiler.errors import BadOptionError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.passes.quantise import Quantise
@@ -144,4 +144,4 @@ def test_a_disk_without_room_for_the_dump_hides_nothing(monkeypatch: pytest.Monk
             raise KeyError("x")
 
     with pytest.raises(KeyError, match="x"):
-        pipeline.run_passes(SMALL, [Breaks()], CompileOptions())
+        lowering.run_passes(SMALL, [Breaks()], CompileOptions())

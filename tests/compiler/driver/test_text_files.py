@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.errors import JsonError, PointerFileError, UnreadableFileError
 from dsv3c.compiler.driver.text_files import check, settle, settle_defaults, tokenizer_of
-from dsv3c.compiler.errors import CheckpointError, JsonError, NoTokenizerError, PointerFileError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError, NoTokenizerError
 from dsv3c.runtime.errors import TokenizerMalformed
 from tests.checkpoints import tiny_config, write_checkpoint, write_tokenizer
 

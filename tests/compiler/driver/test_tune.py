@@ -89,6 +89,21 @@ def test_a_second_run_goes_on_with_the_study(monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads(report.record.read_text())["measured"]["trials"] == 5
 
 
+def test_a_search_among_other_choices_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 3)
+    monkeypatch.setattr(tune, "SPACE", {**tune.SPACE, "prefetch_bytes": (1024, 4096)})
+    search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 2)
+    assert json.loads((tmp_path / f"{tune.cpu_name()}.json").read_text())["measured"]["trials"] == 2
+
+
+def test_what_was_measured_at_lower_levels_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 1).record
+    lower = {LEVELS[0].name: {"tuning": {"prefetch_bytes": 512}, "measured": {}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lower": lower}))
+    search(monkeypatch, tmp_path, Machine(prefers_small_tiles), 1)
+    assert json.loads(path.read_text())["lower"] == lower
+
+
 def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = 0
 

@@ -13,11 +13,11 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv3c.compiler.checkpoint.errors import WeightRangeError
 from dsv3c.compiler.core import ops, pieces
 from dsv3c.compiler.core.ir import TensorType, Value, topological_order
 from dsv3c.compiler.core.ops.weight import Packed, decoded
 from dsv3c.compiler.driver import weights
-from dsv3c.compiler.errors import WeightRangeError
 from dsv3c.compiler.formats.elements import NUMPY_DTYPES
 from dsv3c.compiler.formats.quant import QTensor
 
@@ -261,7 +261,7 @@ def sliced(draw: st.DrawFn, value: Value, _: int) -> Value:
     return op("slice", value, axis=axis, start=start, stop=stop)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(expressions())
 def test_a_part_of_a_recipe_is_the_part_of_its_value(value: Value) -> None:
     tensors = leaves({"w": value})

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.errors import NonFiniteWeightError
 from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
-from dsv3c.compiler.driver import pipeline, weights
-from dsv3c.compiler.errors import FormatRefusedError, NonFiniteWeightError
+from dsv3c.compiler.driver import lowering, pipeline, weights
+from dsv3c.compiler.errors import FormatRefusedError
 from dsv3c.compiler.formats import fp8, rows16
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.formats.quant import QTensor, quantize
@@ -134,7 +135,7 @@ def test_an_artifact_has_the_codes_and_scales_of_the_checkpoint(name: str, tmp_p
     raw = write_checkpoint(tmp_path, tiny_config(**BIG), dtype="float8_e4m3")
     source, options = Checkpoint.open(tmp_path), CompileOptions(target=name, quant="fp8")
     target = targets.get(name)
-    lowered = pipeline.lower(source.config, source.shapes, options, target)
+    lowered = lowering.lower(source.config, source.shapes, options, target)
     planned = target.plan(lowered.entries, lowered.bounds)
     file = weights.lay_out(planned.recipes)
     weights.write(file, tmp_path / "weights", source.coded, lambda n: None)

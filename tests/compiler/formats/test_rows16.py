@@ -42,7 +42,7 @@ def check_types(packed, spec, leading, n, k):
         assert packed[name].flags.c_contiguous
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from([*INTEGER_FORMATS, *CODED_FLOATS]), LEADING, SIZES, SIZES)
 def test_pack_of_codes_then_unpack_is_the_identity(name, leading, n, k):
     spec = WeightFormat.parse(name)
@@ -66,7 +66,7 @@ def test_widths_of_real_models_fit_every_group(bits, group, k):
     np.testing.assert_array_equal(rows16.unpack(rows16.pack(q, spec), spec, 17, k).dequantize(), q.dequantize())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(FLOAT_FORMATS), LEADING, SIZES, SIZES)
 def test_float_pack_then_unpack_is_the_identity(name, leading, n, k):
     spec = WeightFormat.parse(name)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dsv3c.compiler import packaging
-from dsv3c.runtime.cli import root
+from dsv3c.runtime.cli.program import root
 
 WHEEL = "dsv3c_runtime-1.0-py3-none-any.whl"
 LOST = "lost-1.0-py3-none-any.whl"

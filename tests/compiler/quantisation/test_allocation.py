@@ -29,7 +29,7 @@ def summed(weights: list[list[Choice]], chosen: tuple[int, ...]) -> tuple[int, f
     return sum(choice.nbytes for choice in picked), sum(choice.cost for choice in picked)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(WEIGHTS, st.integers(0, 250))
 def test_with_small_sizes_the_allocation_is_the_best_there_is(weights: list[list[Choice]], more: int) -> None:
     budget = least(weights) + more
@@ -39,7 +39,7 @@ def test_with_small_sizes_the_allocation_is_the_best_there_is(weights: list[list
     assert found.cost == found.bound == cheapest(weights, budget)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(WEIGHTS, st.integers(0, 250), st.integers(1, 12))
 def test_with_coarse_steps_it_fits_and_the_bound_holds(weights: list[list[Choice]], more: int, steps: int) -> None:
     budget = least(weights) + more

@@ -16,7 +16,7 @@ def test_no_row_gets_worse_and_errors_stay_true(grouping):
         own = columns.span(group)
         columns.search(group, columns.weights[own], inputs.importance[own])
         columns.round(own, columns.weights[own])
-    hessian = inputs.factor().hessian
+    hessian = inputs.factor.hessian
 
     def cost():
         return np.einsum("kn,kn->n", columns.error, hessian @ columns.error)
@@ -39,7 +39,7 @@ def test_a_column_is_left_at_its_best_code():
     columns = Columns(w, grid, Grouping(0))
     columns.search(0, columns.weights, inputs.importance)
     columns.round(slice(0, 40), columns.weights)
-    hessian = inputs.factor().hessian
+    hessian = inputs.factor.hessian
     descend(columns, hessian, 30)
     error, scale = columns.error.astype(np.float64), columns.scale[0].astype(np.float64)
     for row in range(6):

@@ -108,7 +108,7 @@ def test_a_plan_that_is_not_there_is_named(tmp_path: Path) -> None:
         quant_plan.read(tmp_path / "none.json", WEIGHTS, no_fp8, "x86")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=60)
     | st.recursive(

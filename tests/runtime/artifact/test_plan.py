@@ -120,13 +120,13 @@ def parse(content: Any) -> Plan:
 
 
 @given(plans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_is_written_is_read_as_it_was(plan: Plan) -> None:
     assert parse(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 @given(plans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_keys_of_a_later_version_are_passed_over(plan: Plan) -> None:
     content = plan.to_json()
     for place in (content, content["buffers"][0], content["entries"]["decode"], content["bounds"]):

@@ -79,6 +79,7 @@ def test_the_command(artifact: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         (("-n", "4,8"), "one number of tokens from 2 on"),
         (("-n", "1"), "one number of tokens from 2 on"),
         (("-n", "0"), "one number of tokens from 2 on"),
+        (("--draft", "SMALL"), "give either --speculate or --draft"),
     ],
 )
 def test_what_does_not_go_with_it_is_wrong_usage(
@@ -89,5 +90,6 @@ def test_what_does_not_go_with_it_is_wrong_usage(
 
 
 def test_a_drafter_that_is_not_there_is_an_error(artifact: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["bench", artifact, "--speculate", "oracle"]) == 1
-    assert "oracle" in capsys.readouterr().err
+    for option in ("--draft", "--speculate"):
+        assert cli.run(["bench", artifact, option, "oracle"]) == 1
+        assert "oracle" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from dsv3c.runtime.text.thoughts import Piece
 from tests.conftest import TESTS, heed_signals
 from tests.runtime.cli.conftest import Run, talking_toy
 from tests.runtime.cli.test_sessions import PROGRAM
+from tests.waiting import PATIENCE, until
 
 GREEDY = ("--temperature", 0, "--ignore-eos", "-n", 4)
 Talk = Callable[..., tuple[str, str]]
@@ -200,7 +201,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def until(self, text: str, seconds: float = 60) -> str:
+    def until(self, text: str, seconds: float = PATIENCE) -> str:
         """What it shows up to the end of this text, since the last time."""
         end = time.monotonic() + seconds
         while text.encode() not in self._shown:
@@ -211,14 +212,22 @@ class Terminal:
         return (before + mark).decode()
 
     def interrupt(self, text: str) -> None:
-        """Ctrl-C until the text comes: between its prompt and its first wait for a key, readline notes a signal and
-        heeds it with the next one (readline_until_enter_or_signal in CPython)."""
+        """Ctrl-C until the text comes: a signal that finds readline busy is noted, and heeded with the next one
+        (readline_until_enter_or_signal in CPython). Once it has shown a key it does nothing but wait for another."""
+        self.type("x")
+        self.until("x")
+        until(self._waits)
         for _ in range(5):
             self.type("\x03")
             with suppress(AssertionError):
                 self.until(text, 15)
                 return
         raise AssertionError(self._shown.decode())
+
+    def _waits(self) -> bool:
+        """Whether it sleeps, where the system tells."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "S"
 
     def close(self) -> None:
         self.process.kill()
@@ -251,6 +260,6 @@ def test_ctrl_c_stops_an_answer_and_twice_the_program(talking: Path) -> None:
         terminal.interrupt("Ctrl-C once more")
         terminal.until("> ")
         terminal.interrupt("\r\n")
-        assert terminal.process.wait(60) == 0
+        assert terminal.process.wait(PATIENCE) == 0
     finally:
         terminal.close()

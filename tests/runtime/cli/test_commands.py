@@ -12,7 +12,9 @@ import pytest
 
 import dsv3c.runtime
 from dsv3c.compiler import cli as compiler_cli
+from dsv3c.compiler.cli.program import root as compiler_root
 from dsv3c.runtime import cli
+from dsv3c.runtime.cli.program import root
 from tests.runtime.test_stored_artifacts import STORED, VERSIONS, runs_here
 
 ARTIFACT = STORED / f"v{VERSIONS[-1]}" / "model"
@@ -26,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> tup
     return captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", sorted(cli.root.commands))
+@pytest.mark.parametrize("command", sorted(root.commands))
 def test_help_names_the_program_that_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, command, "--help")
     assert f"Usage: dsv3c-runtime {command}" in out
@@ -38,7 +40,7 @@ def test_help_names_the_program_that_runs(command: str, capsys: pytest.CaptureFi
 
 def test_commands_are_those_of_the_compiler() -> None:
     """One way to do a thing: nothing of the runtime's is missing there, and what needs no compiler is the same."""
-    shared = {name for name, command in cli.root.commands.items() if compiler_cli.root.commands[name] is command}
+    shared = {name for name, command in root.commands.items() if compiler_root.commands[name] is command}
     assert {"generate", "bench", "verify"} <= shared
 
 

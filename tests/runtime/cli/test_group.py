@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -81,3 +83,42 @@ def test_a_signal_waits_for_the_end_of_an_import(
     assert group.run(group_of_one, ["load"], "dsv3c") == code
     assert (tmp_path / "through").exists()
     assert capsys.readouterr().err.strip() in ("interrupted", "terminated")
+
+
+class Finalised:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+
+@pytest.mark.usefixtures("heeded_signals")
+def test_a_signal_waits_for_the_end_of_a_finaliser(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is raised there is printed and lost."""
+    hook, done = sys.unraisablehook, []
+
+    @click.command("work")
+    def work() -> None:
+        Finalised()
+        time.sleep(10)
+        done.append("it went on")
+
+    assert group.run(work, [], "dsv3c") == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    assert not done and sys.unraisablehook is hook
+
+
+@pytest.mark.usefixtures("heeded_signals")
+def test_what_still_waits_at_the_end_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow_at_the_end.py").write_text(SLOW_PACKAGE.format(signal="SIGINT"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    @click.command("load")
+    def load() -> None:
+        importlib.import_module("slow_at_the_end")
+
+    assert group.run(load, [], "dsv3c") == 130
+    assert capsys.readouterr().err.strip() == "interrupted"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 
 import pytest
 
 from dsv3c.runtime.cli import progress
 from dsv3c.runtime.cli.progress import TerminalProgress, terminal_progress
+from tests.waiting import until
 
 
 def shown(stream: io.StringIO) -> list[str]:
@@ -42,10 +42,7 @@ def test_the_running_stage_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> N
     with TerminalProgress(stream) as display:
         display.stage("writing", 8)
         display.advance(2)
-        deadline = time.monotonic() + 10
-        while "writing  25%" not in stream.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert "writing  25%" in stream.getvalue()
+        until(lambda: "writing  25%" in stream.getvalue())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from dsv3c.runtime.artifact.dispatches import Table
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
 from dsv3c.runtime.artifact.weights import Tensor
-from dsv3c.runtime.devices import dispatch
+from dsv3c.runtime.devices.cpu import features
 from dsv3c.runtime.devices.dispatch import Steps, table_of, usable
 from dsv3c.runtime.errors import ArtifactFault, PlanInvalid, UnknownCapability
 from tests.runtime import toy
@@ -142,7 +142,7 @@ def test_a_user_can_rule_capabilities_out(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("DSV3C_WITHOUT", "dot4,dot8")
     with pytest.raises(UnknownCapability, match="'dot8'; what kernels of the artifact ask of a device: dot4"):
         usable(table, {"dot4"})
-    monkeypatch.setattr(dispatch, "all_cpu_flags", lambda: frozenset({"dot8"}))  # it is for a device beside this one
+    monkeypatch.setattr(features, "all_cpu_flags", lambda: frozenset({"dot8"}))  # it is for a device beside this one
     assert [form.function for form in usable(table, {"dot4"}).forms["note"]] == ["note_0"]
 
 
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_refused(change: Any, says: str) -> None:
 
 
 @given(mutated(content()), st.integers(1, 8), st.integers(0, 4))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_table_is_refused_or_gives_launches_within_the_plan(plan: Any, tokens: int, rows: int) -> None:
     try:
         checked, table = parsed(plan)

@@ -147,5 +147,5 @@ class Cache(RuleBasedStateMachine):
         assert self.pool.free_pages == PAGES - len(held)
 
 
-Cache.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Cache.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestCache = Cache.TestCase

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dsv3c.runtime import errors
 from dsv3c.runtime.model import Model
 from tests.runtime import toy
 from tests.runtime.engine.test_scheduler import device, free, greedy, submit, tokens
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -22,6 +22,22 @@ def model(tmp_path: Path) -> Iterator[Model]:
     artifact = toy.toy_artifact(tmp_path, T=16, R=8, S=8)
     with Model(artifact, toy.ToyDevice(artifact.plan, 512), context=64) as made:
         yield made
+
+
+class Held:
+    """Steps of a model, those after the first ones: `entered` by the first of them, and done when they may `leave`."""
+
+    def __init__(self, model: Model, after: int = 0) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        run, free_ones = model.session.device.run, iter(range(after))
+
+        def held(entry: str) -> None:
+            if next(free_ones, None) is None:
+                self.entered.set()
+                self.leave.wait(PATIENCE)
+            run(entry)
+
+        model.session.device.run = held  # type: ignore[method-assign]
 
 
 def test_coroutines_share_the_steps(model: Model) -> None:
@@ -55,13 +71,15 @@ def test_a_coroutine_streams_and_stops(model: Model) -> None:
 def test_a_cancelled_coroutine_cancels_its_request(model: Model) -> None:
     async def cancelled() -> None:
         task = asyncio.create_task(submit(model, [5, 3], 50).wait())
-        await asyncio.sleep(0.01)
+        await asyncio.to_thread(held.entered.wait, PATIENCE)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    held = Held(model)
     asyncio.run(cancelled())
-    model.engine.scheduler.reap()
+    held.leave.set()
+    model.engine.settle()
     assert model.engine.scheduler.idle and free(model) == 128
 
 
@@ -75,20 +93,19 @@ def test_a_fault_of_one_request_is_raised_where_it_is_waited_for(model: Model) -
 
 
 def test_cancelling_from_another_thread_ends_a_wait(model: Model) -> None:
-    ticket = submit(model, [1, 2], 60)
-    run = toy.ToyDevice.run
+    ticket, held = submit(model, [1, 2], 60), Held(model, after=5)
 
-    def slow(self: toy.ToyDevice, entry: str) -> None:
-        time.sleep(0.01)
-        run(self, entry)
+    def cancel() -> None:
+        held.entered.wait(PATIENCE)
+        ticket.cancel()
+        held.leave.set()
 
-    model.session.device.run = slow.__get__(model.session.device)  # type: ignore[method-assign]
-    timer = threading.Timer(0.08, ticket.cancel)
-    timer.start()
+    thread = threading.Thread(target=cancel)
+    thread.start()
     found = ticket.results()[0]
-    timer.join()
+    thread.join()
     assert found.finish_reason == "cancelled"
-    assert list(found.token_ids) == greedy([1, 2], len(found.token_ids)) and len(found.token_ids) < 60
+    assert list(found.token_ids) == greedy([1, 2], len(found.token_ids)) and 5 <= len(found.token_ids) < 60
     assert free(model) == 128
 
 
@@ -104,28 +121,20 @@ def test_closing_the_model_ends_what_waits(model: Model) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_child_of_a_process_with_a_step_under_way_is_told(model: Model) -> None:
     """The thread that makes the step is not in the child: what it was at cannot go on there, new requests can."""
-    other, entered, leave = submit(model, [1, 2], 5), threading.Event(), threading.Event()
-    run = toy.ToyDevice.run
-
-    def held(self: toy.ToyDevice, entry: str) -> None:
-        entered.set()
-        leave.wait(5)
-        run(self, entry)
-
-    model.session.device.run = held.__get__(model.session.device)  # type: ignore[method-assign]
+    other, held = submit(model, [1, 2], 5), Held(model)
     thread = threading.Thread(target=other.results)
     thread.start()
-    entered.wait(5)
+    held.entered.wait(PATIENCE)
     child = os.fork()
     if child == 0:
         model.session.device.forks = True  # type: ignore[attr-defined]
-        leave.set()
+        held.leave.set()
         try:
             other.results()
         except errors.Forked:
             os._exit(0 if tokens(submit(model, [4, 2], 3)) == greedy([4, 2], 3) else 2)
         os._exit(1)
-    leave.set()
+    held.leave.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

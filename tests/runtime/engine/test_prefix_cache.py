@@ -321,5 +321,5 @@ class Prefixes(RuleBasedStateMachine):
             assert row[:-PAGE_SIZE] in {(), *order[:place]}
 
 
-Prefixes.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+Prefixes.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
 TestPrefixes = Prefixes.TestCase

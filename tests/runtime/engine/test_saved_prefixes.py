@@ -212,7 +212,7 @@ TEXTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=30), max_size=
 
 
 @given(TEXTS, TEXTS, st.integers(1, PAGES))
-@settings(max_examples=50, deadline=None, phases=[Phase.generate])
+@settings(max_examples=50, phases=[Phase.generate])
 def test_whatever_was_read_the_longest_used_is_left_out_and_nothing_is_wrong(
     place: Path, artifact: Artifact, texts: list[list[int]], own: list[list[int]], pages: int
 ) -> None:

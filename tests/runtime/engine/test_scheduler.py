@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 
 from dsv3c.runtime import errors
+from dsv3c.runtime.engine.cache import Sequence
 from dsv3c.runtime.engine.engine import Ticket
+from dsv3c.runtime.engine.prefix_cache import PrefixCache
 from dsv3c.runtime.engine.scheduler import Scheduler
 from dsv3c.runtime.engine.session import Ints
 from dsv3c.runtime.engine.speculation import Drafting
 from dsv3c.runtime.engine.speculation.ngram import NgramDrafter
 from dsv3c.runtime.engine.speculation.speculator import Speculator
+from dsv3c.runtime.engine.strategies.single import Single
 from dsv3c.runtime.model import Model, Serving
 from tests.runtime import toy
 from tests.runtime.engine_checks import draft_always
@@ -244,6 +247,48 @@ def test_a_fault_of_the_device_ends_the_requests_of_that_step_and_the_engine_goe
             ticket.results()
     assert tokens(tickets[2]) == greedy([2, 2], 5)
     assert free(model) == 64
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, of: type, name: str, error: Exception, at: int) -> None:
+    """Call number `at` of this method raises."""
+    method, calls = getattr(of, name), []
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(name)
+        if len(calls) == at:
+            raise error
+        return method(self, *args)
+
+    monkeypatch.setattr(of, name, counted)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError(7)], ids=repr)
+@pytest.mark.parametrize(
+    ("of", "name", "at", "failed"),
+    [
+        (toy.ToyDevice, "run", 2, (0, 1)),
+        (Single, "advance", 2, (1,)),
+        (Single, "end", 2, (1,)),
+        (PrefixCache, "insert", 2, (1,)),
+        (PrefixCache, "match", 2, (0, 1, 2)),
+        (Sequence, "reserve", 3, (0, 1, 2)),
+    ],
+)
+def test_what_is_no_fault_ends_requests_too_and_the_next_is_served(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception, of: type, name: str, at: int, failed: tuple[int, ...]
+) -> None:
+    model = make(slots=256, S=2, R=2)
+    raising(monkeypatch, of, name, error, at)
+    tickets = [submit(model, [i, 2], 5) for i in range(3)]
+    for index, ticket in enumerate(tickets):
+        if index in failed:
+            with pytest.raises(errors.Unforeseen, match=f"a step failed: {type(error).__name__} at counted:") as found:
+                ticket.results()
+            assert found.value.__cause__ is error
+        else:
+            assert tokens(ticket) == greedy([index, 2], 5)
+    assert tokens(submit(model, [4, 2], 5)) == greedy([4, 2], 5)
+    assert model.engine.scheduler.idle and free(model) == 64
 
 
 def test_beams_beyond_a_step_are_refused_at_once(make: Make) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.runtime import errors
@@ -253,7 +253,7 @@ WORK = st.lists(
 
 
 @given(bounds=BOUNDS, work=WORK)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 def test_any_bounds_and_batches_give_the_logits_of_the_model(
     tmp_path_factory: pytest.TempPathFactory, bounds: dict[str, int], work: Any
 ) -> None:

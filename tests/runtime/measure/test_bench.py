@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import contents, pipeline
+from dsv3c.compiler.driver import contents, lowering
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.costs import StepShape, Work
 from dsv3c.runtime.artifact.plan import Plan
@@ -34,7 +34,7 @@ def plan(bundled_model: Path) -> Plan:
     """The bundled model's plan in int8, without kernels or weights."""
     options, target = CompileOptions(quant="int8"), targets.get("x86")
     source = Checkpoint.open(bundled_model)
-    lowered = pipeline.lower(source.config, source.shapes, options, target)
+    lowered = lowering.lower(source.config, source.shapes, options, target)
     return contents.whole_plan(lowered, target.plan(lowered.entries, lowered.bounds), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,11 +13,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 Values = st.SearchStrategy[Any]
+ROOT = Path(__file__).parents[3]
 
 # No shrinking: a body that fails is small enough, and each example costs a request.
-FEW = settings(
-    max_examples=40, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck), database=None
-)
+FEW = settings(max_examples=40, phases=(Phase.generate,), suppress_health_check=list(HealthCheck), database=None)
 MANY = settings(FEW, max_examples=2_500)
 
 numbers = st.one_of(
@@ -83,11 +83,11 @@ def bodies(required: Mapping[str, Values], optional: Mapping[str, Values]) -> Va
 def check(url: str, path: str, body: Any, client: httpx2.Client) -> None:
     """The answer to a body is one, or a refusal that says why."""
     content = json.dumps(body).encode()
-    found = client.post(f"{url}{path}", content=content, headers={"Content-Type": "application/json"}, timeout=60)
+    found = client.post(f"{url}{path}", content=content, headers={"Content-Type": "application/json"})
     assert 200 <= found.status_code < 300 or 400 <= found.status_code < 500, (found.status_code, found.text, body)
     if found.status_code >= 400:
         message = found.json()["error"]["message"]
-        assert message and "Traceback" not in message and "/work" not in message and len(message) < 2_000
+        assert message and "Traceback" not in message and str(ROOT) not in message and len(message) < 2_000
     elif found.headers["content-type"].startswith("text/event-stream"):
         faults = [
             line for line in found.text.splitlines() if line.startswith(('data: {"error"', 'data: {"type":"error"'))

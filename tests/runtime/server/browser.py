@@ -16,6 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.waiting import PATIENCE
+
 _ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",  # which root cannot have
@@ -79,9 +81,9 @@ class Page:
         begin = "const done = arguments[arguments.length - 1], given = [...arguments];"
         return self.driver.execute_async_script(f"{begin} {told}.then(done, (error) => done(`${{error}}`))", *given)
 
-    def until(self, true: Callable[[], Any], seconds: float = 5) -> Any:
+    def until(self, true: Callable[[], Any]) -> Any:
         ignored = (StaleElementReferenceException,)
-        return WebDriverWait(self.driver, seconds, 0.05, ignored).until(lambda _: true())
+        return WebDriverWait(self.driver, PATIENCE, 0.05, ignored).until(lambda _: true())
 
     def complaints(self) -> list[str]:
         """What the console has since the last time."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 
+from dsv3c.runtime.model import Model
+from dsv3c.runtime.server import loading
 from dsv3c.runtime.server.app import build
 from dsv3c.runtime.server.models import Models
 from dsv3c.runtime.server.service import Service
@@ -23,6 +28,7 @@ from dsv3c.runtime.server.serving import Server, config
 from dsv3c.runtime.server.settings import Settings
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.shared import once
+from tests.waiting import PATIENCE
 
 SPECIAL = ("<b>", "<e>", "<|user|>", "<|assistant|>", "<think>", "</think>")
 VOCAB = 320
@@ -101,6 +107,31 @@ async def _serve(server: Server, opened: socket.socket) -> None:
     await asyncio.gather(*left, return_exceptions=True)
 
 
+@dataclass
+class Steps:
+    """Of models that it loads: how many were made. Each takes `seconds` longer, and all but the first ones wait until
+    the gate is open."""
+
+    seconds: float = 0.0
+    first: float = math.inf
+    made: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def load(self, folder: Path, settings: Settings) -> Model:
+        model = loading.load(folder, settings)
+        step = model.engine.scheduler.step
+
+        def held() -> None:
+            if self.made >= self.first:
+                self.gate.wait(PATIENCE)
+            time.sleep(self.seconds)
+            step()
+            self.made += 1
+
+        model.engine.scheduler.step = held  # type: ignore[method-assign]
+        return model
+
+
 @contextmanager
 def running(
     settings: Settings, load: Callable[[Path, Settings], Any] | None = None, buffer: int | None = None
@@ -121,9 +152,18 @@ def running(
             yield Running(f"http://127.0.0.1:{port}", port, app.state.service, server, loop)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), "the server does not end"
             loop.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """Clients that are told no limit wait for more than the 5 s of httpx2."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx2._config.DEFAULT_TIMEOUT_CONFIG, kind, PATIENCE)
+        yield
 
 
 @pytest.fixture(scope="session")

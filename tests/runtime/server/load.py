@@ -158,10 +158,10 @@ async def load(
     url: str, wish: Callable[[random.Random], Wish], clients: int, seconds: float, seed: int = 0
 ) -> list[Told]:
     """Clients that ask one thing after the other until the time is over, and then wait for their last answers."""
-    async with _client(url) as http:
+    async with client(url) as http:
         until = time.perf_counter() + seconds
 
-        async def client(number: int) -> list[Told]:
+        async def one(number: int) -> list[Told]:
             draw = random.Random(f"{seed} {number}")
             found = [await ask(http, wish(draw))]
             while (left := until - time.perf_counter()) > 0:
@@ -169,14 +169,14 @@ async def load(
                 found.append(await ask(http, wish(draw)))
             return found
 
-        return [told for found in await asyncio.gather(*map(client, range(clients))) for told in found]
+        return [told for found in await asyncio.gather(*map(one, range(clients))) for told in found]
 
 
 async def all_at_once(url: str, wishes: Many[Wish]) -> list[Told]:
-    async with _client(url) as http:
+    async with client(url) as http:
         return await asyncio.gather(*(ask(http, wish) for wish in wishes))
 
 
-def _client(url: str) -> httpx2.AsyncClient:
+def client(url: str) -> httpx2.AsyncClient:
     # Nothing is encrypted: certificates would only take their time.
     return httpx2.AsyncClient(base_url=url, timeout=PATIENCE, limits=httpx2.Limits(max_connections=None), verify=False)

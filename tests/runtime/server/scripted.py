@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from dsv3c.runtime.server import page
+from tests.waiting import PATIENCE, until
 
 MODELS = ("fairytale-10m", "moonlight-16b")
 KEY = "open-sesame"
@@ -241,12 +241,10 @@ def serving(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < deadline and thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started, "the server did not start"
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = server.force_exit = True
-        thread.join(10)
+        thread.join(PATIENCE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,8 @@ from dsv3c.runtime.model import Model
 from dsv3c.runtime.server import loading
 from dsv3c.runtime.server.models import Served
 from dsv3c.runtime.server.settings import Settings
-from tests.runtime.server.conftest import Running, running
+from tests.runtime.server.conftest import Running, Steps, running
+from tests.waiting import PATIENCE, until
 
 LONG: Any = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900, "ignore_eos": True}
 Serving = Callable[..., Running]
@@ -28,13 +28,6 @@ Serving = Callable[..., Running]
 
 def the_model(server: Running) -> Served:
     return next(iter(server.service.models))
-
-
-def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.005)
 
 
 def free_pages(served: Served) -> int:
@@ -46,93 +39,107 @@ def free_pages(served: Served) -> int:
     return model.session.pool.free_pages
 
 
-def slowly(seconds: float) -> Callable[[Path, Settings], Model]:
-    """Loads models whose steps take so long."""
-
-    def load(folder: Path, settings: Settings) -> Model:
-        model = loading.load(folder, settings)
-        step = model.engine.scheduler.step
-
-        def slow() -> None:
-            time.sleep(seconds)
-            step()
-
-        model.engine.scheduler.step = slow  # type: ignore[method-assign]
-        return model
-
-    return load
-
-
 @contextmanager
 def streaming(server: Running, **body: Any) -> Iterator[Iterator[str]]:
     """The lines of a stream; the client goes away at the end of the body."""
     asked = {**LONG, "stream": True, **body}
-    with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=asked, timeout=20) as answer:
+    with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=asked) as answer:
         assert answer.status_code == 200, answer.read()
         yield answer.iter_lines()
 
 
+@contextmanager
+def asking(server: Running, receives: int | None = None, **body: Any) -> Iterator[None]:
+    """A client that reads nothing, and leaves at the end of the body. receives: bytes that the system takes for it."""
+    content = json.dumps({**LONG, **body}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.socket() as client:
+        if receives is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_goes_away_frees_slot_and_pages(tiny_settings: Settings, stream: bool) -> None:
-    with running(tiny_settings, slowly(0.02)) as server:
+    steps = Steps(seconds=0.02)
+    with running(tiny_settings, steps.load) as server:
         served = the_model(server)
         httpx2.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
-        before = free_pages(served)
-        with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{server.url}/v1/chat/completions", json={**LONG, "stream": stream}, timeout=0.3).read()
-            time.sleep(0.3)
-            raise httpx2.ReadTimeout("streams go on")
+        before, made = free_pages(served), steps.made
+        with asking(server, stream=stream):
+            until(lambda: steps.made > made + 2)
         until(lambda: served.admission.busy == 0)
         assert served.loaded is not None
         until(lambda: served.loaded is not None and served.loaded.model.engine.scheduler.idle)
-        assert free_pages(served) == before and served.loaded.leases == 0
+        until(lambda: served.loaded is not None and served.loaded.leases == 0)
+        assert free_pages(served) == before
+        assert steps.made < LONG["max_tokens"]
+
+
+def test_what_was_written_for_who_went_away_is_counted(tiny_settings: Settings) -> None:
+    with running(tiny_settings, Steps(seconds=0.02).load) as server:
+        with streaming(server, n=2) as lines:
+            for _ in range(20):
+                next(lines)
+        until(lambda: the_model(server).admission.busy == 0)
+        lines = iter(httpx2.get(f"{server.url}/metrics").text.splitlines())
+        counted = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    assert counted['dsv3c_answers_total{model="tiny",reason="cancelled"}'] == 2
+    assert counted['dsv3c_tokens_total{kind="prompt",model="tiny"}'] == 22
+    assert counted['dsv3c_tokens_total{kind="generated",model="tiny"}'] >= 4
 
 
 def test_a_silent_stream_is_kept_open_by_comments(tiny_settings: Settings) -> None:
-    with running(tiny_settings, slowly(0.7)) as server, streaming(server, max_tokens=1) as lines:
-        found = [line for line in lines if line]
-    assert found[0] == ": keep-alive" and found[-1] == "data: [DONE]"
+    steps = Steps(first=0)
+    with running(tiny_settings, steps.load) as server, streaming(server, max_tokens=1) as lines:
+        assert next(lines) == ": keep-alive"
+        steps.gate.set()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def test_a_request_that_waits_has_its_turn_and_too_many_are_sent_away(tiny_settings: Settings) -> None:
-    with running(replace(tiny_settings, max_batch=1, queue=1), slowly(0.01)) as server:
+    steps = Steps(first=0)
+    with running(replace(tiny_settings, max_batch=1, queue=1), steps.load) as server:
         served, found = the_model(server), list[int]()
 
         def ask() -> None:
             body = {**LONG, "max_tokens": 2}
-            found.append(httpx2.post(f"{server.url}/v1/chat/completions", json=body, timeout=20).status_code)
+            found.append(httpx2.post(f"{server.url}/v1/chat/completions", json=body).status_code)
 
-        with streaming(server) as lines:
-            next(lines)
+        with streaming(server):
             waiting = threading.Thread(target=ask)
             waiting.start()
             until(lambda: len(served.admission.waiting) == 1)
             refused = httpx2.post(f"{server.url}/v1/chat/completions", json=LONG)
             assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-        waiting.join(10)
-        assert found == [200] and served.admission.busy == 0
+        steps.gate.set()
+        waiting.join(PATIENCE)
+        assert found == [200]
+        until(lambda: served.admission.busy == 0)
 
 
 def test_a_client_that_waits_and_goes_away_leaves_the_line(tiny_settings: Settings) -> None:
-    with running(replace(tiny_settings, max_batch=1), slowly(0.01)) as server:
+    steps = Steps(first=0)
+    with running(replace(tiny_settings, max_batch=1), steps.load) as server:
         served = the_model(server)
-        with streaming(server) as lines:
-            next(lines)
-            with pytest.raises(httpx2.ReadTimeout):
-                httpx2.post(f"{server.url}/v1/chat/completions", json=LONG, timeout=0.2)
+        with streaming(server):
+            with asking(server):
+                until(lambda: len(served.admission.waiting) == 1)
             until(lambda: not served.admission.waiting)
+        steps.gate.set()
 
 
 def test_a_client_that_takes_nothing_loses_its_place(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv3c.runtime.server.serving._HEADER_SECONDS", 0.5)
-    body = json.dumps({**LONG, "stream": True, "logprobs": True, "top_logprobs": 20}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with running(replace(tiny_settings, send_seconds=0.3), buffer=4096) as server, socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.connect(("127.0.0.1", server.port))
-        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: the_model(server).admission.busy == 1)
+    steps, much = Steps(), {"stream": True, "logprobs": True, "top_logprobs": 20}
+    with (
+        running(replace(tiny_settings, send_seconds=0.3), steps.load, buffer=4096) as server,
+        asking(server, receives=4096, **much),
+    ):
+        until(lambda: steps.made)
         until(lambda: the_model(server).admission.busy == 0)
         until(lambda: not server.server.server_state.connections)
 
@@ -183,7 +190,7 @@ def test_health_says_what_is_broken(tiny_settings: Settings) -> None:
     load = breaking(0)
 
     def gated(folder: Path, settings: Settings) -> Model:
-        assert looked.wait(10)
+        assert looked.wait(PATIENCE)
         return load(folder, settings)
 
     with running(tiny_settings, gated) as server:
@@ -209,17 +216,17 @@ def test_a_template_that_does_not_end_is_an_error_soon(
         return model
 
     with running(tiny_settings, load) as server:
-        found = httpx2.post(f"{server.url}/v1/chat/completions", json=LONG, timeout=20)
+        found = httpx2.post(f"{server.url}/v1/chat/completions", json=LONG)
         assert found.status_code == 400 and found.json()["error"]["param"] == "messages"
         assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
 def test_the_server_answers_others_while_a_step_is_under_way(tiny_settings: Settings) -> None:
-    with running(tiny_settings, slowly(1.5)) as server, httpx2.Client() as client, streaming(server, max_tokens=1):
-        until(lambda: the_model(server).admission.busy == 1)
-        began = time.monotonic()
-        assert client.get(f"{server.url}/slots").status_code == 200
-        assert time.monotonic() - began < 1.2
+    steps = Steps(first=0)
+    with running(tiny_settings, steps.load) as server:
+        with streaming(server, max_tokens=1):
+            assert httpx2.get(f"{server.url}/slots").json()[0]["is_processing"]
+        steps.gate.set()
 
 
 def test_many_at_once_say_what_each_says_alone(served: Running) -> None:
@@ -228,7 +235,7 @@ def test_many_at_once_say_what_each_says_alone(served: Running) -> None:
 
     def ask(prompt: str) -> None:
         body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "seed": 1}
-        found = httpx2.post(f"{served.url}/v1/completions", json=body, timeout=30)
+        found = httpx2.post(f"{served.url}/v1/completions", json=body)
         texts[prompt] = found.json()["choices"][0]["text"]
 
     threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.server.conftest import Running
+from tests.waiting import PATIENCE
 
 DOCS = Path(__file__).parents[3] / "docs" / "use"
 PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("server.md", "tools.md")}
@@ -23,7 +24,7 @@ def test_each_curl_line_is_answered(served: Running, page: str, least: int) -> N
         command = line.replace("http://127.0.0.1:8080", served.url).replace(
             "curl ", "curl --silent --fail-with-body ", 1
         )
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         assert re.search(r"^(event: .*\n)?(data: )?[\[{]|^# HELP", done.stdout), (line, done.stdout)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 
 import httpx2
@@ -11,6 +10,7 @@ import pytest
 
 from dsv3c.runtime.server.settings import Settings, is_loopback
 from tests.runtime.server.conftest import Running
+from tests.waiting import PATIENCE
 
 ASK = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 Serving = Callable[..., Running]
@@ -111,7 +111,7 @@ def test_a_large_body_is_refused_by_its_length_or_on_the_way(serving: Serving) -
 def test_a_slow_body_times_out_without_a_slot(serving: Serving) -> None:
     server = serving(body_seconds=0.2)
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as slow:
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert b" 408 " in slow.recv(1000)
     assert all(not served.admission.busy for served in server.service.models)
@@ -120,13 +120,11 @@ def test_a_slow_body_times_out_without_a_slot(serving: Serving) -> None:
 def test_a_connection_that_says_nothing_is_closed(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv3c.runtime.server.serving._HEADER_SECONDS", 0.3)
     server = serving()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as silent:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as silent:
         silent.sendall(b"GET / HTTP/1.1\r\nHost:")
-        began = time.monotonic()
         with pytest.raises(ConnectionResetError):
             if not silent.recv(100):
                 raise ConnectionResetError
-        assert time.monotonic() - began < 3
 
 
 def test_what_is_no_json_is_refused_by_its_type(served: Running) -> None:

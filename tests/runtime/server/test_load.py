@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import httpx2
@@ -13,8 +13,10 @@ import pytest
 
 from dsv3c.runtime import load as load_model
 from dsv3c.runtime.model import Model
-from tests.runtime.server.conftest import CONTEXT, VOCAB, Running
-from tests.runtime.server.load import Mix, Wish, all_at_once, load
+from dsv3c.runtime.server.settings import Settings
+from tests.runtime.server.conftest import CONTEXT, VOCAB, Running, Steps, running
+from tests.runtime.server.load import Mix, Told, Wish, all_at_once, ask, client, load
+from tests.waiting import until
 
 CLIENTS = 24
 MIX = Mix(VOCAB, longest_prompt=200, longest_answer=24, longest_stay=0.05, leaving=0.3)
@@ -36,10 +38,8 @@ def require_nothing_left(server: Running) -> None:
     """Within a moment: what clients left ends with the step that is under way."""
     served = server.service.models.find(None)
     assert served.loaded is not None
-    pool, until = served.loaded.model.session.pool, time.monotonic() + 5
-    while (pool.free_pages < pool.pages or served.admission.busy) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert (pool.free_pages, served.admission.busy, len(served.admission.waiting)) == (pool.pages, 0, 0)
+    pool = served.loaded.model.session.pool
+    until(lambda: (pool.free_pages, served.admission.busy, len(served.admission.waiting)) == (pool.pages, 0, 0))
     slots = httpx2.get(f"{server.url}/slots").json()
     assert not any(slot["is_processing"] for slot in slots)
 
@@ -74,12 +74,20 @@ def test_clients_that_leave_give_their_pages_back(served: Running, stream: bool)
     assert asyncio.run(all_at_once(served.url, [GREEDY]))[0].whole
 
 
-def test_who_finds_the_queue_full_is_told_when_to_come_again(served: Running) -> None:
-    settings = served.service.settings
-    crowd = [Wish((3, 4, number + 3), 30) for number in range(2 * (settings.max_batch + settings.queue))]
-    found = asyncio.run(all_at_once(served.url, crowd))
-    refused = [told for told in found if told.status == 429]
-    assert refused and all(told.retry_after >= 1 for told in refused)
-    assert all(told.whole for told in found if told.status != 429)
-    assert len(found) - len(refused) >= settings.max_batch + settings.queue
-    require_nothing_left(served)
+def test_who_finds_the_queue_full_is_told_when_to_come_again(tiny_settings: Settings) -> None:
+    steps, room = Steps(first=0), tiny_settings.max_batch + tiny_settings.queue
+
+    async def crowd(url: str) -> list[Told]:
+        async with client(url) as http:
+            asked = [asyncio.create_task(ask(http, Wish((3, 4, number + 3), 30))) for number in range(2 * room)]
+            for answered in islice(asyncio.as_completed(asked), room):
+                await answered
+            steps.gate.set()  # for those who found room
+            return await asyncio.gather(*asked)
+
+    with running(tiny_settings, steps.load) as server:
+        found = asyncio.run(crowd(server.url))
+        refused = [told for told in found if told.status == 429]
+        assert len(refused) == room and all(told.retry_after >= 1 for told in refused)
+        assert all(told.whole for told in found if told.status != 429)
+        require_nothing_left(server)

@@ -17,6 +17,7 @@ from dsv3c.runtime.server import models as module
 from dsv3c.runtime.server.errors import Ending, MemoryShort, ModelFailed, ModelUnknown
 from dsv3c.runtime.server.models import Models, Served
 from dsv3c.runtime.server.settings import Settings
+from tests.waiting import PATIENCE
 
 
 class Disk:
@@ -36,7 +37,7 @@ class Disk:
         return tuple(self.root / name for name in names)
 
     def load(self, folder: Path, settings: Settings) -> Any:
-        assert self.gate.wait(5)
+        assert self.gate.wait(PATIENCE)
         self.seen.append(f"load {folder.name}")
         if self.faults.get(folder.name):
             raise self.faults[folder.name].pop()
@@ -63,7 +64,7 @@ def run(models: Models, scenario: Callable[[], Awaitable[None]]) -> None:
 
 async def states(models: Models, wanted: dict[str, str]) -> None:
     """Waits until they are so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while {served.name: served.state for served in models} != wanted:
             await asyncio.sleep(0.005)
 

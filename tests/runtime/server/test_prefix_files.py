@@ -7,7 +7,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from dsv3c.runtime.server.settings import Settings
 from tests.runtime import toy
 from tests.runtime.cli.toy_program import use_toy_device
 from tests.runtime.server.conftest import Running, running
+from tests.waiting import PATIENCE, until
 
 TEXT = list(range(3, 22))
 
@@ -101,7 +101,7 @@ def test_without_a_file_nothing_is_said(
 def ask(server: Running, tokens: int = 1) -> int:
     """How many tokens of the prompt were cached."""
     body = {"prompt": "Once upon a time there was a king", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    response = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    response = httpx2.post(f"{server.url}/v1/completions", json=body)
     assert response.status_code == 200, response.text
     return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
 
@@ -133,10 +133,7 @@ def test_what_an_idle_model_has_read_is_there_when_it_is_loaded_again(tiny_setti
     with running(replace(tiny_settings, cache_dir=tmp_path, idle=0.05)) as server:
         ask(server)
         served = server.service.models.find(None)
-        until = time.monotonic() + 10
-        while served.state != "unloaded" and time.monotonic() < until:
-            time.sleep(0.02)
-        assert served.state == "unloaded"
+        until(lambda: served.state == "unloaded")
         assert ask(server) > 0
 
 
@@ -164,11 +161,9 @@ def test_of_a_model_that_broke_nothing_is_saved(tiny_settings: Settings, tmp_pat
         return model
 
     with running(replace(tiny_settings, cache_dir=tmp_path), failing) as server:
-        response = httpx2.post(f"{server.url}/v1/completions", json={"prompt": "Once"}, timeout=30)
+        response = httpx2.post(f"{server.url}/v1/completions", json={"prompt": "Once"})
         assert response.status_code == 500
-        until = time.monotonic() + 10
-        while not server.service.models.find(None).loaded and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: server.service.models.find(None).loaded)
         assert not list(tmp_path.iterdir())
 
 
@@ -179,9 +174,9 @@ def test_a_process_that_is_told_to_end_saves_what_it_has_read(tiny: Path, tmp_pa
         assert process.stderr is not None
         url = next(line.split()[-1] for line in process.stderr if "listening on http://" in line)
         body = {"prompt": "Once upon a time there was a king", "max_tokens": 1}
-        assert httpx2.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200
+        assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200
         process.send_signal(signal.SIGTERM)
-        log = process.communicate(timeout=20)[1]
+        log = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
     assert process.returncode == 0, log

@@ -23,20 +23,20 @@ def pieces_of(decoder: StreamDecoder, tokens: list[int]) -> list[str]:
 
 
 @given(st.lists(st.integers(0, 2047), max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_tokens(tokenizer: Tokenizer, tokens: list[int]) -> None:
     assert "".join(pieces_of(StreamDecoder(tokenizer.decode), tokens)) == tokenizer.decode(tokens)
 
 
 @given(st.binary(max_size=120))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes(tokenizer: Tokenizer, data: bytes) -> None:
     tokens = [token_of_byte(tokenizer, byte) for byte in data]
     assert "".join(pieces_of(StreamDecoder(tokenizer.decode), tokens)) == data.decode("utf-8", "replace")
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_comes_character_by_character(tokenizer: Tokenizer, text: str) -> None:
     decoder = StreamDecoder(tokenizer.decode)
     reference = codecs.getincrementaldecoder("utf-8")()

@@ -30,7 +30,7 @@ def test_encode_adds_what_the_tokenizer_adds(bundled_model: Path, tokenizer: Tok
 
 
 @given(st.text(max_size=50))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode_plain(text)) == text
 
@@ -220,7 +220,7 @@ def test_odd_vocabularies_do_not_crash(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=4), st.integers(0, 5000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bytes_changed(tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int) -> None:
     content = json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}).encode()
     position %= len(content)

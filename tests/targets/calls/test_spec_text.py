@@ -6,7 +6,7 @@ import pytest
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.calls.elementwise import ScaleRows
 from dsv3c.targets.calls.operands import Rows
@@ -26,7 +26,7 @@ from tests.targets.cases.sparse import CASES as SPARSE
 def specs() -> list[object]:
     """Those of all kernels of the bundled model on a CPU, and those that only other models need."""
     source, options = Checkpoint.open(BUNDLED_MODEL), CompileOptions(quant="int4-g32-asym")
-    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
+    lowered = lowering.lower(source.config, source.shapes, options, targets.get("x86"))
     sparse = [SPARSE[name][0] for name in ("index-write-odd", "topk-f32-all", "sparse-few")]
     others = (ScaleRows(Rows(512), 256, 3, 8192), ExpertWeights(Rows(512), 8, 2), IdentityExperts(Rows(512), 256, 8, 2))
     return [*plan(lowered.entries, lowered.bounds).kernels, *others, *sparse]

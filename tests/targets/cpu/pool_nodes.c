@@ -4,9 +4,10 @@
 //
 //     pool_nodes THREADS SLOW ROWS SEGMENTS BLOCKS RUN BYTES
 //
-// SLOW: the node whose threads take ten times as long, or -1. ROWS: how often the blocks of a segment make a launch's
-// items. BYTES: of a block. Prints the number of nodes; for each item how many launches gave it to each node; for each
-// page of the weights the node that it was moved to, -1 for none.
+// SLOW: the node whose threads are not done before all items are taken, or -1; each task must be one item then, as nobody
+// else takes the rest of a task. ROWS: how often the blocks of a segment make a launch's items. BYTES: of a block. Prints
+// the number of nodes; for each item how many launches gave it to each node; for each page of the weights the node that it
+// was moved to, -1 for none.
 
 #include <errno.h>
 #include <pthread.h>
@@ -68,10 +69,19 @@ long syscall(long number, ...) {
   return 0;
 }
 
+static int items, together;  // of a launch, and how many threads take an item before any of them takes another
+static atomic_int begun;
+
 static int item(int i, Env *env, void *unused) {
   atomic_fetch_add(&taken[i][here], 1);
-  usleep(here == slow ? 3000 : 300);
+  int turn = atomic_fetch_add(&begun, 1) / together, last = here == slow ? items : (turn + 1) * together;
+  while (atomic_load(&begun) < (last < items ? last : items)) usleep(20);
   return i == ITEMS - 1 ? -7 : 0;
+}
+
+static int launch(void) {
+  atomic_store(&begun, 0);
+  return __TVMBackendParallelLaunch(item, 0, 0);
 }
 
 static int count(int i, Env *env, void *unused) { return atomic_store(&tasks, env->num_task), 0; }
@@ -80,8 +90,8 @@ static int count(int i, Env *env, void *unused) { return atomic_store(&tasks, en
 
 static int segments, blocks, run, block;
 
-static void announce(int items) {
-  if (dsv3c_announce) dsv3c_announce(items, segments, blocks, run, weights, block, 0, 0, 0, 0);
+static void announce(int count) {
+  if (dsv3c_announce) dsv3c_announce(count, segments, blocks, run, weights, block, 0, 0, 0, 0);
 }
 
 // Says something of a launch that runs alone, as the pool is busy.
@@ -93,9 +103,9 @@ static int nested(int i, Env *env, void *unused) {
 int main(int n, char **a) {
   int threads = atoi(a[1]), rows = atoi(a[3]);
   slow = atoi(a[2]), segments = atoi(a[4]), blocks = atoi(a[5]), run = atoi(a[6]), block = atoi(a[7]);
-  int items = rows * ((blocks + run - 1) / run);
+  items = rows * ((blocks + run - 1) / run), together = slow < 0 ? threads : 1;
   size_t pages = ((size_t)segments * blocks * block + PAGE - 1) / PAGE;
-  MUST(items < ITEMS && pages < PAGES);
+  MUST(items < ITEMS && pages < PAGES && (slow < 0 || items <= threads * 4));
   weights = aligned_alloc(PAGE, pages * PAGE);
   memset(weights, 1, pages * PAGE);
   memset(moved, -1, sizeof moved);
@@ -111,7 +121,7 @@ int main(int n, char **a) {
 
   for (int i = 0; i < LAUNCHES; i++) {
     announce(items);
-    MUST(__TVMBackendParallelLaunch(item, 0, 0) == 0);
+    MUST(launch() == 0);
   }
   for (int i = 0; i < items; i++) printf("%d,%d ", taken[i][0], taken[i][1]);
   puts("");
@@ -129,8 +139,9 @@ int main(int n, char **a) {
   pid_t child = fork();
   if (child == 0) {
     memset(taken, 0, sizeof taken);
+    together = 1;
     announce(items);
-    MUST(__TVMBackendParallelLaunch(item, 0, 0) == 0);
+    MUST(launch() == 0);
     for (int i = 0; i < items; i++) MUST(taken[i][0] + taken[i][1] == 1);
     _exit(0);
   }

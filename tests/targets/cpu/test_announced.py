@@ -117,7 +117,7 @@ def test_items_of_a_node_need_none_of_the_others_bytes(name: str, path: Path, le
 
 def two_nodes(folder: Path) -> Iterable[int]:
     """The files of a machine whose memories are near one half each of the CPUs here; these CPUs."""
-    usable = sorted(cores._affinity())
+    usable = sorted(cores.usable_cpus())
     halves = usable[: len(usable) // 2], usable[len(usable) // 2 :]
     for number, cpus in enumerate(halves):
         node = folder / f"sys/devices/system/node/node{number}"

@@ -16,6 +16,7 @@ import pytest
 from dsv3c.compiler.errors import Dsv3cError, NoRoomError
 from dsv3c.targets.cpu.children import JobDied, in_children
 from dsv3c.targets.link.platforms import LinkFailed
+from tests.waiting import PATIENCE, gone, until
 
 WHAT = Path("what")
 
@@ -85,15 +86,6 @@ def test_what_a_job_prints_arrives(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "x" * 100_000 + "\n"
 
 
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "Z"
-
-
 def test_no_child_outlives_an_error_nor_what_it_started(tmp_path: Path) -> None:
     def waits() -> None:
         with subprocess.Popen(["sleep", "60"]) as process:
@@ -108,10 +100,7 @@ def test_no_child_outlives_an_error_nor_what_it_started(tmp_path: Path) -> None:
     with pytest.raises(Dsv3cError, match="enough"):
         run(waits, fails)
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
-    while not gone(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert gone(pid)
+    until(lambda: gone(pid))
 
 
 def test_signals_of_the_parent_are_not_the_childs() -> None:
@@ -162,5 +151,5 @@ os._exit(0)
 
 
 def test_a_job_that_leaves_runs_nothing_of_other_libraries() -> None:
-    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout == "died\n"

@@ -13,7 +13,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.errors import Dsv3cError, NoRoomError
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.targets.calls.elementwise import Swiglu
@@ -36,7 +36,7 @@ def emitted(options: CompileOptions, folder: Path, monkeypatch: pytest.MonkeyPat
     """Of a tiny model, for one level; no kernel has a body."""
     write_checkpoint(folder / "tiny", tiny_config())
     source = Checkpoint.open(folder / "tiny")
-    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("x86"))
+    lowered = lowering.lower(source.config, source.shapes, options, targets.get("x86"))
     monkeypatch.setattr(emit, "build", lambda spec, level: spec)
     monkeypatch.setattr(emit, "compiled_once", lambda levels, built: [ObjectUnit(LEVELS[0], (LEVELS[0],), built[0])])
     return emit.emit(plan(lowered.entries, lowered.bounds), LEVELS[:1])
@@ -47,7 +47,7 @@ def test_integer_products_rebuild_for_shorter_steps(
     quant: str, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (level,) = emitted(CompileOptions(quant=quant, max_tokens=64), tmp_path, monkeypatch).levels
-    equal = pipeline.materialize_from(Checkpoint.open(tmp_path / "tiny").config)
+    equal = lowering.materialize_from(Checkpoint.open(tmp_path / "tiny").config)
     assert level.get("prefill_min_tokens", equal) == pytest.approx(equal / rate, abs=1)
 
 

@@ -26,6 +26,7 @@ from dsv3c.targets.link.platforms import LinkFailed, NoCCompiler, find_c_compile
 from dsv3c.targets.x86.levels import LEVELS
 from tests.targets.cpu.harness import lacking
 from tests.targets.libraries import build_library
+from tests.waiting import PATIENCE
 
 # Calls the pool directly: task i adds i+1 to slot[i]; every slot is written once a launch, by any number of threads.
 POOL_TEST = r"""
@@ -136,7 +137,7 @@ def test_threads_that_the_system_refuses_are_not_asked_for_at_each_launch(tmp_pa
     renamed = ["-Dpthread_create=limited_create", "-c", "-o", files[1], str(THREADPOOL)]
     for command in (renamed, ["-o", str(tmp_path / "test"), *files]):
         subprocess.run([*find_c_compiler(), *flags, *command], check=True)
-    assert subprocess.run([str(tmp_path / "test")], check=False, timeout=60).returncode == 0
+    assert subprocess.run([str(tmp_path / "test")], check=False, timeout=PATIENCE).returncode == 0
 
 
 @pytest.mark.parametrize("sanitizer", [None, "thread"])
@@ -151,7 +152,9 @@ def test_thread_pool(tmp_path, sanitizer):
         pytest.skip("this compiler has no thread sanitizer")
     assert built.returncode == 0, built.stderr
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0"}
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(
+        [str(program)], capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment
+    )
     if sanitizer and "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer does not run on this kernel")
     assert done.returncode == 0, done.stdout + done.stderr[:4000]
@@ -185,7 +188,7 @@ kernels["add"](control, a, b, y)
 assert (y == 3).all()
 assert "tvm" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_slot_is_bound_back_to_the_pool(path):

@@ -10,6 +10,7 @@ import pytest
 
 from dsv3c.targets.cpu.library import THREADPOOL
 from dsv3c.targets.link.platforms import find_c_compiler
+from tests.waiting import PATIENCE
 
 # The program's own calls of the system take the place of those of the C library: the affinity is made up, and what a
 # thread binds itself to is printed. Prints for each run the threads, the tasks and the CPUs of each worker that binds
@@ -84,7 +85,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(program: Path, cpus: int, threads: Sequence[int], refused: bool = False) -> list[str]:
     """What the runs with these numbers of threads print, and that of a child."""
     command = [str(program), str(cpus), str(int(refused)), *map(str, threads)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.splitlines()
 
 
 BOUND = " 0 1 2 3"  # both cores with both of their CPUs

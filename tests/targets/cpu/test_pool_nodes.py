@@ -10,6 +10,7 @@ import pytest
 
 from dsv3c.targets.cpu.library import THREADPOOL
 from dsv3c.targets.link.platforms import find_c_compiler
+from tests.waiting import PATIENCE
 
 PROGRAM = Path(__file__).with_name("pool_nodes.c")
 LAUNCHES = 20  # of the program
@@ -42,7 +43,7 @@ def run(program: Path, *arguments: int) -> tuple[int, list[tuple[int, int]], lis
     """Nodes; how many launches gave each item to each node; where each page was moved."""
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 die_after_fork=0"}
     command = [str(program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=environment)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer does not run on this kernel")
     assert done.returncode == 0, done.stdout + done.stderr[:4000]
@@ -79,18 +80,18 @@ def test_pages_come_to_the_node_that_takes_their_items(program: Path, name: str)
     own = sum(counts[owner] for counts, owner in zip(taken, owners, strict=True))
     assert nodes == 2
     if len(taken) >= 4 * threads:  # with fewer, threads often have none left of their node's own
-        assert own >= 0.6 * sum(map(sum, taken))
+        assert own == sum(map(sum, taken))
     for number, moved in enumerate(pages):
         block = number * PAGE // size % blocks
         assert moved == (1 if node_of(threads, items, block // of_item) else -1)  # all lay on node 0
 
 
 def test_a_slow_node_is_helped(program: Path) -> None:
-    threads, rows, segments, blocks = 4, 2, 1, 16
+    threads, rows, segments, blocks = 4, 1, 1, 16
     fair = run(program, threads, -1, rows, segments, blocks, 1, PAGE)[1]
     helped = run(program, threads, 1, rows, segments, blocks, 1, PAGE)[1]
     upper = [item for item in range(rows * blocks) if item % blocks >= blocks // 2]
-    assert sum(fair[item][0] for item in upper) < 0.3 * LAUNCHES * len(upper)
+    assert sum(fair[item][0] for item in upper) == 0
     assert sum(helped[item][0] for item in upper) > 0.5 * LAUNCHES * len(upper)
 
 

@@ -37,6 +37,14 @@ def test_a_record_holds_for_the_level_it_was_measured_at(tmp_path: Path) -> None
     assert tuned == {level.name: level.tuning for level in LEVELS if level.name != "x86-64-v4"}
 
 
+def test_numbers_of_lower_levels_replace_their_own_and_no_others(tmp_path: Path) -> None:
+    record(tmp_path, lower={"x86-64-v3": {"tuning": {"prefetch_bytes": 512}}})
+    own = {level.name: level.tuning for level in LEVELS}
+    tuned = {level.name: level.tuning for level in tuned_levels(LEVELS, "some-cpu", tmp_path)}
+    assert tuned["x86-64-v3"] == replace(own["x86-64-v3"], prefetch_bytes=512)
+    assert tuned["x86-64-v3-vnni"] == own["x86-64-v3-vnni"]
+
+
 def test_a_cpu_without_a_record_takes_the_defaults(tmp_path: Path) -> None:
     assert tuned_levels(LEVELS, "some-cpu", tmp_path) == LEVELS
 
@@ -52,8 +60,23 @@ def test_a_cpu_without_a_record_takes_the_defaults(tmp_path: Path) -> None:
         {"tuning": {"row_blocks": True}},
         {"tuning": {"token_tile": [4]}},
         {"level": 4},
+        {"lower": [1]},
+        {"lower": {"x86-64-v3": {"prefetch_bytes": 512}}},
+        {"lower": {"x86-64-v3": {"tuning": {"prefetch_bytes": 513}}}},
     ],
-    ids=["outside of the space", "unknown", "no object", "text", "float", "boolean", "list", "level is no text"],
+    ids=[
+        "outside of the space",
+        "unknown",
+        "no object",
+        "text",
+        "float",
+        "boolean",
+        "list",
+        "level is no text",
+        "lower is no object",
+        "lower without numbers",
+        "lower outside of the space",
+    ],
 )
 def test_a_wrong_record_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
     record(tmp_path, **changes)

@@ -15,7 +15,7 @@ from dsv3c.compiler.checkpoint import Checkpoint, ModelConfig
 from dsv3c.compiler.checkpoint.expected import required_tensors
 from dsv3c.compiler.core.blame import failed_kernel
 from dsv3c.compiler.core.target import Emission
-from dsv3c.compiler.driver import contents, pipeline, weights
+from dsv3c.compiler.driver import contents, lowering, weights
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.plan import Plan
 from dsv3c.runtime.artifact.plan_reader import parse_plan
@@ -63,7 +63,7 @@ def emitted(quant: str, max_binding: int = MOST_BINDING) -> tuple[Emission, Plan
 
 def planned(config: ModelConfig, shapes: Shapes, quant: str, max_binding: int) -> tuple[Emission, Plan]:
     options = CompileOptions(target="vulkan", quant=quant)
-    lowered = pipeline.lower(config, shapes, options, targets.get("vulkan"))
+    lowered = lowering.lower(config, shapes, options, targets.get("vulkan"))
     found = plan(lowered.entries, lowered.bounds, max_binding)
     emission = emit(found, Backend(compile_nothing))
     stored = [tensor for parts in weights.lay_out(found.recipes).tensors.values() for tensor in parts]
@@ -171,7 +171,7 @@ def test_the_kernel_that_is_not_compiled_is_found_among_all(tmp_path: Path) -> N
 
     source = Checkpoint.open(BUNDLED_MODEL)
     options = CompileOptions(target="vulkan", quant="int8")
-    lowered = pipeline.lower(source.config, source.shapes, options, targets.get("vulkan"))
+    lowered = lowering.lower(source.config, source.shapes, options, targets.get("vulkan"))
     emission = emit(plan(lowered.entries, lowered.bounds, MOST_BINDING), Backend(refuse_swiglu))
     with pytest.raises(ShaderInvalid) as caught:
         emission.write_kernels(tmp_path / "kernels", lambda count: None)

@@ -7,7 +7,7 @@ import pytest
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
@@ -43,7 +43,7 @@ def checkpoint():
 def stepper(checkpoint, quant, entry="decode"):
     """The numpy evaluation of an entry's graph, as the target compiles it."""
     options = CompileOptions(target="metal", quant=quant)
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("metal"))
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.get("metal"))
     return GraphStepper(lowered.entries[entry].graph, checkpoint.read)
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.driver.lowered import Lowered
+from dsv3c.compiler.driver import lowering, pipeline
+from dsv3c.compiler.driver.lowering import Lowered
 from dsv3c.compiler.options import CompileOptions
 from tests.conformance import runs
-from tests.conformance.cases import Case, case
+from tests.conformance.cases import Case, case, make_case, seed_of
 from tests.conformance.runs import GraphStepper
 
 Ids = NDArray[np.int32]
@@ -74,20 +74,25 @@ class Exported:
 Export = Callable[..., Exported]
 
 
+def export_case(folder: Path, made: Case, options: CompileOptions) -> Exported:
+    """The case compiled into `folder`."""
+    made.write(folder / "checkpoint")
+    pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(options.target))
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    path = str(folder / "artifact" / "model.onnx")
+    session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
+    return Exported(made, folder / "artifact", lowered, checkpoint, session)
+
+
 @pytest.fixture(scope="session")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     @cache
-    def exported(name: str, quant: str = "float32", target: str = "onnx") -> Exported:
+    def exported(name: str, quant: str = "float32", target: str = "onnx", **changes: Any) -> Exported:
         made, folder = case(name), tmp_path_factory.mktemp(name)
-        made.write(folder / "checkpoint")
-        options = CompileOptions(quant=quant, target=target)
-        pipeline.compile_checkpoint(folder / "checkpoint", folder / "artifact", options)
-        checkpoint = Checkpoint.open(folder / "checkpoint")
-        lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.configured(target))
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3
-        path = str(folder / "artifact" / "model.onnx")
-        session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
-        return Exported(made, folder / "artifact", lowered, checkpoint, session)
+        made = make_case(name, {**made.config, **changes}, seed_of(name)) if changes else made
+        return export_case(folder, made, CompileOptions(quant=quant, target=target))
 
     return exported

@@ -69,6 +69,30 @@ def test_operators_by_layer(export: Export) -> None:
     assert not {"Loop", "Scan", "MoEGroupRouter"} & counts.keys()
 
 
+def test_nothing_is_computed_for_a_choice_where_all_is_chosen(export: Export) -> None:
+    """What reads queries of indexers stands in branches; their keys are written always. Attention has both forms."""
+    graph = loaded(export("v32-mtp-yarn", index_topk=40)).graph
+    layers = CONFIGS["v32-mtp-yarn"]["num_hidden_layers"]
+    always = {name for node in graph.node for name in node.input if "indexer." in name}
+    anywhere = {name for node in nodes(graph) for name in node.input if "indexer." in name}
+    for part, count in {"wq_b": 0, "weights_proj": 0, "wk": layers}.items():
+        assert sum(f"indexer.{part}." in name for name in always) == count, part
+        assert sum(f"indexer.{part}." in name for name in anywhere) == layers, part
+    assert Counter(node.op_type for node in nodes(graph))["Attention"] == layers
+
+
+@pytest.mark.parametrize(("name", "changes"), [("v3-grouped-yarn", {}), ("v32-mtp-yarn", {"index_topk": 40})], ids=str)
+def test_integer_products_stand_in_no_branch_of_a_branch(name: str, changes: dict[str, int], export: Export) -> None:
+    """ONNX Runtime would pack their weights anew in every step."""
+    subgraphs = [each.g for node in loaded(export(name, "int8", **changes)).graph.node for each in node.attribute]
+    counts = [
+        [sum(inner.op_type == "MatMulNBits" for inner in of) for of in (graph.node, nodes(graph))]
+        for graph in subgraphs
+    ]
+    assert any(near for near, _ in counts)
+    assert all(near == anywhere for near, anywhere in counts)
+
+
 def test_experts_of_a_width_that_groups_do_not_divide_need_no_contrib_mixture(export: Export) -> None:
     counts = Counter(node.op_type for node in nodes(loaded(export("v3-odd-widths-3-shared", "int4-g32")).graph))
     assert counts["QMoE"] == counts["MoE"] == 0 < counts["MatMulNBits"]

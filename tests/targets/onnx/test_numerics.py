@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
+from dsv3c.compiler.options import CompileOptions
+from tests.conformance.cases import case
 from tests.conformance.runs import relative_error
 from tests.selection import shortlist
-from tests.targets.onnx.conftest import Export
+from tests.targets.onnx.conftest import Export, export_case
 
 QUANTS = ("float32", "float16", "bfloat16", "int8", "int8-asym", "int4-g32", "int4-g32-asym", "int2-g16")
 # Groups that fit the experts' widths, which QMoE takes, and widths that they do not divide, with plain nodes.
@@ -28,12 +33,50 @@ def test_same_codes_and_scales_as_the_numpy_evaluation(name: str, quant: str, ex
         assert relative_error(model.run(chunks), model.evaluated(entry, chunks)) <= LIMIT, entry
 
 
+@pytest.mark.parametrize(
+    ("gate_up", "down", "op"),
+    [
+        ("int4-g32", "int8", ""),
+        ("int4-g16", "int4-g32-asym", ""),
+        ("float16", "int4-g32", ""),
+        ("int8-asym", "bfloat16", ""),
+        ("int4-g32-asym", "int4-g32", "QMoE"),
+        ("int4-channel", "int4-g32", "QMoE"),
+        ("int4-g32", "int4-channel", ""),
+        ("float32", "bfloat16", "MoE"),
+    ],
+)
+def test_experts_whose_matrices_differ_in_format(gate_up: str, down: str, op: str, tmp_path: Path) -> None:
+    """As `--quant auto` gives them. The contrib ops have codes of one kind for both, zero points aside."""
+    parts = {"gate_up": gate_up, "down_proj": down}
+    formats = {f"layers.{layer}.experts.{part}": of for layer in (1, 2) for part, of in parts.items()}
+    options = CompileOptions(quant="int8", target=EXACT, formats=formats)
+    model = export_case(tmp_path, case("v3-grouped-yarn"), options)
+    graph = onnx.load(model.folder / "model.onnx", load_external_data=False).graph
+    assert {node.op_type for node in graph.node} & {"MoE", "QMoE"} == ({op} if op else set())
+    assert relative_error(model.run([1] * 10), model.evaluated("decode", [1] * 10)) <= LIMIT
+
+
 @pytest.mark.parametrize("name", ["v32-mtp-yarn", "glm-dsa-real-heads"])
 def test_what_an_indexer_chooses_is_attended_to_whether_gathered_or_masked(name: str, export: Export) -> None:
     """Of a context of several times as many positions; steps of a token gather, others mask."""
     model = export(name)
     assert {"index_topk", "mla_sparse"} <= {value.op for value in model.lowered.entries["decode"].graph.values()}
     for chunks in ([model.tokens.size], [1] * 20, [5, 20, *[1] * 4, 2]):
+        assert relative_error(model.run(chunks), model.evaluated("decode", chunks)) <= LIMIT
+
+
+@pytest.mark.parametrize("quant", ["float32", "int8"])
+def test_a_context_of_which_an_indexer_would_choose_all_is_attended_to_as_a_dense_one(
+    quant: str, export: Export
+) -> None:
+    """By the same two forms; chunks that end at index_topk and just behind it."""
+    model = export("v32-mtp-yarn", quant, EXACT, index_topk=40)
+    short = model.lowered.entries["short_prefill"]
+    assert short.min_tokens <= 33
+    for chunks in ([40], [33]):
+        assert relative_error(model.run(chunks), model.evaluated("short_prefill", chunks)) <= LIMIT
+    for chunks in ([1] * 45, [4] * 12, [41]):
         assert relative_error(model.run(chunks), model.evaluated("decode", chunks)) <= LIMIT
 
 
@@ -58,13 +101,23 @@ def test_float16_graph_for_gpus_runs_on_the_cpu_too(name: str, quant: str, expor
 
 
 @pytest.mark.parametrize(
-    "name", ["v3-grouped-yarn", "v2-group-limited-yarn", "glm-grouped-5-heads", "youtu-tied-5-heads", "v32-mtp-yarn"]
+    ("name", "changes"),
+    [
+        ("v3-grouped-yarn", {}),
+        ("v2-group-limited-yarn", {}),
+        ("glm-grouped-5-heads", {}),
+        ("youtu-tied-5-heads", {}),
+        ("v32-mtp-yarn", {}),
+        ("v32-mtp-yarn", {"index_topk": 28}),
+        ("v32-mtp-yarn", {"index_topk": 40}),
+    ],
+    ids=str,
 )
-def test_a_padded_batch_gives_what_its_sequences_give_alone(name: str, export: Export) -> None:
+def test_a_padded_batch_gives_what_its_sequences_give_alone(name: str, changes: dict[str, int], export: Export) -> None:
     """Two sequences of unequal length, padded on the left, then decoded together: prefill, a chunk, single tokens."""
-    model = export(name)
+    model = export(name, **changes)
     first, second = model.case.sequences
-    size, short = 30, 19
+    size, short = 33, 19
     ids = np.zeros((2, size), np.int64)
     mask = np.zeros((2, size), np.int64)
     ids[0], ids[1, size - short :] = first[:size], second[:short]

@@ -9,7 +9,7 @@ import pytest
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.engine.session import Request
 from tests.conformance import runs
@@ -17,6 +17,7 @@ from tests.conformance.runs import ArtifactStepper, Batch, GraphStepper, relativ
 from tests.conftest import BUNDLED_MODEL
 from tests.runtime.engine_checks import check_batches, check_drafts
 from tests.runtime.experts import counted, visited
+from tests.waiting import PATIENCE
 
 ROUNDED = ("float16", "fp8", "int8", "int4-g32", "int4-g32-asym")
 LENGTHS = (9, 40)
@@ -49,7 +50,7 @@ def checkpoint():
 def stepper(checkpoint, quant, entry="decode"):
     """The numpy evaluation of an entry's graph, as the target compiles it."""
     options = CompileOptions(target="vulkan", quant=quant)
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.get("vulkan"))
     read = checkpoint.coded if quant == "fp8" else checkpoint.read
     return GraphStepper(lowered.entries[entry].graph, read)
 
@@ -179,7 +180,7 @@ def test_the_mtp_entry_computes_what_its_graph_says(loaded, checkpoint):
 def test_the_commands_run_on_the_device(artifacts, vulkan):
     def command(*arguments):
         line = [sys.executable, "-m", "dsv3c.runtime", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

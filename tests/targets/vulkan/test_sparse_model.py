@@ -9,7 +9,7 @@ import pytest
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering, pipeline
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import tiny_config
 from tests.conformance import runs
@@ -31,7 +31,7 @@ def test_every_way_to_cut_sequences_into_steps_gives_what_numpy_does(
 ) -> None:
     case = make_case(name, CONFIGS[name], 3)
     checkpoint = Checkpoint.open(case.write(tmp_path / "checkpoint"))
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, OPTIONS, targets.get("vulkan"))
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, OPTIONS, targets.get("vulkan"))
     graph = lowered.entries["decode"].graph
     assert {"index_write", "index_topk", "mla_sparse"} <= {value.op for value in graph.values()}
     pipeline.compile_checkpoint(tmp_path / "checkpoint", tmp_path / "artifact", OPTIONS)

@@ -131,32 +131,37 @@ def _write_row(paging: Paging, cache: Buffer, row: Expr, column: Column, thread:
     out = T.bind(row * paging.width)
     if paging.element == "f32":
         spread(paging.width, thread, lambda j: store(cache, out + j, column(j)))
-        return
-    if paging.width % 2 == 0:
+    elif paging.width % 2 == 0:
+        _write_words(paging, cache, out, column, thread)
+    else:
+        _write_halves(paging, cache, out, column, thread)
 
-        def whole(w: Expr) -> None:
-            low, high = T.bind(bf16_bits(column(w * 2))), bf16_bits(column(w * 2 + 1))
-            word = T.bitwise_or(low, T.shift_left(high, T.uint32(16)))
-            store(cache, T.shift_right(out, T.int32(1)) + w, word)
 
-        spread(paging.width // 2, thread, whole)
-        return
+def _write_words(paging: Paging, cache: Buffer, out: Expr, column: Column, thread: Expr) -> None:
+    """The row of bfloat16 whose first column is element `out`, the first of a word."""
+
+    def whole(w: Expr) -> None:
+        low, high = T.bind(bf16_bits(column(w * 2))), bf16_bits(column(w * 2 + 1))
+        word = T.bitwise_or(low, T.shift_left(high, T.uint32(16)))
+        store(cache, T.shift_right(out, T.int32(1)) + w, word)
+
+    spread(paging.width // 2, thread, whole)
+
+
+def _write_halves(paging: Paging, cache: Buffer, out: Expr, column: Column, thread: Expr) -> None:
+    """The row of bfloat16 whose first column is element `out`; its first or last word is shared with a neighbour."""
     first = T.bind(T.shift_right(out, T.int32(1)))
     words = T.bind(T.shift_right(out + (paging.width - 1), T.int32(1)) - first + 1)
-
-    def halves(number: Expr) -> None:
-        # Word w belongs to thread w modulo THREADS, wherever the row starts.
-        w = T.bind(first + T.floormod(number + THREADS - T.floormod(first, THREADS), THREADS))
-        with T.serial(0, T.floordiv(words + (THREADS - 1), THREADS)) as turn:
-            own = T.bind(w + turn * THREADS)
-            for part in range(2):
-                j = T.bind(own * 2 + part - out)
-                with T.If(T.And(own < first + words, T.And(j >= 0, j < paging.width))), T.Then():
-                    kept = T.bitwise_and(cache[own], T.uint32(0xFFFF0000 if part == 0 else 0xFFFF))
-                    bits = T.bind(bf16_bits(column(j)))
-                    store(cache, own, T.bitwise_or(kept, bits if part == 0 else T.shift_left(bits, T.uint32(16))))
-
-    halves(thread)
+    # Word w belongs to thread w modulo THREADS, wherever the row starts.
+    w = T.bind(first + T.floormod(thread + THREADS - T.floormod(first, THREADS), THREADS))
+    with T.serial(0, T.floordiv(words + (THREADS - 1), THREADS)) as turn:
+        own = T.bind(w + turn * THREADS)
+        for part in range(2):
+            j = T.bind(own * 2 + part - out)
+            with T.If(T.And(own < first + words, T.And(j >= 0, j < paging.width))), T.Then():
+                kept = T.bitwise_and(cache[own], T.uint32(0xFFFF0000 if part == 0 else 0xFFFF))
+                bits = T.bind(bf16_bits(column(j)))
+                store(cache, own, T.bitwise_or(kept, bits if part == 0 else T.shift_left(bits, T.uint32(16))))
 
 
 def _write_codes(paging: Paging, cache: Buffer, row: Expr, column: Column, thread: Expr, runs: Runs) -> None:

@@ -187,11 +187,9 @@ class Reach:
 
 def reached(n: int, value: Callable[[Expr], Expr], rest: Expr) -> Reach:
     """The first of n places at which the u32 values add up to `rest`; without one the last whose value is not 0."""
-    index, left, found = (
-        local(1, "int32"),
-        local(3, "uint32"),
-        local(1, "int32"),
-    )  # left: to go, at the index, its value
+    index = local(1, "int32")
+    left = local(3, "uint32")  # what is still to go; that at the index, and the value there
+    found = local(1, "int32")
     store(index, 0, T.int32(0))
     store(found, 0, T.int32(0))
     for i in range(3):

@@ -7,8 +7,8 @@ float16 ends at 65504 and is exact to 2^-11 only down to 2^-14, below which a de
 either side is multiplied by a power of two that puts its largest magnitude just below 2^15, and every sum by the powers
 of its two rows. What is lost of a factor is then at most 2^-11 of it, or 2^-28 of the largest in its row; of codes, of
 the largest that the factors of the row could give. Activations are rounded to nearest, and weights with a factor for
-each group along K; codes with one factor a row but NF4, float16 and bfloat16 are
-exact. float32 weights have no such form.
+each group along K; codes with one factor a row but NF4, float16 and bfloat16 are exact. float32 weights have no such
+form.
 
 To find the largest, activations and float weights are read once more, of codes only the factors.
 

@@ -2,8 +2,7 @@
 
 Both sides become bfloat16, which has the range of float32. Codes of integers, fp8 and MXFP4 are exact in it, and so are
 the stored bfloat16; NF4 and float16 weights are rounded. Scales multiply the float32 sums: of all of K, or of one group
-along K.
-float32 weights have no such form.
+along K. float32 weights have no such form.
 
 A workgroup has four warps, each with 32 x 32 of the tile in fragments of mma.m16n8k16. Of K_TILE values of K at a time,
 both sides are staged in shared memory, as pairs of values in words. Sixteen values are a product, and may be a group.

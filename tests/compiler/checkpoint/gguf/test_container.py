@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint, gguf
+from dsv3c.compiler.checkpoint.errors import ChangedFileError, GgufFormatError, UnreadableFileError
 from dsv3c.compiler.checkpoint.gguf.container import MAX_KEYS, MAX_STRINGS, MAX_TENSORS, GgufFile
-from dsv3c.compiler.errors import ChangedFileError, CheckpointError, GgufFormatError, UnreadableFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import random_tensors, tiny_config
 from tests.gguf_files import array, entry, gguf_tensors, key, keys_of, raw_file, text, write_gguf
 
@@ -108,10 +109,10 @@ def test_a_large_header_costs_neither_time_nor_memory(tmp_path: Path) -> None:
         path.write_bytes(content)
         os.truncate(path, size)
         tracemalloc.start()
-        started = time.monotonic()
+        started = time.thread_time()
         with pytest.raises(GgufFormatError):
             GgufFile(path)
-        assert time.monotonic() - started < 1
+        assert time.thread_time() - started < 1
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
         tracemalloc.stop()
 
@@ -178,7 +179,7 @@ Mutation = tuple[int, int]
 WORDS = (0, 2**31, 2**32, 2**62, 2**63, 2**64 - 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     mutations=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),
     words=st.lists(
@@ -197,7 +198,7 @@ def test_any_change_of_a_header_is_read_or_refused(
         data[8 * at : 8 * at + 8] = struct.pack("<Q", word)
     path = valid.with_name("changed.gguf")
     path.write_bytes(data if cut is None else data[:cut])
-    started = time.monotonic()
+    started = time.thread_time()
     try:
         checkpoint = Checkpoint.open(path)
         checkpoint.read("model.norm.weight")
@@ -205,4 +206,4 @@ def test_any_change_of_a_header_is_read_or_refused(
             gguf.text(path, name)
     except CheckpointError:
         pass
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2

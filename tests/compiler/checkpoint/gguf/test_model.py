@@ -10,11 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsv3c.compiler.checkpoint import Checkpoint, gguf, sides
-from dsv3c.compiler.cli.inspect import inspect_command
-from dsv3c.compiler.driver import text_files
-from dsv3c.compiler.driver.pipeline import default_output
-from dsv3c.compiler.driver.size_report import plan_checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     GgufError,
     GgufModelError,
@@ -26,6 +22,10 @@ from dsv3c.compiler.errors import (
     UnexpectedTensorError,
     UnsupportedConfigError,
 )
+from dsv3c.compiler.cli.inspect import inspect_command
+from dsv3c.compiler.driver import text_files
+from dsv3c.compiler.driver.pipeline import default_output
+from dsv3c.compiler.driver.size_report import plan_checkpoint
 from dsv3c.compiler.options import CompileOptions
 from tests.checkpoints import YARN, random_tensors, tiny_config, write_checkpoint
 from tests.gguf_files import architecture_of, gguf_tensors, keys_of, write_gguf
@@ -176,10 +176,10 @@ KEYS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_layers_that_are_only_claimed_cost_nothing(tmp_path: Path) -> None:
     config = tiny_config("glm_moe_dsa", first_k_dense_replace=1, mlp_layer_types=..., num_hidden_layers=3)
     path = write_both(tmp_path, config, {"glm-dsa.context_length": 1 << 20, "glm-dsa.block_count": 2**32 - 1})[1]
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ConfigValueError, match="num_hidden_layers"):
         Checkpoint.open(path)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("name", KEYS)

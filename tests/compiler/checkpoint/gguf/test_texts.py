@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tokenizers
 
+from dsv3c.compiler.checkpoint.errors import ConfigValueError, TokenizerVocabularyError, UnsupportedConfigError
 from dsv3c.compiler.checkpoint.gguf import pieces
 from dsv3c.compiler.checkpoint.gguf.splitting import SPLITTINGS
 from dsv3c.compiler.checkpoint.gguf.texts import NAMES, text_of
-from dsv3c.compiler.errors import ConfigValueError, TokenizerVocabularyError, UnsupportedConfigError
 from dsv3c.runtime.text.tokenizer import Tokenizer
 from tests.conftest import BUNDLED_MODEL
 

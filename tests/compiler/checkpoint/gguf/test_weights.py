@@ -8,11 +8,11 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from dsv3c.compiler.checkpoint import gguf
+from dsv3c.compiler.checkpoint.errors import GgufMissingError, NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.checkpoint.gguf.container import GgufFile
 from dsv3c.compiler.checkpoint.gguf.weights import Blocks, Halves
 from dsv3c.compiler.checkpoint.quantised.weight import Weight
 from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.errors import GgufMissingError, NonFiniteWeightError, ScaleValueError
 from dsv3c.compiler.formats import coded, keeping
 from dsv3c.compiler.formats.table import FORMATS
 from tests.checkpoints import random_tensors, tiny_config

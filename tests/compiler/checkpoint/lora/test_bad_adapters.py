@@ -14,25 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import (
+from dsv3c.compiler.checkpoint.errors import (
+    ConfigValueError,
+    JsonError,
+    MissingConfigKeyError,
+    NonFiniteWeightError,
+    SafetensorsError,
+    TensorDtypeError,
+    TensorShapeError,
+)
+from dsv3c.compiler.checkpoint.lora.errors import (
     AdapterPairError,
     AdapterRankError,
     AdapterTargetError,
     AdapterTensorError,
     AdapterUnsupportedError,
-    BadOptionError,
-    CheckpointError,
-    ConfigValueError,
     EmptyAdapterError,
-    JsonError,
-    MissingConfigKeyError,
     NoAdapterError,
-    NonFiniteWeightError,
     PickledAdapterError,
-    SafetensorsError,
-    TensorDtypeError,
-    TensorShapeError,
 )
+from dsv3c.compiler.errors import BadOptionError, CheckpointError
 from dsv3c.compiler.options import Lora
 from tests.adapters import PREFIX, Tensors, adapter_config, factors, write_adapter
 from tests.checkpoints import tiny_config, write_checkpoint
@@ -118,10 +119,10 @@ def test_what_is_more_than_lora(
 
 
 def test_patterns_cost_no_time(base: tuple[Path, Tensors], good: Tensors, tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     write_adapter(tmp_path / "other", good, alpha_pattern={".*" * 40 + "#": 1, "(.|.)" * 40 + "#": 1})
     assert Checkpoint.open(base[0], [Lora(tmp_path / "other")]).adapters
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(TEXTS, LEAVES, 
 FACTORS = st.sampled_from((A, B))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     config=st.dictionaries(KEYS, VALUES, max_size=2),
     changes=st.dictionaries(FACTORS, st.sampled_from(sorted(CHANGES)), max_size=2),

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint
+from dsv3c.compiler.checkpoint.errors import PickledNameError, TorchFileError
 from dsv3c.compiler.checkpoint.pickled import TorchFile, machine
 from dsv3c.compiler.checkpoint.pickled.machine import Machine, Malformed
-from dsv3c.compiler.errors import CheckpointError, PickledNameError, TorchFileError
+from dsv3c.compiler.errors import CheckpointError
 from tests.checkpoints import tiny_config, write_checkpoint
 from tests.torch_files import (
     ORDERED_DICT,
@@ -218,7 +219,7 @@ def test_steps_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             Machine(memoryview(step * 1001)).run()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32), st.sampled_from(["zip", "legacy"]))
 def test_any_file_opens_or_is_a_typed_error(tmp_path_factory: pytest.TempPathFactory, seed: int, form: str) -> None:
     chance, path = random.Random(seed), tmp_path_factory.getbasetemp() / f"fuzz.{form}"
@@ -237,7 +238,7 @@ def test_any_file_opens_or_is_a_typed_error(tmp_path_factory: pytest.TempPathFac
         str(error).encode()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from([*b"()]}tasueqrhjNJKMGXUTcRbQ.", 0x80, 0x85, 0x86, 0x87, 0x88, 0x8A, 0x8C, 0x93, 0x94])

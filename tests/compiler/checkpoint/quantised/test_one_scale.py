@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.errors import (
-    CheckpointError,
+from dsv3c.compiler.checkpoint.errors import (
     LeftOutError,
     MissingScaleError,
     ScaleValueError,
@@ -21,6 +20,7 @@ from dsv3c.compiler.errors import (
     TensorShapeError,
     UnexpectedTensorError,
 )
+from dsv3c.compiler.errors import CheckpointError
 from tests import quantised
 from tests.checkpoints import fuse_experts
 from tests.quantised import Written

@@ -8,24 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
+from tests.compiler.core.ops.paged import evaluate, infer
 
 RNG = np.random.default_rng(0)
 
 
-def evaluate(op: str, *arrays: Any, **attrs: Any) -> Any:
-    return ops.lookup(op).evaluate(*arrays, **attrs)
-
-
 def normal(*shape: int) -> Any:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-def infer(op: str, *types: str, **attrs: Any) -> str:
-    operands = tuple(ops.leaf("input", f"x{i}", parse_type(type)) for i, type in enumerate(types))
-    return str(ops.apply(op, operands, attrs).type)
 
 
 def test_rows_are_scaled_by_the_block_of_their_position() -> None:

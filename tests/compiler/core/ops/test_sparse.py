@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsv3c.compiler.core import ops
-from dsv3c.compiler.core.ir import parse_type
 from dsv3c.compiler.errors import TypeRuleError
-from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, normal
+from tests.compiler.core.ops.paged import PAGE, PAGING, POSITIONS, context_slots, evaluate, infer, normal
 
 TYPES = ("i32[T]", "i32[T]", "i32[S, P]")
 WRITE = {"eps": 1e-6, "interleave": False, "page_size": PAGE}
@@ -107,6 +105,5 @@ def test_sparse_attention_sees_no_other_position(rng: np.random.Generator) -> No
 def test_operands_that_do_not_fit_are_refused(
     op: str, types: tuple[str, ...], attrs: dict[str, Any], reason: str
 ) -> None:
-    values = tuple(ops.leaf("input", f"x{number}", parse_type(text)) for number, text in enumerate(types))
     with pytest.raises(TypeRuleError, match=reason):
-        ops.apply(op, values, {**attrs, "page_size": PAGE})
+        infer(op, *types, **{**attrs, "page_size": PAGE})

@@ -13,7 +13,7 @@ from dsv3c import targets
 from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Value, topological_order
-from dsv3c.compiler.driver import calibrated, pipeline
+from dsv3c.compiler.driver import calibrated, lowering
 from dsv3c.compiler.driver.calibrated import CalibrationPlan
 from dsv3c.compiler.formats.elements import as_float32
 from dsv3c.compiler.frontend import model
@@ -104,7 +104,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def plan_of(source: Checkpoint, quant: str = "int4-g32", target: str = "x86") -> CalibrationPlan:
-    lowered = pipeline.lower(source.config, source.shapes, CompileOptions(quant=quant), targets.get(target))
+    lowered = lowering.lower(source.config, source.shapes, CompileOptions(quant=quant), targets.get(target))
     return calibrated.plan(lowered.graphs)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsv3c.compiler.checkpoint.errors import UnreadableFileError
 from dsv3c.compiler.errors import (
     BinaryCalibrationError,
     CalibrationLineError,
     EmptyCalibrationError,
     ShortCalibrationError,
-    UnreadableFileError,
 )
 from dsv3c.compiler.quantisation.calibration.text import DEFAULT, LENGTH, read
 from dsv3c.runtime.text.tokenizer import Tokenizer

@@ -12,8 +12,14 @@ from dsv3c.runtime.devices.cpu.features import (
     cpu_flags,
     parse_cpuinfo,
     parse_hwcaps,
+    require_known,
     require_machine,
 )
+from dsv3c.targets.arm.levels import LEVELS as ARM
+from dsv3c.targets.cuda.capabilities import CUDA
+from dsv3c.targets.metal.capabilities import METAL
+from dsv3c.targets.vulkan.capabilities import VULKAN
+from dsv3c.targets.x86.levels import LEVELS as X86
 
 LEVELS = (
     Level("v3", ("avx2", "fma"), "v3.so"),
@@ -54,6 +60,25 @@ def test_a_user_can_rule_features_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features, "all_cpu_flags", lambda: frozenset(LEVELS[2].requires))
     monkeypatch.setenv("DSV3C_WITHOUT", ",cooperative-matrix, avx512_vnni ")
     assert choose_level(LEVELS, cpu_flags(), {}).name == "v4"
+
+
+def test_a_misspelt_feature_is_told_with_those_that_kernels_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "all_cpu_flags", lambda: frozenset({"gfni"}))
+    monkeypatch.setenv("DSV3C_WITHOUT", "avx512f, cooperative-matrix, gfni, ours")  # of others, a GPU, this CPU
+    require_known({"avx2", "ours"})
+    monkeypatch.setenv("DSV3C_WITHOUT", "avx2 avx512vnni")
+    with pytest.raises(errors.UnknownCapability, match=r"'avx512vnni'; what kernels .* ask of a device: avx2, fma\n"):
+        require_known({"fma", "avx2"})
+
+
+ASKED = {name for level in (*ARM, *X86) for name in level.requires}
+
+
+@pytest.mark.parametrize("name", sorted(ASKED.union(*(each.always | each.some for each in (CUDA, METAL, VULKAN)))))
+def test_a_name_that_any_target_asks_for_is_known_everywhere(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(cpu_features, "all_cpu_flags", frozenset)
+    monkeypatch.setenv("DSV3C_WITHOUT", name)
+    require_known(())
 
 
 def test_flags_are_those_of_every_core() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dsv3c import runtime, targets
 from dsv3c.compiler.checkpoint import Checkpoint
-from dsv3c.compiler.driver import pipeline
+from dsv3c.compiler.driver import lowering
 from dsv3c.compiler.options import CompileOptions
 from dsv3c.runtime.artifact.artifact import Artifact
 from dsv3c.runtime.devices.cuda import device as cuda_device
@@ -90,7 +90,7 @@ def test_rounded_models_compute_what_their_graph_says_and_write_its_tokens(quant
     prompt = json.loads((BUNDLED_MODEL / "reference_greedy.json").read_text(encoding="utf-8"))["prompt"]
     model, checkpoint = loaded(quant), Checkpoint.open(BUNDLED_MODEL)
     options = CompileOptions(target="cuda", quant=quant)
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, options, targets.get("cuda"))
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, options, targets.get("cuda"))
     graph = GraphStepper(lowered.entries["decode"].graph, checkpoint.read)
     tokens = list(model.tokenizer.encode(prompt))
     expected, fed = [], np.array(tokens, np.int32)

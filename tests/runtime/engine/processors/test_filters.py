@@ -17,7 +17,7 @@ SHARES = st.floats(0.01, 1 - 1e-6) | st.just(1.0)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 600), SHARES, st.floats(0, 1), st.floats(0.05, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_candidates_are_those_of_the_definition(seed: int, k: int, p: float, min_p: float, temperature: float) -> None:
     # Rounded so that equal logits occur.
     logits = np.random.default_rng(seed).normal(0, 2, 700).round(1).astype(np.float32)
@@ -40,7 +40,7 @@ def plain_candidates(logits: Any, k: int, p: float, min_p: float, temperature: f
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0, 5, 200]), st.floats(0.01, 0.99), st.floats(0.2, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_typical_ids_are_those_of_the_definition(seed: int, k: int, mass: float, temperature: float) -> None:
     logits = np.random.default_rng(seed).normal(0, 2, 700).astype(np.float32)
     logits[::7] = -np.inf

@@ -9,7 +9,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.runtime.server.conftest import CONTEXT, SPECIAL, Running
+from dsv3c.runtime.server.settings import Settings
+from tests.runtime.server.conftest import CONTEXT, SPECIAL, Running, Steps, running
+from tests.waiting import until
 
 
 def get(served: Running, path: str) -> Any:
@@ -69,14 +71,15 @@ def test_what_is_wrong_is_told_with_its_field(served: Running, path: str, body: 
     assert found.status_code == 400 and found.json()["error"]["param"] == field
 
 
-def test_slots_say_who_is_at_work(served: Running) -> None:
-    assert [slot["is_processing"] for slot in get(served, "/slots")] == 4 * [False]
+def test_slots_say_who_is_at_work(tiny_settings: Settings) -> None:
+    steps = Steps(first=5)
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 900, "ignore_eos": True, "stream": True}
-    with httpx2.stream("POST", f"{served.url}/v1/chat/completions", json=body) as answer:
-        lines = answer.iter_lines()
-        for _ in range(20):
-            next(lines)
-        busy = [slot for slot in get(served, "/slots?model=tiny") if slot["is_processing"]]
+    with running(tiny_settings, steps.load) as server:
+        assert [slot["is_processing"] for slot in get(server, "/slots")] == 4 * [False]
+        with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body):
+            until(lambda: steps.made == 5)
+            busy = [slot for slot in get(server, "/slots?model=tiny") if slot["is_processing"]]
+        steps.gate.set()
     assert len(busy) == 1 and busy[0]["n_prompt_tokens"] == 11 and busy[0]["n_decoded"] >= 1
 
 

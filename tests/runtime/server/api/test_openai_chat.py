@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -64,6 +65,15 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 def test_usage_is_told_only_on_request(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2, stream=True))
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+
+
+@pytest.mark.parametrize("what", [("chat/completions", "messages", HELLO), ("completions", "prompt", "Hello")])
+def test_chunks_before_that_of_usage_say_that_there_is_none_yet(served: Running, what: tuple[str, str, Any]) -> None:
+    path, name, prompt = what
+    body = {name: prompt, "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}
+    lines = httpx2.post(f"{served.url}/v1/{path}", json=body).text.split("\n\n")
+    *chunks, last = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert chunks and all(chunk["usage"] is None for chunk in chunks) and last["usage"]["completion_tokens"] > 0
 
 
 def test_a_seed_of_minus_one_is_a_fresh_one(client: openai.OpenAI) -> None:
@@ -182,6 +192,25 @@ def test_a_tool_that_has_to_be_called_is(client: openai.OpenAI) -> None:
     assert call.function.name == "look_up" and json.loads(call.function.arguments) == {"q": 1}
 
 
+def test_allowed_tools_are_the_only_ones(client: openai.OpenAI) -> None:
+    other: Any = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    named = [{"type": "function", "function": {"name": "other"}}]
+    how: Any = {"model": "tiny", "messages": HELLO, "tools": [*TOOLS, other], "temperature": 1.5, "max_tokens": 40}
+    for seed in range(4):
+        chosen: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+        found = client.chat.completions.create(**how, tool_choice=chosen, seed=seed)
+        assert found.choices[0].message.tool_calls[0].function.name == "other"
+    alone = client.chat.completions.create(**{**how, "tools": [other]}, tool_choice="required")
+    assert found.usage is not None and alone.usage is not None
+    assert found.usage.prompt_tokens == alone.usage.prompt_tokens  # the others are not told of
+
+
+def test_a_top_p_of_0_leaves_the_likeliest_token_alone(client: openai.OpenAI) -> None:
+    how: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 12}
+    drawn, likeliest = (client.chat.completions.create(**how, **each) for each in ({"top_p": 0}, {"temperature": 0}))
+    assert drawn.choices[0].message.content == likeliest.choices[0].message.content
+
+
 def test_arguments_of_a_forced_tool_follow_its_schema(client: openai.OpenAI) -> None:
     """Of random weights. A schema for what is said is none for a call."""
     tools: Any = [
@@ -247,7 +276,7 @@ def test_parts_of_a_content_are_joined_and_developers_are_the_system(client: ope
         ),
         ({"temperature": "hot"}, "temperature", "must be a number"),
         ({"temperature": -1}, "temperature", "from 0 to 100"),
-        ({"top_p": 0}, "top_p", "above 0"),
+        ({"top_p": -1}, "top_p", "from 0 to 1"),
         ({"n": 5}, "n", "5 answers at once are more than the 4"),
         ({"n": 2, "temperature": 0}, "n", "all results would be the same"),
         ({"max_tokens": 0}, "max_tokens", "from 1 to"),
@@ -268,6 +297,16 @@ def test_parts_of_a_content_are_joined_and_developers_are_the_system(client: ope
         ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
         ({"tools": TOOLS, "tool_choice": {"function": {"name": "other"}}}, "tool_choice", "no tool 'other'"),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required"}}},
+            "tool_choice.allowed_tools.tools",
+            "none of them is among the tools",
+        ),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "tool_choice.type", "must be one of"),
+        ({"functions": [{"name": "f"}]}, "functions", "they are given as tools"),
+        ({"function_call": "auto"}, "function_call", "there is tool_choice"),
+        ({"web_search_options": {}}, "web_search_options", "no tools of its own"),
+        ({"modalities": ["text", "audio"]}, "modalities", "answers in text"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages", "no variable"),
         ({"messages": [{"role": "user", "content": 1200 * "x"}]}, "messages", "the context holds 1024"),
     ],

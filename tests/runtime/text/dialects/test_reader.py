@@ -157,7 +157,7 @@ def test_when_a_call_is_over(form: Format) -> None:
 
 
 @EACH_FORMAT
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(calls=st.lists(st.tuples(_NAMES, st.dictionaries(_PLAIN, _VALUES, max_size=3)), min_size=1, max_size=3))
 def test_calls_are_read_as_they_are_written(form: Format, calls: list[tuple[str, dict[str, object]]]) -> None:
     kinds = {str: "string", type(None): "null", bool: "boolean", int: "integer", list: "array"}
@@ -190,7 +190,7 @@ def _numbered(parts: list[str]) -> str:
 
 
 @EACH_FORMAT
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_word_is_lost_and_no_cut_matters(form: Format, data: st.DataObject) -> None:
     answer = data.draw(rubble(form))
@@ -203,7 +203,7 @@ def test_no_word_is_lost_and_no_cut_matters(form: Format, data: st.DataObject) -
 
 
 @EACH_FORMAT
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=40), opened=st.booleans())
 def test_a_text_without_tags_stays_as_it_is(form: Format, text: str, opened: bool) -> None:
     assume(not any(tag in text for tag in (OPEN, CLOSE, *form.tags)))

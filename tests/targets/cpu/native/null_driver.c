@@ -78,6 +78,8 @@ int main(int argc, char **argv) {
   REFUSED(dsv3c_encode(model, NULL, 1, 1, &tokens, &count));
   REFUSED(dsv3c_encode(model, "a", 1, 1, NULL, &count));
   REFUSED(dsv3c_encode(model, "a", 1, 1, &tokens, NULL));
+  REFUSED(dsv3c_encode(model, "a", 1, 3, &tokens, &count));
+  REFUSED(dsv3c_encode(model, "a", 1, -1, &tokens, &count));
   HOLDS(dsv3c_encode(model, NULL, 0, 0, &tokens, &count) == DSV3C_OK && count == 0);
   free(tokens);
   REFUSED(dsv3c_text_push(NULL, &text, 0, out, sizeof out, &size));

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from dsv3c.runtime.model import Model as PythonModel
 from dsv3c.targets.cpu import native
 from dsv3c.targets.cpu.native.chat_pieces import ChatPieces
 from dsv3c.targets.cpu.native.tables import plan_source
-from tests.targets.cpu.native.binding import SPECULATION, Failure, Model
+from tests.targets.cpu.native.binding import FINISH, SPECULATION, Event, Failure, Model
 
 PROMPT = "Once upon a time there was a king who had three sons."
 LONG = "The king gave the boy a golden apple, and the boy gave the apple to the queen. " * 36
@@ -107,11 +109,21 @@ def test_lengths_and_time_end_an_answer(python: PythonModel, model: Model) -> No
     params: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
     assert len(model.generate(prompt, max_length=len(prompt) + 9, **params).token_ids) == 9
     assert len(model.generate(prompt, **params).token_ids) == 256
-    found = model.generate(prompt, max_time=1e-9, max_new_tokens=50, **params)
-    assert (len(found.token_ids), found.finish_reason) == (1, "time")
     assert model.generate([5] * model.info.context, **params).token_ids == ()
     found = model.generate([5] * (model.info.context - 3), "ngram", **params)
     assert (len(found.token_ids), found.finish_reason) == (3, "length")
+
+
+def test_time_begins_with_the_generation_whoever_takes_it(python: PythonModel, model: Model) -> None:
+    for made in (model, python):
+        found = made.generate([5, 6], max_time=1e-9, max_new_tokens=50)
+        assert (found.token_ids, found.finish_reason) == ((), "time")
+    generation, event = model.generation([5, 6], max_time=0.5, max_new_tokens=50, ignore_eos=True), Event()
+    model.check(model.c.dsv3c_generation_next(generation, ctypes.byref(event)))
+    time.sleep(0.6)  # the consumer's own time
+    model.check(model.c.dsv3c_generation_next(generation, ctypes.byref(event)))
+    model.c.dsv3c_generation_free(generation)
+    assert (event.token, FINISH[event.finish]) == (-1, "time")
 
 
 def test_drafts_take_no_pages_that_are_not_there(python: PythonModel, folder: Path) -> None:

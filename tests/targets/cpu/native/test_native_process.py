@@ -80,6 +80,16 @@ def test_no_part_of_a_copy_is_left_where_there_is_no_room_for_it(copy: Path, tmp
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.needs("mounts")
+def test_kernels_load_where_proc_is_not_mounted(folder: Path, tmp_path: Path) -> None:
+    hidden = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "LD_LIBRARY_PATH": str(folder / "native")}
+    command = [*hidden, str(folder / "native" / "dsv3c-run"), "--ids", "1", "-n", "1", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_kernels_are_those_that_were_checked(copy: Path) -> None:
     """Another library of this path is loaded already."""
     level = copy / "kernels" / f"{USABLE[-1]}.so"

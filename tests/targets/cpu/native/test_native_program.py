@@ -164,6 +164,9 @@ WRONG_USAGE = (
     ("--ids", "1 two"),
     ("--ids", "1;2"),
     ("--ids", "-1"),
+    ("--ids", "1-0"),
+    ("--ids", "1+2"),
+    ("--ids", "+1"),
     ("--ids", "99999999999999999999"),
     ("-p", "a", "-j", "257"),
     ("-p", "a", "--numa", "2"),
@@ -210,6 +213,27 @@ def test_each_call_takes_null_without_harm(folder: Path, tmp_path: Path) -> None
     subprocess.run([*command, *linked], check=True)
     done = subprocess.run([tmp_path / "driver", folder], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_example_of_the_documentation_runs(folder: Path, tmp_path: Path) -> None:
+    page = (native.SOURCES.parents[2] / "docs" / "use" / "c.md").read_text(encoding="utf-8")
+    source = page.partition("```c\n")[2].partition("```")[0]
+    (tmp_path / "app.c").write_text(source, encoding="utf-8")
+    (tmp_path / "model").symlink_to(folder)
+    arguments = source.partition("// cc app.c ")[2].partition("\n")[0].replace("$PWD", str(tmp_path)).split()
+    command = [*find_c_compiler(), "-Wall", "-Wextra", "-Werror", "app.c", "-o", "app", *arguments]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    done = subprocess.run(["./app"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    with runtime.load(folder) as model:
+        expected = model.generate("Once upon a time", seed=7, max_new_tokens=100).text
+    assert (done.returncode, done.stdout) == (0, expected)
+
+
+@pytest.mark.needs("gpp")
+def test_the_header_is_c_plus_plus_too(tmp_path: Path) -> None:
+    (tmp_path / "app.cc").write_text('#include "dsv3c.h"\nint main() { return dsv3c_error() == nullptr; }\n')
+    flags = ("-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only")
+    subprocess.run(["g++", *flags, "-I", native.SOURCES, tmp_path / "app.cc"], check=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -303,7 +327,10 @@ def test_a_level_can_be_forced(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         Model(folder)
     monkeypatch.delenv("DSV3C_ISA")
     needed = next(level for level in ARM + X86 if level.name == USABLE[0]).requires[-1]
-    monkeypatch.setenv("DSV3C_WITHOUT", f"some, {needed} ")
+    monkeypatch.setenv("DSV3C_WITHOUT", f"{needed}, avx512vnni ")
+    with pytest.raises(Failure, match=f"ISA_UNKNOWN: DSV3C_WITHOUT names avx512vnni; .* ask for: .*{needed}"):
+        Model(folder)
+    monkeypatch.setenv("DSV3C_WITHOUT", f", {needed} ")
     with pytest.raises(Failure, match=f"ISA_UNSUPPORTED: DSV3C_WITHOUT names {needed}, which the level {USABLE[0]}"):
         Model(folder)
     monkeypatch.delenv("DSV3C_WITHOUT")

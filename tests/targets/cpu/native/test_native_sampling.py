@@ -59,7 +59,7 @@ def test_the_same_seed_draws_the_same_tokens(model: Model, name: str, seed: int)
     ours.free()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     few=st.lists(st.sampled_from([-3.0, 0.0, 1.0, 2.0]), min_size=4, max_size=40),
     name=st.sampled_from(sorted(PARAMS)),

@@ -135,14 +135,14 @@ texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_si
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(texts, any_text), special=st.booleans())
 def test_ids_are_those_of_tokenizers(opened: Callable[..., TextModel], kind: str, text: str, special: bool) -> None:
     expected = trained(kind).encode(text, add_special_tokens=special).ids
     assert opened(kind).encode(text, special) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 950), max_size=40))
 def test_text_is_that_of_tokenizers(opened: Callable[..., TextModel], kind: str, ids: list[int]) -> None:
     pieces = opened(kind).decode(ids)
@@ -151,7 +151,7 @@ def test_text_is_that_of_tokenizers(opened: Callable[..., TextModel], kind: str,
         piece.decode()  # no character is ever cut
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=texts)
 def test_a_word_of_the_vocabulary_can_go_before_merges(opened: Callable[..., TextModel], text: str) -> None:
     expected = trained("glm4", ignore_merges=True).encode(text).ids
@@ -429,6 +429,25 @@ def test_patterns_of_many_classes_are_refused() -> None:
     pattern = "|".join(f"[a{chr(0x100 + i)}]" for i in range(regex.CLASSES_LIMIT + 1))
     with pytest.raises(Unsupported, match="classes of characters"):
         Program().add(pattern)
+
+
+@pytest.mark.usefixtures("few_characters")
+def test_patterns_by_the_thousand_do_not_exhaust_the_stack(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "tokenizer.json", small_tokenizer("")
+    byte_level = {**content["pre_tokenizer"], "use_regex": False}
+    for count in (regex.STAGES_LIMIT, regex.STAGES_LIMIT + 1):
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [SPLIT] * count + [byte_level]}
+        path.write_text(json.dumps(content))
+        if count == regex.STAGES_LIMIT:
+            expected = Tokenizer.from_file(str(path)).encode("ab").ids
+            assert open_table(library, tokenizer_table(path)).encode("ab") == expected
+            continue
+        with pytest.raises(Unsupported, match="more than 64 patterns"):
+            tokenizer_table(path)
+        monkeypatch.setattr(regex, "STAGES_LIMIT", count)
+        assert not open_table(library, tokenizer_table(path)).handle.value
 
 
 @pytest.mark.usefixtures("few_characters")

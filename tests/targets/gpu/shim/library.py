@@ -2,12 +2,13 @@
 
 import ctypes
 import hashlib
-import os
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from dsv3c.runtime.devices.cpu.cores import usable_cpus
 
 FOLDER = Path(__file__).parent
 BUILT = FOLDER.parents[3] / "build" / "shim"  # `make clean` removes it
@@ -38,7 +39,7 @@ ORDERS = {
 
 
 def allowed_cpus():
-    return len(os.sched_getaffinity(0))
+    return len(usable_cpus())
 
 
 class Library:

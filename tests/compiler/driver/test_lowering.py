@@ -13,7 +13,7 @@ from dsv3c.compiler.checkpoint import Checkpoint
 from dsv3c.compiler.checkpoint.members import MEMBERS, SAME_AS, WRAPPERS
 from dsv3c.compiler.core import ops
 from dsv3c.compiler.core.ir import Graph, Value, parse_graph
-from dsv3c.compiler.driver import checks, pipeline
+from dsv3c.compiler.driver import checks, lowering, pipeline
 from dsv3c.compiler.errors import (
     BadOptionError,
     Dsv3cError,
@@ -44,9 +44,9 @@ def traced(checkpoint: Checkpoint, form: str = "absorbed") -> Graph:
 
 
 def run(checkpoint: Checkpoint, form: str, options: CompileOptions) -> tuple[Graph, dict[str, int]]:
-    bounds = pipeline.step_bounds(checkpoint.config, options)
-    sequence = pipeline.passes("absorbed" if form == "mtp" else form, options, TARGET, bounds)
-    return pipeline.run_passes(traced(checkpoint, form), sequence, options)
+    bounds = lowering.step_bounds(checkpoint.config, options)
+    sequence = lowering.passes("absorbed" if form == "mtp" else form, options, TARGET, bounds)
+    return lowering.run_passes(traced(checkpoint, form), sequence, options)
 
 
 # 4 layers, of which 3 have experts; one MTP layer with experts. Per layer: norms before attention and before the MLP,
@@ -64,7 +64,7 @@ FUSIONS = {
 
 def test_every_sequence_of_a_step_can_have_a_row_of_logits(checkpoint: Checkpoint) -> None:
     few, many = (CompileOptions(max_rows=16, max_sequences=count) for count in (8, 40))
-    assert [pipeline.step_bounds(checkpoint.config, each)["R"] for each in (few, many)] == [16, 40]
+    assert [lowering.step_bounds(checkpoint.config, each)["R"] for each in (few, many)] == [16, 40]
 
 
 @pytest.mark.parametrize("form", FUSIONS)
@@ -74,7 +74,7 @@ def test_each_fusion_fires_as_often_as_the_bundled_model_has_it(form: str, check
 
 
 def test_the_entries_of_the_bundled_model(checkpoint: Checkpoint) -> None:
-    lowered = pipeline.lower(checkpoint.config, checkpoint.shapes, CompileOptions(), TARGET)
+    lowered = lowering.lower(checkpoint.config, checkpoint.shapes, CompileOptions(), TARGET)
     assert lowered.bounds == {"T": 512, "R": 64, "S": 8, "P": 128}
     assert {"decode", "mtp"} <= lowered.entries.keys()
     for name, entry in lowered.entries.items():
@@ -85,7 +85,7 @@ def test_the_entries_of_the_bundled_model(checkpoint: Checkpoint) -> None:
 
 def all_passes(checkpoint: Checkpoint) -> list[Any]:
     options = CompileOptions()
-    return pipeline.passes("absorbed", options, TARGET, pipeline.step_bounds(checkpoint.config, options))
+    return lowering.passes("absorbed", options, TARGET, lowering.step_bounds(checkpoint.config, options))
 
 
 @pytest.mark.parametrize("form", ["absorbed", "materialized"])
@@ -120,8 +120,8 @@ def test_short_contexts_have_entries_that_choose_nothing_and_write_keys(model_ty
     for topk, names in ((40, {"decode", "short_decode", "short_prefill"}), (5, {"decode", "short_decode"})):
         write_checkpoint(tmp_path, tiny_config(model_type, index_topk=topk, max_position_embeddings=128))
         source = Checkpoint.open(tmp_path)
-        assert pipeline.materialize_from(source.config) in range(6, 40)
-        lowered = pipeline.lower(source.config, source.shapes, CompileOptions(quant="float32"), TARGET)
+        assert lowering.materialize_from(source.config) in range(6, 40)
+        lowered = lowering.lower(source.config, source.shapes, CompileOptions(quant="float32"), TARGET)
         assert lowered.entries.keys() - {"mtp"} == names
         layers = source.config.num_hidden_layers
         writes = lowered.graphs["decode"].count("index_write")
@@ -224,7 +224,7 @@ def small_graph() -> Graph:
 
 def test_a_pass_that_breaks_the_graph_is_named_and_its_result_dumped(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match="the graph is wrong after breaks: the type should be"):
-        pipeline.run_passes(small_graph(), [Simplify(), Breaks()], CompileOptions(dump_to=tmp_path))
+        lowering.run_passes(small_graph(), [Simplify(), Breaks()], CompileOptions(dump_to=tmp_path))
     assert "i8[2] = sin(%x)" in (tmp_path / "small-02-breaks.txt").read_text()
 
 
@@ -233,7 +233,7 @@ def test_the_debug_ladder_shows_passes_and_then_graphs(
     level: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DSV3C_DEBUG", level)
-    pipeline.run_passes(small_graph(), [Simplify()], CompileOptions())
+    lowering.run_passes(small_graph(), [Simplify()], CompileOptions())
     err = capsys.readouterr().err.splitlines()
     assert len(err) == lines
     assert [line for line in err if line.startswith("dsv3c: small after simplify: ")] or not lines
@@ -241,7 +241,7 @@ def test_the_debug_ladder_shows_passes_and_then_graphs(
 
 def test_materialising_pays_from_the_token_where_its_work_is_less(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
-    crossing = pipeline.materialize_from(config)
+    crossing = lowering.materialize_from(config)
     rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
     nope, value = config.qk_nope_head_dim, config.v_head_dim
 
@@ -256,7 +256,7 @@ def test_materialising_pays_from_the_token_where_its_work_is_less(checkpoint: Ch
 
 
 def test_materialising_never_pays_with_a_small_latent(checkpoint: Checkpoint) -> None:
-    assert pipeline.materialize_from(dataclasses.replace(checkpoint.config, kv_lora_rank=16)) > 1 << 20
+    assert lowering.materialize_from(dataclasses.replace(checkpoint.config, kv_lora_rank=16)) > 1 << 20
 
 
 @pytest.mark.parametrize(

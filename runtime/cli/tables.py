@@ -1,8 +1,11 @@
-"""Markdown tables that read well as plain text too, and the numbers in them."""
+"""Tables in CSV, and in Markdown that reads well as plain text too, and the numbers in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 ABSENT = "–"
 
@@ -20,6 +23,15 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> st
 
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join([line(titles), line(rule), *map(line, body)]) + "\n"
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All rows have the keys of the first, its titles."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def number(value: float | None) -> str:
